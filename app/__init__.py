@@ -1,0 +1,1 @@
+"""The service around `seg_loss`: HTTP, command line, files and pictures."""

@@ -1,0 +1,79 @@
+"""Everything the service can say no with: one class per status code.
+
+A message about a tensor comes as `seg_loss.InvalidInput` with the same fields; `app.problems` turns
+both into problem documents and the command line prints them.
+"""
+
+
+class RequestError(Exception):
+    """A refusal with its HTTP status, a machine-readable `code`, and a sentence for the reader.
+
+    Args:
+        detail: the sentence. What a client sent is described, never echoed raw.
+        where, expected, got, fix: the parts of the sentence, when it is about an input.
+        members: further members of the problem document, such as `limit`.
+    """
+
+    status = 500
+    code = "internal"
+    title = "Internal error"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        where: str | None = None,
+        expected: str | None = None,
+        got: str | None = None,
+        fix: str | None = None,
+        headers: dict[str, str] | None = None,
+        **members: object,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.where = where
+        self.expected = expected
+        self.got = got
+        self.fix = fix
+        self.headers = headers or {}
+        self.members = members
+
+    @classmethod
+    def about(
+        cls, where: str, expected: str, got: str, fix: str = "", **members: object
+    ) -> "RequestError":
+        """Build the sentence `{where}: expected {expected}, got {got}. {fix}` from its parts."""
+        sentence = f"{where}: expected {expected}, got {got}. {fix}".rstrip()
+        return cls(sentence, where=where, expected=expected, got=got, fix=fix or None, **members)
+
+
+class Malformed(RequestError):
+    """The bytes do not follow the format they claim to have."""
+
+    status = 400
+    code = "malformed"
+    title = "Malformed request"
+
+
+class TooLarge(RequestError):
+    """More bytes, pixels or classes than the settings allow; carries `limit`."""
+
+    status = 413
+    code = "too_large"
+    title = "Request too large"
+
+
+class UnsupportedMedia(RequestError):
+    """A media type or content coding that is not read here; carries `accepted`."""
+
+    status = 415
+    code = "unsupported_media"
+    title = "Unsupported media type"
+
+
+class IllPosed(RequestError):
+    """Well-formed, but no loss or picture can be made of it: shapes, modes, colours, options."""
+
+    status = 422
+    code = "ill_posed"
+    title = "Ill-posed input"

@@ -1,0 +1,39 @@
+"""The pixel-wise softmax loss of semantic segmentation: exact, fused, repeatable.
+
+Start at `loss`; the way goes on to `ops` and `numba_backend`. `reference` is the definition.
+"""
+
+from seg_loss.checks import InvalidInput, require_finite
+from seg_loss.diagnosis import Diagnosis
+from seg_loss.evaluation import (
+    Calibration,
+    CalibrationBin,
+    ClassLoss,
+    Evaluation,
+    ImageLoss,
+    evaluate,
+)
+from seg_loss.loss import loss_and_gradient, pixel_nll, spatial_cross_entropy, spatial_softmax
+from seg_loss.metrics import FcnMetrics
+from seg_loss.modules import SpatialCrossEntropy, SpatialSoftmax
+from seg_loss.warmth import warm_up
+
+__all__ = [
+    "Calibration",
+    "CalibrationBin",
+    "ClassLoss",
+    "Diagnosis",
+    "Evaluation",
+    "FcnMetrics",
+    "ImageLoss",
+    "InvalidInput",
+    "SpatialCrossEntropy",
+    "SpatialSoftmax",
+    "evaluate",
+    "loss_and_gradient",
+    "pixel_nll",
+    "require_finite",
+    "spatial_cross_entropy",
+    "spatial_softmax",
+    "warm_up",
+]

@@ -1,0 +1,336 @@
+"""Whether a loss can be made of what the caller gave. All messages about tensors are made here.
+
+`loss` and `evaluation` call `loss_inputs` first; `judge` speaks on what a backend's survey of the
+labels found. Nothing here reads a logit, but `require_finite`, which is called when a loss came out NaN.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seg_loss.normalization import NORMALIZATIONS
+from seg_loss.survey import Survey
+
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+class InvalidInput(ValueError):
+    """An input no loss can be made of: `{where}: expected {expected}, got {got}. {fix}`.
+
+    Attributes:
+        where: the argument, such as "labels".
+        expected: what would have been accepted.
+        got: what there was.
+        fix: the likely cure, or an empty string.
+    """
+
+    def __init__(self, where: str, expected: str, got: str, fix: str = "") -> None:
+        super().__init__(f"{where}: expected {expected}, got {got}. {fix}".rstrip())
+        self.where = where
+        self.expected = expected
+        self.got = got
+        self.fix = fix
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str, str]]:
+        return type(self), (self.where, self.expected, self.got, self.fix)
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """Tensors and options that fit each other.
+
+    Attributes:
+        logits: [N, C, *spatial].
+        labels: [N, *spatial].
+        class_weight: [C] or None.
+        pixel_weight: [N, *spatial] or None.
+        ignored: the label values that are ignored and that the labels' dtype can hold.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    class_weight: Tensor | None
+    pixel_weight: Tensor | None
+    ignored: tuple[int, ...]
+    label_smoothing: float
+    temperature: float
+    normalization: str
+
+
+def loss_inputs(
+    logits: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None,
+    *,
+    pixel_weight: Tensor | None,
+    ignore_index: int | Sequence[int],
+    label_smoothing: float,
+    temperature: float,
+    normalization: str,
+) -> LossInputs:
+    """Check shapes, dtypes, devices and options; drop the labels' axis of length 1.
+
+    Raises:
+        InvalidInput: naming the argument.
+    """
+    check_logits(logits)
+    labels = _check_labels(labels, logits)
+    if class_weight is not None:
+        _check_class_weight(class_weight, logits)
+    if pixel_weight is not None:
+        pixel_weight = _check_pixel_weight(pixel_weight, logits)
+    check_temperature(temperature)
+    if not (_is_number(label_smoothing) and 0 <= label_smoothing <= 1):
+        raise InvalidInput("label_smoothing", "a number from 0 to 1", repr(label_smoothing))
+    if normalization not in NORMALIZATIONS:
+        raise InvalidInput(
+            "normalization", f"one of {', '.join(NORMALIZATIONS)}", repr(normalization)
+        )
+    return LossInputs(
+        logits,
+        labels,
+        class_weight,
+        pixel_weight,
+        _ignored_labels(ignore_index, labels.dtype),
+        float(label_smoothing),
+        float(temperature),
+        normalization,
+    )
+
+
+def check_logits(logits: Tensor) -> None:
+    """A float tensor [N, C, *spatial] with at least one class."""
+    if not isinstance(logits, Tensor):
+        raise InvalidInput("logits", "a torch.Tensor", type(logits).__name__)
+    if logits.ndim < 2:
+        raise InvalidInput(
+            "logits", "[N, C, *spatial]", f"shape {_shape(logits)}", "Add the batch and class axes."
+        )
+    check_float_dtype("logits", logits)
+    if logits.shape[1] < 1:
+        raise InvalidInput("logits", "at least one class", f"shape {_shape(logits)}")
+
+
+def check_float_dtype(where: str, tensor: Tensor) -> None:
+    """One of the four dtypes a softmax is computed of."""
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise InvalidInput(where, _one_of(FLOAT_DTYPES), _name(tensor.dtype))
+
+
+def check_temperature(temperature: float) -> None:
+    """Positive and finite."""
+    if not (_is_number(temperature) and 0 < temperature < math.inf):
+        raise InvalidInput("temperature", "a positive number", repr(temperature))
+
+
+def check_out(out: Tensor, logits: Tensor) -> None:
+    """Memory for a gradient: like the logits, which it may also be."""
+    if not isinstance(out, Tensor):
+        raise InvalidInput("out", "a torch.Tensor", type(out).__name__)
+    if out.shape != logits.shape:
+        raise InvalidInput("out", f"shape {_shape(logits)} of the logits", f"shape {_shape(out)}")
+    if out.dtype != logits.dtype:
+        raise InvalidInput("out", f"{_name(logits.dtype)} as the logits", _name(out.dtype))
+    if out.device != logits.device:
+        raise InvalidInput("out", f"a tensor on {logits.device}", f"one on {out.device}")
+    if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)):
+        raise InvalidInput("out", "an element of its own for each logit", "an expanded tensor")
+    same_memory = out.untyped_storage().data_ptr() == logits.untyped_storage().data_ptr()
+    same_places = out.data_ptr() == logits.data_ptr() and out.stride() == logits.stride()
+    if same_memory and not same_places and out.numel():
+        raise InvalidInput(
+            "out", "the logits themselves, or other memory", "another view of theirs"
+        )
+
+
+def judge(
+    survey: Survey,
+    labels: Tensor,
+    pixel_weight: Tensor | None,
+    num_classes: int,
+    ignored: Sequence[int],
+) -> None:
+    """Speak on what the survey found.
+
+    Raises:
+        InvalidInput: with the value, how many pixels, and the first position.
+    """
+    if survey.first_bad_label is not None:
+        place = survey.first_bad_label
+        value = int(labels[place])
+        others = survey.num_bad_labels - 1
+        names = ", ".join(str(value) for value in ignored)
+        accepted = f"0...{num_classes - 1}" + (f" or {names} (ignored)" if ignored else "")
+        raise InvalidInput(
+            "labels",
+            accepted,
+            f"{value} at {_place(place)}" + (f" and {_pixels(others)} more" if others else ""),
+            _label_advice(value, num_classes),
+        )
+    if survey.first_bad_weight is not None and pixel_weight is not None:
+        place = survey.first_bad_weight
+        others = survey.num_bad_weights - 1
+        raise InvalidInput(
+            "pixel_weight",
+            "finite numbers that are not negative",
+            f"{float(pixel_weight[place])} at {_place(place)}"
+            + (f" and {_pixels(others)} more" if others else ""),
+        )
+
+
+def require_finite(
+    logits: Tensor, labels: Tensor, *, ignore_index: int | Sequence[int] = 255
+) -> None:
+    """Refuse logits no softmax can be taken of: NaN, +inf, or all -inf, at a valid pixel.
+
+    -inf is a legal logit, of probability 0. The library itself lets such values through to a loss of
+    NaN, as torch does; a service that must answer calls this when that has happened.
+
+    Raises:
+        InvalidInput: with the number of pixels, and the first one's position and value.
+    """
+    labels = _check_labels(labels, logits)
+    valid = torch.ones_like(labels, dtype=torch.bool)
+    for value in _ignored_labels(ignore_index, labels.dtype):
+        valid &= labels != value
+    highest = logits.amax(dim=1)  # NaN wins, then +inf; -inf only where all are
+    bad = valid & ~highest.isfinite()
+    count = int(bad.sum())
+    if not count:
+        return
+    place = tuple(int(index) for index in bad.nonzero()[0])
+    column = logits[(place[0], slice(None), *place[1:])]
+    value = float(highest[place])
+    if value == -math.inf:
+        got = f"-inf in every class at {_place(place)}"
+    else:
+        wrong = column.isnan() if math.isnan(value) else column == math.inf
+        got = f"{value} at {_place((place[0], int(wrong.nonzero()[0]), *place[1:]))}"
+    raise InvalidInput(
+        "logits",
+        "finite numbers (or -inf in some classes) at valid pixels",
+        got + (f" and {_pixels(count - 1)} more" if count > 1 else ""),
+        "The network has diverged, or the file is damaged.",
+    )
+
+
+def _check_labels(labels: Tensor, logits: Tensor) -> Tensor:
+    if not isinstance(labels, Tensor):
+        raise InvalidInput("labels", "a torch.Tensor", type(labels).__name__)
+    if labels.dtype not in LABEL_DTYPES:
+        fix = "Class indices are integers." if labels.dtype in FLOAT_DTYPES else ""
+        raise InvalidInput("labels", _one_of(LABEL_DTYPES), _name(labels.dtype), fix)
+    return _check_map("labels", labels, logits)
+
+
+def _check_map(where: str, tensor: Tensor, logits: Tensor) -> Tensor:
+    """A tensor with one entry per pixel, as [N, *spatial] or [N, 1, *spatial]."""
+    wanted = (logits.shape[0], *logits.shape[2:])
+    if tensor.device != logits.device:
+        raise InvalidInput(where, f"a tensor on {logits.device}", f"one on {tensor.device}")
+    if tuple(tensor.shape) == wanted:
+        return tensor
+    if tuple(tensor.shape) == (logits.shape[0], 1, *logits.shape[2:]):
+        return tensor.squeeze(1)
+    fix = ""
+    if tuple(tensor.shape) == tuple(logits.shape):
+        fix = "One-hot? Take argmax over axis 1."
+    elif tuple(tensor.shape) == wanted[1:] and wanted[0] == 1:
+        fix = "Add the batch axis: [None]."
+    elif len(wanted) == 3 and tuple(tensor.shape) == (wanted[0], wanted[2], wanted[1]):
+        fix = "Height and width are exchanged."
+    raise InvalidInput(
+        where,
+        f"shape {_text(wanted)} to match logits {_shape(logits)}",
+        f"shape {_shape(tensor)}",
+        fix,
+    )
+
+
+def _check_class_weight(class_weight: Tensor, logits: Tensor) -> None:
+    num_classes = logits.shape[1]
+    if not isinstance(class_weight, Tensor):
+        raise InvalidInput("class_weight", "a torch.Tensor", type(class_weight).__name__)
+    check_float_dtype("class_weight", class_weight)
+    if tuple(class_weight.shape) != (num_classes,):
+        raise InvalidInput(
+            "class_weight",
+            f"shape ({num_classes},), one per class",
+            f"shape {_shape(class_weight)}",
+        )
+    if class_weight.device != logits.device:
+        raise InvalidInput(
+            "class_weight", f"a tensor on {logits.device}", f"one on {class_weight.device}"
+        )
+
+
+def check_class_weight_values(class_weight: Tensor) -> None:
+    """Finite and not negative. Reads C numbers, so the backends call it, not a traced program."""
+    bad = ~((class_weight >= 0) & class_weight.isfinite())
+    if bool(bad.any()):
+        place = int(bad.nonzero()[0])
+        raise InvalidInput(
+            "class_weight",
+            "finite numbers that are not negative",
+            f"{float(class_weight[place])} for class {place}",
+        )
+
+
+def _check_pixel_weight(pixel_weight: Tensor, logits: Tensor) -> Tensor:
+    if not isinstance(pixel_weight, Tensor):
+        raise InvalidInput("pixel_weight", "a torch.Tensor", type(pixel_weight).__name__)
+    check_float_dtype("pixel_weight", pixel_weight)
+    return _check_map("pixel_weight", pixel_weight, logits)
+
+
+def _ignored_labels(ignore_index: int | Sequence[int], dtype: torch.dtype) -> tuple[int, ...]:
+    values = (ignore_index,) if isinstance(ignore_index, int) else tuple(ignore_index)
+    for value in values:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise InvalidInput("ignore_index", "an int or several", repr(value))
+    limits = torch.iinfo(dtype)
+    # A value the dtype cannot hold matches no pixel; cast to it, it would match another.
+    return tuple(dict.fromkeys(value for value in values if limits.min <= value <= limits.max))
+
+
+def _label_advice(value: int, num_classes: int) -> str:
+    if value == num_classes:
+        return f"If {value} marks void pixels, pass ignore_index={value}."
+    if value < 0 or value in (254, 255):
+        return f"If {value} marks void pixels, add it to ignore_index."
+    if num_classes == 19 and value <= 33:
+        return "Cityscapes ids? Map them to the 19 train ids."
+    return ""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _one_of(dtypes: Sequence[torch.dtype]) -> str:
+    *most, last = (_name(dtype) for dtype in dtypes)
+    return f"{', '.join(most)} or {last}"
+
+
+def _text(shape: Sequence[int]) -> str:
+    return "(" + ", ".join(str(size) for size in shape) + ("," if len(shape) == 1 else "") + ")"
+
+
+def _shape(tensor: Tensor) -> str:
+    return _text(tensor.shape)
+
+
+def _place(place: Sequence[int]) -> str:
+    return _text(place)
+
+
+def _pixels(number: int) -> str:
+    return f"{number} pixel" + ("" if number == 1 else "s")

@@ -1,0 +1,1 @@
+"""The loss in the words of others: `compat.torch` and `compat.caffe`."""

@@ -1,0 +1,221 @@
+"""`evaluate`: everything that one read of the logits can tell. The next stop is a backend's `evaluate`."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seg_loss import checks
+from seg_loss.diagnosis import Diagnosis, diagnose
+from seg_loss.loss import divisor_of
+from seg_loss.metrics import FcnMetrics, fcn_metrics
+from seg_loss.normalization import divisor
+
+MAPS = ("prediction", "nll", "confidence", "entropy", "top_classes", "top_probabilities")
+
+
+@dataclass(frozen=True)
+class ImageLoss:
+    """The loss of one image, as if it were alone in the batch, and its pixels that count."""
+
+    loss: float
+    valid_pixels: int
+
+
+@dataclass(frozen=True)
+class ClassLoss:
+    """The valid pixels of a class and their mean nll, unweighted; None where there are none."""
+
+    pixels: int
+    mean_nll: float | None
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Valid pixels whose confidence lies in one of the equal bins (lower, upper]; 0 is in the first."""
+
+    lower: float
+    upper: float
+    pixels: int
+    accuracy: float | None
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far confidence can be believed.
+
+    Attributes:
+        ece: expected calibration error, sum_b pixels_b / pixels * |accuracy_b - confidence_b|
+            (Guo et al., On Calibration of Modern Neural Networks, ICML 2017); None without pixels.
+        bins: 15 of them.
+    """
+
+    ece: float | None
+    bins: tuple[CalibrationBin, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the logits say about the labels.
+
+    Attributes:
+        loss: the value of `spatial_cross_entropy` with the same options.
+        normalization: the option.
+        divisor: D, what the sum of the terms was divided by.
+        valid_pixels, ignored_pixels: together all pixels.
+        uniform_loss: ln C, the cost of knowing nothing.
+        per_image: for each image.
+        per_class: for each class, by truth.
+        confusion: int64 [C, C] over valid pixels, rows = truth.
+        metrics: of the confusion.
+        calibration: of the confidence, the highest probability of a pixel.
+        diagnosis: what the loss says about the training.
+        non_finite_pixels: valid pixels without a softmax, for NaN or +inf among their logits.
+        maps: those asked for, over all pixels, ignored ones too (but `nll` is 0 there). `prediction` is
+            the most probable class, the first of equals; `confidence` its probability; `entropy` in nats;
+            `top_classes` and `top_probabilities` [N, k, *spatial] the k = 3 most probable. Classes are
+            uint8 up to 256 of them, int16 or int32 beyond; the rest is float32.
+    """
+
+    loss: float
+    normalization: str
+    divisor: float
+    valid_pixels: int
+    ignored_pixels: int
+    uniform_loss: float
+    per_image: tuple[ImageLoss, ...]
+    per_class: tuple[ClassLoss, ...]
+    confusion: Tensor
+    metrics: FcnMetrics
+    calibration: Calibration
+    diagnosis: Diagnosis
+    non_finite_pixels: int
+    maps: dict[str, Tensor]
+
+
+@torch.no_grad()
+def evaluate(
+    logits: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None = None,
+    *,
+    pixel_weight: Tensor | None = None,
+    ignore_index: int | Sequence[int] = 255,
+    label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    normalization: str = "valid",
+    maps: Sequence[str] = (),
+) -> Evaluation:
+    """Loss, losses per image and class, confusion, metrics, calibration and maps, without a gradient.
+
+    Arguments, meaning and errors are those of `spatial_cross_entropy`.
+
+    Args:
+        maps: names of the maps to return: prediction, nll, confidence, entropy, top_classes,
+            top_probabilities.
+
+    >>> evaluation = evaluate(torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.uint8))
+    >>> evaluation.diagnosis.state
+    'at_chance'
+    """
+    from seg_loss import numba_backend
+
+    if isinstance(maps, str) or any(name not in MAPS for name in maps):
+        raise checks.InvalidInput("maps", f"names among {', '.join(MAPS)}", repr(maps))
+    inputs = checks.loss_inputs(
+        logits,
+        labels,
+        class_weight,
+        pixel_weight=pixel_weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        temperature=temperature,
+        normalization=normalization,
+    )
+    count = float(divisor_of(inputs))
+    tallies = numba_backend.evaluate(
+        logits,
+        inputs.labels,
+        class_weight,
+        inputs.pixel_weight,
+        inputs.ignored,
+        inputs.label_smoothing,
+        inputs.temperature,
+        maps,
+    )
+    num_classes = logits.shape[1]
+    truth = tallies.confusion.sum(dim=1).tolist()
+    valid_pixels = sum(truth)
+    total_nll = float(tallies.class_nll.sum())
+    return Evaluation(
+        loss=float(tallies.loss.sum()) / count,
+        normalization=normalization,
+        divisor=count,
+        valid_pixels=valid_pixels,
+        ignored_pixels=inputs.labels.numel() - valid_pixels,
+        uniform_loss=math.log(num_classes),
+        per_image=_per_image(inputs, tallies.loss, tallies.valid_pixels),
+        per_class=tuple(
+            ClassLoss(pixels, nll / pixels if pixels else None)
+            for pixels, nll in zip(truth, tallies.class_nll.tolist(), strict=True)
+        ),
+        confusion=tallies.confusion,
+        metrics=fcn_metrics(tallies.confusion),
+        calibration=_calibration(
+            tallies.bin_pixels.tolist(),
+            tallies.bin_correct.tolist(),
+            tallies.bin_confidence.tolist(),
+        ),
+        diagnosis=diagnose(
+            num_classes=num_classes,
+            valid_pixels=valid_pixels,
+            mean_nll=total_nll / valid_pixels if valid_pixels else 0.0,
+            saturated_pixels=tallies.num_saturated,
+            non_finite_pixels=tallies.num_non_finite,
+        ),
+        non_finite_pixels=tallies.num_non_finite,
+        maps={name: tallies.maps[name] for name in maps},
+    )
+
+
+def _per_image(
+    inputs: checks.LossInputs, sums: Tensor, valid_pixels: Tensor
+) -> tuple[ImageLoss, ...]:
+    num_images = inputs.labels.shape[0]
+    weights: list[Tensor | None] = [None] * num_images
+    if inputs.class_weight is not None or inputs.pixel_weight is not None:
+        from seg_loss import ops
+
+        _, weight = ops.survey(
+            inputs.labels, inputs.class_weight, inputs.pixel_weight, inputs.logits.shape[1],
+            inputs.ignored,
+        )  # fmt: skip
+        weights = list(weight.split(1))
+    pixels = inputs.labels[0].numel() if num_images else 0
+    counts = (
+        divisor(inputs.normalization, valid, weight, 1, pixels)
+        for valid, weight in zip(valid_pixels.split(1), weights, strict=True)
+    )
+    return tuple(
+        ImageLoss(float(total) / float(count), int(valid))
+        for total, count, valid in zip(sums, counts, valid_pixels, strict=True)
+    )
+
+
+def _calibration(pixels: list[int], correct: list[int], confidence: list[float]) -> Calibration:
+    number, total = len(pixels), sum(pixels)
+    bins = tuple(
+        CalibrationBin(
+            lower=place / number,
+            upper=(place + 1) / number,
+            pixels=pixels[place],
+            accuracy=correct[place] / pixels[place] if pixels[place] else None,
+            confidence=confidence[place] / pixels[place] if pixels[place] else None,
+        )
+        for place in range(number)
+    )
+    gaps = (abs(right - sure) for right, sure in zip(correct, confidence, strict=True))
+    return Calibration(sum(gaps) / total if total else None, bins)

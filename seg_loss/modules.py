@@ -1,0 +1,64 @@
+"""The functions as `torch.nn` modules, with their options fixed when they are made."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from seg_loss.loss import spatial_cross_entropy, spatial_softmax
+
+
+class SpatialSoftmax(nn.Module):
+    """`spatial_softmax` with a fixed axis and temperature."""
+
+    def __init__(self, *, axis: int = 1, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.axis = axis
+        self.temperature = temperature
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return spatial_softmax(logits, axis=self.axis, temperature=self.temperature)
+
+    def extra_repr(self) -> str:
+        return f"axis={self.axis}, temperature={self.temperature}"
+
+
+class SpatialCrossEntropy(nn.Module):
+    """`spatial_cross_entropy` with fixed options; `class_weight` is a buffer and moves with the module."""
+
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        class_weight: Tensor | None = None,
+        *,
+        ignore_index: int | Sequence[int] = 255,
+        label_smoothing: float = 0.0,
+        temperature: float = 1.0,
+        normalization: str = "valid",
+    ) -> None:
+        super().__init__()
+        self.register_buffer("class_weight", class_weight)
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.temperature = temperature
+        self.normalization = normalization
+
+    def forward(
+        self, logits: Tensor, labels: Tensor, *, pixel_weight: Tensor | None = None
+    ) -> Tensor:
+        return spatial_cross_entropy(
+            logits,
+            labels,
+            self.class_weight,
+            pixel_weight=pixel_weight,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            temperature=self.temperature,
+            normalization=self.normalization,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"ignore_index={self.ignore_index}, label_smoothing={self.label_smoothing}, "
+            f"temperature={self.temperature}, normalization={self.normalization!r}"
+        )

@@ -1,0 +1,434 @@
+"""The CPU backend: torch tensors in, `numba_kernels` over chunks of pixels on all threads, tensors out.
+
+Called by `ops` and `evaluation`; the tensors were checked by `checks`. Work is split by pixels, so a
+batch of one keeps every core busy. Which pixels make a chunk depends on the shape of one image alone,
+and partial sums are added in the chunks' order: results do not depend on the number of threads, nor on
+what else is in the batch.
+"""
+
+import ctypes
+import mmap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seg_loss import numba_kernels as kernels
+from seg_loss import threads
+from seg_loss.survey import Survey
+
+# Elements of a chunk: about 0.1 ms of work, long against the call of a kernel from Python.
+_CHUNK_ELEMENTS = 400_000
+# Below this many elements a second thread costs more than it brings.
+_THREAD_ELEMENTS = 60_000
+# A gradient larger than this leaves the caches anyway; it is written past them.
+_STREAM_BYTES = 24 << 20
+_HUGE_PAGE_BYTES = 2 << 20
+
+_ABSENT = kernels.View(0, 0, 1, False, 0, 0, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Pixels [first, last) of image `image`; `place` counts the chunks of its image."""
+
+    image: int
+    place: int
+    first: int
+    last: int
+
+
+class _Plan:
+    """The chunks of logits [N, C, *spatial], and the scratch memory a thread needs for one of them."""
+
+    def __init__(self, shape: torch.Size, dtype: torch.dtype) -> None:
+        self.num_images, self.num_classes = shape[0], shape[1]
+        self.pixels = shape[2:].numel()
+        self._element = np.float64 if dtype == torch.float64 else np.float32
+        self.tile = kernels.tile_pixels(self.num_classes)
+        self.stride = kernels.row_stride(self.num_classes)
+        tiles = -(-self.pixels // self.tile)
+        per_chunk = min(_CHUNK_ELEMENTS // (self.num_classes * self.tile), tiles // 8)
+        step = max(1, per_chunk) * self.tile
+        starts = range(0, self.pixels, step)
+        self.chunks_per_image = len(starts)
+        self.chunks = [
+            _Chunk(image, place, first, min(first + step, self.pixels))
+            for image in range(self.num_images)
+            for place, first in enumerate(starts)
+        ]
+
+    def sums(self, width: int) -> np.ndarray[Any, Any]:
+        """A float64 partial sum for each chunk, filled in by whichever thread does it."""
+        return np.zeros((self.num_images, self.chunks_per_image, width))
+
+    def counts(self) -> np.ndarray[Any, Any]:
+        shape = (self.num_images, self.chunks_per_image, kernels.NUM_COUNTS)
+        return np.zeros(shape, np.int64)
+
+    def buffer(self) -> np.ndarray[Any, Any]:
+        """The rows of one tile; zeros, so that unused lanes hold numbers."""
+        rows = self.num_classes + kernels.NUM_EXTRA_ROWS
+        return _aligned_zeros(rows * self.stride, self._element)
+
+    def classes(self, rows: int = 1) -> np.ndarray[Any, Any]:
+        return _aligned_zeros(rows * self.stride, np.int32)
+
+    def run(self, make_state: Callable[[], Any], work: Callable[[Any, _Chunk], None]) -> list[Any]:
+        small = self.num_images * self.num_classes * self.pixels < _THREAD_ELEMENTS
+        num_threads = 1 if small else threads.num_threads_for(len(self.chunks))
+        return threads.run(self.chunks, make_state, work, num_threads)
+
+
+def survey(
+    labels: Tensor,
+    num_classes: int,
+    ignored: Sequence[int],
+    class_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+) -> Survey:
+    """Read the labels once: valid pixels and weights per image, and what is wrong with them."""
+    plan = _Plan(torch.Size([labels.shape[0], num_classes, *labels.shape[1:]]), torch.float64)
+    label_view = _view(labels)
+    ignored_labels = _ignored(ignored)
+    sums, counts = plan.sums(kernels.NUM_SUMS), plan.counts()
+
+    def count(classes: Any, chunk: _Chunk) -> None:
+        kernels.survey_chunk(
+            classes, label_view, ignored_labels, num_classes, plan.tile,
+            chunk.image, chunk.first, chunk.last, counts[chunk.image, chunk.place],
+        )  # fmt: skip
+
+    plan.run(plan.classes, count)
+    if class_weight is not None or pixel_weight is not None:
+        weights = _class_weights(class_weight, num_classes)
+        weight_view = _view(_weights_as(pixel_weight, torch.float64))
+
+        def weigh(state: tuple[Any, Any], chunk: _Chunk) -> None:
+            kernels.survey_weights_chunk(
+                *state, label_view, weight_view, weights, ignored_labels,
+                num_classes, plan.stride, plan.tile, chunk.image, chunk.first, chunk.last,
+                sums[chunk.image, chunk.place], counts[chunk.image, chunk.place],
+            )  # fmt: skip
+
+        plan.run(lambda: (plan.buffer(), plan.classes()), weigh)
+    bad_label = _first(counts, kernels.BAD_LABELS, kernels.FIRST_BAD_LABEL, labels.shape)
+    bad_weight = _first(counts, kernels.BAD_WEIGHTS, kernels.FIRST_BAD_WEIGHT, labels.shape)
+    return Survey(
+        valid_pixels=torch.from_numpy(counts[:, :, kernels.VALID].sum(axis=1)),
+        weight=torch.from_numpy(sums[:, :, kernels.WEIGHT].sum(axis=1)),
+        num_bad_labels=int(counts[:, :, kernels.BAD_LABELS].sum()),
+        first_bad_label=bad_label,
+        num_bad_weights=int(counts[:, :, kernels.BAD_WEIGHTS].sum()),
+        first_bad_weight=bad_weight,
+    )
+
+
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    ignored: Sequence[int],
+    label_smoothing: float,
+    temperature: float,
+    max_nll: float,
+    *,
+    terms: Tensor | None = None,
+    gradient: Tensor | None = None,
+    gradient_scale: Tensor | None = None,
+) -> Tensor:
+    """The sum of the terms of each image, float64 [N]; fills `terms` and `gradient` if given.
+
+    Args:
+        terms: [N, *spatial], float32 or (of float64 logits) float64.
+        gradient: [N, C, *spatial]; may be `logits` itself.
+        gradient_scale: float64 [N]; gradient = scale of the image * d(sum of its terms) / d(logits).
+    """
+    plan = _Plan(logits.shape, logits.dtype)
+    num_classes = plan.num_classes
+    logits_view, label_view = _view(logits, classes=True), _view(labels)
+    weights = _class_weights(class_weight, num_classes)
+    weight_view = _view(_weights_as(pixel_weight, logits.dtype))
+    ignored_labels = _ignored(ignored)
+    terms_view = _view(terms)
+    gradient_view = _view(gradient, classes=True)
+    scales = [1.0] * len(logits) if gradient_scale is None else gradient_scale.tolist()
+    options = [
+        kernels.Options(1 / temperature, label_smoothing, max_nll, scale / temperature)
+        for scale in scales
+    ]
+    sums, counts = plan.sums(kernels.NUM_SUMS), plan.counts()
+
+    def work(state: tuple[Any, Any], chunk: _Chunk) -> None:
+        buffer, classes = state
+        kernels.cross_entropy_chunk(
+            buffer, classes, logits_view, label_view, weight_view, weights, ignored_labels,
+            num_classes, plan.stride, plan.tile, terms_view, gradient_view, options[chunk.image],
+            chunk.image, chunk.first, chunk.last,
+            sums[chunk.image, chunk.place], counts[chunk.image, chunk.place],
+        )  # fmt: skip
+
+    plan.run(lambda: (plan.buffer(), plan.classes()), work)
+    return torch.from_numpy(sums[:, :, kernels.LOSS].sum(axis=1))
+
+
+@dataclass(frozen=True)
+class Tallies:
+    """What `evaluate` counted. Of N images and C classes; maps are [N, *spatial], top [N, k, *spatial]."""
+
+    loss: Tensor  # float64 [N], sums of terms
+    valid_pixels: Tensor  # int64 [N]
+    class_nll: Tensor  # float64 [C], sums
+    confusion: Tensor  # int64 [C, C], rows = truth
+    bin_pixels: Tensor  # int64 [NUM_BINS]
+    bin_correct: Tensor  # int64 [NUM_BINS]
+    bin_confidence: Tensor  # float64 [NUM_BINS], sums
+    num_saturated: int
+    num_non_finite: int
+    first_non_finite: tuple[int, ...] | None
+    maps: dict[str, Tensor]
+
+
+def evaluate(
+    logits: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    ignored: Sequence[int],
+    label_smoothing: float,
+    temperature: float,
+    maps: Sequence[str],
+) -> Tallies:
+    """Everything one read of the logits can tell; `maps` names the maps to write."""
+    plan = _Plan(logits.shape, logits.dtype)
+    num_classes = plan.num_classes
+    logits_view, label_view = _view(logits, classes=True), _view(labels)
+    weights = _class_weights(class_weight, num_classes)
+    weight_view = _view(_weights_as(pixel_weight, logits.dtype))
+    ignored_labels = _ignored(ignored)
+    options = kernels.Options(1 / temperature, label_smoothing, float("inf"), 0.0)
+    written = _empty_maps(labels.shape, num_classes, maps)
+    addresses = _map_addresses(written, num_classes)
+    sums, counts = plan.sums(kernels.NUM_SUMS), plan.counts()
+    class_nll, bin_confidence = plan.sums(num_classes), plan.sums(kernels.NUM_BINS)
+
+    def make_state() -> tuple[Any, ...]:
+        integers = (
+            np.zeros((num_classes, num_classes), np.int64),
+            np.zeros(kernels.NUM_BINS, np.int64),
+            np.zeros(kernels.NUM_BINS, np.int64),
+        )
+        return plan.buffer(), plan.classes(), plan.classes(1 + kernels.TOP), integers
+
+    def work(state: tuple[Any, ...], chunk: _Chunk) -> None:
+        buffer, classes, predicted, integers = state
+        at = chunk.image, chunk.place
+        kernels.evaluate_chunk(
+            buffer, classes, predicted, logits_view, label_view, weight_view, weights,
+            ignored_labels, num_classes, plan.stride, plan.tile, options, addresses, plan.pixels,
+            chunk.image, chunk.first, chunk.last,
+            sums[at], counts[at], class_nll[at], bin_confidence[at], *integers,
+        )  # fmt: skip
+
+    states = plan.run(make_state, work)
+    confusion, bin_pixels, bin_correct = (
+        sum((state[3][k] for state in states[1:]), start=states[0][3][k]) for k in range(3)
+    )
+    return Tallies(
+        loss=torch.from_numpy(sums[:, :, kernels.LOSS].sum(axis=1)),
+        valid_pixels=torch.from_numpy(counts[:, :, kernels.VALID].sum(axis=1)),
+        class_nll=torch.from_numpy(class_nll.sum(axis=(0, 1))),
+        confusion=torch.from_numpy(confusion),
+        bin_pixels=torch.from_numpy(bin_pixels),
+        bin_correct=torch.from_numpy(bin_correct),
+        bin_confidence=torch.from_numpy(bin_confidence.sum(axis=(0, 1))),
+        num_saturated=int(counts[:, :, kernels.SATURATED].sum()),
+        num_non_finite=int(counts[:, :, kernels.NON_FINITE].sum()),
+        first_non_finite=_first(counts, kernels.NON_FINITE, kernels.FIRST_NON_FINITE, labels.shape),
+        maps=written,
+    )
+
+
+def softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
+    """softmax(logits / temperature) along `axis`, in the dtype and memory order of `logits`."""
+    probabilities = empty_gradient(logits)
+    source, target = _axis_first(logits, axis), _axis_first(probabilities, axis)
+    plan = _Plan(source.shape, logits.dtype)
+    views = _view(source, classes=True), _view(target, classes=True)
+
+    def work(buffer: Any, chunk: _Chunk) -> None:
+        kernels.softmax_chunk(
+            buffer, *views, plan.num_classes, plan.stride, plan.tile, 1 / temperature,
+            chunk.image, chunk.first, chunk.last,
+        )  # fmt: skip
+
+    plan.run(plan.buffer, work)
+    return probabilities
+
+
+def softmax_gradient(upstream: Tensor, logits: Tensor, axis: int, temperature: float) -> Tensor:
+    """The gradient with respect to `logits`, given `upstream`, the one with respect to softmax."""
+    gradient = empty_gradient(logits)
+    source, target = _axis_first(logits, axis), _axis_first(gradient, axis)
+    plan = _Plan(source.shape, logits.dtype)
+    views = (
+        _view(source, classes=True),
+        _view(_axis_first(upstream.to(logits.dtype), axis), classes=True),
+        _view(target, classes=True),
+    )
+
+    def work(state: tuple[Any, Any], chunk: _Chunk) -> None:
+        kernels.softmax_gradient_chunk(
+            *state, *views, plan.num_classes, plan.stride, plan.tile, 1 / temperature,
+            chunk.image, chunk.first, chunk.last,
+        )  # fmt: skip
+
+    plan.run(lambda: (plan.buffer(), plan.buffer()), work)
+    return gradient
+
+
+def empty_gradient(logits: Tensor) -> Tensor:
+    """Uninitialised memory like `logits`, in huge pages where the system grants them on request.
+
+    The first touch of a fresh 160 MB tensor in 4 KiB pages takes longer than computing it.
+    """
+    gradient = torch.empty_like(logits)
+    if gradient.nbytes >= 2 * _HUGE_PAGE_BYTES and _madvise is not None:
+        start = -(-gradient.data_ptr() // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
+        end = (gradient.data_ptr() + gradient.nbytes) // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES
+        _madvise(start, end - start, mmap.MADV_HUGEPAGE)  # advice: a refusal changes nothing
+    return gradient
+
+
+def _find_madvise() -> Callable[[int, int, int], int] | None:
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    function = ctypes.CDLL(None).madvise
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return function  # type: ignore[no-any-return]
+
+
+_madvise = _find_madvise()
+
+
+# -- from tensors to what kernels take --------------------------------------------------------------
+
+
+def _view(tensor: Tensor | None, *, classes: bool = False) -> kernels.View:
+    if tensor is None:
+        return _ABSENT
+    spatial = list(zip(tensor.shape, tensor.stride(), strict=True))[2 if classes else 1 :]
+    merged: list[tuple[int, int]] = []
+    for size, stride in spatial:
+        if size == 1:
+            continue
+        if merged and merged[-1][1] == stride * size:
+            merged[-1] = merged[-1][0] * size, stride
+        else:
+            merged.append((size, stride))
+    if len(merged) > 3:
+        # Four axes or more in an order of their own: too rare to carry through the kernels.
+        return _view(tensor.contiguous(), classes=classes)
+    (_, slices), (rows, row_stride), (columns, column_stride) = [(1, 0)] * (
+        3 - len(merged)
+    ) + merged
+    return kernels.View(
+        address=tensor.data_ptr(),
+        kind=kernels.KINDS.index(str(tensor.dtype).removeprefix("torch.")),
+        num_classes=tensor.shape[1] if classes else 1,
+        streamed=classes and tensor.nbytes > _STREAM_BYTES,
+        image_stride=tensor.stride(0),
+        class_stride=tensor.stride(1) if classes else 0,
+        num_rows=rows,
+        num_columns=columns,
+        slice_stride=slices,
+        row_stride=row_stride,
+        column_stride=column_stride,
+    )
+
+
+def _axis_first(tensor: Tensor, axis: int) -> Tensor:
+    """[1, C, *rest], a view."""
+    return tensor.movedim(axis, 0).unsqueeze(0)
+
+
+def _weights_as(pixel_weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """In the dtype the kernels compute in."""
+    if pixel_weight is None:
+        return None
+    return pixel_weight.to(torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def _class_weights(class_weight: Tensor | None, num_classes: int) -> np.ndarray[Any, Any]:
+    """[C + 2]: zeros for ignored and bad labels behind the weights of the classes."""
+    weights = np.ones(num_classes) if class_weight is None else class_weight.double().numpy()
+    return np.append(weights, [0.0, 0.0])
+
+
+def _ignored(ignored: Sequence[int]) -> np.ndarray[Any, Any]:
+    return np.array(ignored, np.int64)
+
+
+def _aligned_zeros(size: int, dtype: Any) -> np.ndarray[Any, Any]:
+    """Zeros that begin at a cache line."""
+    itemsize = np.dtype(dtype).itemsize
+    memory = np.zeros(size * itemsize + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size * itemsize].view(dtype)
+
+
+def _first(
+    counts: np.ndarray[Any, Any], number: int, first: int, shape: torch.Size
+) -> tuple[int, ...] | None:
+    """Where in a tensor of `shape` [N, *spatial] the first of the pixels counted lies."""
+    found = np.argwhere(counts[:, :, number])
+    if not len(found):
+        return None
+    image, place = found[0]
+    pixel = (
+        np.unravel_index(counts[image, place, first], tuple(shape[1:])) if len(shape) > 1 else ()
+    )
+    return int(image), *(int(index) for index in pixel)
+
+
+def _class_kind(num_classes: int) -> str:
+    """The smallest integers that hold the classes."""
+    return "uint8" if num_classes <= 1 << 8 else "int16" if num_classes <= 1 << 15 else "int32"
+
+
+def _empty_maps(shape: torch.Size, num_classes: int, maps: Sequence[str]) -> dict[str, Tensor]:
+    index = getattr(torch, _class_kind(num_classes))
+    top = torch.Size([shape[0], min(kernels.TOP, num_classes), *shape[1:]])
+    every = {
+        "prediction": (shape, index),
+        "nll": (shape, torch.float32),
+        "confidence": (shape, torch.float32),
+        "entropy": (shape, torch.float32),
+        "top_classes": (top, index),
+        "top_probabilities": (top, torch.float32),
+    }
+    # The two come together from one pass over the classes.
+    wanted = set(maps) | ({"top_classes", "top_probabilities"} if _wants_top(maps) else set())
+    return {
+        name: torch.empty(size, dtype=dtype)
+        for name, (size, dtype) in every.items()
+        if name in wanted
+    }
+
+
+def _wants_top(maps: Sequence[str]) -> bool:
+    return any(name.startswith("top_") for name in maps)
+
+
+def _map_addresses(maps: dict[str, Tensor], num_classes: int) -> kernels.EvaluationMaps:
+    addresses = {
+        name: maps[name].data_ptr() if name in maps else 0
+        for name in kernels.EvaluationMaps._fields
+        if name != "prediction_kind"
+    }
+    kind = kernels.KINDS.index(_class_kind(num_classes))
+    return kernels.EvaluationMaps(prediction_kind=kind, **addresses)

@@ -1,0 +1,710 @@
+"""The CPU kernels: one read of the logits, one write of the gradient. Called by `numba_backend`.
+
+A chunk of one image's pixels is worked through in tiles that stay in the second-level cache:
+
+    _load_rows    C planes -> rows of a scratch buffer, converted to float32 (float64 for float64);
+                  rows lie a cache line further apart than the tile is long, so that planes a power
+                  of two apart do not evict each other
+    _take_own     x_y is moved out of the rows, -inf left in its place
+    strips        LANES pixels at a time, all classes, in registers:
+                      m = max(x_y, max_c x_c)     t = sum_{c != y} exp(x_c - m)
+                      s = t + exp(x_y - m)
+                      nll = ln s - (x_y - m)      ln s = log1p(t) where x_y is the maximum
+                  rows now hold exp(x_c - m)
+    _put_own      -t into the place of x_y
+    _store_rows   row * w / (D s), so that  grad_c = w p_c / D  and  grad_y = -w (t / s) / D
+
+Keeping the true class out of the sum is what makes nll and gradient right to the last bits where the
+prediction is sure: neither ln(1 + tiny) nor p - 1 is ever rounded away.
+
+Ignored pixels are labelled C, a row of the scratch buffer that nobody reads: no branch per pixel.
+No label is used as an index before it was compared with the classes. Sums run in float64, lane by
+lane, tile by tile, in an order that depends on the shape alone.
+"""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from seg_loss import numba_vectors
+from seg_loss.numba_vectors import (
+    KINDS,
+    LANES,
+    SIZES,
+    any_lane,
+    at,
+    both,
+    equal,
+    exp,
+    filled,
+    is_nan,
+    lane,
+    less,
+    load,
+    load_float,
+    load_floats,
+    load_integer,
+    load_integers,
+    log1p,
+    maximum,
+    narrowed,
+    pointer,
+    splat,
+    store,
+    store_float,
+    store_floats,
+    stream_floats,
+    sum_of_lanes,
+    where,
+    widened,
+    within,
+)
+
+UINT8, INT16 = KINDS.index("uint8"), KINDS.index("int16")
+NUM_BINS = 15  # of the calibration, (0, 1/15] ... (14/15, 1]
+TOP = 3
+# Beyond this nll the probability of the true class is 0 in float32, subnormals included.
+SATURATED_NLL = 150 * math.log(2)
+
+
+class View(NamedTuple):
+    """A tensor [N, C, *spatial] as the kernels see it: an address and strides, counted in elements.
+
+    The spatial axes are merged to at most three: slices of `num_rows` rows of `num_columns` columns.
+    Labels and maps have one class. What is `streamed` is written past the caches. An absent tensor
+    has address 0.
+    """
+
+    address: int
+    kind: int
+    num_classes: int
+    streamed: bool
+    image_stride: int
+    class_stride: int
+    num_rows: int
+    num_columns: int
+    slice_stride: int
+    row_stride: int
+    column_stride: int
+
+
+class Options(NamedTuple):
+    """The numbers of the loss, as the kernels use them."""
+
+    inverse_temperature: float
+    label_smoothing: float
+    max_nll: float
+    gradient_scale: float
+
+
+class EvaluationMaps(NamedTuple):
+    """Addresses of the maps to write, contiguous [N, pixels] or [N, TOP, pixels]; 0 where unwanted."""
+
+    prediction: int
+    prediction_kind: int
+    nll: int
+    confidence: int
+    entropy: int
+    top_classes: int
+    top_probabilities: int
+
+
+# What a chunk reports, by place in its `sums` (float64) and `counts` (int64).
+LOSS, WEIGHT, NUM_SUMS = 0, 1, 2
+VALID, BAD_LABELS, FIRST_BAD_LABEL, BAD_WEIGHTS, FIRST_BAD_WEIGHT = 0, 1, 2, 3, 4
+NON_FINITE, FIRST_NON_FINITE, SATURATED, NUM_COUNTS = 5, 6, 7, 8
+
+
+def _kernel(function):
+    """Compile on first use, without the GIL, cached on disk until either source file changes."""
+    dispatcher = njit(nogil=True, error_model="numpy", cache=True)(function)
+    vectors = Path(numba_vectors.__file__).stat()
+    file = dispatcher._cache._cache_file
+    file._source_stamp = (*file._source_stamp, vectors.st_mtime, vectors.st_size)
+    return dispatcher
+
+
+_inner = njit(error_model="numpy")
+
+
+def tile_pixels(num_classes: int) -> int:
+    """Pixels in a tile: its float32 rows take about 160 KiB, a third of a second-level cache."""
+    return max(64, min(2048, 40960 // num_classes // 64 * 64))
+
+
+def row_stride(num_classes: int) -> int:
+    """Elements from one row of the scratch buffer to the next."""
+    return tile_pixels(num_classes) + 16
+
+
+# Rows of the scratch buffer behind the C rows of the classes.
+(
+    _NOBODY,
+    _OWN,
+    _FACTOR,
+    _PIXEL_WEIGHT,
+    _CLASS_WEIGHT,
+    _MAP,
+    _CONFIDENCE,
+    _ENTROPY,
+    NUM_EXTRA_ROWS,
+) = range(9)
+
+
+# -- from strided memory of any kind to rows and back ----------------------------------------------
+
+
+@_inner
+def _run(view, first, count):
+    """Offset of pixel `first`, and how many of `count` pixels lie one column stride apart from it."""
+    column = first % view.num_columns
+    row = first // view.num_columns
+    offset = (
+        (row // view.num_rows) * view.slice_stride
+        + (row % view.num_rows) * view.row_stride
+        + column * view.column_stride
+    )
+    return offset, min(count, view.num_columns - column)
+
+
+@_inner
+def _load_rows(view, image, first, n, scale, rows, stride):
+    """Pixels [first, first + n), times `scale`: class c to row c; one row of a map without classes."""
+    size = SIZES[view.kind]
+    step = size * view.column_stride
+    factor = filled(rows, scale)
+    done = 0
+    while done < n:
+        offset, run = _run(view, first + done, n - done)
+        whole = run - run % LANES if view.column_stride == 1 else 0
+        for c in range(view.num_classes):
+            address = view.address + size * (
+                offset + image * view.image_stride + c * view.class_stride
+            )
+            row = at(rows, c * stride + done)
+            for i in range(0, whole, LANES):
+                store(row, i, load_floats(rows, address + i * size, view.kind) * factor)
+            for i in range(whole, run):
+                row[i] = load_float(rows, address + i * step, view.kind) * lane(factor, 0)
+        done += run
+
+
+@_inner
+def _store_rows(view, image, first, n, rows, factors, stride):
+    """Rows times `factors` to the places of pixels [first, first + n): the mirror of `_load_rows`."""
+    size = SIZES[view.kind]
+    step = size * view.column_stride
+    done = 0
+    while done < n:
+        offset, run = _run(view, first + done, n - done)
+        for c in range(view.num_classes):
+            address = view.address + size * (
+                offset + image * view.image_stride + c * view.class_stride
+            )
+            row = at(rows, c * stride + done)
+            factor = at(factors, done)
+            # Only whole vectors that begin at a multiple of their size may pass the caches.
+            start = min(run, (-address % (LANES * size)) // size) if view.streamed else 0
+            whole = start + (run - start) // LANES * LANES
+            if view.column_stride != 1:
+                start = whole = 0
+            for i in range(start):
+                store_float(address + i * step, view.kind, row[i] * factor[i])
+            if view.streamed:
+                for i in range(start, whole, LANES):
+                    stream_floats(address + i * size, view.kind, load(row, i) * load(factor, i))
+            else:
+                for i in range(start, whole, LANES):
+                    store_floats(address + i * size, view.kind, load(row, i) * load(factor, i))
+            for i in range(whole, run):
+                store_float(address + i * step, view.kind, row[i] * factor[i])
+        done += run
+
+
+@_inner
+def _load_classes(view, ignored, num_classes, image, first, n, classes):
+    """The classes of pixels [first, first + n): C where ignored, C + 1 where the label is neither."""
+    size = SIZES[view.kind]
+    step = size * view.column_stride
+    nobody, bad = splat(np.int64(num_classes)), splat(np.int64(num_classes + 1))
+    done = 0
+    while done < n:
+        offset, run = _run(view, first + done, n - done)
+        address = view.address + size * (offset + image * view.image_stride)
+        whole = run - run % LANES if view.column_stride == 1 else 0
+        for i in range(0, whole, LANES):
+            label = load_integers(address + i * size, view.kind)
+            place = where(within(label, num_classes), label, bad)
+            for k in range(ignored.size):
+                place = where(equal(label, splat(ignored[k])), nobody, place)
+            store(classes, done + i, narrowed(place))
+        for i in range(whole, run):
+            label = splat(load_integer(address + i * step, view.kind))
+            place = where(within(label, num_classes), label, bad)
+            for k in range(ignored.size):
+                place = where(equal(label, splat(ignored[k])), nobody, place)
+            classes[done + i] = np.int32(lane(place, 0))
+        done += run
+    for i in range(n, n + -n % LANES):
+        classes[i] = num_classes
+
+
+@_inner
+def _load_weights(view, class_weight, image, first, n, classes, rows, stride):
+    """Fill the first two of `rows`: the pixels' own weights and their classes' weights; 1 if absent.
+
+    Zeros lie where the pixel does not count only if `class_weight` puts them there.
+    """
+    if view.address:
+        _load_rows(view, image, first, n, 1.0, rows, stride)
+    else:
+        for i in range(n):
+            rows[i] = 1
+    for i in range(n):
+        rows[stride + i] = class_weight[classes[i]]
+
+
+@_inner
+def _take_own(num_classes, n, classes, rows, stride):
+    """Move the true class's logit of each pixel to the row `_OWN`; leave -inf in its place."""
+    nobody = at(rows, num_classes * stride)
+    own = at(rows, (num_classes + _OWN) * stride)
+    for i in range(n + -n % LANES):
+        nobody[i] = -np.inf
+    for i in range(n):
+        place = min(classes[i], num_classes) * stride + i
+        own[i] = rows[place]
+        rows[place] = -np.inf
+    for i in range(n, n + -n % LANES):
+        own[i] = -np.inf
+
+
+@_inner
+def _put_own(num_classes, n, classes, rows, stride):
+    """Write the row `_OWN` back to the places of the true classes."""
+    own = at(rows, (num_classes + _OWN) * stride)
+    for i in range(n):
+        rows[min(classes[i], num_classes) * stride + i] = own[i]
+
+
+# -- the loss and its gradient ----------------------------------------------------------------------
+
+
+@_kernel
+def survey_chunk(classes, labels, ignored, num_classes, tile, image, first, last, counts):
+    """Count valid pixels and bad labels without reading the logits."""
+    classes = pointer(classes.ctypes.data, np.int32)
+    for start in range(first, last, tile):
+        n = min(tile, last - start)
+        _load_classes(labels, ignored, num_classes, image, start, n, classes)
+        valid = bad = 0
+        for i in range(n):
+            valid += classes[i] < num_classes
+            bad += classes[i] > num_classes
+        counts[VALID] += valid
+        if bad and not counts[BAD_LABELS]:
+            counts[FIRST_BAD_LABEL] = start
+            while classes[counts[FIRST_BAD_LABEL] - start] <= num_classes:
+                counts[FIRST_BAD_LABEL] += 1
+        counts[BAD_LABELS] += bad
+
+
+@_kernel
+def survey_weights_chunk(
+    buffer, classes, labels, pixel_weight, class_weight, ignored, num_classes, stride, tile,
+    image, first, last, sums, counts,
+):  # fmt: skip
+    """Sum the weights of the valid pixels; count pixel weights that are negative, infinite or NaN.
+
+    `class_weight` has C + 2 entries, the last two for ignored and bad labels.
+    """
+    rows = pointer(buffer.ctypes.data, buffer.dtype)
+    classes = pointer(classes.ctypes.data, np.int32)
+    for start in range(first, last, tile):
+        n = min(tile, last - start)
+        _load_classes(labels, ignored, num_classes, image, start, n, classes)
+        _load_weights(pixel_weight, class_weight, image, start, n, classes, rows, stride)
+        for i in range(n):
+            if classes[i] < num_classes:
+                if not 0 <= rows[i] < np.inf:
+                    if not counts[BAD_WEIGHTS]:
+                        counts[FIRST_BAD_WEIGHT] = start + i
+                    counts[BAD_WEIGHTS] += 1
+                sums[WEIGHT] += rows[i] * rows[stride + i]
+
+
+@_inner
+def _non_finite_strip(num_classes, n, i, start, classes, s, rows, stride, counts):
+    """Some lane of the strip at `i` has no finite sum: report it if valid, forget it if ignored."""
+    sums = at(rows, (num_classes + _FACTOR) * stride)
+    store(sums, i, s)
+    for j in range(i, min(i + LANES, n)):
+        if sums[j] != sums[j]:
+            if classes[j] < num_classes:
+                if not counts[NON_FINITE]:
+                    counts[FIRST_NON_FINITE] = start + j
+                counts[NON_FINITE] += 1
+            else:
+                # The gradient of an ignored pixel is assigned 0: NaN times 0 would stay NaN.
+                for c in range(num_classes):
+                    rows[c * stride + j] = 0
+
+
+@_inner
+def _weighted_distance(num_classes, y, own_distance, m, class_weight, rows, stride, i):
+    """sum_c weight_c (x_c - m), for label smoothing; the true class's place in `rows` is taken."""
+    zero = m - m
+    total = zero
+    for c in range(num_classes):
+        weight = class_weight[c]
+        if weight != 0:
+            taken = equal(y, splat(np.int32(c)))
+            distance = where(taken, own_distance, load(rows, c * stride + i) - m)
+            total = total + filled(rows, weight) * distance
+    return total
+
+
+@_kernel
+def cross_entropy_chunk(
+    buffer, classes, logits, labels, pixel_weight, class_weight, ignored, num_classes, stride, tile,
+    terms, gradient, options, image, first, last, sums, counts,
+):  # fmt: skip
+    """Add the terms of pixels [first, last) of one image; write their map and gradient where wanted.
+
+    gradient = options.gradient_scale * d(sum of terms) / d(logits / temperature).
+    """
+    rows = pointer(buffer.ctypes.data, buffer.dtype)
+    classes = pointer(classes.ctypes.data, np.int32)
+    own_row = at(rows, (num_classes + _OWN) * stride)
+    factor_row = at(rows, (num_classes + _FACTOR) * stride)
+    pixel_row = at(rows, (num_classes + _PIXEL_WEIGHT) * stride)
+    class_row = at(rows, (num_classes + _CLASS_WEIGHT) * stride)
+    map_row = at(rows, (num_classes + _MAP) * stride)
+    zero = filled(rows, 0.0)
+    one = filled(rows, 1.0)
+    scale = filled(rows, options.gradient_scale)
+    max_nll = filled(rows, options.max_nll)
+    hard_share = filled(rows, 1.0 - options.label_smoothing)
+    soft_share = filled(rows, options.label_smoothing / num_classes)
+    sum_of_class_weights = 0.0
+    for c in range(num_classes):
+        sum_of_class_weights += class_weight[c]
+    all_weights = filled(rows, sum_of_class_weights)
+    total = widened(zero)
+
+    for start in range(first, last, tile):
+        n = min(tile, last - start)
+        _load_classes(labels, ignored, num_classes, image, start, n, classes)
+        _load_weights(pixel_weight, class_weight, image, start, n, classes, pixel_row, stride)
+        _load_rows(logits, image, start, n, options.inverse_temperature, rows, stride)
+        _take_own(num_classes, n, classes, rows, stride)
+
+        for i in range(0, n, LANES):
+            y = load(classes, i)
+            valid = less(y, splat(np.int32(num_classes)))
+            own = load(own_row, i)
+            m = own
+            for c in range(num_classes):
+                m = maximum(load(rows, c * stride + i), m)
+            distance = own - m
+            if options.label_smoothing:
+                soft = _weighted_distance(
+                    num_classes, y, distance, m, class_weight, rows, stride, i
+                )
+            else:
+                soft = zero
+            t = zero
+            for c in range(num_classes):
+                e = exp(load(rows, c * stride + i) - m)
+                store(rows, c * stride + i, e)
+                t = t + e
+            own_e = exp(distance)
+            s = t + own_e
+            if any_lane(is_nan(s)):
+                _non_finite_strip(num_classes, n, i, start, classes, s, rows, stride, counts)
+
+            log_s = log1p(where(equal(distance, zero), t, s - one))
+            nll = log_s - distance
+            nll = where(less(max_nll, nll), max_nll, nll)
+            soft_weight = where(valid, load(pixel_row, i), zero)
+            weight = soft_weight * load(class_row, i)
+            term = weight * nll
+            if options.label_smoothing:
+                weight = weight * hard_share
+                soft_weight = soft_weight * soft_share
+                term = weight * nll + soft_weight * (all_weights * log_s - soft)
+            term = where(valid, term, zero)
+            total = total + widened(term)
+            store(map_row, i, term)
+
+            factor = where(valid, scale / s, zero)
+            if options.label_smoothing:
+                spread = soft_weight * all_weights
+                rise = (weight + spread) * factor
+                fall = soft_weight * scale
+                for c in range(num_classes):
+                    e = load(rows, c * stride + i)
+                    store(rows, c * stride + i, e * rise - filled(rows, class_weight[c]) * fall)
+                own_fall = fall * load(class_row, i)
+                store(own_row, i, (own_e * spread - t * weight) * factor - own_fall)
+                store(factor_row, i, where(valid, one, zero))
+            else:
+                store(own_row, i, -t)
+                store(factor_row, i, weight * factor)
+
+        if gradient.address:
+            _put_own(num_classes, n, classes, rows, stride)
+            _store_rows(gradient, image, start, n, rows, factor_row, stride)
+        if terms.address:
+            for i in range(0, n, LANES):
+                store(factor_row, i, one)
+            _store_rows(terms, image, start, n, map_row, factor_row, stride)
+    sums[LOSS] += sum_of_lanes(total)
+
+
+# -- everything else one read of the logits can tell ------------------------------------------------
+
+
+@_inner
+def _write_classes(source, address, kind, first, n):
+    """int32 class indices as the smallest of uint8, int16 and int32 that was chosen for them."""
+    if kind == UINT8:
+        target = pointer(address, np.uint8)
+        for i in range(n):
+            target[first + i] = np.uint8(source[i])
+    elif kind == INT16:
+        wide_target = pointer(address, np.int16)
+        for i in range(n):
+            wide_target[first + i] = np.int16(source[i])
+    else:
+        widest_target = pointer(address, np.int32)
+        for i in range(n):
+            widest_target[first + i] = source[i]
+
+
+@_inner
+def _write_row(row, address, first, n):
+    target = pointer(address, np.float32)
+    for i in range(n):
+        target[first + i] = np.float32(row[i])
+
+
+@_inner
+def _write_top(num_classes, maps, image, pixels, start, n, predicted, rows, stride):
+    """The TOP most probable classes: rows hold exp(x_c - m), the row `_CONFIDENCE` 1 / s."""
+    depth = min(TOP, num_classes)
+    for i in range(0, n, LANES):
+        first = second = third = filled(rows, -1.0)
+        first_class = second_class = third_class = splat(np.int32(0))
+        for c in range(num_classes):
+            e = load(rows, c * stride + i)
+            here = splat(np.int32(c))
+            above_first, above_second = less(first, e), less(second, e)
+            above_third = less(third, e)
+            third_class = where(above_second, second_class, where(above_third, here, third_class))
+            third = where(above_second, second, where(above_third, e, third))
+            second_class = where(above_first, first_class, where(above_second, here, second_class))
+            second = where(above_first, first, where(above_second, e, second))
+            first_class = where(above_first, here, first_class)
+            first = where(above_first, e, first)
+        confidence = load(rows, (num_classes + _CONFIDENCE) * stride + i)
+        # All classes of this strip are read: the first rows (there are at least TOP) are free.
+        store(rows, i, first * confidence)
+        store(rows, stride + i, second * confidence)
+        store(rows, 2 * stride + i, third * confidence)
+        store(predicted, stride + i, first_class)
+        store(predicted, 2 * stride + i, second_class)
+        store(predicted, 3 * stride + i, third_class)
+    for k in range(depth):
+        place = (image * depth + k) * pixels + start
+        _write_row(at(rows, k * stride), maps.top_probabilities, place, n)
+        _write_classes(
+            at(predicted, (k + 1) * stride), maps.top_classes, maps.prediction_kind, place, n
+        )
+
+
+@_kernel
+def evaluate_chunk(
+    buffer, classes, predicted, logits, labels, pixel_weight, class_weight, ignored, num_classes, stride, tile,
+    options, maps, pixels, image, first, last, sums, counts, class_nll, bin_confidence,
+    confusion, bin_pixels, bin_correct,
+):  # fmt: skip
+    """`cross_entropy_chunk` without gradient, and all that `Evaluation` holds.
+
+    `class_nll` [C] and `bin_confidence` [NUM_BINS] are float sums of this chunk; `confusion` [C, C],
+    `bin_pixels` and `bin_correct` are integers, which the calling thread may gather over its chunks.
+    """
+    rows = pointer(buffer.ctypes.data, buffer.dtype)
+    classes = pointer(classes.ctypes.data, np.int32)
+    predicted = pointer(predicted.ctypes.data, np.int32)
+    own_row = at(rows, (num_classes + _OWN) * stride)
+    pixel_row = at(rows, (num_classes + _PIXEL_WEIGHT) * stride)
+    class_row = at(rows, (num_classes + _CLASS_WEIGHT) * stride)
+    nll_row = at(rows, (num_classes + _MAP) * stride)
+    confidence_row = at(rows, (num_classes + _CONFIDENCE) * stride)
+    entropy_row = at(rows, (num_classes + _ENTROPY) * stride)
+    zero = filled(rows, 0.0)
+    one = filled(rows, 1.0)
+    least = filled(rows, -1000.0)  # exp is 0 there, and 0 times it is 0, not NaN as with -inf
+    hard_share = filled(rows, 1.0 - options.label_smoothing)
+    soft_share = filled(rows, options.label_smoothing / num_classes)
+    sum_of_class_weights = 0.0
+    for c in range(num_classes):
+        sum_of_class_weights += class_weight[c]
+    all_weights = filled(rows, sum_of_class_weights)
+    total = widened(zero)
+
+    for start in range(first, last, tile):
+        n = min(tile, last - start)
+        _load_classes(labels, ignored, num_classes, image, start, n, classes)
+        _load_weights(pixel_weight, class_weight, image, start, n, classes, pixel_row, stride)
+        _load_rows(logits, image, start, n, options.inverse_temperature, rows, stride)
+        _take_own(num_classes, n, classes, rows, stride)
+
+        for i in range(0, n, LANES):
+            y = load(classes, i)
+            valid = less(y, splat(np.int32(num_classes)))
+            own = load(own_row, i)
+            m = filled(rows, -np.inf)
+            best = splat(np.int32(0))
+            for c in range(num_classes):
+                x = load(rows, c * stride + i)
+                higher = less(m, x)
+                m = where(higher, x, m)
+                best = where(higher, splat(np.int32(c)), best)
+            # The first of equals wins, as in argmax: the true class stands apart and is put in order.
+            best = where(less(m, own), y, where(both(equal(m, own), less(y, best)), y, best))
+            m = maximum(own, m)
+            distance = own - m
+            if options.label_smoothing:
+                soft = _weighted_distance(
+                    num_classes, y, distance, m, class_weight, rows, stride, i
+                )
+            else:
+                soft = zero
+            t = zero
+            own_e = exp(distance)
+            if maps.entropy or maps.top_classes:
+                moment = own_e * maximum(distance, least)
+                for c in range(num_classes):
+                    d = load(rows, c * stride + i) - m
+                    e = exp(d)
+                    store(rows, c * stride + i, e)
+                    t = t + e
+                    moment = moment + e * maximum(d, least)
+                store(own_row, i, own_e)
+            else:
+                moment = zero
+                for c in range(num_classes):
+                    t = t + exp(load(rows, c * stride + i) - m)
+            s = t + own_e
+            if any_lane(is_nan(s)):
+                _non_finite_strip(num_classes, n, i, start, classes, s, rows, stride, counts)
+
+            log_s = log1p(where(equal(distance, zero), t, s - one))
+            nll = log_s - distance
+            soft_weight = where(valid, load(pixel_row, i), zero)
+            weight = soft_weight * load(class_row, i)
+            term = weight * nll
+            if options.label_smoothing:
+                weight = weight * hard_share
+                soft_weight = soft_weight * soft_share
+                term = weight * nll + soft_weight * (all_weights * log_s - soft)
+            total = total + widened(where(valid, term, zero))
+            store(nll_row, i, where(valid, nll, zero))
+            store(confidence_row, i, one / s)
+            store(entropy_row, i, log_s - moment / s)
+            store(predicted, i, best)
+
+        for i in range(n):
+            label = classes[i]
+            if label < num_classes:
+                prediction = predicted[i]
+                confusion[label, prediction] += 1
+                class_nll[label] += nll_row[i]
+                counts[VALID] += 1
+                counts[SATURATED] += nll_row[i] > SATURATED_NLL
+                confidence = confidence_row[i]
+                if confidence > 0:
+                    place = min(NUM_BINS, int(math.ceil(confidence * NUM_BINS))) - 1
+                    bin_pixels[place] += 1
+                    bin_correct[place] += prediction == label
+                    bin_confidence[place] += confidence
+
+        place = image * pixels + start
+        if maps.prediction:
+            _write_classes(predicted, maps.prediction, maps.prediction_kind, place, n)
+        if maps.nll:
+            _write_row(nll_row, maps.nll, place, n)
+        if maps.confidence:
+            _write_row(confidence_row, maps.confidence, place, n)
+        if maps.entropy:
+            _write_row(entropy_row, maps.entropy, place, n)
+        if maps.top_classes:
+            _put_own(num_classes, n, classes, rows, stride)
+            _write_top(num_classes, maps, image, pixels, start, n, predicted, rows, stride)
+    sums[LOSS] += sum_of_lanes(total)
+
+
+# -- the softmax itself -----------------------------------------------------------------------------
+
+
+@_inner
+def _exponentials(num_classes, rows, stride, i):
+    """Turn the rows of a strip into exp(x_c - max); return their sum."""
+    m = load(rows, i)
+    for c in range(1, num_classes):
+        m = maximum(load(rows, c * stride + i), m)
+    s = filled(rows, 0.0)
+    for c in range(num_classes):
+        e = exp(load(rows, c * stride + i) - m)
+        store(rows, c * stride + i, e)
+        s = s + e
+    return s
+
+
+@_kernel
+def softmax_chunk(
+    buffer, logits, probabilities, num_classes, stride, tile, inverse_temperature,
+    image, first, last,
+):  # fmt: skip
+    """probabilities = softmax(logits / temperature) for pixels [first, last) of one image."""
+    rows = pointer(buffer.ctypes.data, buffer.dtype)
+    factor_row = at(rows, (num_classes + _FACTOR) * stride)
+    one = filled(rows, 1.0)
+    for start in range(first, last, tile):
+        n = min(tile, last - start)
+        _load_rows(logits, image, start, n, inverse_temperature, rows, stride)
+        for i in range(0, n, LANES):
+            store(factor_row, i, one / _exponentials(num_classes, rows, stride, i))
+        _store_rows(probabilities, image, start, n, rows, factor_row, stride)
+
+
+@_kernel
+def softmax_gradient_chunk(
+    buffer, upstream_buffer, logits, upstream, gradient, num_classes, stride, tile,
+    inverse_temperature, image, first, last,
+):  # fmt: skip
+    """gradient = p (g - sum_c g_c p_c) / temperature, with p computed anew from the logits."""
+    rows = pointer(buffer.ctypes.data, buffer.dtype)
+    upstream_rows = pointer(upstream_buffer.ctypes.data, upstream_buffer.dtype)
+    factor_row = at(rows, (num_classes + _FACTOR) * stride)
+    scale = filled(rows, inverse_temperature)
+    for start in range(first, last, tile):
+        n = min(tile, last - start)
+        _load_rows(logits, image, start, n, inverse_temperature, rows, stride)
+        _load_rows(upstream, image, start, n, 1.0, upstream_rows, stride)
+        for i in range(0, n, LANES):
+            s = _exponentials(num_classes, rows, stride, i)
+            dot = filled(rows, 0.0)
+            for c in range(num_classes):
+                dot = dot + load(upstream_rows, c * stride + i) * load(rows, c * stride + i)
+            mean = dot / s
+            for c in range(num_classes):
+                e = load(rows, c * stride + i)
+                store(rows, c * stride + i, e * (load(upstream_rows, c * stride + i) - mean))
+            store(factor_row, i, scale / s)
+        _store_rows(gradient, image, start, n, rows, factor_row, stride)

@@ -1,0 +1,711 @@
+"""Short vectors for Numba kernels: `LANES` pixels side by side, held in registers.
+
+Numba leaves vectorisation to LLVM's guesses, which fail on loops with several arrays, and it has no
+vectorised exp. Here a vector is a value of its own: `load` it from memory, compute with `+ - * /`,
+`fma`, `maximum`, `where`, and `store` it. LLVM splits or joins the lanes to what the processor has, so
+the same code runs on AVX2, AVX-512 and NEON, and every lane goes through the same operations in the
+same order wherever a tile begins or ends.
+
+Only `numba_kernels` imports this file. Memory is named by address; memory whose dtype is known only at
+run time is read by `load_floats` and `load_integers`, so that one compiled kernel serves every dtype.
+"""
+
+import functools
+import math
+import operator
+
+import llvmlite.ir as ir
+import numpy as np
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import (
+    intrinsic,
+    lower_builtin,
+    models,
+    overload,
+    register_model,
+    type_callable,
+)
+
+LANES = 8  # 8 float32 fill an AVX2 register; 16 ran slower there for want of registers
+
+
+class VectorType(types.Type):
+    """`LANES` elements of one scalar type: a float, an integer, or boolean for masks."""
+
+    def __init__(self, element):
+        self.element = element
+        super().__init__(name=f"Vector({element})")
+
+
+@register_model(VectorType)
+class VectorModel(models.PrimitiveModel):
+    """A vector is an LLVM vector."""
+
+    def __init__(self, manager, fe_type):
+        super().__init__(manager, fe_type, _llvm_vector(fe_type.element))
+
+
+_LLVM_ELEMENT = {
+    types.float32: ir.FloatType(),
+    types.float64: ir.DoubleType(),
+    types.int32: ir.IntType(32),
+    types.int64: ir.IntType(64),
+    types.boolean: ir.IntType(1),
+}
+_BYTES = {types.float32: 4, types.float64: 8, types.int32: 4, types.int64: 8}
+
+
+def _llvm_vector(element):
+    return ir.VectorType(_LLVM_ELEMENT[element], LANES)
+
+
+def _constant(element, value):
+    return ir.Constant(_llvm_vector(element), [value] * LANES)
+
+
+def _splat(builder, scalar):
+    vector = ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined)
+    vector = builder.insert_element(vector, scalar, ir.Constant(ir.IntType(32), 0))
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(vector, vector, mask)
+
+
+def _call_llvm(builder, name, args):
+    """LLVM's own elementwise operation, such as `llvm.fma.v8f32`, on vectors of one type."""
+    kind = args[0].type
+    suffix = {ir.FloatType(): "f32", ir.DoubleType(): "f64"}[kind.element]
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(kind, [kind] * len(args)),
+        f"llvm.{name}.v{LANES}{suffix}",
+    )
+    return builder.call(function, args)
+
+
+# -- memory -----------------------------------------------------------------------------------------
+
+
+@intrinsic
+def pointer(typingctx, address, dtype):
+    """The address as a pointer to elements of `dtype`."""
+    element = dtype.dtype
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(element)(types.int64, dtype), codegen
+
+
+@intrinsic
+def at(typingctx, array, index):
+    """The pointer to element `index` of `array`."""
+
+    def codegen(context, builder, signature, args):
+        return builder.gep(args[0], [args[1]])
+
+    return array(array, types.int64), codegen
+
+
+def _vector_address(builder, array, index):
+    element = array.type.pointee
+    address = builder.gep(array, [index])
+    return builder.bitcast(address, ir.VectorType(element, LANES).as_pointer())
+
+
+@intrinsic
+def load(typingctx, array, index):
+    """Elements [index, index + LANES) of `array`; any alignment."""
+
+    def codegen(context, builder, signature, args):
+        value = builder.load(_vector_address(builder, *args))
+        value.align = _BYTES[array.dtype]
+        return value
+
+    return VectorType(array.dtype)(array, types.int64), codegen
+
+
+@intrinsic
+def store(typingctx, array, index, vector):
+    """Write `vector` to elements [index, index + LANES) of `array`; any alignment."""
+
+    def codegen(context, builder, signature, args):
+        instruction = builder.store(args[2], _vector_address(builder, *args[:2]))
+        instruction.align = _BYTES[array.dtype]
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, vector), codegen
+
+
+@intrinsic
+def at(typingctx, array, index):
+    """The pointer to element `index` of `array`."""
+
+    def codegen(context, builder, signature, args):
+        return builder.gep(args[0], [args[1]])
+
+    return array(array, types.int64), codegen
+
+
+def _vector_address(builder, array, index):
+    element = array.type.pointee
+    address = builder.gep(array, [index])
+    return builder.bitcast(address, ir.VectorType(element, LANES).as_pointer())
+
+
+@intrinsic
+def load(typingctx, array, index):
+    """Elements [index, index + LANES) of `array`; any alignment."""
+
+    def codegen(context, builder, signature, args):
+        value = builder.load(_vector_address(builder, *args))
+        value.align = _BYTES[array.dtype]
+        return value
+
+    return VectorType(array.dtype)(array, types.int64), codegen
+
+
+@intrinsic
+def store(typingctx, array, index, vector):
+    """Write `vector` to elements [index, index + LANES) of `array`; any alignment."""
+
+    def codegen(context, builder, signature, args):
+        instruction = builder.store(args[2], _vector_address(builder, *args[:2]))
+        instruction.align = _BYTES[array.dtype]
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, vector), codegen
+
+
+@intrinsic
+def prefetch(typingctx, address):
+    """Ask for the cache line at `address` (it may be any number) to come into the second-level cache."""
+
+    def codegen(context, builder, signature, args):
+        byte = ir.IntType(8).as_pointer()
+        word = ir.IntType(32)
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        )
+        read, second_level, data = (ir.Constant(word, value) for value in (0, 2, 1))
+        builder.call(function, [builder.inttoptr(args[0], byte), read, second_level, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+# -- memory of any kind -----------------------------------------------------------------------------
+
+KINDS = (
+    "float32", "float64", "float16", "bfloat16", "uint8", "int8", "int16", "int32", "int64",
+)  # fmt: skip
+SIZES = (4, 8, 2, 2, 1, 1, 2, 4, 8)
+
+
+def _by_kind(builder, kind, emit):
+    """Emit `emit[k]()` for the k that `kind` turns out to be at run time; its value, if it has one."""
+    end = builder.append_basic_block("end")
+    values = []
+    for k, body in emit.items():
+        match = builder.append_basic_block(KINDS[k])
+        other = builder.append_basic_block("other")
+        is_k = builder.icmp_signed("==", kind, ir.Constant(kind.type, k))
+        builder.cbranch(is_k, match, other)
+        builder.position_at_end(match)
+        values.append((body(), builder.block))
+        builder.branch(end)
+        builder.position_at_end(other)
+    # The caller sends no other kind than those of the table.
+    builder.unreachable()
+    builder.position_at_end(end)
+    if values[0][0] is None:
+        return None
+    phi = builder.phi(values[0][0].type)
+    for value, block in values:
+        phi.add_incoming(value, block)
+    return phi
+
+
+def _load_raw(builder, address, element, lanes):
+    vector = ir.VectorType(element, lanes)
+    value = builder.load(builder.inttoptr(address, vector.as_pointer()))
+    value.align = 1 if element.width == 8 else element.width // 8
+    return value
+
+
+def _emit_load_floats(builder, address, kind, element, lanes):
+    """float32 or float64 lanes from memory of `kind`; exact. bfloat16 is float32's upper half."""
+    target = ir.VectorType(element, lanes)
+    word = ir.VectorType(ir.IntType(32), lanes)
+
+    def from_half():
+        bits = _load_raw(builder, address, ir.IntType(16), lanes)
+        half = builder.bitcast(bits, ir.VectorType(ir.HalfType(), lanes))
+        return builder.fpext(half, target)
+
+    def from_upper_half():
+        bits = builder.zext(_load_raw(builder, address, ir.IntType(16), lanes), word)
+        sixteen = ir.Constant(word, [16] * lanes)
+        return builder.bitcast(builder.shl(bits, sixteen), target)
+
+    if element == ir.DoubleType():
+        value = builder.load(builder.inttoptr(address, target.as_pointer()))
+        value.align = 8
+        return value
+
+    def plain():
+        value = builder.load(builder.inttoptr(address, target.as_pointer()))
+        value.align = 4
+        return value
+
+    return _by_kind(builder, kind, {0: plain, 2: from_half, 3: from_upper_half})
+
+
+def _emit_store_floats(builder, address, kind, value, streamed):
+    """The mirror of `_emit_load_floats`, rounding to nearest even; NaN stays NaN."""
+    lanes = value.type.count
+    word = ir.VectorType(ir.IntType(32), lanes)
+    short = ir.VectorType(ir.IntType(16), lanes)
+
+    def write(bits, bytes_each):
+        place = builder.inttoptr(address, bits.type.as_pointer())
+        instruction = builder.store(bits, place)
+        instruction.align = bytes_each * (lanes if streamed else 1)
+        if streamed:
+            one = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+            instruction.set_metadata("nontemporal", one)
+
+    def to_half():
+        half = builder.fptrunc(value, ir.VectorType(ir.HalfType(), lanes))
+        write(builder.bitcast(half, short), 2)
+
+    def to_upper_half():
+        def constant(number):
+            return ir.Constant(word, [number] * lanes)
+
+        bits = builder.bitcast(value, word)
+        odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
+        rounded = builder.add(bits, builder.add(odd, constant(0x7FFF)))
+        # Rounding could carry a NaN's payload over into infinity or the sign.
+        quiet = builder.or_(bits, constant(0x400000))
+        bits = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
+        write(builder.trunc(builder.lshr(bits, constant(16)), short), 2)
+
+    if value.type.element == ir.DoubleType():
+        write(value, 8)
+    else:
+        _by_kind(builder, kind, {0: lambda: write(value, 4), 2: to_half, 3: to_upper_half})
+
+
+@intrinsic
+def load_floats(typingctx, rows, address, kind):
+    """A vector like those of `rows` from memory of `kind`: float32 rows from float32 and halves,
+    float64 rows from float64."""  # noqa: D205, D209
+
+    def codegen(context, builder, signature, args):
+        element = _LLVM_ELEMENT[rows.dtype]
+        return _emit_load_floats(builder, args[1], args[2], element, LANES)
+
+    return VectorType(rows.dtype)(rows, types.int64, types.int64), codegen
+
+
+@intrinsic
+def load_float(typingctx, rows, address, kind):
+    """`load_floats` of one element."""
+
+    def codegen(context, builder, signature, args):
+        element = _LLVM_ELEMENT[rows.dtype]
+        value = _emit_load_floats(builder, args[1], args[2], element, 1)
+        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+    return rows.dtype(rows, types.int64, types.int64), codegen
+
+
+@intrinsic
+def store_floats(typingctx, address, kind, vector):
+    """Write a vector as elements of `kind`; any alignment."""
+
+    def codegen(context, builder, signature, args):
+        _emit_store_floats(builder, *args, streamed=False)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, vector), codegen
+
+
+@intrinsic
+def stream_floats(typingctx, address, kind, vector):
+    """`store_floats` past the caches, so that memory is not read first; aligned to the vector."""
+
+    def codegen(context, builder, signature, args):
+        _emit_store_floats(builder, *args, streamed=True)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, vector), codegen
+
+
+@intrinsic
+def store_float(typingctx, address, kind, scalar):
+    """`store_floats` of one element."""
+
+    def codegen(context, builder, signature, args):
+        one = ir.Constant(ir.VectorType(args[2].type, 1), ir.Undefined)
+        one = builder.insert_element(one, args[2], ir.Constant(ir.IntType(32), 0))
+        _emit_store_floats(builder, args[0], args[1], one, streamed=False)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, scalar), codegen
+
+
+def _emit_load_integers(builder, address, kind, lanes):
+    wide = ir.VectorType(ir.IntType(64), lanes)
+
+    def read(bits, extend):
+        value = _load_raw(builder, address, ir.IntType(bits), lanes)
+        return value if bits == 64 else extend(value, wide)
+
+    emit = {
+        4: lambda: read(8, builder.zext),
+        5: lambda: read(8, builder.sext),
+        6: lambda: read(16, builder.sext),
+        7: lambda: read(32, builder.sext),
+        8: lambda: read(64, builder.sext),
+    }
+    return _by_kind(builder, kind, emit)
+
+
+@intrinsic
+def load_integers(typingctx, address, kind):
+    """A vector of int64 from memory of an integer `kind`."""
+
+    def codegen(context, builder, signature, args):
+        return _emit_load_integers(builder, *args, LANES)
+
+    return VectorType(types.int64)(types.int64, types.int64), codegen
+
+
+@intrinsic
+def load_integer(typingctx, address, kind):
+    """`load_integers` of one element."""
+
+    def codegen(context, builder, signature, args):
+        value = _emit_load_integers(builder, *args, 1)
+        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+# -- arithmetic -------------------------------------------------------------------------------------
+
+
+@intrinsic
+def splat(typingctx, scalar):
+    """The same scalar in every lane."""
+
+    def codegen(context, builder, signature, args):
+        return _splat(builder, args[0])
+
+    return VectorType(scalar)(scalar), codegen
+
+
+@intrinsic
+def filled(typingctx, array, value):
+    """A vector of the kind that `array` points to, with the float64 `value` in every lane."""
+
+    def codegen(context, builder, signature, args):
+        kind = _LLVM_ELEMENT[array.dtype]
+        value = args[1] if kind == args[1].type else builder.fptrunc(args[1], kind)
+        return _splat(builder, value)
+
+    return VectorType(array.dtype)(array, types.float64), codegen
+
+
+def _operator(symbol, emit, arity):
+    """Teach Numba `symbol` between vectors of one type."""
+
+    @type_callable(symbol)
+    def typing(context):
+        def typer(*args):
+            if len(args) == arity and isinstance(args[0], VectorType) and len(set(args)) == 1:
+                return args[0]
+            return None
+
+        return typer
+
+    @lower_builtin(symbol, *[VectorType] * arity)
+    def lowering(context, builder, signature, args):
+        return emit(builder, *args)
+
+
+_operator(operator.add, lambda builder, a, b: builder.fadd(a, b), 2)
+_operator(operator.sub, lambda builder, a, b: builder.fsub(a, b), 2)
+_operator(operator.mul, lambda builder, a, b: builder.fmul(a, b), 2)
+_operator(operator.truediv, lambda builder, a, b: builder.fdiv(a, b), 2)
+_operator(operator.neg, lambda builder, a: builder.fneg(a), 1)
+
+
+@intrinsic
+def both(typingctx, a, b):
+    """The lanes set in mask `a` and in mask `b`."""
+
+    def codegen(context, builder, signature, args):
+        return builder.and_(*args)
+
+    return a(a, b), codegen
+
+
+def _comparison(symbol):
+    @intrinsic
+    def operation(typingctx, a, b):
+        def codegen(context, builder, signature, args):
+            if isinstance(a.element, types.Integer):
+                return builder.icmp_signed(symbol, *args)
+            return builder.fcmp_ordered(symbol, *args)
+
+        return VectorType(types.boolean)(a, b), codegen
+
+    return operation
+
+
+less = _comparison("<")  # false where either is NaN
+equal = _comparison("==")
+
+
+@intrinsic
+def within(typingctx, a, num_classes):
+    """0 <= a < num_classes in each lane of integers, in one comparison without sign."""
+
+    def codegen(context, builder, signature, args):
+        return builder.icmp_unsigned("<", args[0], _splat(builder, args[1]))
+
+    return VectorType(types.boolean)(a, a.element), codegen
+
+
+@intrinsic
+def narrowed(typingctx, a):
+    """int64 lanes as int32; their upper halves are dropped."""
+
+    def codegen(context, builder, signature, args):
+        return builder.trunc(args[0], _llvm_vector(types.int32))
+
+    return VectorType(types.int32)(a), codegen
+
+
+@intrinsic
+def sum_of_lanes(typingctx, vector):
+    """The float64 lanes added in their order."""
+
+    def codegen(context, builder, signature, args):
+        lanes = [
+            builder.extract_element(args[0], ir.Constant(ir.IntType(32), j)) for j in range(LANES)
+        ]
+        return functools.reduce(builder.fadd, lanes)
+
+    return types.float64(vector), codegen
+
+
+@intrinsic
+def is_nan(typingctx, a):
+    """The lanes that hold NaN."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fcmp_unordered("uno", args[0], args[0])
+
+    return VectorType(types.boolean)(a), codegen
+
+
+@intrinsic
+def where(typingctx, mask, a, b):
+    """`a` in the lanes where `mask` is set, `b` in the others."""
+
+    def codegen(context, builder, signature, args):
+        return builder.select(*args)
+
+    return a(mask, a, b), codegen
+
+
+@intrinsic
+def maximum(typingctx, a, b):
+    """The larger of each pair; `b` where either is NaN (one instruction on x86)."""
+
+    def codegen(context, builder, signature, args):
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return a(a, b), codegen
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """a * b + c, rounded once."""
+
+    def codegen(context, builder, signature, args):
+        return _call_llvm(builder, "fma", args)
+
+    return a(a, b, c), codegen
+
+
+@intrinsic
+def any_lane(typingctx, mask):
+    """Whether any lane of `mask` is set."""
+
+    def codegen(context, builder, signature, args):
+        bits = builder.bitcast(args[0], ir.IntType(LANES))
+        return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
+
+    return types.boolean(mask), codegen
+
+
+@intrinsic
+def lane(typingctx, vector, index):
+    """One element."""
+
+    def codegen(context, builder, signature, args):
+        return builder.extract_element(args[0], args[1])
+
+    return vector.element(vector, types.int64), codegen
+
+
+@intrinsic
+def widened(typingctx, vector):
+    """float32 or float64 lanes as float64."""
+
+    def codegen(context, builder, signature, args):
+        if vector.element == types.float64:
+            return args[0]
+        return builder.fpext(args[0], _llvm_vector(types.float64))
+
+    return VectorType(types.float64)(vector), codegen
+
+
+# -- the exponential and the logarithm --------------------------------------------------------------
+
+
+@intrinsic
+def _power_of_two(typingctx, shifted):
+    """2**n, where the low bits of `shifted` hold n + 127: float32's own exponent, 0 for n = -127."""
+
+    def codegen(context, builder, signature, args):
+        bits = builder.bitcast(args[0], _llvm_vector(types.int32))
+        bits = builder.shl(bits, _constant(types.int32, 23))
+        return builder.bitcast(bits, args[0].type)
+
+    return shifted(shifted), codegen
+
+
+@intrinsic
+def _split_exponent(typingctx, value):
+    """Positive normal float32 as (n, m): value = m * 2**n with m in [sqrt(1/2), sqrt(2))."""
+
+    def codegen(context, builder, signature, args):
+        # Adding the distance from sqrt(1/2) to 1 carries into the exponent just where m >= sqrt(2).
+        bits = builder.bitcast(args[0], _llvm_vector(types.int32))
+        raised = builder.add(bits, _constant(types.int32, 0x3F800000 - 0x3F3504F3))
+        n = builder.ashr(raised, _constant(types.int32, 23))
+        n = builder.sub(n, _constant(types.int32, 127))
+        mantissa = builder.sub(bits, builder.shl(n, _constant(types.int32, 23)))
+        pair = [builder.sitofp(n, args[0].type), builder.bitcast(mantissa, args[0].type)]
+        return context.make_tuple(builder, signature.return_type, pair)
+
+    return types.UniTuple(value, 2)(value), codegen
+
+
+def _libm(name):
+    @intrinsic
+    def operation(typingctx, value):
+        def codegen(context, builder, signature, args):
+            return _call_llvm(builder, name, args)
+
+        return value(value), codegen
+
+    return operation
+
+
+_exp_float64 = _libm("exp")
+_log_float64 = _libm("log")
+
+_f32 = np.float32
+_LOG2_E = _f32(math.log2(math.e))
+_ROUNDING = _f32(1.5 * 2**23 + 127)  # adding it rounds to an integer and biases it for the exponent
+_LEAST = _f32(-88.02)  # rounds to 2**-127, which float32 has no normal number for: exp is 0 there
+# 2**f = 1 + f * (E1 + E2 f + ...) on [-1/2, 1/2]: minimax in relative error, 2e-9 before rounding.
+_E1 = _f32(6.93147203e-01)
+_E2 = _f32(2.40226479e-01)
+_E3 = _f32(5.55033247e-02)
+_E4 = _f32(9.61843737e-03)
+_E5 = _f32(1.33988749e-03)
+_E6 = _f32(1.53533606e-04)
+
+
+# ln(1 + f) = f - f**2/2 + f**3 (L0 + L1 f + ...) on [sqrt(1/2) - 1, sqrt(2) - 1]; 6e-9.
+_L0 = _f32(0.33333332)
+_L1 = _f32(-0.25000821)
+_L2 = _f32(0.20001227)
+_L3 = _f32(-0.16623357)
+_L4 = _f32(0.1420176)
+_L5 = _f32(-0.13160189)
+_L6 = _f32(0.12761562)
+_L7 = _f32(-0.0763446)
+_LN2_HIGH = _f32(0.693359375)  # few bits, so that n times it is exact
+_LN2_LOW = _f32(-2.12194440e-4)
+
+
+def _exp_float32(x):
+    # x = n ln 2 + f ln 2 with |f| <= 1/2. The clamp keeps n >= -127 and lets NaN through.
+    x = maximum(splat(_LEAST), x)
+    shifted = fma(x, splat(_LOG2_E), splat(_ROUNDING))
+    n = shifted - splat(_ROUNDING)
+    f = fma(x, splat(_LOG2_E), -n)
+    p = fma(splat(_E6), f, splat(_E5))
+    p = fma(p, f, splat(_E4))
+    p = fma(p, f, splat(_E3))
+    p = fma(p, f, splat(_E2))
+    p = fma(p, f, splat(_E1))
+    p = fma(p, f, splat(_f32(1)))
+    return p * _power_of_two(shifted)
+
+
+@njit
+def _log_float32(x):
+    # Cephes' scheme: ln(m 2**n) = n ln 2 + f - f**2/2 + f**3 P(f), f = m - 1.
+    n, m = _split_exponent(x)
+    f = m - splat(_f32(1))
+    p = fma(splat(_L7), f, splat(_L6))
+    p = fma(p, f, splat(_L5))
+    p = fma(p, f, splat(_L4))
+    p = fma(p, f, splat(_L3))
+    p = fma(p, f, splat(_L2))
+    p = fma(p, f, splat(_L1))
+    p = fma(p, f, splat(_L0))
+    square = f * f
+    p = fma(p * f, square, n * splat(_LN2_LOW))
+    p = fma(square, splat(_f32(-0.5)), p)
+    return fma(n, splat(_LN2_HIGH), f + p)
+
+
+def exp(x):
+    """e**x in every lane, for x <= 0 or NaN; 0 below ln FLT_MIN in float32. Within 1 ulp."""
+    raise NotImplementedError
+
+
+@overload(exp)
+def _exp(x):
+    return _exp_float32 if x.element == types.float32 else lambda x: _exp_float64(x)
+
+
+def log1p(x):
+    """ln(1 + x) in every lane, for x >= 0 or NaN, accurate to the last bits also near 0."""
+    raise NotImplementedError
+
+
+@overload(log1p)
+def _log1p(x):
+    log = _log_float32 if x.element == types.float32 else _log_float64
+    element = x.element
+
+    def implementation(x):
+        # Kahan: what rounding 1 + x loses is put back by the ratio x / ((1 + x) - 1).
+        one = splat(element(1))
+        w = one + x
+        rest = w - one
+        return where(equal(w, one), x, log(w) * (x / rest))
+
+    return implementation

@@ -1,0 +1,71 @@
+"""The definition: log-sum-exp minus the picked logit, in float64, with nothing clever.
+
+The oracle of all tests and benchmarks; the product does not use it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def pixel_terms(
+    logits: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None = None,
+    *,
+    pixel_weight: Tensor | None = None,
+    ignore_index: int | Sequence[int] = 255,
+    label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """The terms of valid pixels, in the order of the labels, and their weights; both float64 [valid]."""
+    num_classes = logits.shape[1]
+    values = (ignore_index,) if isinstance(ignore_index, int) else ignore_index
+    truth = labels.reshape(-1).long()
+    valid = torch.tensor([int(label) not in values for label in truth.tolist()], dtype=torch.bool)
+    columns = logits.double().movedim(1, -1).reshape(-1, num_classes)
+    x, y = columns[valid] / temperature, truth[valid]
+    weights = torch.ones(num_classes).double() if class_weight is None else class_weight.double()
+    pixels = torch.ones(len(y)).double()
+    if pixel_weight is not None:
+        pixels = pixel_weight.reshape(-1).double()[valid]
+    nll_of_all = torch.logsumexp(x, dim=1, keepdim=True) - x
+    nll = nll_of_all.gather(1, y[:, None])[:, 0]
+    terms = weights[y] * nll
+    if label_smoothing:
+        smooth = (weights * nll_of_all).sum(dim=1) / num_classes
+        terms = (1 - label_smoothing) * terms + label_smoothing * smooth
+    return pixels * terms, pixels * weights[y]
+
+
+def spatial_cross_entropy(
+    logits: Tensor, labels: Tensor, class_weight: Tensor | None = None, *, normalization: str = "valid",
+    **options: object,
+) -> Tensor:  # fmt: skip
+    """The loss, float64, differentiable by autograd. Options as `seg_loss.spatial_cross_entropy`."""
+    terms, weights = pixel_terms(logits, labels, class_weight, **options)  # type: ignore[arg-type]
+    divisor: float | Tensor = {
+        "valid": max(len(terms), 1),
+        "full": max(labels.numel(), 1),
+        "batch": max(len(logits), 1),
+        "none": 1,
+        "weight": weights.sum() if weights.sum() > 0 else 1,
+    }[normalization]
+    # The sum over no pixels is attached to the logits all the same.
+    return terms.sum() / divisor
+
+
+def loss_and_gradient(
+    logits: Tensor, labels: Tensor, class_weight: Tensor | None = None, **options: object
+) -> tuple[Tensor, Tensor]:
+    """The loss and its gradient by the logits, both float64."""
+    x = logits.detach().double().requires_grad_()
+    loss = spatial_cross_entropy(x, labels, class_weight, **options)  # type: ignore[arg-type]
+    (gradient,) = torch.autograd.grad(loss, x)
+    return loss.detach(), gradient
+
+
+def spatial_softmax(logits: Tensor, *, axis: int = 1, temperature: float = 1.0) -> Tensor:
+    """Probabilities, float64."""
+    return torch.softmax(logits.double() / temperature, axis)

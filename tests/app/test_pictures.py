@@ -1,0 +1,243 @@
+"""The pictures, pixel by pixel."""
+
+import io
+import math
+from dataclasses import fields, replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from app import colour_maps, label_maps, pictures
+from app.errors import IllPosed
+from app.palettes import palette
+from app.pictures import Scene
+
+LABELS = np.array([[0, 1, 2], [255, 3, 3]])
+PREDICTION = np.array([[0, 1, 1], [4, 3, 0]])
+VALID = LABELS != 255
+PHOTO = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 10
+FULL = Scene(
+    palette=palette("voc"),
+    num_classes=21,
+    labels=LABELS,
+    prediction=PREDICTION,
+    nll=np.array([[0, 1, math.log(21)], [np.nan, 99, np.inf]], dtype=np.float32),
+    confidence=np.array([[0, 0.5, 1], [0.3, 0.25, 1 / 21]], dtype=np.float32),
+    entropy=np.array([[0, math.log(21) / 2, math.log(21)], [1, 0.5, 2]], dtype=np.float32),
+    photo=PHOTO,
+    valid=VALID,
+)
+CHECKER = [96, 96, 96]
+
+
+def pixels(data: bytes) -> npt.NDArray[np.uint8]:
+    with Image.open(io.BytesIO(data)) as picture:
+        assert picture.format == "PNG"
+        return np.array(picture)
+
+
+def refusal(kind: str, scene: Scene) -> str:
+    with pytest.raises(IllPosed) as caught:
+        pictures.draw(kind, scene)
+    return caught.value.detail
+
+
+def test_labels_and_predictions_are_valid_label_maps_again() -> None:
+    for kind, indices in (("labels", LABELS), ("prediction", PREDICTION)):
+        label_map = label_maps.read(
+            pictures.draw(kind, FULL),
+            where="labels",
+            palette=None,
+            expected_size=(2, 3),
+            max_pixels=6,
+        )
+        assert label_map.mode == "P"
+        np.testing.assert_array_equal(label_map.indices, indices)
+
+
+def test_an_ignored_label_that_no_png_holds_becomes_the_void_of_the_palette() -> None:
+    scene = replace(FULL, labels=np.where(VALID, LABELS, -1))
+    assert pixels(pictures.draw("labels", scene)).tolist() == LABELS.tolist()
+
+
+def test_a_valid_label_that_no_png_holds_is_refused() -> None:
+    assert refusal("labels", replace(FULL, labels=LABELS + 253, valid=None)) == (
+        "labels: expected 0…255, which a PNG of mode P can hold, got 508 at (1, 0) and 2 more "
+        "places."
+    )
+
+
+def test_the_overlay_is_half_photo_and_half_palette() -> None:
+    overlay = pixels(pictures.draw("overlay", FULL))
+    assert overlay[0, 1].tolist() == [79, 20, 25]  # (30, 40, 50) and (128, 0, 0)
+    assert overlay[1, 1].tolist() == [124, 129, 70]  # (120, 130, 140) and (128, 128, 0)
+
+
+def test_the_overlay_leaves_the_background_and_what_does_not_count_as_photo() -> None:
+    overlay = pixels(pictures.draw("overlay", FULL))
+    for row, column in ((0, 0), (1, 0), (1, 2)):
+        assert overlay[row, column].tolist() == PHOTO[row, column].tolist()
+
+
+def test_the_overlay_of_a_palette_without_background_blends_class_0() -> None:
+    overlay = pixels(pictures.draw("overlay", replace(FULL, palette=palette("cityscapes"))))
+    assert overlay[0, 0].tolist() == [64, 37, 74]  # half of the road, half of (0, 10, 20)
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(0.0, [30, 40, 50]), (1.0, [128, 0, 0])])
+def test_alpha_is_the_weight_of_the_palette(alpha: float, expected: list[int]) -> None:
+    overlay = pixels(pictures.draw("overlay", replace(FULL, alpha=alpha)))
+    assert overlay[0, 1].tolist() == expected
+
+
+def test_the_overlay_shows_labels_where_there_is_no_prediction() -> None:
+    overlay = pixels(pictures.draw("overlay", replace(FULL, prediction=None, alpha=1.0)))
+    assert overlay[0, 2].tolist() == [0, 128, 0]
+
+
+def test_blends_are_rounded_to_the_nearest_even() -> None:
+    scene = Scene(
+        palette=palette("voc"),
+        num_classes=21,
+        prediction=np.array([[1, 1]]),
+        photo=np.array([[[0, 1, 3], [0, 5, 7]]], dtype=np.uint8),
+    )
+    assert pixels(pictures.draw("overlay", scene)).tolist() == [[[64, 0, 2], [64, 2, 4]]]
+
+
+def test_the_error_map_is_grey_where_right_vermilion_where_wrong_and_checkered_elsewhere() -> None:
+    assert pixels(pictures.draw("error", FULL)).tolist() == [
+        [[217] * 3, [217] * 3, [213, 94, 0]],
+        [CHECKER, [217] * 3, [213, 94, 0]],
+    ]
+
+
+def test_the_checker_has_cells_of_four_pixels() -> None:
+    nothing = np.zeros((8, 8), dtype=np.bool_)
+    scene = replace(
+        FULL,
+        labels=np.zeros((8, 8), dtype=np.int64),
+        prediction=np.zeros((8, 8), dtype=np.int64),
+        photo=None,
+        valid=nothing,
+        nll=None,
+        confidence=None,
+        entropy=None,
+    )
+    error = pixels(pictures.draw("error", scene))[:, :, 0]
+    assert error[0].tolist() == [96] * 4 + [144] * 4
+    assert error[4].tolist() == [144] * 4 + [96] * 4
+
+
+def test_nll_runs_from_0_to_ln_c_and_is_clipped_above() -> None:
+    nll = pixels(pictures.draw("nll", FULL))
+    assert nll[0].tolist() == [
+        [0, 0, 4],
+        colour_maps.INFERNO[math.floor(255 / math.log(21) + 0.5)].tolist(),
+        [252, 255, 164],
+    ]
+    assert nll[1].tolist() == [CHECKER, [252, 255, 164], [252, 255, 164]]
+
+
+def test_confidence_is_viridis_from_0_to_1() -> None:
+    confidence = pixels(pictures.draw("confidence", FULL))
+    assert confidence[0].tolist() == [[68, 1, 84], [33, 145, 140], [253, 231, 37]]
+    assert confidence[1, 0].tolist() == CHECKER
+
+
+def test_entropy_is_viridis_of_shares_of_ln_c() -> None:
+    entropy = pixels(pictures.draw("entropy", FULL))
+    assert entropy[0].tolist() == [[68, 1, 84], [33, 145, 140], [253, 231, 37]]
+
+
+def test_a_single_class_has_nothing_to_lose() -> None:
+    scene = replace(FULL, num_classes=1, nll=np.zeros((2, 3), dtype=np.float32))
+    assert pixels(pictures.draw("nll", scene))[0, 0].tolist() == [0, 0, 4]
+
+
+def test_a_pixel_without_a_value_is_checkered_even_if_it_counts() -> None:
+    scene = replace(FULL, valid=None)
+    assert pixels(pictures.draw("nll", scene))[1, 0].tolist() == CHECKER
+
+
+def test_no_colour_map_contains_the_greys_of_the_checker() -> None:
+    for table in (colour_maps.INFERNO, colour_maps.VIRIDIS):
+        assert not (table == table[:, :1]).all(axis=1).any()
+
+
+def test_colour_maps_go_from_dark_to_light() -> None:
+    for table in (colour_maps.INFERNO, colour_maps.VIRIDIS):
+        assert table.shape == (256, 3)
+        luminance = table @ np.array([0.2126, 0.7152, 0.0722])
+        assert (np.diff(luminance) > -0.8).all()  # rounding to 8 bits may step back a little
+        assert luminance[-1] > luminance[0] + 150
+
+
+@pytest.mark.parametrize(
+    ("share", "index"), [(-1, 0), (0.0019, 0), (0.002, 1), (0.5, 128), (0.999, 255), (7, 255)]
+)
+def test_the_first_and_the_last_colour_cover_half_a_step(share: float, index: int) -> None:
+    steps = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    assert colour_maps.paint(np.array([[share]]), steps)[0, 0, 0] == index
+
+
+def test_an_unknown_kind_is_answered_with_the_known_ones() -> None:
+    assert refusal("margin", FULL) == (
+        "kind: expected one of labels, prediction, overlay, error, nll, confidence, entropy, "
+        "got an unknown name."
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing", "detail"),
+    [
+        ("labels", "labels", "labels: {}. Send `labels`."),
+        ("prediction", "prediction", "prediction: {}. Send `logits` or `prediction`."),
+        ("overlay", "photo", "image: {}. Send the photo as `image`, PNG or JPEG."),
+        ("error", "labels", "labels: {}. Send `labels`."),
+        ("error", "prediction", "prediction: {}. Send `logits` or `prediction`."),
+        ("nll", "nll", "nll: {}. Send `logits` and `labels`."),
+        ("confidence", "confidence", "confidence: {}. Send `logits`."),
+        ("entropy", "entropy", "entropy: {}. Send `logits`."),
+    ],
+)
+def test_what_is_missing_is_named_with_the_way_to_send_it(
+    kind: str, missing: str, detail: str
+) -> None:
+    scene = replace(FULL, **{missing: None})  # type: ignore[arg-type]
+    assert refusal(kind, scene) == detail.format(
+        f"expected something to draw for kind={kind}, got nothing"
+    )
+
+
+def test_an_overlay_needs_something_to_lay_over() -> None:
+    assert refusal("overlay", replace(FULL, labels=None, prediction=None)) == (
+        "prediction: expected something to draw for kind=overlay, got nothing. "
+        "Send `logits`, `prediction` or `labels`."
+    )
+
+
+def test_a_photo_of_another_size_is_refused() -> None:
+    assert refusal("overlay", replace(FULL, photo=PHOTO[:, :2])) == (
+        "image: expected 2 x 3 (height x width) to match the labels, got 2 x 2."
+    )
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.5, math.nan])
+def test_alpha_outside_0_and_1_is_refused(alpha: float) -> None:
+    assert refusal("overlay", replace(FULL, alpha=alpha)) == (
+        f"alpha: expected a weight from 0 to 1, got {alpha}."
+    )
+
+
+@pytest.mark.parametrize("kind", pictures.KINDS)
+def test_nothing_that_comes_in_is_changed(kind: str) -> None:
+    arrays = [getattr(FULL, field.name) for field in fields(FULL)]
+    copies = [array.copy() for array in arrays if isinstance(array, np.ndarray)]
+    pictures.draw(kind, FULL)
+    for array, copy in zip(
+        (array for array in arrays if isinstance(array, np.ndarray)), copies, strict=True
+    ):
+        np.testing.assert_array_equal(array, copy)
