@@ -1,7 +1,8 @@
 """Whether a loss can be made of what the caller gave. All messages about tensors are made here.
 
 `loss` and `evaluation` call `loss_inputs` first; `judge` speaks on what a backend's survey of the
-labels found. Nothing here reads a logit, but `require_finite`, which is called when a loss came out NaN.
+labels found. Nothing here reads a logit, but `require_finite`, which is called when a loss came out
+NaN.
 """
 
 import math
@@ -161,15 +162,15 @@ def judge(
     """
     if survey.first_bad_label is not None:
         place = survey.first_bad_label
-        value = int(labels[place])
+        label = int(labels[place])
         others = survey.num_bad_labels - 1
         names = ", ".join(str(value) for value in ignored)
         accepted = f"0...{num_classes - 1}" + (f" or {names} (ignored)" if ignored else "")
         raise InvalidInput(
             "labels",
             accepted,
-            f"{value} at {_place(place)}" + (f" and {_pixels(others)} more" if others else ""),
-            _label_advice(value, num_classes),
+            f"{label} at {_place(place)}" + (f" and {_pixels(others)} more" if others else ""),
+            _label_advice(label, num_classes),
         )
     if survey.first_bad_weight is not None and pixel_weight is not None:
         place = survey.first_bad_weight
@@ -187,8 +188,8 @@ def require_finite(
 ) -> None:
     """Refuse logits no softmax can be taken of: NaN, +inf, or all -inf, at a valid pixel.
 
-    -inf is a legal logit, of probability 0. The library itself lets such values through to a loss of
-    NaN, as torch does; a service that must answer calls this when that has happened.
+    -inf is a legal logit, of probability 0. The library itself lets such values through to a loss
+    of NaN, as torch does; a service that must answer calls this when that has happened.
 
     Raises:
         InvalidInput: with the number of pixels, and the first one's position and value.
@@ -203,7 +204,7 @@ def require_finite(
     if not count:
         return
     place = tuple(int(index) for index in bad.nonzero()[0])
-    column = logits[(place[0], slice(None), *place[1:])]
+    column = logits.movedim(1, -1)[place]
     value = float(highest[place])
     if value == -math.inf:
         got = f"-inf in every class at {_place(place)}"

@@ -1,9 +1,9 @@
 """What a loss says about the training that it comes from.
 
-A network that knows nothing gives every class the probability 1/C and costs ln C per pixel: FCN's score
-layers begin at zero and cost exactly that. A loss stuck there has not begun to learn; one above it is
-confidently wrong; a pixel whose true class has probability 0 in float32 costs Caffe 87.3365, a figure
-that its users know from logs of trainings that broke.
+A network that knows nothing gives every class the probability 1/C and costs ln C per pixel: FCN's
+score layers begin at zero and cost exactly that. A loss stuck there has not begun to learn; one
+above it is confidently wrong; a pixel whose true class has probability 0 in float32 costs Caffe
+87.3365, a figure that its users know from logs of trainings that broke.
 """
 
 import math
@@ -53,20 +53,20 @@ def diagnose(
     if non_finite_pixels:
         return Diagnosis(
             "non_finite",
-            f"The logits of {non_finite_pixels} valid pixels hold NaN or infinity: the training has "
-            "diverged; lower the learning rate, and look for the first step at which it happened.",
+            f"The logits of {non_finite_pixels} valid pixels hold NaN or infinity: the training "
+            "has diverged; lower the learning rate, and look for the first step at which it happened.",
         )
     if num_classes == 1:
         return Diagnosis(
             "single_class",
-            "A softmax over one class is always 1 and its loss always 0: give the background a class "
-            "of its own, or use a sigmoid.",
+            "A softmax over one class is always 1 and its loss always 0: give the background a "
+            "class of its own, or use a sigmoid.",
         )
     if saturated_pixels:
         return Diagnosis(
             "saturated",
-            f"{saturated_pixels} of {valid_pixels} valid pixels give their true class a probability of "
-            "0 in float32: the logits have grown too large, or the labels are shifted; lower the "
+            f"{saturated_pixels} of {valid_pixels} valid pixels give their true class a probability "
+            "of 0 in float32: the logits have grown too large, or the labels are shifted; lower the "
             "learning rate and compare a label map with its prediction.",
         )
     if mean_nll > chance * (1 + _CHANCE):
@@ -84,6 +84,6 @@ def diagnose(
         )
     return Diagnosis(
         "learning",
-        f"The mean loss of a pixel, {mean_nll:.4g}, is below ln C = {chance:.4g}, the cost of knowing "
-        "nothing: the network tells the classes apart.",
+        f"The mean loss of a pixel, {mean_nll:.4g}, is below ln C = {chance:.4g}, the cost of "
+        "knowing nothing: the network tells the classes apart.",
     )

@@ -1,4 +1,7 @@
-"""`evaluate`: everything that one read of the logits can tell. The next stop is a backend's `evaluate`."""
+"""`evaluate`: all that one read of the logits can tell.
+
+The next stop is a backend's `evaluate`.
+"""
 
 import math
 from collections.abc import Sequence
@@ -34,7 +37,7 @@ class ClassLoss:
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Valid pixels whose confidence lies in one of the equal bins (lower, upper]; 0 is in the first."""
+    """Valid pixels with a confidence in (lower, upper]; one of 0 is in the first bin."""
 
     lower: float
     upper: float
@@ -74,10 +77,11 @@ class Evaluation:
         calibration: of the confidence, the highest probability of a pixel.
         diagnosis: what the loss says about the training.
         non_finite_pixels: valid pixels without a softmax, for NaN or +inf among their logits.
-        maps: those asked for, over all pixels, ignored ones too (but `nll` is 0 there). `prediction` is
-            the most probable class, the first of equals; `confidence` its probability; `entropy` in nats;
-            `top_classes` and `top_probabilities` [N, k, *spatial] the k = 3 most probable. Classes are
-            uint8 up to 256 of them, int16 or int32 beyond; the rest is float32.
+        maps: those asked for, over all pixels, ignored ones too (but `nll` is 0 there).
+        `prediction` is
+            the most probable class, the first of equals; `confidence` its probability; `entropy` in
+            nats; `top_classes` and `top_probabilities` [N, k, *spatial] the k = 3 most probable.
+            Classes are uint8 up to 256 of them, int16 or int32 beyond; the rest is float32.
     """
 
     loss: float
@@ -109,7 +113,8 @@ def evaluate(
     normalization: str = "valid",
     maps: Sequence[str] = (),
 ) -> Evaluation:
-    """Loss, losses per image and class, confusion, metrics, calibration and maps, without a gradient.
+    """Loss, losses per image and class, confusion, metrics, calibration and maps, without a
+    gradient.
 
     Arguments, meaning and errors are those of `spatial_cross_entropy`.
 
@@ -193,11 +198,11 @@ def _per_image(
             inputs.labels, inputs.class_weight, inputs.pixel_weight, inputs.logits.shape[1],
             inputs.ignored,
         )  # fmt: skip
-        weights = list(weight.split(1))
+        weights = [weight[image : image + 1] for image in range(num_images)]
     pixels = inputs.labels[0].numel() if num_images else 0
     counts = (
         divisor(inputs.normalization, valid, weight, 1, pixels)
-        for valid, weight in zip(valid_pixels.split(1), weights, strict=True)
+        for valid, weight in zip(valid_pixels, weights, strict=True)
     )
     return tuple(
         ImageLoss(float(total) / float(count), int(valid))

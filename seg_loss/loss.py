@@ -6,10 +6,11 @@
 
 With label smoothing e, as torch defines it,
 
-    term_p = pixel_weight_p * ((1 - e) class_weight_y_p nll_p + e / C * sum_c class_weight_c nll_pc).
+    term_p = pixel_weight_p * ((1 - e) class_weight_y_p nll_p + e / C * sum_c class_weight_c
+    nll_pc).
 
-A pixel is valid unless its label is ignored. What an ignored pixel's logits hold, NaN and inf too, never
-reaches the loss or the gradient, which is exactly 0 there.
+A pixel is valid unless its label is ignored. What an ignored pixel's logits hold, NaN and inf too,
+never reaches the loss or the gradient, which is exactly 0 there.
 """
 
 import math
@@ -101,20 +102,22 @@ def spatial_cross_entropy(
 ) -> Tensor:
     """The pixel-wise softmax loss; differentiable in the logits.
 
-    Equal to `F.cross_entropy(logits / temperature, labels.long(), ignore_index=255)` for the defaults,
-    but 0 where torch's is NaN: with no valid pixel. No tensor of the logits' size is stored; the logits
-    are read once here and once more in the backward pass.
+    Equal to `F.cross_entropy(logits / temperature, labels.long(), ignore_index=255)` for the
+    defaults, but 0 where torch's is NaN: with no valid pixel. No tensor of the logits' size is
+    stored; the logits are read once here and once more in the backward pass.
 
     Args:
         logits: [N, C, *spatial]; float32, float16, bfloat16 or float64. Any strides.
         labels: [N, *spatial] or [N, 1, *spatial]; uint8, int8, int16, int32 or int64.
         class_weight: [C], not negative; the factor of a pixel is that of its true class.
         pixel_weight: [N, *spatial], not negative, the factor of each pixel.
-        ignore_index: the label, or labels, of pixels that do not count. A value that the labels' dtype
+        ignore_index: the label, or labels, of pixels that do not count. A value that the labels'
+        dtype
             cannot hold matches no pixel.
         label_smoothing: from 0 to 1.
         temperature: divides the logits.
-        normalization: what divides the sum: "valid", the valid pixels; "full", all pixels; "batch", the
+        normalization: what divides the sum: "valid", the valid pixels; "full", all pixels; "batch",
+        the
             images (the FCN set-up); "none", 1; "weight", the weights of the valid pixels.
 
     Returns:
@@ -122,7 +125,8 @@ def spatial_cross_entropy(
         number of threads.
 
     Raises:
-        InvalidInput: for what does not fit, and for labels that are neither a class nor ignored: with
+        InvalidInput: for what does not fit, and for labels that are neither a class nor ignored:
+        with
             the value, how many, and where the first is.
 
     >>> logits = torch.zeros(1, 3, 1, 2)
@@ -155,7 +159,8 @@ def loss_and_gradient(
     normalization: str = "valid",
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient by the logits, in one read of the logits and one write of the gradient.
+    """The loss and its gradient by the logits, in one read of the logits and one write of the
+    gradient.
 
     Arguments, meaning and errors are those of `spatial_cross_entropy`; autograd is not involved.
 
@@ -165,7 +170,8 @@ def loss_and_gradient(
     Returns:
         The loss, a scalar, and the gradient, like `logits` (or `out` itself).
 
-    >>> loss, gradient = loss_and_gradient(torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.uint8))
+    >>> loss, gradient = loss_and_gradient(torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 1,
+    dtype=torch.uint8))
     >>> gradient.flatten().tolist()
     [-0.5, 0.5]
     """
@@ -212,7 +218,7 @@ def divisor_of(inputs: LossInputs) -> Tensor:
 
 
 def loss_of(inputs: LossInputs, *, max_nll: float = math.inf) -> Tensor:
-    """The loss of checked inputs. `max_nll` bounds the loss of a pixel but not its gradient (Caffe)."""
+    """The loss of checked inputs; `max_nll` bounds a pixel's loss, not its gradient (Caffe)."""
     count = divisor_of(inputs)
     sums = ops.cross_entropy(
         inputs.logits,
@@ -224,7 +230,8 @@ def loss_of(inputs: LossInputs, *, max_nll: float = math.inf) -> Tensor:
         inputs.temperature,
         max_nll,
     )
-    return (sums.sum() / count).to(ops.map_dtype(inputs.logits))
+    loss: Tensor = (sums.sum() / count).to(ops.map_dtype(inputs.logits))
+    return loss
 
 
 def pixel_terms_of(inputs: LossInputs) -> Tensor:

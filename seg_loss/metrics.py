@@ -7,7 +7,8 @@ With n_ij the pixels of class i predicted as j, t_i = sum_j n_ij and p_i = sum_j
     mean IU                   mean of n_ii / (t_i + p_i - n_ii)
     frequency-weighted IU     sum_i t_i IU_i / sum_i t_i
 
-Long, Shelhamer, Darrell: Fully Convolutional Networks for Semantic Segmentation, CVPR 2015, section 5.
+Long, Shelhamer, Darrell: Fully Convolutional Networks for Semantic Segmentation, CVPR 2015, section
+5.
 """
 
 from collections.abc import Sequence
@@ -62,7 +63,8 @@ def confusion_matrix(
         int64 [C, C]. Its sum is the number of valid pixels.
 
     Raises:
-        InvalidInput: for another shape or dtype, and for a label or a prediction at a valid pixel that
+        InvalidInput: for another shape or dtype, and for a label or a prediction at a valid pixel
+        that
             is no class.
 
     >>> confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 255]), 2).tolist()
@@ -94,8 +96,10 @@ def fcn_metrics(confusion: Tensor, *, absent: str = "skip") -> FcnMetrics:
 
     Args:
         confusion: [C, C] counts, rows = truth; those of a data set are the sum of its pictures'.
-        absent: a class in neither truth nor prediction is left out of the mean IU ("skip", as FCN), counts
-            as "zero" (as CSAIL's ADE20K) or as "one"; "gt_only" leaves out every class not in the truth.
+        absent: a class in neither truth nor prediction is left out of the mean IU ("skip", as FCN),
+        counts
+            as "zero" (as CSAIL's ADE20K) or as "one"; "gt_only" leaves out every class not in the
+            truth.
 
     Raises:
         InvalidInput: for another shape, or another `absent`.

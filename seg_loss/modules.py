@@ -23,7 +23,7 @@ class SpatialSoftmax(nn.Module):
 
 
 class SpatialCrossEntropy(nn.Module):
-    """`spatial_cross_entropy` with fixed options; `class_weight` is a buffer and moves with the module."""
+    """`spatial_cross_entropy` with fixed options; `class_weight` is a buffer."""
 
     class_weight: Tensor | None
 

@@ -1,14 +1,15 @@
-"""The CPU backend: torch tensors in, `numba_kernels` over chunks of pixels on all threads, tensors out.
+"""The CPU backend: torch tensors in, `numba_kernels` over chunks of pixels on all threads, tensors
+out.
 
-Called by `ops` and `evaluation`; the tensors were checked by `checks`. Work is split by pixels, so a
-batch of one keeps every core busy. Which pixels make a chunk depends on the shape of one image alone,
-and partial sums are added in the chunks' order: results do not depend on the number of threads, nor on
-what else is in the batch.
+Called by `ops` and `evaluation`; the tensors were checked by `checks`. Work is split by pixels, so
+a batch of one keeps every core busy. Which pixels make a chunk depends on the shape of one image
+alone, and partial sums are added in the chunks' order: results do not depend on the number of
+threads, nor on what else is in the batch.
 """
 
 import ctypes
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from seg_loss import numba_kernels as kernels
 from seg_loss import threads
+from seg_loss.checks import InvalidInput
 from seg_loss.survey import Survey
 
 # Elements of a chunk: about 0.1 ms of work, long against the call of a kernel from Python.
@@ -27,8 +29,6 @@ _THREAD_ELEMENTS = 60_000
 # A gradient larger than this leaves the caches anyway; it is written past them.
 _STREAM_BYTES = 24 << 20
 _HUGE_PAGE_BYTES = 2 << 20
-
-_ABSENT = kernels.View(0, 0, 1, False, 0, 0, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ class _Chunk:
 
 
 class _Plan:
-    """The chunks of logits [N, C, *spatial], and the scratch memory a thread needs for one of them."""
+    """The chunks of logits [N, C, *spatial], and the scratch memory a thread needs for one of
+    them.
+    """
 
     def __init__(self, shape: torch.Size, dtype: torch.dtype) -> None:
         self.num_images, self.num_classes = shape[0], shape[1]
@@ -92,25 +94,24 @@ def survey(
 ) -> Survey:
     """Read the labels once: valid pixels and weights per image, and what is wrong with them."""
     plan = _Plan(torch.Size([labels.shape[0], num_classes, *labels.shape[1:]]), torch.float64)
-    label_view = _view(labels)
+    views = _Views(labels=labels, pixel_weight=_weights_as(pixel_weight, torch.float64))
     ignored_labels = _ignored(ignored)
     sums, counts = plan.sums(kernels.NUM_SUMS), plan.counts()
 
     def count(classes: Any, chunk: _Chunk) -> None:
         kernels.survey_chunk(
-            classes, label_view, ignored_labels, num_classes, plan.tile,
+            classes, views.array, ignored_labels, num_classes, plan.tile,
             chunk.image, chunk.first, chunk.last, counts[chunk.image, chunk.place],
         )  # fmt: skip
 
     plan.run(plan.classes, count)
     if class_weight is not None or pixel_weight is not None:
         weights = _class_weights(class_weight, num_classes)
-        weight_view = _view(_weights_as(pixel_weight, torch.float64))
 
         def weigh(state: tuple[Any, Any], chunk: _Chunk) -> None:
             kernels.survey_weights_chunk(
-                *state, label_view, weight_view, weights, ignored_labels,
-                num_classes, plan.stride, plan.tile, chunk.image, chunk.first, chunk.last,
+                *state, views.array, weights, ignored_labels, num_classes,
+                plan.stride, plan.tile, chunk.image, chunk.first, chunk.last,
                 sums[chunk.image, chunk.place], counts[chunk.image, chunk.place],
             )  # fmt: skip
 
@@ -146,28 +147,29 @@ def cross_entropy(
     Args:
         terms: [N, *spatial], float32 or (of float64 logits) float64.
         gradient: [N, C, *spatial]; may be `logits` itself.
-        gradient_scale: float64 [N]; gradient = scale of the image * d(sum of its terms) / d(logits).
+        gradient_scale: float64 [N]; gradient = scale of the image * d(sum of its terms) /
+        d(logits).
     """
     plan = _Plan(logits.shape, logits.dtype)
-    num_classes = plan.num_classes
-    logits_view, label_view = _view(logits, classes=True), _view(labels)
-    weights = _class_weights(class_weight, num_classes)
-    weight_view = _view(_weights_as(pixel_weight, logits.dtype))
+    views = _Views(
+        logits=logits,
+        labels=labels,
+        pixel_weight=_weights_as(pixel_weight, logits.dtype),
+        terms=terms,
+        gradient=gradient,
+    )
+    weights = _class_weights(class_weight, plan.num_classes)
     ignored_labels = _ignored(ignored)
-    terms_view = _view(terms)
-    gradient_view = _view(gradient, classes=True)
     scales = [1.0] * len(logits) if gradient_scale is None else gradient_scale.tolist()
-    options = [
+    options = _options(
         kernels.Options(1 / temperature, label_smoothing, max_nll, scale / temperature)
         for scale in scales
-    ]
+    )
     sums, counts = plan.sums(kernels.NUM_SUMS), plan.counts()
 
     def work(state: tuple[Any, Any], chunk: _Chunk) -> None:
-        buffer, classes = state
         kernels.cross_entropy_chunk(
-            buffer, classes, logits_view, label_view, weight_view, weights, ignored_labels,
-            num_classes, plan.stride, plan.tile, terms_view, gradient_view, options[chunk.image],
+            *state, views.array, weights, ignored_labels, options, plan.stride, plan.tile,
             chunk.image, chunk.first, chunk.last,
             sums[chunk.image, chunk.place], counts[chunk.image, chunk.place],
         )  # fmt: skip
@@ -178,7 +180,9 @@ def cross_entropy(
 
 @dataclass(frozen=True)
 class Tallies:
-    """What `evaluate` counted. Of N images and C classes; maps are [N, *spatial], top [N, k, *spatial]."""
+    """What `evaluate` counted. Of N images and C classes; maps are [N, *spatial], top [N, k,
+    *spatial].
+    """
 
     loss: Tensor  # float64 [N], sums of terms
     valid_pixels: Tensor  # int64 [N]
@@ -206,11 +210,14 @@ def evaluate(
     """Everything one read of the logits can tell; `maps` names the maps to write."""
     plan = _Plan(logits.shape, logits.dtype)
     num_classes = plan.num_classes
-    logits_view, label_view = _view(logits, classes=True), _view(labels)
+    views = _Views(
+        logits=logits, labels=labels, pixel_weight=_weights_as(pixel_weight, logits.dtype)
+    )
     weights = _class_weights(class_weight, num_classes)
-    weight_view = _view(_weights_as(pixel_weight, logits.dtype))
     ignored_labels = _ignored(ignored)
-    options = kernels.Options(1 / temperature, label_smoothing, float("inf"), 0.0)
+    options = _options(
+        [kernels.Options(1 / temperature, label_smoothing, float("inf"), 0.0)] * len(logits)
+    )
     written = _empty_maps(labels.shape, num_classes, maps)
     addresses = _map_addresses(written, num_classes)
     sums, counts = plan.sums(kernels.NUM_SUMS), plan.counts()
@@ -228,8 +235,8 @@ def evaluate(
         buffer, classes, predicted, integers = state
         at = chunk.image, chunk.place
         kernels.evaluate_chunk(
-            buffer, classes, predicted, logits_view, label_view, weight_view, weights,
-            ignored_labels, num_classes, plan.stride, plan.tile, options, addresses, plan.pixels,
+            buffer, classes, predicted, views.array, weights, ignored_labels, options,
+            plan.stride, plan.tile, addresses, plan.pixels,
             chunk.image, chunk.first, chunk.last,
             sums[at], counts[at], class_nll[at], bin_confidence[at], *integers,
         )  # fmt: skip
@@ -258,11 +265,11 @@ def softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
     probabilities = empty_gradient(logits)
     source, target = _axis_first(logits, axis), _axis_first(probabilities, axis)
     plan = _Plan(source.shape, logits.dtype)
-    views = _view(source, classes=True), _view(target, classes=True)
+    views = _Views(logits=source, gradient=target)
 
     def work(buffer: Any, chunk: _Chunk) -> None:
         kernels.softmax_chunk(
-            buffer, *views, plan.num_classes, plan.stride, plan.tile, 1 / temperature,
+            buffer, views.array, plan.stride, plan.tile, 1 / temperature,
             chunk.image, chunk.first, chunk.last,
         )  # fmt: skip
 
@@ -275,15 +282,13 @@ def softmax_gradient(upstream: Tensor, logits: Tensor, axis: int, temperature: f
     gradient = empty_gradient(logits)
     source, target = _axis_first(logits, axis), _axis_first(gradient, axis)
     plan = _Plan(source.shape, logits.dtype)
-    views = (
-        _view(source, classes=True),
-        _view(_axis_first(upstream.to(logits.dtype), axis), classes=True),
-        _view(target, classes=True),
+    views = _Views(
+        logits=source, upstream=_axis_first(upstream.to(logits.dtype), axis), gradient=target
     )
 
     def work(state: tuple[Any, Any], chunk: _Chunk) -> None:
         kernels.softmax_gradient_chunk(
-            *state, *views, plan.num_classes, plan.stride, plan.tile, 1 / temperature,
+            *state, views.array, plan.stride, plan.tile, 1 / temperature,
             chunk.image, chunk.first, chunk.last,
         )  # fmt: skip
 
@@ -297,6 +302,8 @@ def empty_gradient(logits: Tensor) -> Tensor:
     The first touch of a fresh 160 MB tensor in 4 KiB pages takes longer than computing it.
     """
     gradient = torch.empty_like(logits)
+    if len(_merged_axes(gradient, 2)) > 3:
+        gradient = torch.empty(logits.shape, dtype=logits.dtype)
     if gradient.nbytes >= 2 * _HUGE_PAGE_BYTES and _madvise is not None:
         start = -(-gradient.data_ptr() // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
         end = (gradient.data_ptr() + gradient.nbytes) // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES
@@ -309,46 +316,68 @@ def _find_madvise() -> Callable[[int, int, int], int] | None:
         return None
     function = ctypes.CDLL(None).madvise
     function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 _madvise = _find_madvise()
 
 
-# -- from tensors to what kernels take --------------------------------------------------------------
+# -- from tensors to what kernels take
+# --------------------------------------------------------------
 
 
-def _view(tensor: Tensor | None, *, classes: bool = False) -> kernels.View:
-    if tensor is None:
-        return _ABSENT
-    spatial = list(zip(tensor.shape, tensor.stride(), strict=True))[2 if classes else 1 :]
-    merged: list[tuple[int, int]] = []
-    for size, stride in spatial:
+class _Views:
+    """Tensors as the rows of one array, for the kernels; keeps the tensors alive meanwhile."""
+
+    def __init__(self, **tensors: Tensor | None) -> None:
+        self._tensors: list[Tensor] = []
+        self.array = np.zeros((kernels.NUM_VIEWS, len(kernels.View._fields)), np.int64)
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                self.array[getattr(kernels, name.upper())] = self._view(name, tensor)
+
+    def _view(self, name: str, tensor: Tensor) -> kernels.View:
+        has_classes = name in ("logits", "gradient", "upstream")
+        axes = _merged_axes(tensor, 2 if has_classes else 1)
+        if len(axes) > 3:
+            # Four axes or more in an order of their own: too rare to carry through the kernels.
+            if name in ("gradient", "terms"):
+                expected = "at most three spatial axes in an order of their own"
+                raise InvalidInput("out", expected, f"strides {tensor.stride()}")
+            return self._view(name, tensor.contiguous())
+        self._tensors.append(tensor)
+        padded = [(1, 0)] * (3 - len(axes)) + axes
+        (_, slice_stride), (rows, row_stride), (columns, column_stride) = padded
+        return kernels.View(
+            address=tensor.data_ptr(),
+            kind=kernels.KINDS.index(str(tensor.dtype).removeprefix("torch.")),
+            num_classes=tensor.shape[1] if has_classes else 1,
+            streamed=int(has_classes and tensor.nbytes > _STREAM_BYTES),
+            image_stride=tensor.stride(0),
+            class_stride=tensor.stride(1) if has_classes else 0,
+            num_rows=rows,
+            num_columns=columns,
+            slice_stride=slice_stride,
+            row_stride=row_stride,
+            column_stride=column_stride,
+        )
+
+
+def _merged_axes(tensor: Tensor, first: int) -> list[tuple[int, int]]:
+    """Sizes and strides of the axes from `first` on, those that lie seamlessly joined into one."""
+    axes: list[tuple[int, int]] = []
+    for size, stride in zip(tensor.shape[first:], tensor.stride()[first:], strict=True):
         if size == 1:
             continue
-        if merged and merged[-1][1] == stride * size:
-            merged[-1] = merged[-1][0] * size, stride
+        if axes and axes[-1][1] == stride * size:
+            axes[-1] = axes[-1][0] * size, stride
         else:
-            merged.append((size, stride))
-    if len(merged) > 3:
-        # Four axes or more in an order of their own: too rare to carry through the kernels.
-        return _view(tensor.contiguous(), classes=classes)
-    (_, slices), (rows, row_stride), (columns, column_stride) = [(1, 0)] * (
-        3 - len(merged)
-    ) + merged
-    return kernels.View(
-        address=tensor.data_ptr(),
-        kind=kernels.KINDS.index(str(tensor.dtype).removeprefix("torch.")),
-        num_classes=tensor.shape[1] if classes else 1,
-        streamed=classes and tensor.nbytes > _STREAM_BYTES,
-        image_stride=tensor.stride(0),
-        class_stride=tensor.stride(1) if classes else 0,
-        num_rows=rows,
-        num_columns=columns,
-        slice_stride=slices,
-        row_stride=row_stride,
-        column_stride=column_stride,
-    )
+            axes.append((size, stride))
+    return axes
+
+
+def _options(rows: Iterable[kernels.Options]) -> np.ndarray[Any, Any]:
+    return np.array(list(rows), np.float64).reshape(-1, len(kernels.Options._fields))
 
 
 def _axis_first(tensor: Tensor, axis: int) -> Tensor:
@@ -424,11 +453,11 @@ def _wants_top(maps: Sequence[str]) -> bool:
     return any(name.startswith("top_") for name in maps)
 
 
-def _map_addresses(maps: dict[str, Tensor], num_classes: int) -> kernels.EvaluationMaps:
+def _map_addresses(maps: dict[str, Tensor], num_classes: int) -> np.ndarray[Any, Any]:
     addresses = {
         name: maps[name].data_ptr() if name in maps else 0
         for name in kernels.EvaluationMaps._fields
         if name != "prediction_kind"
     }
     kind = kernels.KINDS.index(_class_kind(num_classes))
-    return kernels.EvaluationMaps(prediction_kind=kind, **addresses)
+    return np.array(kernels.EvaluationMaps(prediction_kind=kind, **addresses), np.int64)

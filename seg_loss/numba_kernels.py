@@ -14,8 +14,8 @@ A chunk of one image's pixels is worked through in tiles that stay in the second
     _put_own      -t into the place of x_y
     _store_rows   row * w / (D s), so that  grad_c = w p_c / D  and  grad_y = -w (t / s) / D
 
-Keeping the true class out of the sum is what makes nll and gradient right to the last bits where the
-prediction is sure: neither ln(1 + tiny) nor p - 1 is ever rounded away.
+Keeping the true class out of the sum is what makes nll and gradient right to the last bits where
+the prediction is sure: neither ln(1 + tiny) nor p - 1 is ever rounded away.
 
 Ignored pixels are labelled C, a row of the scratch buffer that nobody reads: no branch per pixel.
 No label is used as an index before it was compared with the classes. Sums run in float64, lane by
@@ -50,6 +50,7 @@ from seg_loss.numba_vectors import (
     load_integers,
     log1p,
     maximum,
+    memory,
     narrowed,
     pointer,
     splat,
@@ -73,15 +74,15 @@ SATURATED_NLL = 150 * math.log(2)
 class View(NamedTuple):
     """A tensor [N, C, *spatial] as the kernels see it: an address and strides, counted in elements.
 
-    The spatial axes are merged to at most three: slices of `num_rows` rows of `num_columns` columns.
-    Labels and maps have one class. What is `streamed` is written past the caches. An absent tensor
-    has address 0.
+    The spatial axes are merged to at most three: slices of `num_rows` rows of `num_columns`
+    columns. Labels and maps have one class. What is `streamed` is written past the caches. An
+    absent tensor has address 0.
     """
 
     address: int
     kind: int
     num_classes: int
-    streamed: bool
+    streamed: int
     image_stride: int
     class_stride: int
     num_rows: int
@@ -101,7 +102,7 @@ class Options(NamedTuple):
 
 
 class EvaluationMaps(NamedTuple):
-    """Addresses of the maps to write, contiguous [N, pixels] or [N, TOP, pixels]; 0 where unwanted."""
+    """Addresses of the maps to write, contiguous [N, pixels] or [N, k, pixels]; 0 if unwanted."""
 
     prediction: int
     prediction_kind: int
@@ -111,6 +112,20 @@ class EvaluationMaps(NamedTuple):
     top_classes: int
     top_probabilities: int
 
+
+# A kernel gets these records as rows of arrays (a named tuple takes Python 10 microseconds a field
+# to pass, an array takes none) and reads a field by its place.
+(
+    ADDRESS, KIND, NUM_CLASSES, STREAMED, IMAGE_STRIDE, CLASS_STRIDE, NUM_ROWS, NUM_COLUMNS,
+    SLICE_STRIDE, ROW_STRIDE, COLUMN_STRIDE, _VIEW_FIELDS,
+) = range(12)  # fmt: skip
+INVERSE_TEMPERATURE, LABEL_SMOOTHING, MAX_NLL, GRADIENT_SCALE, _OPTION_FIELDS = range(5)
+(
+    PREDICTION_MAP, PREDICTION_KIND, NLL_MAP, CONFIDENCE_MAP, ENTROPY_MAP, TOP_CLASSES_MAP,
+    TOP_PROBABILITIES_MAP,
+) = range(7)  # fmt: skip
+# The rows of `views`:
+LOGITS, LABELS, PIXEL_WEIGHT, TERMS, GRADIENT, UPSTREAM, NUM_VIEWS = range(7)
 
 # What a chunk reports, by place in its `sums` (float64) and `counts` (int64).
 LOSS, WEIGHT, NUM_SUMS = 0, 1, 2
@@ -154,95 +169,112 @@ def row_stride(num_classes: int) -> int:
 ) = range(9)
 
 
+@_inner
+def _view(views, place):
+    """The fields of the view at row `place`."""
+    return at(memory(views), place * _VIEW_FIELDS)
+
+
 # -- from strided memory of any kind to rows and back ----------------------------------------------
 
 
 @_inner
 def _run(view, first, count):
-    """Offset of pixel `first`, and how many of `count` pixels lie one column stride apart from it."""
-    column = first % view.num_columns
-    row = first // view.num_columns
+    """Offset of pixel `first`, and how many of `count` pixels lie one column stride apart from
+    it.
+    """
+    column = first % view[NUM_COLUMNS]
+    row = first // view[NUM_COLUMNS]
     offset = (
-        (row // view.num_rows) * view.slice_stride
-        + (row % view.num_rows) * view.row_stride
-        + column * view.column_stride
+        (row // view[NUM_ROWS]) * view[SLICE_STRIDE]
+        + (row % view[NUM_ROWS]) * view[ROW_STRIDE]
+        + column * view[COLUMN_STRIDE]
     )
-    return offset, min(count, view.num_columns - column)
+    return offset, min(count, view[NUM_COLUMNS] - column)
 
 
 @_inner
 def _load_rows(view, image, first, n, scale, rows, stride):
-    """Pixels [first, first + n), times `scale`: class c to row c; one row of a map without classes."""
-    size = SIZES[view.kind]
-    step = size * view.column_stride
+    """Pixels [first, first + n), times `scale`: class c to row c; one row of a map without
+    classes.
+    """
+    kind, num_classes, class_stride = view[KIND], view[NUM_CLASSES], view[CLASS_STRIDE]
+    size, column_stride = SIZES[kind], view[COLUMN_STRIDE]
+    step = size * column_stride
     factor = filled(rows, scale)
     done = 0
     while done < n:
         offset, run = _run(view, first + done, n - done)
-        whole = run - run % LANES if view.column_stride == 1 else 0
-        for c in range(view.num_classes):
-            address = view.address + size * (
-                offset + image * view.image_stride + c * view.class_stride
+        whole = run - run % LANES if column_stride == 1 else 0
+        for c in range(num_classes):
+            address = view[ADDRESS] + size * (
+                offset + image * view[IMAGE_STRIDE] + c * class_stride
             )
             row = at(rows, c * stride + done)
             for i in range(0, whole, LANES):
-                store(row, i, load_floats(rows, address + i * size, view.kind) * factor)
+                store(row, i, load_floats(rows, address + i * size, kind) * factor)
             for i in range(whole, run):
-                row[i] = load_float(rows, address + i * step, view.kind) * lane(factor, 0)
+                row[i] = load_float(rows, address + i * step, kind) * lane(factor, 0)
         done += run
 
 
 @_inner
 def _store_rows(view, image, first, n, rows, factors, stride):
-    """Rows times `factors` to the places of pixels [first, first + n): the mirror of `_load_rows`."""
-    size = SIZES[view.kind]
-    step = size * view.column_stride
+    """Rows times `factors` to the places of pixels [first, first + n): the mirror of
+    `_load_rows`.
+    """
+    kind, num_classes, class_stride = view[KIND], view[NUM_CLASSES], view[CLASS_STRIDE]
+    size, column_stride, streamed = SIZES[kind], view[COLUMN_STRIDE], view[STREAMED]
+    step = size * column_stride
     done = 0
     while done < n:
         offset, run = _run(view, first + done, n - done)
-        for c in range(view.num_classes):
-            address = view.address + size * (
-                offset + image * view.image_stride + c * view.class_stride
+        for c in range(num_classes):
+            address = view[ADDRESS] + size * (
+                offset + image * view[IMAGE_STRIDE] + c * class_stride
             )
             row = at(rows, c * stride + done)
             factor = at(factors, done)
             # Only whole vectors that begin at a multiple of their size may pass the caches.
-            start = min(run, (-address % (LANES * size)) // size) if view.streamed else 0
+            start = min(run, (-address % (LANES * size)) // size) if streamed else 0
             whole = start + (run - start) // LANES * LANES
-            if view.column_stride != 1:
+            if column_stride != 1:
                 start = whole = 0
             for i in range(start):
-                store_float(address + i * step, view.kind, row[i] * factor[i])
-            if view.streamed:
+                store_float(address + i * step, kind, row[i] * factor[i])
+            if streamed:
                 for i in range(start, whole, LANES):
-                    stream_floats(address + i * size, view.kind, load(row, i) * load(factor, i))
+                    stream_floats(address + i * size, kind, load(row, i) * load(factor, i))
             else:
                 for i in range(start, whole, LANES):
-                    store_floats(address + i * size, view.kind, load(row, i) * load(factor, i))
+                    store_floats(address + i * size, kind, load(row, i) * load(factor, i))
             for i in range(whole, run):
-                store_float(address + i * step, view.kind, row[i] * factor[i])
+                store_float(address + i * step, kind, row[i] * factor[i])
         done += run
 
 
 @_inner
 def _load_classes(view, ignored, num_classes, image, first, n, classes):
-    """The classes of pixels [first, first + n): C where ignored, C + 1 where the label is neither."""
-    size = SIZES[view.kind]
-    step = size * view.column_stride
+    """The classes of pixels [first, first + n): C where ignored, C + 1 where the label is
+    neither.
+    """
+    kind, column_stride = view[KIND], view[COLUMN_STRIDE]
+    size = SIZES[kind]
+    step = size * column_stride
     nobody, bad = splat(np.int64(num_classes)), splat(np.int64(num_classes + 1))
     done = 0
     while done < n:
         offset, run = _run(view, first + done, n - done)
-        address = view.address + size * (offset + image * view.image_stride)
-        whole = run - run % LANES if view.column_stride == 1 else 0
+        address = view[ADDRESS] + size * (offset + image * view[IMAGE_STRIDE])
+        whole = run - run % LANES if column_stride == 1 else 0
         for i in range(0, whole, LANES):
-            label = load_integers(address + i * size, view.kind)
+            label = load_integers(address + i * size, kind)
             place = where(within(label, num_classes), label, bad)
             for k in range(ignored.size):
                 place = where(equal(label, splat(ignored[k])), nobody, place)
             store(classes, done + i, narrowed(place))
         for i in range(whole, run):
-            label = splat(load_integer(address + i * step, view.kind))
+            label = splat(load_integer(address + i * step, kind))
             place = where(within(label, num_classes), label, bad)
             for k in range(ignored.size):
                 place = where(equal(label, splat(ignored[k])), nobody, place)
@@ -254,11 +286,12 @@ def _load_classes(view, ignored, num_classes, image, first, n, classes):
 
 @_inner
 def _load_weights(view, class_weight, image, first, n, classes, rows, stride):
-    """Fill the first two of `rows`: the pixels' own weights and their classes' weights; 1 if absent.
+    """Fill the first two of `rows`: the pixels' own weights and their classes' weights; 1 if
+    absent.
 
     Zeros lie where the pixel does not count only if `class_weight` puts them there.
     """
-    if view.address:
+    if view[ADDRESS]:
         _load_rows(view, image, first, n, 1.0, rows, stride)
     else:
         for i in range(n):
@@ -290,13 +323,15 @@ def _put_own(num_classes, n, classes, rows, stride):
         rows[min(classes[i], num_classes) * stride + i] = own[i]
 
 
-# -- the loss and its gradient ----------------------------------------------------------------------
+# -- the loss and its gradient
+# ----------------------------------------------------------------------
 
 
 @_kernel
-def survey_chunk(classes, labels, ignored, num_classes, tile, image, first, last, counts):
+def survey_chunk(classes, views, ignored, num_classes, tile, image, first, last, counts):
     """Count valid pixels and bad labels without reading the logits."""
-    classes = pointer(classes.ctypes.data, np.int32)
+    labels = _view(views, LABELS)
+    classes = memory(classes)
     for start in range(first, last, tile):
         n = min(tile, last - start)
         _load_classes(labels, ignored, num_classes, image, start, n, classes)
@@ -314,15 +349,16 @@ def survey_chunk(classes, labels, ignored, num_classes, tile, image, first, last
 
 @_kernel
 def survey_weights_chunk(
-    buffer, classes, labels, pixel_weight, class_weight, ignored, num_classes, stride, tile,
+    buffer, classes, views, class_weight, ignored, num_classes, stride, tile,
     image, first, last, sums, counts,
 ):  # fmt: skip
     """Sum the weights of the valid pixels; count pixel weights that are negative, infinite or NaN.
 
     `class_weight` has C + 2 entries, the last two for ignored and bad labels.
     """
-    rows = pointer(buffer.ctypes.data, buffer.dtype)
-    classes = pointer(classes.ctypes.data, np.int32)
+    labels, pixel_weight = _view(views, LABELS), _view(views, PIXEL_WEIGHT)
+    rows = memory(buffer)
+    classes = memory(classes)
     for start in range(first, last, tile):
         n = min(tile, last - start)
         _load_classes(labels, ignored, num_classes, image, start, n, classes)
@@ -369,15 +405,22 @@ def _weighted_distance(num_classes, y, own_distance, m, class_weight, rows, stri
 
 @_kernel
 def cross_entropy_chunk(
-    buffer, classes, logits, labels, pixel_weight, class_weight, ignored, num_classes, stride, tile,
-    terms, gradient, options, image, first, last, sums, counts,
+    buffer, classes, views, class_weight, ignored, options, stride, tile,
+    image, first, last, sums, counts,
 ):  # fmt: skip
-    """Add the terms of pixels [first, last) of one image; write their map and gradient where wanted.
+    """Add the terms of pixels [first, last) of one image; write their map and gradient where
+    wanted.
 
-    gradient = options.gradient_scale * d(sum of terms) / d(logits / temperature).
+    gradient = options[GRADIENT_SCALE] * d(sum of terms) / d(logits / temperature).
     """
-    rows = pointer(buffer.ctypes.data, buffer.dtype)
-    classes = pointer(classes.ctypes.data, np.int32)
+    logits, labels, pixel_weight = (
+        _view(views, LOGITS), _view(views, LABELS), _view(views, PIXEL_WEIGHT),
+    )  # fmt: skip
+    terms, gradient = _view(views, TERMS), _view(views, GRADIENT)
+    num_classes = logits[NUM_CLASSES]
+    options = at(memory(options), image * _OPTION_FIELDS)
+    rows = memory(buffer)
+    classes = memory(classes)
     own_row = at(rows, (num_classes + _OWN) * stride)
     factor_row = at(rows, (num_classes + _FACTOR) * stride)
     pixel_row = at(rows, (num_classes + _PIXEL_WEIGHT) * stride)
@@ -385,10 +428,10 @@ def cross_entropy_chunk(
     map_row = at(rows, (num_classes + _MAP) * stride)
     zero = filled(rows, 0.0)
     one = filled(rows, 1.0)
-    scale = filled(rows, options.gradient_scale)
-    max_nll = filled(rows, options.max_nll)
-    hard_share = filled(rows, 1.0 - options.label_smoothing)
-    soft_share = filled(rows, options.label_smoothing / num_classes)
+    scale = filled(rows, options[GRADIENT_SCALE])
+    max_nll = filled(rows, options[MAX_NLL])
+    hard_share = filled(rows, 1.0 - options[LABEL_SMOOTHING])
+    soft_share = filled(rows, options[LABEL_SMOOTHING] / num_classes)
     sum_of_class_weights = 0.0
     for c in range(num_classes):
         sum_of_class_weights += class_weight[c]
@@ -399,7 +442,7 @@ def cross_entropy_chunk(
         n = min(tile, last - start)
         _load_classes(labels, ignored, num_classes, image, start, n, classes)
         _load_weights(pixel_weight, class_weight, image, start, n, classes, pixel_row, stride)
-        _load_rows(logits, image, start, n, options.inverse_temperature, rows, stride)
+        _load_rows(logits, image, start, n, options[INVERSE_TEMPERATURE], rows, stride)
         _take_own(num_classes, n, classes, rows, stride)
 
         for i in range(0, n, LANES):
@@ -410,7 +453,7 @@ def cross_entropy_chunk(
             for c in range(num_classes):
                 m = maximum(load(rows, c * stride + i), m)
             distance = own - m
-            if options.label_smoothing:
+            if options[LABEL_SMOOTHING]:
                 soft = _weighted_distance(
                     num_classes, y, distance, m, class_weight, rows, stride, i
                 )
@@ -432,7 +475,7 @@ def cross_entropy_chunk(
             soft_weight = where(valid, load(pixel_row, i), zero)
             weight = soft_weight * load(class_row, i)
             term = weight * nll
-            if options.label_smoothing:
+            if options[LABEL_SMOOTHING]:
                 weight = weight * hard_share
                 soft_weight = soft_weight * soft_share
                 term = weight * nll + soft_weight * (all_weights * log_s - soft)
@@ -441,7 +484,7 @@ def cross_entropy_chunk(
             store(map_row, i, term)
 
             factor = where(valid, scale / s, zero)
-            if options.label_smoothing:
+            if options[LABEL_SMOOTHING]:
                 spread = soft_weight * all_weights
                 rise = (weight + spread) * factor
                 fall = soft_weight * scale
@@ -455,17 +498,18 @@ def cross_entropy_chunk(
                 store(own_row, i, -t)
                 store(factor_row, i, weight * factor)
 
-        if gradient.address:
+        if gradient[ADDRESS]:
             _put_own(num_classes, n, classes, rows, stride)
             _store_rows(gradient, image, start, n, rows, factor_row, stride)
-        if terms.address:
+        if terms[ADDRESS]:
             for i in range(0, n, LANES):
                 store(factor_row, i, one)
             _store_rows(terms, image, start, n, map_row, factor_row, stride)
     sums[LOSS] += sum_of_lanes(total)
 
 
-# -- everything else one read of the logits can tell ------------------------------------------------
+# -- everything else one read of the logits can tell
+# ------------------------------------------------
 
 
 @_inner
@@ -520,26 +564,36 @@ def _write_top(num_classes, maps, image, pixels, start, n, predicted, rows, stri
         store(predicted, 3 * stride + i, third_class)
     for k in range(depth):
         place = (image * depth + k) * pixels + start
-        _write_row(at(rows, k * stride), maps.top_probabilities, place, n)
+        _write_row(at(rows, k * stride), maps[TOP_PROBABILITIES_MAP], place, n)
         _write_classes(
-            at(predicted, (k + 1) * stride), maps.top_classes, maps.prediction_kind, place, n
+            at(predicted, (k + 1) * stride), maps[TOP_CLASSES_MAP], maps[PREDICTION_KIND], place, n
         )
 
 
 @_kernel
 def evaluate_chunk(
-    buffer, classes, predicted, logits, labels, pixel_weight, class_weight, ignored, num_classes, stride, tile,
-    options, maps, pixels, image, first, last, sums, counts, class_nll, bin_confidence,
-    confusion, bin_pixels, bin_correct,
+    buffer, classes, predicted, views, class_weight, ignored, options, stride, tile, maps, pixels,
+    image, first, last, sums, counts, class_nll, bin_confidence, confusion, bin_pixels, bin_correct,
 ):  # fmt: skip
     """`cross_entropy_chunk` without gradient, and all that `Evaluation` holds.
 
-    `class_nll` [C] and `bin_confidence` [NUM_BINS] are float sums of this chunk; `confusion` [C, C],
-    `bin_pixels` and `bin_correct` are integers, which the calling thread may gather over its chunks.
+    `class_nll` [C] and `bin_confidence` [NUM_BINS] are float sums of this chunk; `confusion` [C,
+    C], `bin_pixels` and `bin_correct` are integers, which the calling thread may gather over its
+    chunks.
     """
-    rows = pointer(buffer.ctypes.data, buffer.dtype)
-    classes = pointer(classes.ctypes.data, np.int32)
-    predicted = pointer(predicted.ctypes.data, np.int32)
+    logits, labels, pixel_weight = (
+        _view(views, LOGITS), _view(views, LABELS), _view(views, PIXEL_WEIGHT),
+    )  # fmt: skip
+    num_classes = logits[NUM_CLASSES]
+    options = at(memory(options), image * _OPTION_FIELDS)
+    maps = memory(maps)
+    class_nll, bin_confidence, confusion = (
+        memory(class_nll), memory(bin_confidence), memory(confusion),
+    )  # fmt: skip
+    bin_pixels, bin_correct = memory(bin_pixels), memory(bin_correct)
+    rows = memory(buffer)
+    classes = memory(classes)
+    predicted = memory(predicted)
     own_row = at(rows, (num_classes + _OWN) * stride)
     pixel_row = at(rows, (num_classes + _PIXEL_WEIGHT) * stride)
     class_row = at(rows, (num_classes + _CLASS_WEIGHT) * stride)
@@ -549,8 +603,8 @@ def evaluate_chunk(
     zero = filled(rows, 0.0)
     one = filled(rows, 1.0)
     least = filled(rows, -1000.0)  # exp is 0 there, and 0 times it is 0, not NaN as with -inf
-    hard_share = filled(rows, 1.0 - options.label_smoothing)
-    soft_share = filled(rows, options.label_smoothing / num_classes)
+    hard_share = filled(rows, 1.0 - options[LABEL_SMOOTHING])
+    soft_share = filled(rows, options[LABEL_SMOOTHING] / num_classes)
     sum_of_class_weights = 0.0
     for c in range(num_classes):
         sum_of_class_weights += class_weight[c]
@@ -561,7 +615,7 @@ def evaluate_chunk(
         n = min(tile, last - start)
         _load_classes(labels, ignored, num_classes, image, start, n, classes)
         _load_weights(pixel_weight, class_weight, image, start, n, classes, pixel_row, stride)
-        _load_rows(logits, image, start, n, options.inverse_temperature, rows, stride)
+        _load_rows(logits, image, start, n, options[INVERSE_TEMPERATURE], rows, stride)
         _take_own(num_classes, n, classes, rows, stride)
 
         for i in range(0, n, LANES):
@@ -575,11 +629,12 @@ def evaluate_chunk(
                 higher = less(m, x)
                 m = where(higher, x, m)
                 best = where(higher, splat(np.int32(c)), best)
-            # The first of equals wins, as in argmax: the true class stands apart and is put in order.
+            # The first of equals wins, as in argmax: the true class stands apart and is put in
+            # order.
             best = where(less(m, own), y, where(both(equal(m, own), less(y, best)), y, best))
             m = maximum(own, m)
             distance = own - m
-            if options.label_smoothing:
+            if options[LABEL_SMOOTHING]:
                 soft = _weighted_distance(
                     num_classes, y, distance, m, class_weight, rows, stride, i
                 )
@@ -587,7 +642,7 @@ def evaluate_chunk(
                 soft = zero
             t = zero
             own_e = exp(distance)
-            if maps.entropy or maps.top_classes:
+            if maps[ENTROPY_MAP] or maps[TOP_CLASSES_MAP]:
                 moment = own_e * maximum(distance, least)
                 for c in range(num_classes):
                     d = load(rows, c * stride + i) - m
@@ -609,7 +664,7 @@ def evaluate_chunk(
             soft_weight = where(valid, load(pixel_row, i), zero)
             weight = soft_weight * load(class_row, i)
             term = weight * nll
-            if options.label_smoothing:
+            if options[LABEL_SMOOTHING]:
                 weight = weight * hard_share
                 soft_weight = soft_weight * soft_share
                 term = weight * nll + soft_weight * (all_weights * log_s - soft)
@@ -619,37 +674,41 @@ def evaluate_chunk(
             store(entropy_row, i, log_s - moment / s)
             store(predicted, i, best)
 
+        valid_pixels = saturated = 0
         for i in range(n):
             label = classes[i]
             if label < num_classes:
                 prediction = predicted[i]
-                confusion[label, prediction] += 1
+                confusion[label * num_classes + prediction] += 1
                 class_nll[label] += nll_row[i]
-                counts[VALID] += 1
-                counts[SATURATED] += nll_row[i] > SATURATED_NLL
+                valid_pixels += 1
+                saturated += nll_row[i] > SATURATED_NLL
                 confidence = confidence_row[i]
                 if confidence > 0:
-                    place = min(NUM_BINS, int(math.ceil(confidence * NUM_BINS))) - 1
+                    place = min(NUM_BINS, np.int64(math.ceil(confidence * NUM_BINS))) - 1
                     bin_pixels[place] += 1
                     bin_correct[place] += prediction == label
                     bin_confidence[place] += confidence
+        counts[VALID] += valid_pixels
+        counts[SATURATED] += saturated
 
         place = image * pixels + start
-        if maps.prediction:
-            _write_classes(predicted, maps.prediction, maps.prediction_kind, place, n)
-        if maps.nll:
-            _write_row(nll_row, maps.nll, place, n)
-        if maps.confidence:
-            _write_row(confidence_row, maps.confidence, place, n)
-        if maps.entropy:
-            _write_row(entropy_row, maps.entropy, place, n)
-        if maps.top_classes:
+        if maps[PREDICTION_MAP]:
+            _write_classes(predicted, maps[PREDICTION_MAP], maps[PREDICTION_KIND], place, n)
+        if maps[NLL_MAP]:
+            _write_row(nll_row, maps[NLL_MAP], place, n)
+        if maps[CONFIDENCE_MAP]:
+            _write_row(confidence_row, maps[CONFIDENCE_MAP], place, n)
+        if maps[ENTROPY_MAP]:
+            _write_row(entropy_row, maps[ENTROPY_MAP], place, n)
+        if maps[TOP_CLASSES_MAP]:
             _put_own(num_classes, n, classes, rows, stride)
             _write_top(num_classes, maps, image, pixels, start, n, predicted, rows, stride)
     sums[LOSS] += sum_of_lanes(total)
 
 
-# -- the softmax itself -----------------------------------------------------------------------------
+# -- the softmax itself
+# -----------------------------------------------------------------------------
 
 
 @_inner
@@ -668,11 +727,12 @@ def _exponentials(num_classes, rows, stride, i):
 
 @_kernel
 def softmax_chunk(
-    buffer, logits, probabilities, num_classes, stride, tile, inverse_temperature,
-    image, first, last,
+    buffer, views, stride, tile, inverse_temperature, image, first, last,
 ):  # fmt: skip
-    """probabilities = softmax(logits / temperature) for pixels [first, last) of one image."""
-    rows = pointer(buffer.ctypes.data, buffer.dtype)
+    """softmax(logits / temperature) of pixels [first, last) of one image, to the view GRADIENT."""
+    logits, probabilities = _view(views, LOGITS), _view(views, GRADIENT)
+    num_classes = logits[NUM_CLASSES]
+    rows = memory(buffer)
     factor_row = at(rows, (num_classes + _FACTOR) * stride)
     one = filled(rows, 1.0)
     for start in range(first, last, tile):
@@ -685,12 +745,15 @@ def softmax_chunk(
 
 @_kernel
 def softmax_gradient_chunk(
-    buffer, upstream_buffer, logits, upstream, gradient, num_classes, stride, tile,
-    inverse_temperature, image, first, last,
+    buffer, upstream_buffer, views, stride, tile, inverse_temperature, image, first, last,
 ):  # fmt: skip
     """gradient = p (g - sum_c g_c p_c) / temperature, with p computed anew from the logits."""
-    rows = pointer(buffer.ctypes.data, buffer.dtype)
-    upstream_rows = pointer(upstream_buffer.ctypes.data, upstream_buffer.dtype)
+    logits, upstream, gradient = (
+        _view(views, LOGITS), _view(views, UPSTREAM), _view(views, GRADIENT),
+    )  # fmt: skip
+    num_classes = logits[NUM_CLASSES]
+    rows = memory(buffer)
+    upstream_rows = memory(upstream_buffer)
     factor_row = at(rows, (num_classes + _FACTOR) * stride)
     scale = filled(rows, inverse_temperature)
     for start in range(first, last, tile):

@@ -2,12 +2,13 @@
 
 Numba leaves vectorisation to LLVM's guesses, which fail on loops with several arrays, and it has no
 vectorised exp. Here a vector is a value of its own: `load` it from memory, compute with `+ - * /`,
-`fma`, `maximum`, `where`, and `store` it. LLVM splits or joins the lanes to what the processor has, so
-the same code runs on AVX2, AVX-512 and NEON, and every lane goes through the same operations in the
-same order wherever a tile begins or ends.
+`fma`, `maximum`, `where`, and `store` it. LLVM splits or joins the lanes to what the processor has,
+so the same code runs on AVX2, AVX-512 and NEON, and every lane goes through the same operations in
+the same order wherever a tile begins or ends.
 
-Only `numba_kernels` imports this file. Memory is named by address; memory whose dtype is known only at
-run time is read by `load_floats` and `load_integers`, so that one compiled kernel serves every dtype.
+Only `numba_kernels` imports this file. Memory is named by address; memory whose dtype is known only
+at run time is read by `load_floats` and `load_integers`, so that one compiled kernel serves every
+dtype.
 """
 
 import functools
@@ -83,7 +84,8 @@ def _call_llvm(builder, name, args):
     return builder.call(function, args)
 
 
-# -- memory -----------------------------------------------------------------------------------------
+# -- memory
+# -----------------------------------------------------------------------------------------
 
 
 @intrinsic
@@ -98,43 +100,13 @@ def pointer(typingctx, address, dtype):
 
 
 @intrinsic
-def at(typingctx, array, index):
-    """The pointer to element `index` of `array`."""
+def memory(typingctx, array):
+    """The pointer to the first element of a NumPy array."""
 
     def codegen(context, builder, signature, args):
-        return builder.gep(args[0], [args[1]])
+        return context.make_array(array)(context, builder, args[0]).data
 
-    return array(array, types.int64), codegen
-
-
-def _vector_address(builder, array, index):
-    element = array.type.pointee
-    address = builder.gep(array, [index])
-    return builder.bitcast(address, ir.VectorType(element, LANES).as_pointer())
-
-
-@intrinsic
-def load(typingctx, array, index):
-    """Elements [index, index + LANES) of `array`; any alignment."""
-
-    def codegen(context, builder, signature, args):
-        value = builder.load(_vector_address(builder, *args))
-        value.align = _BYTES[array.dtype]
-        return value
-
-    return VectorType(array.dtype)(array, types.int64), codegen
-
-
-@intrinsic
-def store(typingctx, array, index, vector):
-    """Write `vector` to elements [index, index + LANES) of `array`; any alignment."""
-
-    def codegen(context, builder, signature, args):
-        instruction = builder.store(args[2], _vector_address(builder, *args[:2]))
-        instruction.align = _BYTES[array.dtype]
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64, vector), codegen
+    return types.CPointer(array.dtype)(array), codegen
 
 
 @intrinsic
@@ -177,24 +149,8 @@ def store(typingctx, array, index, vector):
     return types.void(array, types.int64, vector), codegen
 
 
-@intrinsic
-def prefetch(typingctx, address):
-    """Ask for the cache line at `address` (it may be any number) to come into the second-level cache."""
-
-    def codegen(context, builder, signature, args):
-        byte = ir.IntType(8).as_pointer()
-        word = ir.IntType(32)
-        function = builder.module.declare_intrinsic(
-            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        )
-        read, second_level, data = (ir.Constant(word, value) for value in (0, 2, 1))
-        builder.call(function, [builder.inttoptr(args[0], byte), read, second_level, data])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
-
-
-# -- memory of any kind -----------------------------------------------------------------------------
+# -- memory of any kind
+# -----------------------------------------------------------------------------
 
 KINDS = (
     "float32", "float64", "float16", "bfloat16", "uint8", "int8", "int16", "int32", "int64",
@@ -203,7 +159,9 @@ SIZES = (4, 8, 2, 2, 1, 1, 2, 4, 8)
 
 
 def _by_kind(builder, kind, emit):
-    """Emit `emit[k]()` for the k that `kind` turns out to be at run time; its value, if it has one."""
+    """Emit `emit[k]()` for the k that `kind` turns out to be at run time; its value, if it has
+    one.
+    """
     end = builder.append_basic_block("end")
     values = []
     for k, body in emit.items():
@@ -299,8 +257,7 @@ def _emit_store_floats(builder, address, kind, value, streamed):
 
 @intrinsic
 def load_floats(typingctx, rows, address, kind):
-    """A vector like those of `rows` from memory of `kind`: float32 rows from float32 and halves,
-    float64 rows from float64."""  # noqa: D205, D209
+    """A vector like those of `rows` from memory of `kind`: floats and halves, or float64 alike."""
 
     def codegen(context, builder, signature, args):
         element = _LLVM_ELEMENT[rows.dtype]
@@ -394,7 +351,8 @@ def load_integer(typingctx, address, kind):
     return types.int64(types.int64, types.int64), codegen
 
 
-# -- arithmetic -------------------------------------------------------------------------------------
+# -- arithmetic
+# -------------------------------------------------------------------------------------
 
 
 @intrinsic
@@ -576,12 +534,15 @@ def widened(typingctx, vector):
     return VectorType(types.float64)(vector), codegen
 
 
-# -- the exponential and the logarithm --------------------------------------------------------------
+# -- the exponential and the logarithm
+# --------------------------------------------------------------
 
 
 @intrinsic
 def _power_of_two(typingctx, shifted):
-    """2**n, where the low bits of `shifted` hold n + 127: float32's own exponent, 0 for n = -127."""
+    """2**n, where the low bits of `shifted` hold n + 127: float32's own exponent, 0 for n =
+    -127.
+    """
 
     def codegen(context, builder, signature, args):
         bits = builder.bitcast(args[0], _llvm_vector(types.int32))

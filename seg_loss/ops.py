@@ -1,11 +1,13 @@
-"""The operators as torch sees them: name, shapes for tracing, gradient, and a kernel for each device.
+"""The operators as torch sees them: name, shapes for tracing, gradient, and a kernel for each
+device.
 
-`loss` calls these; the device of the logits picks the kernel through torch's dispatcher. On the CPU that
-is `numba_backend`, imported on the first call. Every operator works per image, so that the gradient of
-the loss arrives as one factor per image and the division by D is left to autograd.
+`loss` calls these; the device of the logits picks the kernel through torch's dispatcher. On the CPU
+that is `numba_backend`, imported on the first call. Every operator works per image, so that the
+gradient of the loss arrives as one factor per image and the division by D is left to autograd.
 
-The backward pass reads the logits again and normalises them anew: nothing but the inputs is kept, so
-training needs no memory beyond the gradient, in three passes over the logits (read; read, write).
+The backward pass reads the logits again and normalises them anew: nothing but the inputs is kept,
+so training needs no memory beyond the gradient, in three passes over the logits (read; read,
+write).
 """
 
 from collections.abc import Sequence
@@ -43,7 +45,7 @@ def survey(
     num_classes: int,
     ignored: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """Valid pixels (int64 [N]) and their weights (float64 [N]); raises InvalidInput for bad ones."""
+    """Valid pixels (int64 [N]) and their weights (float64 [N]); raises for bad ones."""
     from seg_loss import numba_backend
 
     if class_weight is not None:
@@ -125,8 +127,8 @@ def cross_entropy_gradient_into(
 ) -> Tensor:
     """`cross_entropy_gradient` into memory of the caller's, which may be the logits' own.
 
-    No operator: torch's operators may not alias an argument they write. Readers of `out` that autograd
-    holds are told that it changed.
+    No operator: torch's operators may not alias an argument they write. Readers of `out` that
+    autograd holds are told that it changed.
     """
     from seg_loss import numba_backend
 

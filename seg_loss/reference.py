@@ -19,7 +19,7 @@ def pixel_terms(
     label_smoothing: float = 0.0,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """The terms of valid pixels, in the order of the labels, and their weights; both float64 [valid]."""
+    """The terms of the valid pixels, in the labels' order, and their weights; float64 [valid]."""
     num_classes = logits.shape[1]
     values = (ignore_index,) if isinstance(ignore_index, int) else ignore_index
     truth = labels.reshape(-1).long()
@@ -40,10 +40,14 @@ def pixel_terms(
 
 
 def spatial_cross_entropy(
-    logits: Tensor, labels: Tensor, class_weight: Tensor | None = None, *, normalization: str = "valid",
+    logits: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None = None,
+    *,
+    normalization: str = "valid",
     **options: object,
-) -> Tensor:  # fmt: skip
-    """The loss, float64, differentiable by autograd. Options as `seg_loss.spatial_cross_entropy`."""
+) -> Tensor:
+    """The loss, float64, differentiable by autograd; options as in `seg_loss`."""
     terms, weights = pixel_terms(logits, labels, class_weight, **options)  # type: ignore[arg-type]
     divisor: float | Tensor = {
         "valid": max(len(terms), 1),

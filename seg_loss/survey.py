@@ -1,4 +1,7 @@
-"""What reading the labels once tells, before any logit is read. Made by a backend, judged by `checks`."""
+"""What reading the labels once tells, before any logit is read.
+
+Made by a backend, judged by `checks`.
+"""
 
 from dataclasses import dataclass
 
@@ -11,7 +14,8 @@ class Survey:
 
     Attributes:
         valid_pixels: int64 [N], pixels with a class for a label.
-        weight: float64 [N], sum of pixel weight * class weight over them; 0 where no weights are given.
+        weight: float64 [N], sum of pixel weight * class weight over them; 0 where no weights are
+        given.
         num_bad_labels: pixels whose label is neither a class nor ignored.
         first_bad_label: where the first of them lies, [image, *spatial].
         num_bad_weights: valid pixels with a negative, infinite or NaN pixel weight.

@@ -1,7 +1,7 @@
 """Work on the CPU, split over threads that hold no lock while a kernel runs.
 
-As many threads as torch uses (`torch.set_num_threads`), the calling one among them. Which thread does
-which piece of work is left to chance; no result may depend on it.
+As many threads as torch uses (`torch.set_num_threads`), the calling one among them. Which thread
+does which piece of work is left to chance; no result may depend on it.
 """
 
 import os
@@ -22,7 +22,11 @@ def run(
     work: Callable[[_State, _Item], None],
     num_threads: int,
 ) -> list[_State]:
-    """Call `work(state, item)` for every item, each thread with a state of its own; return the states."""
+    """Call `work(state, item)` for every item, each thread with a state of its own.
+
+    Returns:
+        The threads' states.
+    """
     remaining = iter(list(items))
 
     def take() -> _State:

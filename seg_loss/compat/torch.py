@@ -1,7 +1,7 @@
 """`torch.nn.functional.cross_entropy` and `torch.nn.CrossEntropyLoss`, for class-index targets.
 
-Same signatures, defaults and results, NaN of an empty mean included; more target dtypes. Targets given as
-probabilities are refused.
+Same signatures, defaults and results, NaN of an empty mean included; more target dtypes. Targets
+given as probabilities are refused.
 """
 
 import warnings
@@ -31,7 +31,8 @@ def cross_entropy(
         weight: of the classes, [C].
         size_average, reduce: deprecated, as in torch.
         ignore_index: the target that does not count.
-        reduction: "mean", the sum over the weights of the valid targets, NaN if there are none; "sum"; or
+        reduction: "mean", the sum over the weights of the valid targets, NaN if there are none;
+        "sum"; or
             "none", the terms themselves.
         label_smoothing: from 0 to 1.
 

@@ -1,0 +1,38 @@
+# Two commands on a fresh machine: `make serve` and `make test`. Needs Python 3.11 or newer, nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+HOST ?= 127.0.0.1
+PORT ?= 8000
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: serve test check bench clean
+.DELETE_ON_ERROR:
+
+serve: $(INSTALLED) sample/logits.npy ## start the service on loopback, with a sample to try
+	@echo "When it says it is ready, try from this folder in another terminal:"
+	@echo "  curl -F logits=@sample/logits.npy -F labels=@sample/labels.png http://$(HOST):$(PORT)/v1/loss"
+	$(BIN)/seg-loss serve --host $(HOST) --port $(PORT)
+
+test: $(INSTALLED) ## all tests; ARGS="-k name" picks some
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED) ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## measure the loss on this machine's CPU; writes benchmarks/results
+	$(BIN)/python -m benchmarks.cpu
+
+sample/logits.npy: $(INSTALLED)
+	$(BIN)/seg-loss sample sample
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[app,test,lint]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist sample .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,302 @@
+"""The loss on the CPU against torch eager, torch.compile and a plain copy, in one run.
+
+    python -m benchmarks.cpu [--rounds 15] [--shape 1,19,1024,2048] [--output benchmarks/results]
+
+Every result is checked against float64 before anything is timed. The providers take turns, one call
+each a round, so that what else the machine does hits all alike; figures are medians over the
+rounds, and the ratios are of medians of the same run. Bytes are those that the scheme must move:
+one read of the logits, and of the labels, and one write of the gradient; the floor is a copy of the
+logits into memory that exists, `Tensor.copy_`. Writes cpu.csv and cpu.md.
+"""
+
+import argparse
+import csv
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numba
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch import Tensor
+
+import seg_loss
+
+SHAPES = (
+    (1, 21, 500, 300),  # an image of PASCAL VOC; 12.6 MB, which a large cache holds
+    (1, 19, 1024, 2048),  # Cityscapes, one image
+    (2, 150, 512, 512),  # ADE20K
+)
+IGNORED = 0.05
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Logits, labels as we read them and as torch wants them, and memory that exists already."""
+
+    logits: Tensor
+    labels: Tensor
+    long_labels: Tensor
+    out: Tensor
+
+    @property
+    def name(self) -> str:
+        return "x".join(map(str, self.logits.shape)) + " " + str(self.logits.dtype)[6:]
+
+
+def make_problem(shape: tuple[int, ...], dtype: torch.dtype) -> Problem:
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(shape, generator=generator) * 3).to(dtype)
+    labels = torch.randint(0, shape[1], (shape[0], *shape[2:]), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < IGNORED] = 255
+    return Problem(logits, labels.to(torch.uint8), labels, torch.zeros_like(logits))
+
+
+def check(problem: Problem) -> float:
+    """The largest error of loss and gradient, relative to the largest gradient; raises above
+    1e-5.
+    """
+    x = problem.logits.double().requires_grad_()
+    truth = F.cross_entropy(x, problem.long_labels, ignore_index=255)
+    (gradient,) = torch.autograd.grad(truth, x)
+    loss, ours = seg_loss.loss_and_gradient(problem.logits, problem.labels)
+    scale = gradient.abs().max()
+    rounding = torch.finfo(problem.logits.dtype).eps
+    error = float(((ours - gradient).abs().max() / scale))
+    loss_error = abs(float(loss) / float(truth) - 1)
+    if error > 1e-6 + rounding or loss_error > 1e-6:
+        raise AssertionError(f"{problem.name}: gradient off by {error}, loss by {loss_error}")
+    return error
+
+
+def providers(problem: Problem) -> dict[str, Callable[[], object]]:
+    logits, labels, long_labels, out = (
+        problem.logits, problem.labels, problem.long_labels, problem.out,
+    )  # fmt: skip
+    num_classes = logits.shape[1]
+
+    def train(loss: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+        def step() -> Tensor:
+            x = logits.detach().requires_grad_()
+            loss(x).backward()  # type: ignore[no-untyped-call]
+            assert x.grad is not None
+            return x.grad
+
+        return step
+
+    def eager(x: Tensor) -> Tensor:
+        return F.cross_entropy(x, long_labels, ignore_index=255)
+
+    def ours(x: Tensor) -> Tensor:
+        return seg_loss.spatial_cross_entropy(x, labels)
+
+    compiled = torch.compile(eager, dynamic=False)
+
+    def torch_evaluate() -> None:
+        with torch.no_grad():
+            eager(logits)
+            prediction = logits.argmax(dim=1)
+            logits.softmax(dim=1).amax(dim=1)
+            valid = long_labels != 255
+            torch.bincount(
+                long_labels[valid] * num_classes + prediction[valid], minlength=num_classes**2
+            )
+
+    @torch.no_grad()
+    def forward(loss: Callable[[Tensor], Tensor]) -> Tensor:
+        return loss(logits)
+
+    return {
+        "copy": lambda: out.copy_(logits),
+        "clone": lambda: logits.clone(),
+        "eager forward": lambda: forward(eager),
+        "eager forward+backward": train(eager),
+        "compiled forward": lambda: forward(compiled),
+        "compiled forward+backward": train(compiled),
+        "spatial_cross_entropy forward": lambda: forward(ours),
+        "spatial_cross_entropy forward+backward": train(ours),
+        "loss_and_gradient": lambda: seg_loss.loss_and_gradient(logits, labels),
+        "loss_and_gradient out=": lambda: seg_loss.loss_and_gradient(logits, labels, out=out),
+        "torch evaluate": torch_evaluate,
+        "evaluate": lambda: seg_loss.evaluate(logits, labels),
+    }
+
+
+def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each call in each round, the providers taking turns."""
+    for call in calls.values():
+        for _ in range(2):
+            call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+_PEAK = """
+import sys, json, torch, seg_loss
+torch.set_num_threads(int(sys.argv[1]))
+def peak():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+def reset():
+    open("/proc/self/clear_refs", "w").write("5")
+def resident():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) * 1024
+shape = json.loads(sys.argv[2])
+small = torch.zeros(1, shape[1], 8, 8).requires_grad_()
+seg_loss.spatial_cross_entropy(small, torch.zeros(1, 8, 8, dtype=torch.uint8)).backward()
+seg_loss.loss_and_gradient(small.detach(), torch.zeros(1, 8, 8, dtype=torch.uint8))
+logits = torch.randn(shape)
+labels = torch.randint(0, shape[1], (shape[0], *shape[2:])).to(torch.uint8)
+out = torch.zeros_like(logits)
+reset(); before = resident()
+seg_loss.loss_and_gradient(logits, labels, out=out)
+direct = peak() - before
+del out
+logits.requires_grad_()
+reset(); before = resident()
+seg_loss.spatial_cross_entropy(logits, labels).backward()
+trained = peak() - before - logits.nbytes
+print(json.dumps([direct / logits.nbytes, trained / logits.nbytes]))
+"""
+
+_FIRST_CALL = """
+import sys, time, torch, seg_loss
+logits = torch.randn(1, 19, 64, 64)
+labels = torch.zeros(1, 64, 64, dtype=torch.uint8)
+start = time.perf_counter()
+seg_loss.loss_and_gradient(logits, labels)
+print(time.perf_counter() - start)
+"""
+
+
+def peak_memory(shape: tuple[int, ...]) -> tuple[float, float]:
+    """Peak beyond input and gradient, as a share of the logits: loss_and_gradient, and with
+    autograd.
+    """
+    command = [sys.executable, "-c", _PEAK, str(torch.get_num_threads()), json.dumps(shape)]
+    direct, trained = json.loads(subprocess.check_output(command, text=True))
+    return direct, trained
+
+
+def first_calls() -> tuple[float, float]:
+    """Seconds of a new process's first call, without and with the cache of compiled kernels."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {"NUMBA_CACHE_DIR": folder, "PATH": ""}
+        command = [sys.executable, "-c", _FIRST_CALL]
+        cold, warm = (
+            float(subprocess.check_output(command, text=True, env=environment)) for _ in range(2)
+        )
+    return cold, warm
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--shape", action="append", help="N,C,H,W; may be repeated")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    shapes: tuple[tuple[int, ...], ...] = SHAPES
+    if arguments.shape:
+        shapes = tuple(tuple(map(int, text.split(","))) for text in arguments.shape)
+
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    lines = [
+        f"Made by `make bench`; medians of one run, in ms. {_processor()}, "
+        + f"{torch.get_num_threads()} threads, torch {torch.__version__}, "
+        + f"Numba {numba.__version__}, commit {commit}.",
+        "",
+    ]
+    rows = []
+    for shape in shapes:
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            problem = make_problem(shape, dtype)
+            error = check(problem)
+            calls = providers(problem)
+            if dtype != torch.float32:
+                calls = {
+                    name: calls[name]
+                    for name in ("copy", "loss_and_gradient", "loss_and_gradient out=")
+                }
+            times = measure(calls, arguments.rounds)
+            for name, values in times.items():
+                deciles = statistics.quantiles(values, n=10)
+                rows.append(
+                    [problem.name, name, statistics.median(values), deciles[0], deciles[8], error]
+                )
+            lines += _table(problem, {name: statistics.median(v) for name, v in times.items()})
+    for shape in shapes:
+        direct, trained = peak_memory(shape)
+        name = "x".join(map(str, shape))
+        rows += [[name, "peak memory, loss_and_gradient", direct, "", "", ""]]
+        rows += [[name, "peak memory, forward+backward", trained, "", "", ""]]
+        lines.append(
+            f"- {name}: peak memory beyond input and gradient {direct:.2%} of the logits "
+            f"(`loss_and_gradient`), {trained:.2%} (`spatial_cross_entropy` and backward)."
+        )
+    cold, warm = first_calls()
+    rows += [["", "first call, s, nothing cached", cold, "", "", ""]]
+    rows += [["", "first call, s, kernels cached", warm, "", "", ""]]
+    lines.append(f"- A new process's first call: {cold:.1f} s cold, {warm:.2f} s from the cache.")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    with (arguments.output / "cpu.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["case", "provider", "median", "p10", "p90", "gradient error"])
+        writer.writerows(rows)
+    (arguments.output / "cpu.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def _table(problem: Problem, ms: dict[str, float]) -> list[str]:
+    moved = 2 * problem.logits.nbytes + problem.labels.nbytes
+    heading = f"**{problem.name}**, {moved / 1e6:.1f} MB to move"
+    lines = [heading, "", "| | ms | GB/s | against eager | against compiled | against a copy |"]
+    lines.append("|---|---|---|---|---|---|")
+    for name, time_ms in ms.items():
+        kind = "evaluate" if "evaluate" in name else "forward" if name.endswith("forward") else ""
+        eager = {
+            "evaluate": ms.get("torch evaluate"),
+            "forward": ms.get("eager forward"),
+            "": ms.get("eager forward+backward"),
+        }[kind]
+        compiled = ms.get("compiled forward" if kind == "forward" else "compiled forward+backward")
+        if kind == "evaluate":
+            compiled = None
+        passes = 0 if kind else moved
+        lines.append(
+            f"| {name} | {time_ms:.1f} | {f'{passes / time_ms / 1e6:.1f}' if passes else ''} "
+            f"| {_ratio(eager, time_ms)} | {_ratio(compiled, time_ms)} "
+            f"| {time_ms / ms['copy']:.2f} |"
+        )
+    return [*lines, ""]
+
+
+def _ratio(other: float | None, time_ms: float) -> str:
+    return f"{other / time_ms:.2f}x" if other else ""
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+if __name__ == "__main__":
+    main()

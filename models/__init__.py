@@ -1,0 +1,1 @@
+"""Parts of segmentation networks. Imports torch, and neither `seg_loss` nor `app`."""
