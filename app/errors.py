@@ -4,6 +4,8 @@ A message about a tensor comes as `seg_loss.InvalidInput` with the same fields; 
 both into problem documents and the command line prints them.
 """
 
+from typing import Self
+
 
 class RequestError(Exception):
     """A refusal with its HTTP status, a machine-readable `code`, and a sentence for the reader.
@@ -11,6 +13,7 @@ class RequestError(Exception):
     Args:
         detail: the sentence. What a client sent is described, never echoed raw.
         where, expected, got, fix: the parts of the sentence, when it is about an input.
+        headers: further headers of the answer, such as `Retry-After`.
         members: further members of the problem document, such as `limit`.
     """
 
@@ -40,11 +43,25 @@ class RequestError(Exception):
 
     @classmethod
     def about(
-        cls, where: str, expected: str, got: str, fix: str = "", **members: object
-    ) -> "RequestError":
+        cls,
+        where: str,
+        expected: str,
+        got: str,
+        fix: str = "",
+        *,
+        headers: dict[str, str] | None = None,
+        **members: object,
+    ) -> Self:
         """Build the sentence `{where}: expected {expected}, got {got}. {fix}` from its parts."""
-        sentence = f"{where}: expected {expected}, got {got}. {fix}".rstrip()
-        return cls(sentence, where=where, expected=expected, got=got, fix=fix or None, **members)
+        return cls(
+            f"{where}: expected {expected}, got {got}. {fix}".rstrip(),
+            where=where,
+            expected=expected,
+            got=got,
+            fix=fix or None,
+            headers=headers,
+            **members,
+        )
 
 
 class Malformed(RequestError):
@@ -53,6 +70,30 @@ class Malformed(RequestError):
     status = 400
     code = "malformed"
     title = "Malformed request"
+
+
+class NotFound(RequestError):
+    """There is no such thing here."""
+
+    status = 404
+    code = "not_found"
+    title = "Not found"
+
+
+class NotAcceptable(RequestError):
+    """No answer of the kind that `Accept` asks for; carries `offered`."""
+
+    status = 406
+    code = "not_acceptable"
+    title = "Not acceptable"
+
+
+class TooSlow(RequestError):
+    """The body did not arrive in time."""
+
+    status = 408
+    code = "too_slow"
+    title = "Request timeout"
 
 
 class TooLarge(RequestError):
@@ -77,3 +118,24 @@ class IllPosed(RequestError):
     status = 422
     code = "ill_posed"
     title = "Ill-posed input"
+
+
+class Unavailable(RequestError):
+    """Not now: too much to do, not warm yet, or shutting down; carries `Retry-After`."""
+
+    status = 503
+    code = "unavailable"
+    title = "Service unavailable"
+
+
+REFUSALS: tuple[type[RequestError], ...] = (
+    Malformed,
+    NotFound,
+    NotAcceptable,
+    TooSlow,
+    TooLarge,
+    UnsupportedMedia,
+    IllPosed,
+    Unavailable,
+)
+"""Every refusal there is, for the table of statuses in `/openapi.json`."""

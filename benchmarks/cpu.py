@@ -69,7 +69,7 @@ def check(problem: Problem) -> float:
     loss, ours = seg_loss.loss_and_gradient(problem.logits, problem.labels)
     scale = gradient.abs().max()
     rounding = torch.finfo(problem.logits.dtype).eps
-    error = float(((ours - gradient).abs().max() / scale))
+    error = float((ours - gradient).abs().max() / scale)
     loss_error = abs(float(loss) / float(truth) - 1)
     if error > 1e-6 + rounding or loss_error > 1e-6:
         raise AssertionError(f"{problem.name}: gradient off by {error}, loss by {loss_error}")
@@ -219,8 +219,8 @@ def main() -> None:
     ).stdout.strip()
     lines = [
         f"Made by `make bench`; medians of one run, in ms. {_processor()}, "
-        + f"{torch.get_num_threads()} threads, torch {torch.__version__}, "
-        + f"Numba {numba.__version__}, commit {commit}.",
+         f"{torch.get_num_threads()} threads, torch {torch.__version__}, "
+         f"Numba {numba.__version__}, commit {commit}.",
         "",
     ]
     rows = []

@@ -205,12 +205,12 @@ def require_finite(
         return
     place = tuple(int(index) for index in bad.nonzero()[0])
     column = logits.movedim(1, -1)[place]
-    value = float(highest[place])
-    if value == -math.inf:
+    peak = float(highest[place])
+    if peak == -math.inf:
         got = f"-inf in every class at {_place(place)}"
     else:
-        wrong = column.isnan() if math.isnan(value) else column == math.inf
-        got = f"{value} at {_place((place[0], int(wrong.nonzero()[0]), *place[1:]))}"
+        wrong = column.isnan() if math.isnan(peak) else column == math.inf
+        got = f"{peak} at {_place((place[0], int(wrong.nonzero()[0]), *place[1:]))}"
     raise InvalidInput(
         "logits",
         "finite numbers (or -inf in some classes) at valid pixels",

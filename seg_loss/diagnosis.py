@@ -54,7 +54,7 @@ def diagnose(
         return Diagnosis(
             "non_finite",
             f"The logits of {non_finite_pixels} valid pixels hold NaN or infinity: the training "
-            "has diverged; lower the learning rate, and look for the first step at which it happened.",
+            "has diverged; lower the learning rate, and look for the first step with such a loss.",
         )
     if num_classes == 1:
         return Diagnosis(
@@ -65,9 +65,9 @@ def diagnose(
     if saturated_pixels:
         return Diagnosis(
             "saturated",
-            f"{saturated_pixels} of {valid_pixels} valid pixels give their true class a probability "
-            "of 0 in float32: the logits have grown too large, or the labels are shifted; lower the "
-            "learning rate and compare a label map with its prediction.",
+            f"{saturated_pixels} of {valid_pixels} valid pixels give their true class a "
+            "probability of 0 in float32: the logits have grown too large, or the labels are "
+            "shifted; lower the learning rate and compare a label map with its prediction.",
         )
     if mean_nll > chance * (1 + _CHANCE):
         return Diagnosis(
@@ -79,8 +79,8 @@ def diagnose(
         return Diagnosis(
             "at_chance",
             f"The mean loss of a pixel, {mean_nll:.4g}, is that of knowing nothing, ln C = "
-            f"{chance:.4g}: normal before the first steps; later, raise the learning rate and check "
-            "that the scores reach the loss.",
+            f"{chance:.4g}: normal before the first steps; later, raise the learning rate and "
+            "check that the scores reach the loss.",
         )
     return Diagnosis(
         "learning",
