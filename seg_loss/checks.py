@@ -6,7 +6,7 @@ NaN.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,8 +82,9 @@ def loss_inputs(
     labels = _check_labels(labels, logits)
     if class_weight is not None:
         _check_class_weight(class_weight, logits)
+        class_weight = class_weight.detach()  # the loss is differentiable in the logits alone
     if pixel_weight is not None:
-        pixel_weight = _check_pixel_weight(pixel_weight, logits)
+        pixel_weight = _check_pixel_weight(pixel_weight, logits).detach()
     check_temperature(temperature)
     if not (_is_number(label_smoothing) and 0 <= label_smoothing <= 1):
         raise InvalidInput("label_smoothing", "a number from 0 to 1", repr(label_smoothing))
@@ -289,7 +290,7 @@ def _check_pixel_weight(pixel_weight: Tensor, logits: Tensor) -> Tensor:
 
 
 def _ignored_labels(ignore_index: int | Sequence[int], dtype: torch.dtype) -> tuple[int, ...]:
-    values = (ignore_index,) if isinstance(ignore_index, int) else tuple(ignore_index)
+    values = tuple(ignore_index) if isinstance(ignore_index, Iterable) else (ignore_index,)
     for value in values:
         if not isinstance(value, int) or isinstance(value, bool):
             raise InvalidInput("ignore_index", "an int or several", repr(value))

@@ -47,7 +47,7 @@ def spatial_softmax(logits: Tensor, *, axis: int = 1, temperature: float = 1.0) 
         raise checks.InvalidInput("logits", "a torch.Tensor", type(logits).__name__)
     checks.check_float_dtype("logits", logits)
     checks.check_temperature(temperature)
-    if not -logits.ndim <= axis < logits.ndim:
+    if not (isinstance(axis, int) and -logits.ndim <= axis < logits.ndim):
         expected = f"an axis of the {logits.ndim} that logits have"
         raise checks.InvalidInput("axis", expected, repr(axis))
     return ops.softmax(logits, axis % logits.ndim, float(temperature))  # type: ignore[no-any-return]

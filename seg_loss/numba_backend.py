@@ -7,8 +7,6 @@ alone, and partial sums are added in the chunks' order: results do not depend on
 threads, nor on what else is in the batch.
 """
 
-import ctypes
-import mmap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +18,7 @@ from torch import Tensor
 from seg_loss import numba_kernels as kernels
 from seg_loss import threads
 from seg_loss.checks import InvalidInput
+from seg_loss.gradient_memory import empty_gradient
 from seg_loss.survey import Survey
 
 # Elements of a chunk: about 0.1 ms of work, long against the call of a kernel from Python.
@@ -28,7 +27,6 @@ _CHUNK_ELEMENTS = 400_000
 _THREAD_ELEMENTS = 60_000
 # A gradient larger than this leaves the caches anyway; it is written past them.
 _STREAM_BYTES = 24 << 20
-_HUGE_PAGE_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -294,32 +292,6 @@ def softmax_gradient(upstream: Tensor, logits: Tensor, axis: int, temperature: f
 
     plan.run(lambda: (plan.buffer(), plan.buffer()), work)
     return gradient
-
-
-def empty_gradient(logits: Tensor) -> Tensor:
-    """Uninitialised memory like `logits`, in huge pages where the system grants them on request.
-
-    The first touch of a fresh 160 MB tensor in 4 KiB pages takes longer than computing it.
-    """
-    gradient = torch.empty_like(logits)
-    if len(_merged_axes(gradient, 2)) > 3:
-        gradient = torch.empty(logits.shape, dtype=logits.dtype)
-    if gradient.nbytes >= 2 * _HUGE_PAGE_BYTES and _madvise is not None:
-        start = -(-gradient.data_ptr() // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
-        end = (gradient.data_ptr() + gradient.nbytes) // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES
-        _madvise(start, end - start, mmap.MADV_HUGEPAGE)  # advice: a refusal changes nothing
-    return gradient
-
-
-def _find_madvise() -> Callable[[int, int, int], int] | None:
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return None
-    function = ctypes.CDLL(None).madvise
-    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return function
-
-
-_madvise = _find_madvise()
 
 
 # -- from tensors to what kernels take

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from seg_loss import checks
+from seg_loss.gradient_memory import empty_gradient
 
 _NO_SECOND_ORDER = (
     "seg_loss: expected a first derivative, got a request for a second one (create_graph=True, or "
@@ -109,7 +110,7 @@ def cross_entropy_gradient(
     """`cross_entropy`, and its gradient times `scale` [N], like the logits: one read, one write."""
     from seg_loss import numba_backend
 
-    gradient = numba_backend.empty_gradient(logits)
+    gradient = empty_gradient(logits)
     sums = numba_backend.cross_entropy(
         logits, labels, class_weight, pixel_weight, ignored, label_smoothing, temperature, max_nll,
         gradient=gradient, gradient_scale=scale,

@@ -1,0 +1,71 @@
+"""The service: `create_app` puts settings, workers, routes and problems together.
+
+`seg-loss serve` runs it with uvicorn (`app.server`). The way of a request begins in `app.routes`.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI
+
+import seg_loss
+from app import problems, routes
+from app.observation import Figures, Observation
+from app.routes import Service
+from app.settings import Settings
+from app.workers import Workers
+
+_log = logging.getLogger("app")
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """A service of its own: two in one process share nothing but the kernels."""
+    settings = settings or Settings()
+    workers = Workers(settings)
+    service = Service(settings, workers, Figures(workers))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # Beside the first answers of /livez, not before them: compiling takes seconds when cold.
+        warming = asyncio.create_task(_warm_up(service))
+        try:
+            yield
+        finally:
+            warming.cancel()
+            with suppress(asyncio.CancelledError):
+                await warming
+            workers.close()
+
+    app = FastAPI(
+        title="seg-loss",
+        summary="The pixel-wise softmax loss of semantic segmentation",
+        version=_version(),
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    app.include_router(routes.router())
+    app.add_middleware(Observation, figures=service.figures)
+    problems.install(app)
+    return app
+
+
+async def _warm_up(service: Service) -> None:
+    try:
+        await service.workers.run_at_start(seg_loss.warm_up)
+    except Exception:
+        _log.exception("The kernels could not be loaded: /readyz will go on to say no.")
+    else:
+        service.is_warm = True
+
+
+def _version() -> str:
+    try:
+        return version("seg-loss")
+    except PackageNotFoundError:  # a checkout that was not installed
+        return "0"

@@ -1,0 +1,224 @@
+"""What the service and the command line can do: `(Upload, options) -> result`, one function each.
+
+No mathematics here: an operation says which inputs it needs, calls `seg_loss`, and for a picture
+arranges what `app.pictures` draws. Results are frozen dataclasses; `app.answers` makes bytes of
+them, `app.cli` tables.
+
+Logits that are not finite give results that say so. The command line shows them; the service asks
+`refuse_non_finite` first.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+import seg_loss
+from app import palettes, pictures
+from app.errors import IllPosed
+from app.options import EvaluateOptions, GradientOptions, LossOptions, VisualizeOptions
+from app.uploads import Upload
+from seg_loss import Evaluation
+
+DEFAULT_PALETTE = "voc"
+
+_MAP_OF_KIND = {
+    "prediction": "prediction",
+    "overlay": "prediction",
+    "error": "prediction",
+    "nll": "nll",
+    "confidence": "confidence",
+    "entropy": "entropy",
+}
+"""The map of `seg_loss.evaluate` that a kind of picture is made of; others need no logits."""
+
+_LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """What `loss` and `evaluate` found."""
+
+    evaluation: Evaluation
+    warnings: tuple[str, ...]
+
+    @property
+    def is_finite(self) -> bool:
+        return self.evaluation.non_finite_pixels == 0 and not math.isnan(self.evaluation.loss)
+
+
+@dataclass(frozen=True, eq=False)
+class Gradient:
+    """The gradient, multiplied by `loss_weight`, and the loss, which is not.
+
+    Caffe reports the loss of a layer in the same way.
+    """
+
+    gradient: Tensor
+    loss: float
+    normalization: str
+    loss_weight: float
+    warnings: tuple[str, ...]
+
+    @property
+    def is_finite(self) -> bool:
+        return not math.isnan(self.loss)
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A PNG."""
+
+    png: bytes
+    warnings: tuple[str, ...]
+    is_finite: bool
+
+
+Result = Evaluated | Gradient | Picture
+
+
+def loss(upload: Upload, options: LossOptions) -> Evaluated:
+    """The loss, with everything but maps that one read of the logits tells."""
+    logits, labels = _logits_and_labels(upload)
+    evaluation = seg_loss.evaluate(
+        logits, labels, upload.class_weight, **_loss_options(upload, options)
+    )
+    return Evaluated(evaluation, upload.warnings)
+
+
+def gradient(upload: Upload, options: GradientOptions) -> Gradient:
+    """The gradient of the loss in the logits."""
+    logits, labels = _logits_and_labels(upload)
+    value, gradient = seg_loss.loss_and_gradient(
+        logits, labels, upload.class_weight, **_loss_options(upload, options)
+    )
+    if options.loss_weight != 1:
+        gradient *= options.loss_weight
+    return Gradient(
+        gradient, float(value), options.normalization, options.loss_weight, upload.warnings
+    )
+
+
+def evaluate(upload: Upload, options: EvaluateOptions) -> Evaluated:
+    """The loss, the metrics, and the maps that are asked for."""
+    logits, labels = _logits_and_labels(upload)
+    evaluation = seg_loss.evaluate(
+        logits, labels, upload.class_weight, **_loss_options(upload, options), maps=options.maps
+    )
+    return Evaluated(evaluation, upload.warnings)
+
+
+def visualize(upload: Upload, options: VisualizeOptions) -> Picture:
+    """A picture of one image."""
+    palette = palettes.palette(options.palette or DEFAULT_PALETTE)
+    labels = _indices("labels", upload.labels)
+    prediction = _indices("prediction", upload.prediction)
+    evaluation = None
+    if prediction is None or _MAP_OF_KIND.get(options.kind) != "prediction":
+        evaluation = _evaluation_for(upload, options)
+    drawn = {} if evaluation is None else evaluation.maps
+    maps = {name: values[0].numpy() for name, values in drawn.items()}
+    if prediction is None:
+        prediction = maps.get("prediction")
+    num_classes = len(palette.class_names)
+    if upload.logits is not None:
+        num_classes = upload.logits.shape[1]
+    scene = pictures.Scene(
+        palette=palette,
+        num_classes=num_classes,
+        labels=labels,
+        prediction=prediction,
+        nll=maps.get("nll"),
+        confidence=maps.get("confidence"),
+        entropy=maps.get("entropy"),
+        photo=upload.image,
+        valid=None if labels is None else ~np.isin(labels, _within(labels, options.ignore_index)),
+        alpha=options.alpha,
+    )
+    is_finite = evaluation is None or evaluation.non_finite_pixels == 0
+    return Picture(pictures.draw(options.kind, scene), upload.warnings, is_finite)
+
+
+def refuse_non_finite(upload: Upload, options: LossOptions, result: Result) -> None:
+    """Refuse NaN and +inf at valid pixels, with their number and the first position.
+
+    The search reads the logits once more, so it begins only when the result has shown them.
+
+    Raises:
+        seg_loss.InvalidInput: there are such logits.
+    """
+    if not result.is_finite and upload.logits is not None and upload.labels is not None:
+        seg_loss.require_finite(upload.logits, upload.labels, ignore_index=options.ignore_index)
+
+
+class _LossOptions(TypedDict):
+    """The keywords that every loss of `seg_loss` has."""
+
+    pixel_weight: Tensor | None
+    ignore_index: tuple[int, ...]
+    label_smoothing: float
+    temperature: float
+    normalization: str
+
+
+def _loss_options(upload: Upload, options: LossOptions) -> _LossOptions:
+    return {
+        "pixel_weight": upload.pixel_weight,
+        "ignore_index": options.ignore_index,
+        "label_smoothing": options.label_smoothing,
+        "temperature": options.temperature,
+        "normalization": options.normalization,
+    }
+
+
+def _logits_and_labels(upload: Upload) -> tuple[Tensor, Tensor]:
+    if upload.logits is None or upload.labels is None:
+        got = " and ".join(upload.names) or "neither"
+        raise IllPosed.about("body", "logits and labels", got)
+    return upload.logits, upload.labels
+
+
+def _evaluation_for(upload: Upload, options: VisualizeOptions) -> Evaluation | None:
+    """The map that the picture needs, or None where it needs none or the inputs give none."""
+    name, logits, labels = _MAP_OF_KIND.get(options.kind), upload.logits, upload.labels
+    if name is None or logits is None or (name == "nll" and labels is None):
+        return None
+    if logits.ndim != 4 or len(logits) != 1:
+        expected = "[1,C,H,W], the logits of one image"
+        raise IllPosed.about("logits", expected, f"shape {tuple(logits.shape)}")
+    if labels is not None:
+        return seg_loss.evaluate(
+            logits, labels, upload.class_weight, **_loss_options(upload, options), maps=(name,)
+        )
+    nothing_valid = torch.full((1, 1, 1), 255, dtype=torch.uint8)
+    return seg_loss.evaluate(
+        logits,
+        nothing_valid.expand(1, *logits.shape[2:]),
+        temperature=options.temperature,
+        ignore_index=255,
+        maps=(name,),
+    )
+
+
+def _indices(where: str, tensor: Tensor | None) -> npt.NDArray[np.integer] | None:
+    """One image of class indices [H,W] out of [1,H,W] or [1,1,H,W]."""
+    if tensor is None:
+        return None
+    if tensor.dtype not in _LABEL_DTYPES:
+        dtype = f"{tensor.dtype}".removeprefix("torch.")
+        raise IllPosed.about(where, "class indices, which are integers", dtype)
+    if tensor.ndim == 4 and tensor.shape[1] == 1:
+        tensor = tensor[:, 0]
+    if tensor.ndim != 3 or len(tensor) != 1:
+        raise IllPosed.about(where, "[1,H,W], one image", f"shape {tuple(tensor.shape)}")
+    return tensor[0].numpy()
+
+
+def _within(labels: npt.NDArray[np.integer], values: tuple[int, ...]) -> list[int]:
+    """Those values that the labels can hold; NumPy would not compare the others rightly."""
+    limits = np.iinfo(labels.dtype)
+    return [value for value in values if limits.min <= value <= limits.max]

@@ -1,0 +1,118 @@
+"""A service in this process, and requests to it without a socket."""
+
+import asyncio
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from app.codecs import safetensors
+from app.main import create_app
+from app.settings import Settings
+
+SAFETENSORS = {"Content-Type": "application/x-safetensors"}
+
+
+class Client:
+    """A client of one service, which runs on an event loop of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.app = create_app(settings)
+        self._runner = asyncio.Runner()
+        transport = httpx.ASGITransport(self.app)
+        self._http = httpx.AsyncClient(transport=transport, base_url="http://service")
+        self._lifespan = self.app.router.lifespan_context(self.app)
+
+    def __enter__(self) -> "Client":
+        self._runner.run(self._lifespan.__aenter__())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.run(self._http.aclose())
+        self._runner.run(self._lifespan.__aexit__(None, None, None))
+        self._runner.close()
+
+    def request(self, method: str, path: str, **request: object) -> httpx.Response:
+        return self._runner.run(self._http.request(method, path, **request))
+
+    def get(self, path: str, **request: object) -> httpx.Response:
+        return self.request("GET", path, **request)
+
+    def post(self, path: str, **request: object) -> httpx.Response:
+        return self.request("POST", path, **request)
+
+    def post_tensors(self, path: str, /, **tensors: torch.Tensor) -> httpx.Response:
+        return self.post(path, content=packed(**tensors), headers=SAFETENSORS)
+
+    def post_raw_query(self, path: str, query: bytes, content: bytes) -> int:
+        """The status; for queries that no HTTP client would send."""
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query,
+            "root_path": "",
+            "headers": [
+                (b"content-type", b"application/x-safetensors"),
+                (b"content-length", b"%d" % len(content)),
+            ],
+        }
+        statuses = []
+
+        async def receive() -> dict[str, object]:
+            return {"type": "http.request", "body": content, "more_body": False}
+
+        async def send(message: dict[str, object]) -> None:
+            statuses.append(message.get("status"))
+
+        self._runner.run(self.app(scope, receive, send))
+        return statuses[0]
+
+    def wait_until_warm(self) -> None:
+        async def wait() -> None:
+            while not self.app.state.service.is_warm:
+                await asyncio.sleep(0.01)
+
+        self._runner.run(asyncio.wait_for(wait(), 120))
+
+
+@contextmanager
+def served(**settings: object) -> Iterator[Client]:
+    with Client(Settings(**settings)) as client:
+        yield client
+
+
+def packed(**tensors: torch.Tensor) -> bytes:
+    return b"".join(safetensors.encode(tensors, {}))
+
+
+def npy_file(array: npt.NDArray[np.generic]) -> bytes:
+    target = io.BytesIO()
+    np.save(target, array)
+    return target.getvalue()
+
+
+def example(seed: int = 0) -> dict[str, torch.Tensor]:
+    """A well-posed request: 5 classes, 6 x 7 pixels, some ignored."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 5, (1, 6, 7), generator=random, dtype=torch.uint8)
+    labels[0, 0, :3] = 255
+    return {"logits": torch.randn(1, 5, 6, 7, generator=random), "labels": labels}
+
+
+def assert_well(client: Client) -> None:
+    """A good request is answered as before, whatever came in between."""
+    response = client.post_tensors("/v1/loss", **example())
+    assert response.status_code == 200, response.text
+    loss = torch.nn.functional.cross_entropy(
+        example()["logits"], example()["labels"].long(), ignore_index=255
+    )
+    assert response.json()["loss"] == pytest.approx(float(loss), rel=1e-6)

@@ -1,0 +1,284 @@
+"""Commands: what they print where, what they write, and how they exit."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import fcn_demo
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from serving import example, npy_file, packed
+
+import seg_loss
+from app import cli, label_maps
+from app.palettes import palette
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    logits, labels = (example()[name].numpy() for name in ("logits", "labels"))
+    Path("logits.npy").write_bytes(npy_file(logits))
+    Path("logits.safetensors").write_bytes(packed(logits=torch.from_numpy(logits)))
+    np.savez("logits.npz", logits=logits, other=labels)
+    np.savez_compressed("labels.npz", labels)
+    Path("labels.npy").write_bytes(npy_file(labels))
+    Path("labels.png").write_bytes(label_maps.write(labels[0], palette("voc")))
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        return stop.value.code or 0, output.out, output.err
+
+    return run
+
+
+@pytest.mark.parametrize("logits", ["logits.npy", "logits.npz", "logits.safetensors"])
+@pytest.mark.parametrize("labels", ["labels.png", "labels.npy", "labels.npz"])
+def test_loss_reads_every_kind_of_file(files, run, logits, labels):
+    status, out, err = run("loss", logits, labels, "--format", "json")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["loss"] == seg_loss.evaluate(**example()).loss
+
+
+def test_json_is_the_object_that_the_service_answers_with(files, run, client):
+    answer = client.post_tensors("/v1/loss", **example()).json()
+    assert json.loads(run("loss", "logits.npy", "labels.npy", "--format", "json")[1]) == answer
+    answer = client.post_tensors("/v1/evaluate", **example()).json()
+    assert json.loads(run("evaluate", "logits.npy", "labels.npy", "--format", "json")[1]) == answer
+
+
+def test_flags_are_the_options_of_the_library_with_dashes_or_as_they_are(files, run):
+    Path("weight.npy").write_bytes(npy_file(np.arange(5, dtype=np.float32)))
+    expected = seg_loss.evaluate(
+        **example(),
+        class_weight=torch.arange(5.0),
+        ignore_index=(0, 255),
+        normalization="weight",
+        temperature=2.0,
+        label_smoothing=0.1,
+    ).loss
+    for dash in "-_":
+        status, out, _ = run(
+            *("loss", "logits.npy", "labels.png", "--format", "json"),
+            *(f"--ignore{dash}index", "0,255", "--normalization", "weight"),
+            *("--temperature", "2", f"--label{dash}smoothing", "0.1"),
+            *(f"--class{dash}weight", "weight.npy"),
+        )
+        assert status == 0
+        assert json.loads(out)["loss"] == expected
+
+
+def test_a_negative_label_can_be_ignored(files, run):
+    status, out, _ = run("loss", "logits.npy", "labels.png", "--ignore-index", "-1,255")
+    assert status == 0
+    assert "valid_pixels" in out
+
+
+def test_the_table_names_the_classes_of_the_palette(files, run):
+    out = run("loss", "logits.npy", "labels.png", "--palette", "voc")[1]
+    assert "aeroplane" in out
+    assert "\x1b" not in out
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "md", "html"])
+@pytest.mark.parametrize("command", ["loss", "evaluate"])
+def test_every_form_has_the_numbers(files, run, form, command):
+    status, out, err = run(command, "logits.npy", "labels.png", "--format", form)
+    assert (status, err) == (0, "")
+    assert f"{seg_loss.evaluate(**example()).loss:.6g}"[:6] in out
+
+
+def test_csv_is_one_number_per_line(files, run):
+    out = run("evaluate", "logits.npy", "labels.png", "--format", "csv")[1]
+    rows = list(csv.reader(io.StringIO(out)))
+    assert rows[0] == ["of", "item", "quantity", "value"]
+    assert all(len(row) == 4 for row in rows)
+    expected = seg_loss.evaluate(**example())
+    assert ["batch", "loss", "", repr(expected.loss)] not in rows
+    assert ["batch", "", "loss", repr(expected.loss)] in rows
+    assert ["class", "2", "pixels", str(expected.per_class[2].pixels)] in rows
+
+
+@pytest.mark.parametrize("suffix", ["npy", "safetensors"])
+def test_gradient_writes_a_file_and_prints_the_loss(files, run, suffix):
+    status, out, _ = run(
+        *("gradient", "logits.npy", "labels.png", "--output", f"g.{suffix}"),
+        *("--loss-weight", "2", "--format", "json"),
+    )
+    loss, gradient = seg_loss.loss_and_gradient(**example())
+    assert status == 0
+    assert json.loads(out)["loss"] == float(loss)
+    if suffix == "npy":
+        written = torch.from_numpy(np.load("g.npy"))
+    else:
+        written = safetensors.torch.load_file("g.safetensors")["gradient"]
+    assert torch.equal(written, gradient * 2)
+
+
+def test_evaluate_writes_maps(files, run):
+    arguments = ("logits.npy", "labels.png", "--maps", "nll,prediction", "-o", "m.safetensors")
+    assert run("evaluate", *arguments)[0] == 0
+    maps = safetensors.torch.load_file("m.safetensors")
+    assert torch.equal(maps["prediction"].long(), example()["logits"].argmax(1))
+    assert maps.keys() == {"nll", "prediction"}
+
+
+def test_a_metric_below_its_threshold_is_exit_1(files, run):
+    arguments = ("evaluate", "logits.npy", "labels.png", "--fail-under")
+    assert run(*arguments, "mean_iu=0")[0] == 0
+    status, out, err = run(*arguments, "mean_iu=0.99")
+    assert status == 1
+    assert "mean_iu" in out
+    assert err.startswith("seg-loss: mean_iu: expected at least 0.99, got 0.")
+
+
+def test_visualize_writes_a_picture(files, run):
+    photo = np.full((6, 7, 3), 99, np.uint8)
+    Image.fromarray(photo).save("photo.jpg")
+    for arguments in (
+        ("logits.npy", "labels.png", "--kind", "error"),
+        ("logits.npy", "--kind", "overlay", "--image", "photo.jpg", "--alpha", "0.3"),
+        ("--labels", "labels.png", "--kind", "labels"),
+        (
+            "--prediction",
+            "labels.png",
+        ),
+    ):
+        assert run("visualize", *arguments, "--output", "a.png") == (0, "", "")
+        with Image.open("a.png") as picture:
+            assert picture.size == (7, 6)
+        Path("a.png").unlink()
+
+
+def test_palettes_are_listed_and_shown(run):
+    assert "cityscapes" in run("palettes")[1]
+    assert "aeroplane" in run("palettes", "voc")[1]
+    assert json.loads(run("palettes", "voc", "--format", "json")[1])["colours"][1] == [128, 0, 0]
+
+
+def test_the_sample_can_be_used_at_once(run, tmp_path):
+    status, out, _ = run("sample", tmp_path / "s", "--height", "32", "--width", "64")
+    assert status == 0
+    names = ["photo.png", "labels.png", "logits.npy"]
+    assert out.split() == [str(tmp_path / "s" / name) for name in names]
+    directory = tmp_path / "s"
+    status, out, _ = run(
+        "loss", directory / "logits.npy", directory / "labels.png", "--format", "json"
+    )
+    assert json.loads(out)["diagnosis"]["state"] == "learning"
+
+
+def test_logits_that_are_not_finite_are_shown_with_a_diagnosis(files, run):
+    logits = example()["logits"]
+    logits[0, 1, 3, 3] = float("nan")
+    Path("logits.npy").write_bytes(npy_file(logits.numpy()))
+    status, out, _ = run("loss", "logits.npy", "labels.png", "--format", "json")
+    assert status == 0
+    assert json.loads(out)["loss"] is None
+    assert json.loads(out)["diagnosis"]["state"] == "non_finite"
+    status, _, err = run("gradient", "logits.npy", "labels.png", "-o", "g.npy")
+    assert status == 0
+    assert err == "seg-loss: warning: logits: not all are finite, and so is the gradient.\n"
+
+
+USAGE = {
+    "loss logits.npy": "Missing argument",
+    "loss logits.npy labels.png --nothing 1": "No such option",
+    "loss logits.npy labels.png --temperature 0": "seg-loss: temperature: expected a positive",
+    "loss logits.npy labels.png --normalization mean": "seg-loss: normalization: expected one of",
+    "loss logits.npy labels.png --format xml": "seg-loss: --format: expected one of table",
+    "gradient logits.npy labels.png": "Missing option",
+    "gradient logits.npy labels.png -o g.png": "seg-loss: --output: expected a name that ends in",
+    "evaluate . .": "seg-loss: .: expected a file, got a directory.",
+    "evaluate logits.npy labels.png --fail-under iou=1": "seg-loss: --fail-under: expected METRIC",
+    "evaluate logits.npy labels.png --fail-under mean_iu=x": "seg-loss: --fail-under: expected",
+    "evaluate logits.npy labels.png --maps nll": "seg-loss: --maps and --output: expected both",
+    "visualize logits.npy -o a.jpg": "seg-loss: --output: expected a name that ends in .png.",
+    "visualize logits.npy labels.png --kind heat -o a.png": "seg-loss: kind: expected one of",
+    "palettes nothing": "seg-loss: palette: expected one of voc",
+    "nothing": "No such command",
+}
+
+
+@pytest.mark.parametrize("line", USAGE)
+def test_wrong_usage_is_exit_2_with_nothing_on_stdout(files, run, line):
+    status, out, err = run(*line.split())
+    assert (status, out) == (2, "")
+    assert USAGE[line] in err
+
+
+FAILURES = {
+    "loss nothing.npy labels.png": "seg-loss: nothing.npy: No such file or directory\n",
+    "loss . labels.png": "seg-loss: .: Is a directory\n",
+    "loss labels.npy labels.png": "seg-loss: logits: expected",
+    "loss logits.npy logits.npy": "seg-loss: labels: expected uint8",
+    "loss empty labels.png": "seg-loss: logits: expected a file of NPY or safetensors, got",
+    "loss cut.npz labels.png": "seg-loss: logits: expected a complete NPZ file, got a damaged one.",
+    "loss pickled.npz labels.png": "Pickled objects are never read",
+    "loss two.npz labels.png": "seg-loss: logits: expected one array, or one called logits, got 2",
+    "gradient logits.npy labels.png -o nowhere/g.npy": "seg-loss: nowhere/g.npy: No such file",
+}
+
+
+@pytest.mark.parametrize("line", FAILURES)
+def test_a_file_that_cannot_be_used_is_exit_1_and_one_line(files, run, line):
+    Path("empty").touch()
+    Path("cut.npz").write_bytes(Path("logits.npz").read_bytes()[:100])
+    np.savez("pickled.npz", np.array([{}], dtype=object))
+    np.savez("two.npz", a=np.zeros(1), b=np.zeros(1))
+    status, out, err = run(*line.split())
+    assert (status, out) == (1, "")
+    assert FAILURES[line] in err
+    assert err.count("\n") == 1
+
+
+def test_a_setting_that_cannot_be_is_wrong_usage(run, monkeypatch):
+    monkeypatch.setenv("SEG_LOSS_PORT", "http")
+    status, _, err = run("serve")
+    assert status == 2
+    assert err.startswith("seg-loss: SEG_LOSS_PORT: ")
+
+
+def test_serve_help_lists_every_setting(run):
+    from app.settings import Settings
+
+    out = run("serve", "--help")[1]
+    for name, field in Settings.model_fields.items():
+        assert f"SEG_LOSS_{name.upper()} [{field.default}]" in out
+        assert field.description in out
+
+
+def test_help_does_not_wait_for_torch():
+    program = "import sys; from app import cli; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_python_m_app_is_the_same_program():
+    command = [sys.executable, "-m", "app", "palettes", "--format", "json"]
+    output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout
+    assert "voc" in json.loads(output)["palettes"]
+
+
+@fcn_demo.needed
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_published_example_gives_its_figures(run, tmp_path, dtype):
+    np.save(tmp_path / "logits.npy", fcn_demo.logits(dtype))
+    paths = (tmp_path / "logits.npy", fcn_demo.DIRECTORY / "label.png")
+    fcn_demo.assert_figures(json.loads(run("evaluate", *paths, "--format", "json")[1]), dtype)
+    for normalization, loss in fcn_demo.LOSS.items():
+        out = run("loss", *paths, "--format", "json", "--normalization", normalization)[1]
+        assert json.loads(out)["loss"] == pytest.approx(loss, rel=fcn_demo.LOSS_TOLERANCE[dtype])

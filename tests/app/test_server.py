@@ -1,0 +1,126 @@
+"""The service behind a real socket, spoken to with curl."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from serving import example, npy_file, packed
+
+pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+
+ROOT = Path(__file__).parents[2]
+WARM_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Server:
+    process: subprocess.Popen[bytes]
+    url: str
+
+    def curl(self, path: str, *arguments: str) -> tuple[int, bytes]:
+        """Status and body."""
+        command = ["curl", "-sS", "-m", "30", "-w", "\n%{http_code}", *arguments, self.url + path]
+        output = subprocess.run(command, check=True, capture_output=True).stdout
+        body, _, status = output.rpartition(b"\n")
+        return int(status), body
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "SEG_LOSS_MAX_BODY_BYTES": "1000000", "SEG_LOSS_PORT": f"{port}"}
+    command = [sys.executable, "-m", "app", "serve"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+    server = Server(process, f"http://127.0.0.1:{port}")
+    try:
+        deadline = time.monotonic() + WARM_SECONDS
+        while not _is_ready(server):
+            assert process.poll() is None, process.stderr.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def _is_ready(server: Server) -> bool:
+    try:
+        with urllib.request.urlopen(f"{server.url}/readyz", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def test_curl_posts_files_and_gets_the_loss(server, tmp_path):
+    (tmp_path / "logits.npy").write_bytes(npy_file(example()["logits"].numpy()))
+    (tmp_path / "labels.npy").write_bytes(npy_file(example()["labels"].numpy()))
+    status, body = server.curl(
+        "/v1/loss", "-F", f"logits=@{tmp_path}/logits.npy", "-F", f"labels=@{tmp_path}/labels.npy"
+    )
+    assert status == 200, body
+    assert json.loads(body)["valid_pixels"] == 39
+
+
+def test_curl_posts_safetensors_and_gets_a_gradient(server, tmp_path):
+    (tmp_path / "body").write_bytes(packed(**example()))
+    arguments = ("--data-binary", f"@{tmp_path}/body", "-H", "Transfer-Encoding: chunked")
+    for chunked in (arguments[:2], arguments):
+        status, body = server.curl(
+            "/v1/gradient", "-H", "Content-Type: application/x-safetensors", *chunked
+        )
+        assert status == 200, body
+        assert b'"gradient"' in body[:200]
+
+
+def test_curl_hears_that_a_body_is_too_large_without_sending_it(server, tmp_path):
+    (tmp_path / "large").write_bytes(bytes(3_000_000))
+    status, body = server.curl(
+        "/v1/loss",
+        *("-H", "Content-Type: application/x-safetensors"),
+        *("-H", "Expect: 100-continue", "--expect100-timeout", "20"),
+        *("--data-binary", f"@{tmp_path}/large"),
+        *("-w", "%{size_upload}\n%{http_code}"),
+    )
+    assert status == 413
+    problem, _, num_sent = body.rpartition(b"}")
+    assert json.loads(problem + b"}")["limit"] == 1_000_000
+    assert int(num_sent) == 0
+
+
+def test_a_connection_goes_on_after_refusals(server):
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
+        connection.settimeout(20)
+        for status in (b"415", b"415"):
+            connection.sendall(
+                b"POST /v1/loss HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nabcde"
+            )
+            assert status in connection.recv(65536).split(b"\r\n")[0]
+
+
+def test_a_body_that_ends_early_leaves_the_service_well(server):
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
+        connection.sendall(
+            b"POST /v1/loss HTTP/1.1\r\nHost: a\r\nContent-Length: 500\r\n"
+            b"Content-Type: application/x-safetensors\r\n\r\nabcde"
+        )
+    assert server.curl("/livez")[0] == 200
+
+
+def test_the_server_stops_when_it_is_told(server):
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(20) in (0, -signal.SIGTERM)
+    assert b"Traceback" not in server.process.stderr.read()
