@@ -403,13 +403,27 @@ def _weighted_distance(num_classes, y, own_distance, m, class_weight, rows, stri
     return total
 
 
+@_inner
+def _add(total, lost, term):
+    """Total + term, and what rounding the sum lost added to `lost` (Knuth's two-sum), lane by lane."""
+    new = total + term
+    taken = new - total
+    return new, lost + ((total - (new - taken)) + (term - taken))
+
+
+@_inner
+def _sum(total, lost):
+    # Infinite terms have an infinite sum, of which nothing was lost.
+    rest = sum_of_lanes(lost)
+    return sum_of_lanes(total) + (rest if abs(rest) < np.inf else 0.0)
+
+
 @_kernel
 def cross_entropy_chunk(
     buffer, classes, views, class_weight, ignored, options, stride, tile,
     image, first, last, sums, counts,
 ):  # fmt: skip
-    """Add the terms of pixels [first, last) of one image; write their map and gradient where
-    wanted.
+    """Add the terms of pixels [first, last) of one image; write their map and gradient if wanted.
 
     gradient = options[GRADIENT_SCALE] * d(sum of terms) / d(logits / temperature).
     """
@@ -436,7 +450,7 @@ def cross_entropy_chunk(
     for c in range(num_classes):
         sum_of_class_weights += class_weight[c]
     all_weights = filled(rows, sum_of_class_weights)
-    total = widened(zero)
+    total = lost = widened(zero)
 
     for start in range(first, last, tile):
         n = min(tile, last - start)
@@ -480,7 +494,7 @@ def cross_entropy_chunk(
                 soft_weight = soft_weight * soft_share
                 term = weight * nll + soft_weight * (all_weights * log_s - soft)
             term = where(valid, term, zero)
-            total = total + widened(term)
+            total, lost = _add(total, lost, widened(term))
             store(map_row, i, term)
 
             factor = where(valid, scale / s, zero)
@@ -505,7 +519,7 @@ def cross_entropy_chunk(
             for i in range(0, n, LANES):
                 store(factor_row, i, one)
             _store_rows(terms, image, start, n, map_row, factor_row, stride)
-    sums[LOSS] += sum_of_lanes(total)
+    sums[LOSS] += _sum(total, lost)
 
 
 # -- everything else one read of the logits can tell
@@ -609,7 +623,7 @@ def evaluate_chunk(
     for c in range(num_classes):
         sum_of_class_weights += class_weight[c]
     all_weights = filled(rows, sum_of_class_weights)
-    total = widened(zero)
+    total = lost = widened(zero)
 
     for start in range(first, last, tile):
         n = min(tile, last - start)
@@ -668,7 +682,7 @@ def evaluate_chunk(
                 weight = weight * hard_share
                 soft_weight = soft_weight * soft_share
                 term = weight * nll + soft_weight * (all_weights * log_s - soft)
-            total = total + widened(where(valid, term, zero))
+            total, lost = _add(total, lost, widened(where(valid, term, zero)))
             store(nll_row, i, where(valid, nll, zero))
             store(confidence_row, i, one / s)
             store(entropy_row, i, log_s - moment / s)
@@ -704,7 +718,7 @@ def evaluate_chunk(
         if maps[TOP_CLASSES_MAP]:
             _put_own(num_classes, n, classes, rows, stride)
             _write_top(num_classes, maps, image, pixels, start, n, predicted, rows, stride)
-    sums[LOSS] += sum_of_lanes(total)
+    sums[LOSS] += _sum(total, lost)
 
 
 # -- the softmax itself

@@ -663,10 +663,9 @@ def _log1p(x):
     element = x.element
 
     def implementation(x):
-        # Kahan: what rounding 1 + x loses is put back by the ratio x / ((1 + x) - 1).
         one = splat(element(1))
         w = one + x
-        rest = w - one
-        return where(equal(w, one), x, log(w) * (x / rest))
+        # What rounding 1 + x lost, times the slope of ln there; for tiny x that is x itself.
+        return log(w) + (x - (w - one)) / w
 
     return implementation

@@ -1,9 +1,17 @@
-"""A service in this process, and requests to it without a socket."""
+"""A service to test: in this process without a socket, or in another one behind a real socket."""
 
 import asyncio
 import io
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -15,6 +23,8 @@ from app.codecs import safetensors
 from app.main import create_app
 from app.settings import Settings
 
+ROOT = Path(__file__).parents[2]
+WARM_SECONDS = 120
 SAFETENSORS = {"Content-Type": "application/x-safetensors"}
 
 
@@ -82,6 +92,53 @@ class Client:
                 await asyncio.sleep(0.01)
 
         self._runner.run(asyncio.wait_for(wait(), 120))
+
+
+@dataclass(frozen=True)
+class Server:
+    """`seg-loss serve` in a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+
+    def curl(self, path: str, *arguments: str) -> tuple[int, bytes]:
+        """Status and body."""
+        command = ["curl", "-sS", "-m", "30", "-w", "\n%{http_code}", *arguments, self.url + path]
+        output = subprocess.run(command, check=True, capture_output=True).stdout
+        body, _, status = output.rpartition(b"\n")
+        return int(status), body
+
+
+@contextmanager
+def running(**settings: object) -> Iterator[Server]:
+    """A server on a free loopback port, ready."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    variables = {f"SEG_LOSS_{name.upper()}": f"{value}" for name, value in settings.items()}
+    environment = {**os.environ, **variables, "SEG_LOSS_PORT": f"{port}"}
+    command = [sys.executable, "-m", "app", "serve"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+    server = Server(process, f"http://127.0.0.1:{port}")
+    try:
+        deadline = time.monotonic() + WARM_SECONDS
+        while not _is_ready(server):
+            assert process.poll() is None, process.stderr.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def _is_ready(server: Server) -> bool:
+    try:
+        with urllib.request.urlopen(f"{server.url}/readyz", timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -1,68 +1,21 @@
 """The service behind a real socket, spoken to with curl."""
 
 import json
-import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-from serving import example, npy_file, packed
+from serving import Server, example, npy_file, packed, running
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-
-ROOT = Path(__file__).parents[2]
-WARM_SECONDS = 120
-
-
-@dataclass(frozen=True)
-class Server:
-    process: subprocess.Popen[bytes]
-    url: str
-
-    def curl(self, path: str, *arguments: str) -> tuple[int, bytes]:
-        """Status and body."""
-        command = ["curl", "-sS", "-m", "30", "-w", "\n%{http_code}", *arguments, self.url + path]
-        output = subprocess.run(command, check=True, capture_output=True).stdout
-        body, _, status = output.rpartition(b"\n")
-        return int(status), body
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "SEG_LOSS_MAX_BODY_BYTES": "1000000", "SEG_LOSS_PORT": f"{port}"}
-    command = [sys.executable, "-m", "app", "serve"]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
-    server = Server(process, f"http://127.0.0.1:{port}")
-    try:
-        deadline = time.monotonic() + WARM_SECONDS
-        while not _is_ready(server):
-            assert process.poll() is None, process.stderr.read().decode()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    with running(max_body_bytes=1_000_000) as server:
         yield server
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
-
-
-def _is_ready(server: Server) -> bool:
-    try:
-        with urllib.request.urlopen(f"{server.url}/readyz", timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 def test_curl_posts_files_and_gets_the_loss(server, tmp_path):

@@ -1,0 +1,236 @@
+"""The metrics: worked by hand, by the rules for absent classes, and on real label maps."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import seg_loss
+from cases import LABEL_DTYPES
+from seg_loss import InvalidInput
+from seg_loss.metrics import confusion_matrix, fcn_metrics
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(), reason=f"the real label maps are not here: no {DATA}"
+)
+# Class 0: 3 right, 1 as class 1. Class 1: 2 right, 2 as class 0. Class 2: in neither. Class 3: only predicted.
+HAND = torch.tensor([[3, 1, 0, 1], [2, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+
+
+def test_the_confusion_has_the_truth_in_its_rows():
+    labels = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 255])
+    prediction = torch.tensor([0, 0, 0, 1, 3, 0, 0, 1, 1, 2])
+    got = confusion_matrix(prediction, labels, 4)
+    assert got.dtype == torch.int64
+    assert torch.equal(got, HAND)
+
+
+def test_figures_worked_by_hand():
+    metrics = fcn_metrics(HAND)
+    assert metrics.pixel_accuracy == 5 / 9
+    assert metrics.mean_accuracy == pytest.approx((3 / 5 + 2 / 4) / 2, rel=1e-15)
+    assert metrics.iu == (3 / 7, 2 / 5, None, 0.0)
+    assert metrics.accuracy == (3 / 5, 2 / 4, None, None)
+    assert metrics.mean_iu == pytest.approx((3 / 7 + 2 / 5 + 0) / 3, rel=1e-15)
+    assert metrics.frequency_weighted_iu == pytest.approx((5 * 3 / 7 + 4 * 2 / 5) / 9, rel=1e-15)
+    assert metrics.num_classes_averaged == 3
+    assert metrics.absent == "skip"
+
+
+@pytest.mark.parametrize(
+    ("absent", "mean_iu", "averaged"),
+    [
+        ("skip", (3 / 7 + 2 / 5 + 0) / 3, 3),
+        ("gt_only", (3 / 7 + 2 / 5) / 2, 2),
+        ("zero", (3 / 7 + 2 / 5 + 0 + 0) / 4, 4),
+        ("one", (3 / 7 + 2 / 5 + 1 + 0) / 4, 4),
+    ],
+)
+def test_absent_classes_are_left_out_or_counted_as_asked(absent, mean_iu, averaged):
+    metrics = fcn_metrics(HAND, absent=absent)
+    assert metrics.mean_iu == pytest.approx(mean_iu, rel=1e-15)
+    assert metrics.num_classes_averaged == averaged
+    assert metrics.absent == absent
+    assert metrics.iu == fcn_metrics(HAND).iu
+    assert metrics.pixel_accuracy == 5 / 9
+
+
+def test_of_nothing_there_are_no_figures():
+    metrics = fcn_metrics(torch.zeros(2, 2, dtype=torch.int64))
+    assert metrics.pixel_accuracy is None
+    assert metrics.mean_accuracy is None
+    assert metrics.mean_iu is None
+    assert metrics.frequency_weighted_iu is None
+    assert metrics.iu == (None, None)
+    assert metrics.num_classes_averaged == 0
+
+
+def test_a_perfect_prediction_scores_one():
+    metrics = fcn_metrics(torch.diag(torch.tensor([5, 7, 9])))
+    assert metrics.pixel_accuracy == metrics.mean_accuracy == metrics.mean_iu == 1
+    assert metrics.frequency_weighted_iu == 1
+
+
+def test_counts_beyond_float32_stay_exact():
+    big = 2**24 + 1
+    metrics = fcn_metrics(torch.tensor([[big, 1], [0, big]]))
+    assert metrics.pixel_accuracy == 2 * big / (2 * big + 1)
+
+
+def test_confusions_of_pictures_add_up_to_that_of_the_data_set():
+    labels = torch.randint(0, 5, (4, 10, 10))
+    prediction = torch.randint(0, 5, (4, 10, 10))
+    whole = confusion_matrix(prediction, labels, 5)
+    assert torch.equal(whole, sum(confusion_matrix(prediction[k], labels[k], 5) for k in range(4)))
+    assert int(whole.sum()) == 400
+
+
+@pytest.mark.parametrize("dtype", LABEL_DTYPES, ids=str)
+def test_labels_of_any_integer_dtype_do_not_wrap(dtype):
+    # uint8: 15 * 16 + 15 = 255 is the last cell; 20 * 21 would wrap.
+    labels = torch.arange(21).to(dtype)
+    assert torch.equal(
+        confusion_matrix(labels, labels, 21), torch.eye(21, dtype=torch.int64)
+    )
+
+
+def test_several_labels_may_be_ignored():
+    labels, prediction = torch.tensor([0, 1, 2, 255]), torch.tensor([0, 0, 9, 9])
+    got = confusion_matrix(prediction, labels, 2, ignore_index=(2, 255))
+    assert got.tolist() == [[1, 0], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: confusion_matrix(torch.zeros(2), torch.zeros(2).long(), 2),
+            "prediction: expected class indices, got float32.",
+        ),
+        (
+            lambda: confusion_matrix(torch.zeros(2).long(), torch.zeros(2), 2),
+            "labels: expected class indices, got float32.",
+        ),
+        (
+            lambda: confusion_matrix(torch.zeros(3).long(), torch.zeros(2).long(), 2),
+            "prediction: expected shape (2,) of the labels, got shape (3,).",
+        ),
+        (
+            lambda: confusion_matrix(torch.tensor([0, 1]), torch.tensor([5, 5]), 2),
+            "labels: expected 0...1, got 5 (2 such pixels).",
+        ),
+        (
+            lambda: confusion_matrix(torch.tensor([0, -1]), torch.tensor([0, 1]), 2),
+            "prediction: expected 0...1, got -1 (1 such pixels).",
+        ),
+        (
+            lambda: fcn_metrics(torch.zeros(2, 3)),
+            "confusion: expected [C, C], got shape (2, 3).",
+        ),
+        (
+            lambda: fcn_metrics(HAND, absent="none"),
+            "absent: expected one of skip, gt_only, zero, one, got 'none'.",
+        ),
+    ],
+    ids=["float prediction", "float labels", "shapes", "label", "prediction", "confusion", "absent"],
+)
+def test_wrong_calls_are_refused(call, message):
+    with pytest.raises(InvalidInput, match="^" + re.escape(message) + "$"):
+        call()
+
+
+# -- real label maps ---------------------------------------------------------------------------------
+
+
+def picture(path):
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def voc_indices(rgb):
+    """The classes of a picture in PASCAL VOC's colours: the bits of a class, dealt to R, G, B in turn."""
+    classes = np.arange(21)
+    colours = np.zeros((21, 3), np.int64)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((classes >> (3 * bit + channel)) & 1) << (7 - bit)
+    codes = {tuple(colour): number for number, colour in enumerate(colours.tolist())}
+    flat = [codes[tuple(pixel)] for pixel in rgb.reshape(-1, 3).tolist()]
+    return torch.tensor(flat, dtype=torch.uint8).reshape(rgb.shape[:2])
+
+
+@pytest.fixture(scope="module")
+def fcn_demo():
+    pytest.importorskip("PIL", reason="Pillow reads the label maps")
+    folder = DATA / "fcn-demo"
+    return voc_indices(picture(folder / "output.png")), torch.from_numpy(picture(folder / "label.png"))
+
+
+@needs_data
+def test_fcn_demo_gives_the_published_figures(fcn_demo):
+    prediction, labels = fcn_demo
+    confusion = confusion_matrix(prediction, labels, 21)
+    metrics = fcn_metrics(confusion)
+    assert int(confusion.sum()) == 149715
+    assert int((labels == 255).sum()) == 17285
+    assert metrics.pixel_accuracy == pytest.approx(0.8425141101426042, rel=1e-15)
+    assert metrics.mean_accuracy == pytest.approx(0.8454627806113827, rel=1e-15)
+    assert metrics.mean_iu == pytest.approx(0.7196156777147081, rel=1e-15)
+    assert metrics.frequency_weighted_iu == pytest.approx(0.7273739799737002, rel=1e-15)
+    present = (0, 2, 15)
+    assert [metrics.iu[c] for c in present] == pytest.approx(
+        [0.7772942512797062, 0.6620824689401179, 0.7194703129243007], rel=1e-15
+    )
+    assert [c for c in range(21) if metrics.iu[c] is not None] == [0, 2, 15]
+    assert metrics.num_classes_averaged == 3
+    assert confusion.sum(dim=1)[list(present)].tolist() == [54389, 34183, 61143]
+    assert confusion.sum(dim=0)[list(present)].tolist() == [66092, 37122, 46501]
+
+
+@needs_data
+def test_fcn_demo_gives_the_published_losses(fcn_demo):
+    prediction, labels = fcn_demo
+    logits = torch.zeros(1, 21, *labels.shape).scatter_(1, prediction[None, None].long(), 4.0)
+    for normalization, loss in (
+        ("valid", 0.9420592678484891),
+        ("none", 141040.40328593654),
+        ("full", 0.8445533130894404),
+    ):
+        evaluation = seg_loss.evaluate(logits, labels[None], normalization=normalization)
+        assert evaluation.loss == pytest.approx(loss, rel=1e-7)
+        wide = seg_loss.evaluate(logits.double(), labels[None], normalization=normalization)
+        assert wide.loss == pytest.approx(loss, rel=1e-13)
+        assert evaluation.metrics.mean_iu == pytest.approx(0.7196156777147081, rel=1e-15)
+        one = seg_loss.spatial_cross_entropy(logits, labels[None], normalization=normalization)
+        assert float(one) == pytest.approx(loss, rel=1e-7)
+    assert evaluation.uniform_loss == pytest.approx(3.044522437723423, rel=1e-15)
+    assert torch.equal(
+        seg_loss.evaluate(logits, labels[None], maps=("prediction",)).maps["prediction"][0],
+        prediction,
+    )
+
+
+@needs_data
+def test_ade_sample_gives_the_published_figures():
+    pytest.importorskip("PIL", reason="Pillow reads the label maps")
+    folder = DATA / "ade-sample"
+    truths = sorted((folder / "annotations").glob("*.png"))
+    assert len(truths) == 3
+    confusion, ignored = torch.zeros(150, 150, dtype=torch.int64), []
+    for path in truths:
+        # 0 is ignored and 1...150 are classes: one less, in uint8, so that 0 becomes 255 on purpose.
+        labels = torch.from_numpy(picture(path)) - 1
+        predicted = torch.from_numpy(picture(folder / "predictions" / path.name)) - 1
+        ignored.append(int((labels == 255).sum()))
+        confusion += confusion_matrix(predicted, labels, 150)
+    assert sorted(ignored) == sorted([3613, 17280, 2031])
+    assert int(confusion.sum()) == 628772
+    zero, skip = fcn_metrics(confusion, absent="zero"), fcn_metrics(confusion)
+    assert zero.mean_iu == pytest.approx(0.1, rel=1e-15)
+    assert zero.num_classes_averaged == 150
+    assert (skip.mean_iu, skip.num_classes_averaged, skip.pixel_accuracy) == (1.0, 15, 1.0)
