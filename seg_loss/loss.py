@@ -50,7 +50,7 @@ def spatial_softmax(logits: Tensor, *, axis: int = 1, temperature: float = 1.0) 
     if not (isinstance(axis, int) and -logits.ndim <= axis < logits.ndim):
         expected = f"an axis of the {logits.ndim} that logits have"
         raise checks.InvalidInput("axis", expected, repr(axis))
-    return ops.softmax(logits, axis % logits.ndim, float(temperature))  # type: ignore[no-any-return]
+    return ops.softmax(logits, axis % logits.ndim, float(temperature))
 
 
 def pixel_nll(
@@ -170,8 +170,8 @@ def loss_and_gradient(
     Returns:
         The loss, a scalar, and the gradient, like `logits` (or `out` itself).
 
-    >>> loss, gradient = loss_and_gradient(torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 1,
-    dtype=torch.uint8))
+    >>> labels = torch.zeros(1, 1, 1, dtype=torch.uint8)
+    >>> loss, gradient = loss_and_gradient(torch.zeros(1, 2, 1, 1), labels)
     >>> gradient.flatten().tolist()
     [-0.5, 0.5]
     """
@@ -237,7 +237,7 @@ def loss_of(inputs: LossInputs, *, max_nll: float = math.inf) -> Tensor:
 def pixel_terms_of(inputs: LossInputs) -> Tensor:
     """The terms of checked inputs, [N, *spatial], before any sum."""
     divisor_of(inputs)
-    return ops.pixel_terms(  # type: ignore[no-any-return]
+    return ops.pixel_terms(
         inputs.logits,
         inputs.labels,
         inputs.class_weight,

@@ -124,7 +124,9 @@ def fcn_metrics(confusion: Tensor, *, absent: str = "skip") -> FcnMetrics:
         pixel_accuracy=_figure(right.sum() / total),
         mean_accuracy=_figure(accuracy[present].mean()),
         mean_iu=_figure(averaged.mean()),
-        frequency_weighted_iu=_figure((truth[present] / total * iu[present]).sum()) if total else None,
+        frequency_weighted_iu=_figure((truth[present] / total * iu[present]).sum())
+        if total
+        else None,
         iu=tuple(_figure(value) for value in iu),
         accuracy=tuple(_figure(value) for value in accuracy),
         num_classes_averaged=len(averaged),

@@ -23,13 +23,12 @@ lane, tile by tile, in an order that depends on the shape alone.
 """
 
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
-from seg_loss import numba_vectors
+from seg_loss.numba_cache import kernel
 from seg_loss.numba_vectors import (
     KINDS,
     LANES,
@@ -131,15 +130,6 @@ LOGITS, LABELS, PIXEL_WEIGHT, TERMS, GRADIENT, UPSTREAM, NUM_VIEWS = range(7)
 LOSS, WEIGHT, NUM_SUMS = 0, 1, 2
 VALID, BAD_LABELS, FIRST_BAD_LABEL, BAD_WEIGHTS, FIRST_BAD_WEIGHT = 0, 1, 2, 3, 4
 NON_FINITE, FIRST_NON_FINITE, SATURATED, NUM_COUNTS = 5, 6, 7, 8
-
-
-def _kernel(function):
-    """Compile on first use, without the GIL, cached on disk until either source file changes."""
-    dispatcher = njit(nogil=True, error_model="numpy", cache=True)(function)
-    vectors = Path(numba_vectors.__file__).stat()
-    file = dispatcher._cache._cache_file
-    file._source_stamp = (*file._source_stamp, vectors.st_mtime, vectors.st_size)
-    return dispatcher
 
 
 _inner = njit(error_model="numpy")
@@ -327,7 +317,7 @@ def _put_own(num_classes, n, classes, rows, stride):
 # ----------------------------------------------------------------------
 
 
-@_kernel
+@kernel
 def survey_chunk(classes, views, ignored, num_classes, tile, image, first, last, counts):
     """Count valid pixels and bad labels without reading the logits."""
     labels = _view(views, LABELS)
@@ -347,7 +337,7 @@ def survey_chunk(classes, views, ignored, num_classes, tile, image, first, last,
         counts[BAD_LABELS] += bad
 
 
-@_kernel
+@kernel
 def survey_weights_chunk(
     buffer, classes, views, class_weight, ignored, num_classes, stride, tile,
     image, first, last, sums, counts,
@@ -405,7 +395,9 @@ def _weighted_distance(num_classes, y, own_distance, m, class_weight, rows, stri
 
 @_inner
 def _add(total, lost, term):
-    """Total + term, and what rounding the sum lost added to `lost` (Knuth's two-sum), lane by lane."""
+    """Total + term, and what rounding the sum lost added to `lost` (Knuth's two-sum), lane
+    by lane.
+    """
     new = total + term
     taken = new - total
     return new, lost + ((total - (new - taken)) + (term - taken))
@@ -418,7 +410,7 @@ def _sum(total, lost):
     return sum_of_lanes(total) + (rest if abs(rest) < np.inf else 0.0)
 
 
-@_kernel
+@kernel
 def cross_entropy_chunk(
     buffer, classes, views, class_weight, ignored, options, stride, tile,
     image, first, last, sums, counts,
@@ -584,7 +576,7 @@ def _write_top(num_classes, maps, image, pixels, start, n, predicted, rows, stri
         )
 
 
-@_kernel
+@kernel
 def evaluate_chunk(
     buffer, classes, predicted, views, class_weight, ignored, options, stride, tile, maps, pixels,
     image, first, last, sums, counts, class_nll, bin_confidence, confusion, bin_pixels, bin_correct,
@@ -739,7 +731,7 @@ def _exponentials(num_classes, rows, stride, i):
     return s
 
 
-@_kernel
+@kernel
 def softmax_chunk(
     buffer, views, stride, tile, inverse_temperature, image, first, last,
 ):  # fmt: skip
@@ -757,7 +749,7 @@ def softmax_chunk(
         _store_rows(probabilities, image, start, n, rows, factor_row, stride)
 
 
-@_kernel
+@kernel
 def softmax_gradient_chunk(
     buffer, upstream_buffer, views, stride, tile, inverse_temperature, image, first, last,
 ):  # fmt: skip

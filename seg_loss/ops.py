@@ -10,8 +10,8 @@ so training needs no memory beyond the gradient, in three passes over the logits
 write).
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -29,6 +29,31 @@ def _refuse_second_order(context: Any, *gradients: Tensor) -> None:
     raise NotImplementedError(_NO_SECOND_ORDER)
 
 
+_Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
+_library = torch.library.Library("seg_loss", "DEF")
+
+
+def _operator(fake: Callable[..., Any]) -> Callable[[_Kernel], _Kernel]:
+    """Define `seg_loss::<name of the function>` with the function as its kernel for the CPU.
+
+    `fake` makes the result's shapes and dtypes for tracing. Not `torch.library.custom_op`: its
+    wrapper imports all of torch's compiler at the first call, which takes longer than loading our
+    kernels.
+    """
+
+    def define(kernel: _Kernel) -> _Kernel:
+        name = kernel.__name__
+        schema = torch.library.infer_schema(kernel, mutates_args=())
+        _library.define(  # type: ignore[no-untyped-call]
+            name + schema, tags=(torch.Tag.pt2_compliant_tag,)
+        )
+        _library.impl(name, kernel, "CPU")  # type: ignore[no-untyped-call]
+        torch.library.register_fake(f"seg_loss::{name}", fake)
+        return cast(_Kernel, getattr(torch.ops.seg_loss, name))
+
+    return define
+
+
 def _nothing_saved(ctx: Any, inputs: Any, output: Any) -> None:
     pass
 
@@ -38,7 +63,21 @@ def map_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-@torch.library.custom_op("seg_loss::survey", mutates_args=(), device_types="cpu")
+def _fake_survey(
+    labels: Tensor,
+    class_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    num_classes: int,
+    ignored: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    num_images = labels.shape[0]
+    return (
+        labels.new_empty(num_images, dtype=torch.int64),
+        labels.new_empty(num_images, dtype=torch.float64),
+    )
+
+
+@_operator(_fake_survey)
 def survey(
     labels: Tensor,
     class_weight: Tensor | None,
@@ -56,22 +95,11 @@ def survey(
     return found.valid_pixels, found.weight
 
 
-@survey.register_fake
-def _(
-    labels: Tensor,
-    class_weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    num_classes: int,
-    ignored: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    num_images = labels.shape[0]
-    return (
-        labels.new_empty(num_images, dtype=torch.int64),
-        labels.new_empty(num_images, dtype=torch.float64),
-    )
+def _fake_cross_entropy(logits: Tensor, *_options: Any) -> Tensor:
+    return logits.new_empty(logits.shape[0], dtype=torch.float64)
 
 
-@torch.library.custom_op("seg_loss::cross_entropy", mutates_args=(), device_types="cpu")
+@_operator(_fake_cross_entropy)
 def cross_entropy(
     logits: Tensor,
     labels: Tensor,
@@ -90,12 +118,13 @@ def cross_entropy(
     )
 
 
-@cross_entropy.register_fake
-def _(logits: Tensor, *_options: Any) -> Tensor:
-    return logits.new_empty(logits.shape[0], dtype=torch.float64)
+def _fake_cross_entropy_gradient(
+    scale: Tensor, logits: Tensor, *_options: Any
+) -> tuple[Tensor, Tensor]:
+    return scale.new_empty(logits.shape[0], dtype=torch.float64), torch.empty_like(logits)
 
 
-@torch.library.custom_op("seg_loss::cross_entropy_gradient", mutates_args=(), device_types="cpu")
+@_operator(_fake_cross_entropy_gradient)
 def cross_entropy_gradient(
     scale: Tensor,
     logits: Tensor,
@@ -118,11 +147,6 @@ def cross_entropy_gradient(
     return sums, gradient
 
 
-@cross_entropy_gradient.register_fake
-def _(scale: Tensor, logits: Tensor, *_options: Any) -> tuple[Tensor, Tensor]:
-    return scale.new_empty(logits.shape[0], dtype=torch.float64), torch.empty_like(logits)
-
-
 def cross_entropy_gradient_into(
     out: Tensor, scale: Tensor, logits: Tensor, *options: Any
 ) -> Tensor:
@@ -138,7 +162,11 @@ def cross_entropy_gradient_into(
     return sums
 
 
-@torch.library.custom_op("seg_loss::pixel_terms", mutates_args=(), device_types="cpu")
+def _fake_pixel_terms(logits: Tensor, labels: Tensor, *_options: Any) -> Tensor:
+    return logits.new_empty(labels.shape, dtype=map_dtype(logits))
+
+
+@_operator(_fake_pixel_terms)
 def pixel_terms(
     logits: Tensor,
     labels: Tensor,
@@ -160,11 +188,6 @@ def pixel_terms(
     return terms
 
 
-@pixel_terms.register_fake
-def _(logits: Tensor, labels: Tensor, *_options: Any) -> Tensor:
-    return logits.new_empty(labels.shape, dtype=map_dtype(logits))
-
-
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     logits, labels, class_weight, pixel_weight, *options = inputs
     ctx.save_for_backward(logits, labels, class_weight, pixel_weight)
@@ -184,12 +207,22 @@ def _pixel_terms_backward(ctx: Any, grad_terms: Tensor) -> tuple[Tensor | None, 
     return gradient, *[None] * 7
 
 
-cross_entropy.register_autograd(_cross_entropy_backward, setup_context=_keep_inputs)
-pixel_terms.register_autograd(_pixel_terms_backward, setup_context=_keep_inputs)
-cross_entropy_gradient.register_autograd(_refuse_second_order, setup_context=_nothing_saved)
+torch.library.register_autograd(
+    "seg_loss::cross_entropy", _cross_entropy_backward, setup_context=_keep_inputs
+)
+torch.library.register_autograd(
+    "seg_loss::pixel_terms", _pixel_terms_backward, setup_context=_keep_inputs
+)
+torch.library.register_autograd(
+    "seg_loss::cross_entropy_gradient", _refuse_second_order, setup_context=_nothing_saved
+)
 
 
-@torch.library.custom_op("seg_loss::softmax", mutates_args=(), device_types="cpu")
+def _fake_softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
+    return torch.empty_like(logits)
+
+
+@_operator(_fake_softmax)
 def softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
     """softmax(logits / temperature) along `axis`."""
     from seg_loss import numba_backend
@@ -197,22 +230,18 @@ def softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
     return numba_backend.softmax(logits, axis, temperature)
 
 
-@softmax.register_fake
-def _(logits: Tensor, axis: int, temperature: float) -> Tensor:
+def _fake_softmax_gradient(
+    upstream: Tensor, logits: Tensor, axis: int, temperature: float
+) -> Tensor:
     return torch.empty_like(logits)
 
 
-@torch.library.custom_op("seg_loss::softmax_gradient", mutates_args=(), device_types="cpu")
+@_operator(_fake_softmax_gradient)
 def softmax_gradient(upstream: Tensor, logits: Tensor, axis: int, temperature: float) -> Tensor:
     """p (g - sum_c g_c p_c) / temperature, with p computed anew rather than read back rounded."""
     from seg_loss import numba_backend
 
     return numba_backend.softmax_gradient(upstream, logits, axis, temperature)
-
-
-@softmax_gradient.register_fake
-def _(upstream: Tensor, logits: Tensor, axis: int, temperature: float) -> Tensor:
-    return torch.empty_like(logits)
 
 
 def _keep_logits(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -225,5 +254,7 @@ def _softmax_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
     return softmax_gradient(upstream, logits, ctx.axis, ctx.temperature), None, None
 
 
-softmax.register_autograd(_softmax_backward, setup_context=_keep_logits)
-softmax_gradient.register_autograd(_refuse_second_order, setup_context=_nothing_saved)
+torch.library.register_autograd("seg_loss::softmax", _softmax_backward, setup_context=_keep_logits)
+torch.library.register_autograd(
+    "seg_loss::softmax_gradient", _refuse_second_order, setup_context=_nothing_saved
+)

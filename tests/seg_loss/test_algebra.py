@@ -4,10 +4,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-import seg_loss
 from cases import (
     CASES,
     FLOATS,
@@ -18,6 +14,10 @@ from cases import (
     make_options,
     same_bits,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import seg_loss
 
 SHAPE = (2, 5, 9, 11)
 
@@ -50,7 +50,9 @@ def test_ignored_pixels_have_exactly_positive_zero_gradient(dtype, option, sign)
 
 @pytest.mark.parametrize("shift", [1.0, -1000.0, 2.0**20])
 def test_a_constant_added_to_all_classes_changes_nothing(shift):
-    logits = make_logits(SHAPE).round(decimals=1).mul(8).round().div(8)  # no bit is lost by the shift
+    logits = (
+        make_logits(SHAPE).round(decimals=1).mul(8).round().div(8)
+    )  # no bit is lost by the shift
     labels = make_labels(SHAPE)
     plain, gradient = seg_loss.loss_and_gradient(logits, labels)
     moved, same_gradient = seg_loss.loss_and_gradient(logits + shift, labels)

@@ -4,8 +4,6 @@ import math
 
 import pytest
 import torch
-
-import seg_loss
 from cases import (
     FLOATS,
     NORMALIZATIONS,
@@ -17,6 +15,8 @@ from cases import (
     same_bits,
     seed_of,
 )
+
+import seg_loss
 from seg_loss import ops
 
 SHAPE = (2, 4, 3, 5)
@@ -121,7 +121,9 @@ def test_grad_output_may_be_expanded():
     (got,) = torch.autograd.grad(loss, logits, upstream)
     _, gradient = seg_loss.loss_and_gradient(logits.detach(), labels)
     assert torch.allclose(got, 3 * gradient, rtol=1e-6, atol=0)
-    (total,) = torch.autograd.grad(seg_loss.spatial_cross_entropy(logits, labels).expand(5).sum(), logits)
+    (total,) = torch.autograd.grad(
+        seg_loss.spatial_cross_entropy(logits, labels).expand(5).sum(), logits
+    )
     assert torch.allclose(total, 5 * gradient, rtol=1e-6, atol=0)
 
 
@@ -143,11 +145,16 @@ def test_a_retained_graph_gives_the_same_gradient_again(function):
 
 def test_losses_of_one_tensor_add_their_gradients():
     logits, labels = given()
-    both = seg_loss.spatial_cross_entropy(logits, labels) + seg_loss.pixel_nll(logits, labels).mean()
+    both = (
+        seg_loss.spatial_cross_entropy(logits, labels) + seg_loss.pixel_nll(logits, labels).mean()
+    )
     (got,) = torch.autograd.grad(both, logits)
     parts = [
         torch.autograd.grad(part, logits)[0]
-        for part in (seg_loss.spatial_cross_entropy(logits, labels), seg_loss.pixel_nll(logits, labels).mean())
+        for part in (
+            seg_loss.spatial_cross_entropy(logits, labels),
+            seg_loss.pixel_nll(logits, labels).mean(),
+        )
     ]
     assert torch.equal(got, parts[0] + parts[1])
 
@@ -296,7 +303,11 @@ def test_everything_differentiable_compiles_with_shapes_that_change():
 
     def step(x, y):
         nll = seg_loss.pixel_nll(x, y)
-        return nll.sum() + (seg_loss.spatial_softmax(x) * x).sum() + seg_loss.spatial_cross_entropy(x, y)
+        return (
+            nll.sum()
+            + (seg_loss.spatial_softmax(x) * x).sum()
+            + seg_loss.spatial_cross_entropy(x, y)
+        )
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True)
     for shape in ((2, 4, 3, 5), (3, 4, 6, 7), (1, 5, 8, 2)):

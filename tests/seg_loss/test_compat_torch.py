@@ -7,9 +7,9 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from cases import CASES, FLOATS, LABEL_DTYPES, assert_accurate, make_labels, make_logits
 
 import seg_loss
-from cases import CASES, FLOATS, LABEL_DTYPES, assert_accurate, make_labels, make_logits
 from seg_loss.compat import torch as ours
 
 
@@ -138,7 +138,12 @@ def test_the_module_is_the_function():
     assert torch.equal(
         module(logits, target.clamp(min=0)),
         ours.cross_entropy(
-            logits, target.clamp(min=0), weight, ignore_index=1, reduction="none", label_smoothing=0.1
+            logits,
+            target.clamp(min=0),
+            weight,
+            ignore_index=1,
+            reduction="none",
+            label_smoothing=0.1,
         ),
     )
     theirs = torch.nn.CrossEntropyLoss(weight)

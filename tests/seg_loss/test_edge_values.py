@@ -1,5 +1,7 @@
 """Where losses break: NaN and infinity, huge and tiny logits, nothing valid, bad labels, wrong arguments."""
 
+# ruff: noqa: E501 - messages stay in one piece, to be found by a search
+
 import math
 import pickle
 import re
@@ -7,8 +9,6 @@ import re
 import numpy as np
 import pytest
 import torch
-
-import seg_loss
 from cases import (
     FLOATS,
     LABEL_DTYPES,
@@ -19,6 +19,8 @@ from cases import (
     make_logits,
     same_bits,
 )
+
+import seg_loss
 from seg_loss import InvalidInput
 
 SHAPE = (2, 5, 9, 11)
@@ -71,9 +73,7 @@ def test_what_ignored_pixels_hold_reaches_neither_loss_nor_gradient(dtype, value
             got = seg_loss.loss_and_gradient(spoilt, labels, **options)
             assert torch.equal(got[0], plain[0])
             assert same_bits(got[1], plain[1])
-        assert same_bits(
-            seg_loss.pixel_nll(spoilt, labels), seg_loss.pixel_nll(logits, labels)
-        )
+        assert same_bits(seg_loss.pixel_nll(spoilt, labels), seg_loss.pixel_nll(logits, labels))
         assert seg_loss.evaluate(spoilt, labels).loss == seg_loss.evaluate(logits, labels).loss
 
 
@@ -179,13 +179,17 @@ def test_sure_pixels_are_right_to_the_last_bits(dtype, margin, num_classes):
     logits = torch.zeros(1, num_classes, 2, 3, dtype=dtype)
     logits[:, 1] = margin
     margin = float(logits[0, 1, 0, 0])
-    loss, gradient = seg_loss.loss_and_gradient(logits, torch.ones(1, 2, 3, dtype=U8), normalization="none")
+    loss, gradient = seg_loss.loss_and_gradient(
+        logits, torch.ones(1, 2, 3, dtype=U8), normalization="none"
+    )
     t = (num_classes - 1) * math.exp(-margin)
     # The C terms are added one after another, and float32's exp loses an ulp per 10 of distance.
     tolerance = (4 + num_classes / 8 + margin / 8) * torch.finfo(dtype).eps
     assert float(loss) == pytest.approx(6 * math.log1p(t), rel=tolerance, abs=0)
     assert float(gradient[0, 1, 0, 0]) == pytest.approx(-t / (1 + t), rel=tolerance, abs=0)
-    assert float(gradient[0, 0, 1, 2]) == pytest.approx(math.exp(-margin) / (1 + t), rel=tolerance, abs=0)
+    assert float(gradient[0, 0, 1, 2]) == pytest.approx(
+        math.exp(-margin) / (1 + t), rel=tolerance, abs=0
+    )
     evaluation = seg_loss.evaluate(logits, torch.ones(1, 2, 3, dtype=U8), normalization="none")
     assert evaluation.loss == pytest.approx(6 * math.log1p(t), rel=tolerance, abs=0)
 
@@ -214,7 +218,9 @@ def test_with_nothing_valid_the_loss_is_zero_and_attached_to_the_graph(
 ):
     logits = torch.full(SHAPE, math.nan, dtype=dtype).requires_grad_()
     labels = torch.full((2, 9, 11), 255, dtype=U8)
-    weights = {"class_weight": torch.rand(5), "pixel_weight": torch.rand(2, 9, 11)} if weighted else {}
+    weights = (
+        {"class_weight": torch.rand(5), "pixel_weight": torch.rand(2, 9, 11)} if weighted else {}
+    )
     loss = seg_loss.spatial_cross_entropy(logits, labels, **weights, normalization=normalization)
     assert loss.requires_grad
     loss.backward()
@@ -272,7 +278,9 @@ def test_bad_labels_are_counted_and_the_first_is_shown():
     )
     labels[1, 0, 0] = -1
     refused(
-        lambda: seg_loss.spatial_cross_entropy(torch.zeros(2, 3, 3, 4), labels, ignore_index=(255, 9)),
+        lambda: seg_loss.spatial_cross_entropy(
+            torch.zeros(2, 3, 3, 4), labels, ignore_index=(255, 9)
+        ),
         "labels: expected 0...2 or 255, 9 (ignored), got -1 at (1, 0, 0) and 2 pixels more. "
         "If -1 marks void pixels, add it to ignore_index.",
     )
@@ -492,8 +500,14 @@ def test_out_of_the_wrong_kind_is_refused(logits, out, message):
 
 def test_unknown_maps_are_refused():
     names = "prediction, nll, confidence, entropy, top_classes, top_probabilities"
-    refused(lambda: seg_loss.evaluate(X, Y, maps=("nll", "depth")), f"maps: expected names among {names}, got ('nll', 'depth').")
-    refused(lambda: seg_loss.evaluate(X, Y, maps="nll"), f"maps: expected names among {names}, got 'nll'.")
+    refused(
+        lambda: seg_loss.evaluate(X, Y, maps=("nll", "depth")),
+        f"maps: expected names among {names}, got ('nll', 'depth').",
+    )
+    refused(
+        lambda: seg_loss.evaluate(X, Y, maps="nll"),
+        f"maps: expected names among {names}, got 'nll'.",
+    )
 
 
 def test_invalid_input_is_a_value_error_with_its_parts_and_survives_pickling():

@@ -1,11 +1,11 @@
 """`evaluate` against plain torch in float64: every figure and every map."""
 
+# ruff: noqa: E501 - messages stay in one piece, to be found by a search
+
 import math
 
 import pytest
 import torch
-
-import seg_loss
 from cases import (
     CASES,
     FLOATS,
@@ -18,6 +18,8 @@ from cases import (
     same_bits,
     with_void,
 )
+
+import seg_loss
 from seg_loss.evaluation import MAPS
 from seg_loss.metrics import confusion_matrix, fcn_metrics
 
@@ -65,7 +67,10 @@ def test_options_mean_the_same_as_in_the_loss(option, normalization):
         if "pixel_weight" in options:
             alone["pixel_weight"] = options["pixel_weight"][k : k + 1]
         one = seg_loss.evaluate(logits[k : k + 1], labels[k : k + 1], **alone)
-        assert (got.per_image[k].loss, got.per_image[k].valid_pixels) == (one.loss, one.valid_pixels)
+        assert (got.per_image[k].loss, got.per_image[k].valid_pixels) == (
+            one.loss,
+            one.valid_pixels,
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)

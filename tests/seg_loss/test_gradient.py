@@ -1,11 +1,12 @@
 """The gradient against the definition in float64, by both doors: `loss_and_gradient` and autograd."""
 
 import itertools
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-
-import seg_loss
 from cases import (
     CASES,
     FLOATS,
@@ -21,15 +22,15 @@ from cases import (
     torch_loss_and_gradient,
     with_void,
 )
+
+import seg_loss
 from seg_loss import reference
 
 _turns = itertools.cycle(
     (label_dtype, option) for label_dtype in LABEL_DTYPES for option in OPTIONS
 )
 GRID = [
-    pytest.param(
-        case, dtype, layout, *next(_turns), id=f"{case.name}-{str(dtype)[6:]}-{layout}"
-    )
+    pytest.param(case, dtype, layout, *next(_turns), id=f"{case.name}-{str(dtype)[6:]}-{layout}")
     for case in CASES
     for dtype in FLOATS
     for layout in LAYOUTS
@@ -103,15 +104,32 @@ def test_gradients_too_large_for_the_caches_are_whole():
     logits, labels = make_logits(shape), make_labels(shape)
     _, gradient = seg_loss.loss_and_gradient(logits, labels)
     rows = slice(700, 720)
-    _, part = seg_loss.loss_and_gradient(
-        logits[:, :, rows], labels[:, rows], normalization="none"
-    )
+    _, part = seg_loss.loss_and_gradient(logits[:, :, rows], labels[:, rows], normalization="none")
     valid = int((labels != 255).sum())
     assert not gradient.isnan().any()
     assert torch.allclose(gradient[:, :, rows] * valid, part, rtol=1e-6, atol=0)
     shifted = LAYOUTS["shifted"](torch.full(shape, torch.nan))
     seg_loss.loss_and_gradient(logits, labels, out=shifted)
     assert same_bits(shifted, gradient)
+
+
+def test_large_gradients_into_memory_between_bytes_do_not_crash():
+    # A vector that no address in it is aligned for must not be written past the caches. In a process of
+    # its own, which would die.
+    script = """
+import torch, seg_loss
+shape = (1, 3, 1501, 1507)
+logits = torch.randn(shape)
+labels = torch.zeros(1, 1501, 1507, dtype=torch.uint8)
+memory = bytearray(logits.nbytes + 1)
+out = torch.frombuffer(memory, dtype=torch.float32, offset=1).view(shape)
+seg_loss.loss_and_gradient(logits, labels, out=out)
+assert torch.equal(out, seg_loss.loss_and_gradient(logits, labels)[1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr or f"killed by signal {-done.returncode}"
 
 
 def test_small_gradients_survive_float16():
@@ -130,3 +148,37 @@ def test_the_true_class_is_subtracted_before_rounding(dtype):
     _, gradient = seg_loss.loss_and_gradient(logits, torch.zeros(1, 1, 1, dtype=torch.uint8))
     other = 1 / (1 + torch.tensor(12.0, dtype=torch.float64).exp())
     assert gradient.flatten().tolist() == [float((-other).to(dtype)), float(other.to(dtype))]
+
+
+def test_two_large_gradients_do_not_share_memory_and_a_view_keeps_its_own():
+    shape = (1, 2, 1000, 1000)
+    labels = torch.zeros(1, 1000, 1000, dtype=torch.uint8)
+    first = seg_loss.loss_and_gradient(torch.zeros(shape), labels, normalization="none")[1]
+    second = seg_loss.loss_and_gradient(torch.zeros(shape), 1 - labels, normalization="none")[1]
+    assert first[0, :, 0, 0].tolist() == [-0.5, 0.5]
+    assert second[0, :, 0, 0].tolist() == [0.5, -0.5]
+    kept = first.numpy()[0, :, -1, -1]
+    row = second[:, :1]
+    del first, second
+    for _ in range(3):
+        seg_loss.loss_and_gradient(torch.full(shape, 9.0), labels, normalization="full")
+    assert kept.tolist() == [-0.5, 0.5]
+    assert bool((row == 0.5).all())
+
+
+def test_gradients_of_several_threads_at_once_are_their_own():
+    shape = (1, 2, 1000, 1000)
+    labels = torch.zeros(1, 1000, 1000, dtype=torch.uint8)
+
+    def gradient(number):
+        logits = torch.zeros(shape)
+        logits[:, 1] = number
+        return seg_loss.loss_and_gradient(logits, labels, normalization="none")[1]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(gradient, range(12)))
+    for number, got in enumerate(found):
+        alone = seg_loss.loss_and_gradient(
+            torch.tensor([[[[0.0]], [[float(number)]]]]), labels[:, :1, :1], normalization="none"
+        )[1]
+        assert bool((got == alone).all())

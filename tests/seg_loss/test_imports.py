@@ -77,11 +77,24 @@ def test_numba_is_imported_on_first_use_only():
         "print(json.dumps(sorted({name.partition('.')[0] for name in set(sys.modules) - before})))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PACKAGE.parent,
     )
     loaded = set(json.loads(done.stdout))
     assert "seg_loss" in loaded
-    assert not loaded & {"numba", "llvmlite", "triton", "fastapi", "pydantic", "PIL", "app", "models"}
+    assert not loaded & {
+        "numba",
+        "llvmlite",
+        "triton",
+        "fastapi",
+        "pydantic",
+        "PIL",
+        "app",
+        "models",
+    }
 
 
 def test_public_names_are_frozen():
@@ -113,7 +126,9 @@ SIGNATURES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("function", "positional", "keywords"), SIGNATURES, ids=lambda f: getattr(f, "__name__", ""))
+@pytest.mark.parametrize(
+    ("function", "positional", "keywords"), SIGNATURES, ids=lambda f: getattr(f, "__name__", "")
+)
 def test_names_order_and_defaults_of_the_options_are_those_of_the_contract(
     function, positional, keywords
 ):

@@ -4,8 +4,6 @@ import itertools
 
 import pytest
 import torch
-
-import seg_loss
 from cases import (
     CASES,
     FLOATS,
@@ -20,6 +18,8 @@ from cases import (
     torch_loss,
     with_void,
 )
+
+import seg_loss
 from seg_loss import reference
 
 # Every shape in every dtype and layout; label dtypes and options take turns, so that each meets each.
@@ -27,9 +27,7 @@ _turns = itertools.cycle(
     (label_dtype, option) for option in OPTIONS for label_dtype in LABEL_DTYPES
 )
 GRID = [
-    pytest.param(
-        case, dtype, layout, *next(_turns), id=f"{case.name}-{str(dtype)[6:]}-{layout}"
-    )
+    pytest.param(case, dtype, layout, *next(_turns), id=f"{case.name}-{str(dtype)[6:]}-{layout}")
     for case in CASES
     for dtype in FLOATS
     for layout in LAYOUTS
@@ -149,3 +147,12 @@ def test_more_pixels_than_float16_can_count_are_no_trouble(dtype):
     assert float(got) == pytest.approx(0.6931471805599453, rel=1e-7)
     total = seg_loss.spatial_cross_entropy(logits, labels, normalization="none")
     assert float(total) == pytest.approx(90000 * 0.6931471805599453, rel=1e-7)
+
+
+def test_more_pixels_than_float32_can_count():
+    # 2^24 + 1 is no float32.
+    shape = (1, 2, 1, (1 << 24) + 1)
+    logits = torch.zeros(1, 2, 1, 1).expand(shape)
+    evaluation = seg_loss.evaluate(logits, torch.zeros(1, 1, shape[3], dtype=torch.uint8))
+    assert evaluation.divisor == (1 << 24) + 1
+    assert evaluation.per_class[0].pixels == (1 << 24) + 1

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import LABEL_DTYPES
 
 import seg_loss
-from cases import LABEL_DTYPES
 from seg_loss import InvalidInput
 from seg_loss.metrics import confusion_matrix, fcn_metrics
 
@@ -92,9 +92,7 @@ def test_confusions_of_pictures_add_up_to_that_of_the_data_set():
 def test_labels_of_any_integer_dtype_do_not_wrap(dtype):
     # uint8: 15 * 16 + 15 = 255 is the last cell; 20 * 21 would wrap.
     labels = torch.arange(21).to(dtype)
-    assert torch.equal(
-        confusion_matrix(labels, labels, 21), torch.eye(21, dtype=torch.int64)
-    )
+    assert torch.equal(confusion_matrix(labels, labels, 21), torch.eye(21, dtype=torch.int64))
 
 
 def test_several_labels_may_be_ignored():
@@ -135,7 +133,15 @@ def test_several_labels_may_be_ignored():
             "absent: expected one of skip, gt_only, zero, one, got 'none'.",
         ),
     ],
-    ids=["float prediction", "float labels", "shapes", "label", "prediction", "confusion", "absent"],
+    ids=[
+        "float prediction",
+        "float labels",
+        "shapes",
+        "label",
+        "prediction",
+        "confusion",
+        "absent",
+    ],
 )
 def test_wrong_calls_are_refused(call, message):
     with pytest.raises(InvalidInput, match="^" + re.escape(message) + "$"):
@@ -168,7 +174,9 @@ def voc_indices(rgb):
 def fcn_demo():
     pytest.importorskip("PIL", reason="Pillow reads the label maps")
     folder = DATA / "fcn-demo"
-    return voc_indices(picture(folder / "output.png")), torch.from_numpy(picture(folder / "label.png"))
+    return voc_indices(picture(folder / "output.png")), torch.from_numpy(
+        picture(folder / "label.png")
+    )
 
 
 @needs_data
@@ -202,12 +210,13 @@ def test_fcn_demo_gives_the_published_losses(fcn_demo):
         ("full", 0.8445533130894404),
     ):
         evaluation = seg_loss.evaluate(logits, labels[None], normalization=normalization)
-        assert evaluation.loss == pytest.approx(loss, rel=1e-7)
+        # float32 rounds the two terms that there are, always the same way.
+        assert evaluation.loss == pytest.approx(loss, rel=3e-7)
         wide = seg_loss.evaluate(logits.double(), labels[None], normalization=normalization)
         assert wide.loss == pytest.approx(loss, rel=1e-13)
         assert evaluation.metrics.mean_iu == pytest.approx(0.7196156777147081, rel=1e-15)
         one = seg_loss.spatial_cross_entropy(logits, labels[None], normalization=normalization)
-        assert float(one) == pytest.approx(loss, rel=1e-7)
+        assert float(one) == pytest.approx(loss, rel=3e-7)
     assert evaluation.uniform_loss == pytest.approx(3.044522437723423, rel=1e-15)
     assert torch.equal(
         seg_loss.evaluate(logits, labels[None], maps=("prediction",)).maps["prediction"][0],

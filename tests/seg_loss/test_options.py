@@ -6,8 +6,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
-
-import seg_loss
 from cases import (
     NORMALIZATIONS,
     assert_accurate,
@@ -16,6 +14,8 @@ from cases import (
     torch_loss,
     torch_loss_and_gradient,
 )
+
+import seg_loss
 from seg_loss import reference
 
 SHAPE = (3, 5, 11, 13)
@@ -179,9 +179,7 @@ def test_smoothing_does_not_count_ignored_pixels(logits):
     half = labels.clone()
     half[:, ::2] = 255
     got = seg_loss.spatial_cross_entropy(logits, half, label_smoothing=0.3)
-    alone = seg_loss.spatial_cross_entropy(
-        logits[:, :, 1::2], labels[:, 1::2], label_smoothing=0.3
-    )
+    alone = seg_loss.spatial_cross_entropy(logits[:, :, 1::2], labels[:, 1::2], label_smoothing=0.3)
     close(got, alone)
 
 

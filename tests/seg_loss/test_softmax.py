@@ -1,12 +1,14 @@
 """The softmax: every axis, dtype and layout against torch in float64, and its gradient."""
 
+# ruff: noqa: E501 - messages stay in one piece, to be found by a search
+
 import math
 
 import pytest
 import torch
+from cases import CASES, FLOATS, LAYOUTS, assert_accurate, make_logits, seed_of
 
 import seg_loss
-from cases import CASES, FLOATS, LAYOUTS, assert_accurate, make_logits, seed_of
 from seg_loss import InvalidInput, reference
 
 
