@@ -30,7 +30,7 @@ def _refuse_second_order(context: Any, *gradients: Tensor) -> None:
 
 
 _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
-_library = torch.library.Library("seg_loss", "DEF")
+_library = torch.library.Library("seg_loss", "DEF")  # type: ignore[no-untyped-call]
 
 
 def _operator(fake: Callable[..., Any]) -> Callable[[_Kernel], _Kernel]:

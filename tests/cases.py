@@ -1,4 +1,4 @@
-"""What the tests of the library share: shapes and layouts, each for a reason, and the one tolerance."""
+"""What the library's tests share: shapes and layouts, each for a reason, and the one tolerance."""
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -116,7 +116,7 @@ def with_void(options: Mapping[str, Any], labels: Tensor) -> dict[str, Any]:
     return {"ignore_index": ignored_label(labels.dtype), **options}
 
 
-# -- layouts: the same shape, other places in memory ------------------------------------------------
+# -- layouts: the same shape, other places in memory ------------------------------------------
 
 
 def _gaps(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -127,7 +127,7 @@ def _gaps(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def _sliced(x: Tensor) -> Tensor:
-    """Every second row of a larger map, without its borders, of every second class of every second image."""
+    """Every second row, column, class and image of something larger, without its borders."""
     big = _gaps([2 * x.shape[0], 2 * x.shape[1], *(2 * n + 3 for n in x.shape[2:])], x.dtype)
     places = (slice(1, None, 2), slice(0, None, 2), *(slice(1, 2 * n, 2) for n in x.shape[2:]))
     big[places] = x
@@ -166,7 +166,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-# -- the yardstick and the tolerance ----------------------------------------------------------------
+# -- the yardstick and the tolerance ----------------------------------------------------------
 
 
 def torch_loss(
@@ -223,7 +223,7 @@ def torch_loss_and_gradient(
 def assert_accurate(
     name: str, got: Tensor, truth: Tensor, by_torch: Tensor, *, scale: float | None = None
 ) -> None:
-    """Max error <= 2 * torch's own + 4 * eps * scale, against the truth in float64. The one tolerance.
+    """Max error <= 2 * torch's own + 4 * eps * scale, against float64. The one tolerance.
 
     Args:
         got: ours; its dtype gives eps.
@@ -239,7 +239,7 @@ def assert_accurate(
     if scale is None:
         scale = float(truth.abs().max())
     if got.dtype == torch.float64:
-        # The truth is torch's own float64: its error does not show against itself, an ulp stands for it.
+        # The truth is torch's own float64, whose error does not show: an ulp stands for it.
         theirs = max(theirs, torch.finfo(torch.float64).eps * scale)
     # Below the smallest normal number a dtype has no relative precision: its smallest step counts.
     kind = torch.finfo(got.dtype)
@@ -250,7 +250,7 @@ def assert_accurate(
     assert error <= allowed, (
         f"{name} at {index}: got {float(got.reshape(-1)[worst])!r}, "
         f"truth {float(truth.reshape(-1)[worst])!r}, torch {float(by_torch.reshape(-1)[worst])!r}, "
-        f"error {error:.3g} is {error / allowed if allowed else float('inf'):.3g} of the allowed {allowed:.3g}"
+        f"error {error:.3g}, allowed {allowed:.3g}, ratio {error / (allowed or 5e-324):.3g}"
     )
 
 

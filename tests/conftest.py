@@ -1,4 +1,4 @@
-"""What every test of the library runs under: poisoned memory, fixed seeds, torch's threads put back."""
+"""What every test runs under: poisoned memory, fixed seeds, torch's threads put back."""
 
 import os
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """Uninitialised tensors hold NaN, or the largest integer: whoever forgets to write one is seen."""
+    """Uninitialised tensors hold NaN, or the largest integer: one left unwritten is seen."""
     torch.manual_seed(0)
     num_threads = torch.get_num_threads()
     torch.use_deterministic_algorithms(True)

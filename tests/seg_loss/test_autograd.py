@@ -1,4 +1,4 @@
-"""The operators inside torch: gradcheck, cotangents, graphs, compilation, autocast, and torch's own checks."""
+"""The operators inside torch: gradcheck, cotangents, graphs, compilation, autocast, opcheck."""
 
 import math
 
@@ -21,8 +21,9 @@ from seg_loss import ops
 
 SHAPE = (2, 4, 3, 5)
 SECOND_ORDER = (
-    r"^seg_loss: expected a first derivative, got a request for a second one \(create_graph=True, or "
-    r"backward through a gradient\)\. Second derivatives are not supported\.$"
+    r"^seg_loss: expected a first derivative, got a request for a second one "
+    r"\(create_graph=True, or backward through a gradient\)\. "
+    r"Second derivatives are not supported\.$"
 )
 
 
@@ -236,7 +237,7 @@ def test_weights_that_ask_for_a_gradient_get_none_and_disturb_nothing(dtype, nor
     seg_loss.evaluate(logits, labels, **options)
 
 
-# -- torch's own checks of operators ----------------------------------------------------------------
+# -- torch's own checks of operators -----------------------------------------------------------
 
 WEIGHTS = (torch.rand(4), torch.rand(2, 3, 5))
 OPERATORS = {
@@ -274,7 +275,7 @@ def test_torch_finds_nothing_wrong_with_other_dtypes_and_layouts(dtype):
         torch.library.opcheck(ops.softmax, (x, 1, 1.0))
 
 
-# -- compilation ------------------------------------------------------------------------------------
+# -- compilation -------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("default")
@@ -327,7 +328,7 @@ def test_a_bad_label_is_still_refused_in_a_compiled_program():
         compiled(logits, labels)
 
 
-# -- mixed precision --------------------------------------------------------------------------------
+# -- mixed precision ---------------------------------------------------------------------------
 
 
 def test_under_autocast_the_loss_of_bfloat16_scores_is_float32():

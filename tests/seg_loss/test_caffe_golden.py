@@ -96,7 +96,7 @@ def check_loss(golden, options, loss_weight):
     assert torch.equal(x.detach().nan_to_num(), golden["x"].nan_to_num())
 
 
-# -- the rules by hand, where no golden case speaks --------------------------------------------------
+# -- the rules by hand, where no golden case speaks --------------------------------------------
 
 
 def test_normalize_counts_only_while_normalization_is_absent_and_false_is_batch_size():
@@ -166,8 +166,10 @@ def test_float_labels_are_cut_toward_zero():
         ),
         (
             lambda: SoftmaxWithLoss()(torch.zeros(2, 3), torch.tensor([math.nan, 0.0])),
-            f"labels: expected 0...2, got {-(2**63)} at (0, 0). "
-            f"If {-(2**63)} marks void pixels, add it to ignore_index.",
+            (
+                f"labels: expected 0...2, got {-(2**63)} at (0, 0). "
+                f"If {-(2**63)} marks void pixels, add it to ignore_index."
+            ),
         ),
     ],
     ids=["normalization", "count", "first axis", "axis", "bad label", "NaN label"],

@@ -155,7 +155,10 @@ def test_the_module_is_the_function():
     [
         (
             lambda x: ours.cross_entropy(x, torch.rand(2, 3, 4, 5)),
-            "target: expected class indices, got probabilities (torch.float32). Take argmax over axis 1.",
+            (
+                "target: expected class indices, got probabilities (torch.float32). "
+                "Take argmax over axis 1."
+            ),
         ),
         (
             lambda x: ours.cross_entropy(x, torch.zeros(2, 4, 5).long(), reduction="max"),
@@ -163,8 +166,10 @@ def test_the_module_is_the_function():
         ),
         (
             lambda x: ours.cross_entropy(x, torch.full((2, 4, 5), 3)),
-            "labels: expected 0...2 or -100 (ignored), got 3 at (0, 0, 0) and 39 pixels more. "
-            "If 3 marks void pixels, pass ignore_index=3.",
+            (
+                "labels: expected 0...2 or -100 (ignored), got 3 at (0, 0, 0) and 39 pixels more. "
+                "If 3 marks void pixels, pass ignore_index=3."
+            ),
         ),
     ],
     ids=["probabilities", "reduction", "bad target"],

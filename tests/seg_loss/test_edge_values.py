@@ -54,7 +54,7 @@ def label(value):
     return torch.full((1, 1, 1), value, dtype=U8)
 
 
-# -- what ignored pixels hold -----------------------------------------------------------------------
+# -- what ignored pixels hold ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -113,7 +113,7 @@ def test_nan_and_infinity_at_a_valid_pixel_are_not_hidden(dtype, value, y):
     assert math.isnan(seg_loss.evaluate(logits, label(y)).loss)
 
 
-# -- huge, tiny and sure ----------------------------------------------------------------------------
+# -- huge, tiny and sure -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -207,7 +207,7 @@ def test_sure_and_right_beyond_float32_costs_exactly_zero():
     assert not gradient.any()
 
 
-# -- nothing valid ----------------------------------------------------------------------------------
+# -- nothing valid -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
@@ -250,7 +250,7 @@ def test_an_empty_batch_and_empty_maps_cost_zero(shape, normalization):
     assert seg_loss.loss_and_gradient(logits.detach(), labels, out=out)[1] is out
 
 
-# -- labels -----------------------------------------------------------------------------------------
+# -- labels ------------------------------------------------------------------------------------
 
 
 def test_a_label_that_is_no_class_is_named_with_its_place():
@@ -395,7 +395,7 @@ def test_the_extreme_values_of_each_label_dtype_are_ignored_when_asked(dtype):
     assert evaluation.valid_pixels == (2 if limits.min else 3)
 
 
-# -- pixel and class weights ------------------------------------------------------------------------
+# -- pixel and class weights -------------------------------------------------------------------
 
 
 def test_bad_weights_are_refused():
@@ -417,7 +417,7 @@ def test_bad_weights_are_refused():
         )
 
 
-# -- arguments --------------------------------------------------------------------------------------
+# -- arguments ---------------------------------------------------------------------------------
 
 X, Y = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=U8)
 REFUSED = [
@@ -519,7 +519,7 @@ def test_invalid_input_is_a_value_error_with_its_parts_and_survives_pickling():
     assert str(InvalidInput("a", "b", "c")) == "a: expected b, got c."
 
 
-# -- finite logits ----------------------------------------------------------------------------------
+# -- finite logits -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

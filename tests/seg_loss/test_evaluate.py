@@ -233,7 +233,7 @@ def test_without_valid_pixels_there_is_no_calibration():
     assert all(found.pixels == 0 for found in calibration.bins)
 
 
-# -- diagnosis ---------------------------------------------------------------------------------------
+# -- diagnosis ---------------------------------------------------------------------------------
 
 
 def diagnosed(logits, label=0):
@@ -251,25 +251,25 @@ def row(*values):
         (row(0.0, 0.0), 255, "nothing_valid",
          "Every pixel is ignored, so there is nothing to learn from: check ignore_index and the labels."),
         (row(math.nan, 0.0), 0, "non_finite",
-         "The logits of 1 valid pixels hold NaN or infinity: the training has diverged; lower the "
-         "learning rate, and look for the first step with such a loss."),
+         ("The logits of 1 valid pixels hold NaN or infinity: the training has diverged; lower the "
+         "learning rate, and look for the first step with such a loss.")),
         (row(math.inf, 0.0), 0, "non_finite", None),
         (row(3.0), 0, "single_class",
-         "A softmax over one class is always 1 and its loss always 0: give the background a class of "
-         "its own, or use a sigmoid."),
+         ("A softmax over one class is always 1 and its loss always 0: give the background a class of "
+         "its own, or use a sigmoid.")),
         (row(0.0, 110.0), 0, "saturated",
-         "1 of 1 valid pixels give their true class a probability of 0 in float32: the logits have "
+         ("1 of 1 valid pixels give their true class a probability of 0 in float32: the logits have "
          "grown too large, or the labels are shifted; lower the learning rate and compare a label map "
-         "with its prediction."),
+         "with its prediction.")),
         (row(0.0, 100.0), 0, "worse_than_chance",
-         "The mean loss of a pixel, 100, is above ln C = 0.6931, the cost of knowing nothing: the "
-         "network is confidently wrong; check the order of the classes."),
+         ("The mean loss of a pixel, 100, is above ln C = 0.6931, the cost of knowing nothing: the "
+         "network is confidently wrong; check the order of the classes.")),
         (row(0.0, 0.0), 0, "at_chance",
-         "The mean loss of a pixel, 0.6931, is that of knowing nothing, ln C = 0.6931: normal before "
-         "the first steps; later, raise the learning rate and check that the scores reach the loss."),
+         ("The mean loss of a pixel, 0.6931, is that of knowing nothing, ln C = 0.6931: normal before "
+         "the first steps; later, raise the learning rate and check that the scores reach the loss.")),
         (row(2.0, 0.0), 0, "learning",
-         "The mean loss of a pixel, 0.1269, is below ln C = 0.6931, the cost of knowing nothing: the "
-         "network tells the classes apart."),
+         ("The mean loss of a pixel, 0.1269, is below ln C = 0.6931, the cost of knowing nothing: the "
+         "network tells the classes apart.")),
         (row(-math.inf, 0.0), 0, "saturated", None),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The gradient against the definition in float64, by both doors: `loss_and_gradient` and autograd."""
+"""The gradient against the definition in float64, by `loss_and_gradient` and by autograd."""
 
 import itertools
 import subprocess
@@ -99,7 +99,7 @@ def test_out_may_lie_otherwise_than_the_logits_and_nothing_around_it_changes(lay
 
 
 def test_gradients_too_large_for_the_caches_are_whole():
-    # Beyond 24 MB the gradient is written past the caches, in whole vectors that begin at their size.
+    # Beyond 24 MB the gradient is written past the caches, in whole aligned vectors.
     shape = (1, 3, 1501, 1507)
     logits, labels = make_logits(shape), make_labels(shape)
     _, gradient = seg_loss.loss_and_gradient(logits, labels)
@@ -114,8 +114,7 @@ def test_gradients_too_large_for_the_caches_are_whole():
 
 
 def test_large_gradients_into_memory_between_bytes_do_not_crash():
-    # A vector that no address in it is aligned for must not be written past the caches. In a process of
-    # its own, which would die.
+    # What is never aligned cannot be written past the caches. In a process, which would die.
     script = """
 import torch, seg_loss
 shape = (1, 3, 1501, 1507)
@@ -133,7 +132,7 @@ assert torch.equal(out, seg_loss.loss_and_gradient(logits, labels)[1])
 
 
 def test_small_gradients_survive_float16():
-    # Divided by two million pixels p - y falls below float16's normal numbers; rounded once, at the end.
+    # Divided by two million pixels p - y is subnormal in float16; rounded once, at the end.
     logits = torch.zeros(1, 2, 1000, 2000, dtype=torch.float16)
     labels = torch.zeros(1, 1000, 2000, dtype=torch.uint8)
     _, gradient = seg_loss.loss_and_gradient(logits, labels)

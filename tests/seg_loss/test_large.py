@@ -49,8 +49,8 @@ def test_loss_gradient_and_evaluation_beyond_two_to_the_31_elements(layout):
     assert float(loss) == pytest.approx(truth * (zeros + ones), rel=1e-7)
     p = float(torch.tensor(math.e / (1 + math.e)).half())
     q = float(torch.tensor(1 / (1 + math.e)).half())
-    for place, expected in ((0, [-p, p]), (PIXELS - 8, [-p, p]), (PIXELS - 7, [0, 0]),
-                            (PIXELS - 6, [-p, p]), (PIXELS - 5, [q, -q]), (PIXELS - 1, [q, -q])):  # fmt: skip
+    marks = {0: [-p, p], -8: [-p, p], -7: [0, 0], -6: [-p, p], -5: [q, -q], -1: [q, -q]}
+    for place, expected in marks.items():
         assert gradient[0, :, 0, place].tolist() == expected
     assert int((gradient[0, 0] == -p).sum()) == zeros
     assert int((gradient[0, 1] == p).sum()) == zeros

@@ -22,7 +22,7 @@ from cases import (
 import seg_loss
 from seg_loss import reference
 
-# Every shape in every dtype and layout; label dtypes and options take turns, so that each meets each.
+# Every shape in every dtype and layout; label dtypes and options take turns.
 _turns = itertools.cycle(
     (label_dtype, option) for option in OPTIONS for label_dtype in LABEL_DTYPES
 )

@@ -1,4 +1,4 @@
-"""Peak memory, measured in a process of its own: what a call takes beyond its input and its result."""
+"""Peak memory beyond input and result, measured in processes of their own."""
 
 import json
 import subprocess

@@ -16,7 +16,8 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(
     not DATA.is_dir(), reason=f"the real label maps are not here: no {DATA}"
 )
-# Class 0: 3 right, 1 as class 1. Class 1: 2 right, 2 as class 0. Class 2: in neither. Class 3: only predicted.
+# Class 0: 3 right, 1 as class 1, 1 as class 3. Class 1: 2 right, 2 as class 0. Class 2: in neither.
+# Class 3: only predicted.
 HAND = torch.tensor([[3, 1, 0, 1], [2, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
 
 
@@ -148,7 +149,7 @@ def test_wrong_calls_are_refused(call, message):
         call()
 
 
-# -- real label maps ---------------------------------------------------------------------------------
+# -- real label maps ---------------------------------------------------------------------------
 
 
 def picture(path):
@@ -159,7 +160,7 @@ def picture(path):
 
 
 def voc_indices(rgb):
-    """The classes of a picture in PASCAL VOC's colours: the bits of a class, dealt to R, G, B in turn."""
+    """Classes from PASCAL VOC's colours: the bits of a class, dealt to R, G and B in turn."""
     classes = np.arange(21)
     colours = np.zeros((21, 3), np.int64)
     for bit in range(8):
@@ -232,7 +233,7 @@ def test_ade_sample_gives_the_published_figures():
     assert len(truths) == 3
     confusion, ignored = torch.zeros(150, 150, dtype=torch.int64), []
     for path in truths:
-        # 0 is ignored and 1...150 are classes: one less, in uint8, so that 0 becomes 255 on purpose.
+        # 0 is ignored, 1...150 are classes: one less in uint8, 0 becomes 255 on purpose.
         labels = torch.from_numpy(picture(path)) - 1
         predicted = torch.from_numpy(picture(folder / "predictions" / path.name)) - 1
         ignored.append(int((labels == 255).sum()))

@@ -1,4 +1,4 @@
-"""What each option means, alone and together, by torch where torch has it and by the formula where not."""
+"""What each option means, alone and together: as in torch where it has it, else by the formula."""
 
 import itertools
 import math
@@ -184,7 +184,7 @@ def test_smoothing_does_not_count_ignored_pixels(logits):
 
 
 def test_class_weights_enter_the_smoothing_of_all_classes_as_in_torch():
-    # pytorch/pytorch#104776: worked by hand for two classes, p = (3/4, 1/4), weights (1, 2), e = 1/2.
+    # pytorch/pytorch#104776. By hand: p = (3/4, 1/4), weights (1, 2), e = 1/2.
     logits = torch.tensor([[math.log(3.0), 0.0]])
     nll = -math.log(0.75), -math.log(0.25)
     truth = 0.5 * 1 * nll[0] + 0.5 / 2 * (1 * nll[0] + 2 * nll[1])
