@@ -124,9 +124,9 @@ def check_float_dtype(where: str, tensor: Tensor) -> None:
 
 
 def check_temperature(temperature: float) -> None:
-    """Positive and finite."""
-    if not (_is_number(temperature) and 0 < temperature < math.inf):
-        raise InvalidInput("temperature", "a positive number", repr(temperature))
+    """Positive, and such that logits times 1 / temperature stay numbers in float32."""
+    if not (_is_number(temperature) and 1e-30 <= temperature <= 1e30):
+        raise InvalidInput("temperature", "a positive number, 1e-30...1e30", repr(temperature))
 
 
 def check_out(out: Tensor, logits: Tensor) -> None:
@@ -289,11 +289,17 @@ def _check_pixel_weight(pixel_weight: Tensor, logits: Tensor) -> Tensor:
     return _check_map("pixel_weight", pixel_weight, logits)
 
 
-def _ignored_labels(ignore_index: int | Sequence[int], dtype: torch.dtype) -> tuple[int, ...]:
+def ignored_values(ignore_index: int | Sequence[int]) -> tuple[int, ...]:
+    """One label or several, as several."""
     values = tuple(ignore_index) if isinstance(ignore_index, Iterable) else (ignore_index,)
     for value in values:
         if not isinstance(value, int) or isinstance(value, bool):
             raise InvalidInput("ignore_index", "an int or several", repr(value))
+    return values
+
+
+def _ignored_labels(ignore_index: int | Sequence[int], dtype: torch.dtype) -> tuple[int, ...]:
+    values = ignored_values(ignore_index)
     limits = torch.iinfo(dtype)
     # A value the dtype cannot hold matches no pixel; cast to it, it would match another.
     return tuple(dict.fromkeys(value for value in values if limits.min <= value <= limits.max))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seg_loss.checks import LABEL_DTYPES, InvalidInput
+from seg_loss.checks import LABEL_DTYPES, InvalidInput, ignored_values
 
 ABSENT = ("skip", "gt_only", "zero", "one")
 
@@ -76,10 +76,9 @@ def confusion_matrix(
     if prediction.shape != labels.shape:
         shape, other = tuple(prediction.shape), tuple(labels.shape)
         raise InvalidInput("prediction", f"shape {other} of the labels", f"shape {shape}")
-    values = (ignore_index,) if isinstance(ignore_index, int) else tuple(ignore_index)
     truth = labels.long()
     valid = torch.ones_like(truth, dtype=torch.bool)
-    for value in values:
+    for value in ignored_values(ignore_index):
         valid &= truth != value
     truth, predicted = truth[valid], prediction[valid].long()
     for where, classes in (("labels", truth), ("prediction", predicted)):

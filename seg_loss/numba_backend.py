@@ -17,7 +17,6 @@ from torch import Tensor
 
 from seg_loss import numba_kernels as kernels
 from seg_loss import threads
-from seg_loss.checks import InvalidInput
 from seg_loss.gradient_memory import empty_gradient
 from seg_loss.survey import Survey
 
@@ -91,8 +90,9 @@ def survey(
     pixel_weight: Tensor | None,
 ) -> Survey:
     """Read the labels once: valid pixels and weights per image, and what is wrong with them."""
-    plan = _Plan(torch.Size([labels.shape[0], num_classes, *labels.shape[1:]]), torch.float64)
-    views = _Views(labels=labels, pixel_weight=_weights_as(pixel_weight, torch.float64))
+    shape = torch.Size([labels.shape[0], num_classes, *labels.shape[1:]])
+    plan = _Plan(shape, torch.float32 if pixel_weight is None else pixel_weight.dtype)
+    views = _Views(labels=labels, pixel_weight=pixel_weight)
     ignored_labels = _ignored(ignored)
     sums, counts = plan.sums(kernels.NUM_SUMS), plan.counts()
 
@@ -173,6 +173,7 @@ def cross_entropy(
         )  # fmt: skip
 
     plan.run(lambda: (plan.buffer(), plan.classes()), work)
+    views.finish()
     return torch.from_numpy(sums[:, :, kernels.LOSS].sum(axis=1))
 
 
@@ -272,6 +273,7 @@ def softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
         )  # fmt: skip
 
     plan.run(plan.buffer, work)
+    views.finish()
     return probabilities
 
 
@@ -291,6 +293,7 @@ def softmax_gradient(upstream: Tensor, logits: Tensor, axis: int, temperature: f
         )  # fmt: skip
 
     plan.run(lambda: (plan.buffer(), plan.buffer()), work)
+    views.finish()
     return gradient
 
 
@@ -299,24 +302,31 @@ def softmax_gradient(upstream: Tensor, logits: Tensor, axis: int, temperature: f
 
 
 class _Views:
-    """Tensors as the rows of one array, for the kernels; keeps the tensors alive meanwhile."""
+    """Tensors as one array, for the kernels; keeps the tensors alive meanwhile."""
 
     def __init__(self, **tensors: Tensor | None) -> None:
         self._tensors: list[Tensor] = []
-        self.array = np.zeros((kernels.NUM_VIEWS, len(kernels.View._fields)), np.int64)
+        self._written_elsewhere: list[tuple[Tensor, Tensor]] = []
+        self.array = np.zeros(kernels.VIEWS_SIZE, np.int64)
         for name, tensor in tensors.items():
             if tensor is not None:
-                self.array[getattr(kernels, name.upper())] = self._view(name, tensor)
+                place = getattr(kernels, name.upper())
+                self.array[place : place + len(kernels.View._fields)] = self._view(name, tensor)
+
+    def finish(self) -> None:
+        """Bring what was written elsewhere to where it belongs."""
+        for tensor, plain in self._written_elsewhere:
+            tensor.copy_(plain)
 
     def _view(self, name: str, tensor: Tensor) -> kernels.View:
         has_classes = name in ("logits", "gradient", "upstream")
         axes = _merged_axes(tensor, 2 if has_classes else 1)
         if len(axes) > 3:
             # Four axes or more in an order of their own: too rare to carry through the kernels.
+            plain = tensor.contiguous()
             if name in ("gradient", "terms"):
-                expected = "at most three spatial axes in an order of their own"
-                raise InvalidInput("out", expected, f"strides {tensor.stride()}")
-            return self._view(name, tensor.contiguous())
+                self._written_elsewhere.append((tensor, plain))
+            return self._view(name, plain)
         self._tensors.append(tensor)
         padded = [(1, 0)] * (3 - len(axes)) + axes
         (_, slice_stride), (rows, row_stride), (columns, column_stride) = padded
@@ -324,7 +334,12 @@ class _Views:
             address=tensor.data_ptr(),
             kind=kernels.KINDS.index(str(tensor.dtype).removeprefix("torch.")),
             num_classes=tensor.shape[1] if has_classes else 1,
-            streamed=int(has_classes and tensor.nbytes > _STREAM_BYTES),
+            # Elements astride their own size never make up a vector at a multiple of its size.
+            streamed=int(
+                has_classes
+                and tensor.nbytes > _STREAM_BYTES
+                and tensor.data_ptr() % tensor.element_size() == 0
+            ),
             image_stride=tensor.stride(0),
             class_stride=tensor.stride(1) if has_classes else 0,
             num_rows=rows,
@@ -358,10 +373,12 @@ def _axis_first(tensor: Tensor, axis: int) -> Tensor:
 
 
 def _weights_as(pixel_weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """In the dtype the kernels compute in."""
+    """Float64 for kernels that compute in float64, as it is or float32 for the others."""
     if pixel_weight is None:
         return None
-    return pixel_weight.to(torch.float64 if dtype == torch.float64 else torch.float32)
+    if dtype == torch.float64:
+        return pixel_weight.double()
+    return pixel_weight.float() if pixel_weight.dtype == torch.float64 else pixel_weight
 
 
 def _class_weights(class_weight: Tensor | None, num_classes: int) -> np.ndarray[Any, Any]:

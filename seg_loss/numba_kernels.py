@@ -42,6 +42,7 @@ from seg_loss.numba_vectors import (
     is_nan,
     lane,
     less,
+    lesser,
     load,
     load_float,
     load_floats,
@@ -58,6 +59,7 @@ from seg_loss.numba_vectors import (
     store_floats,
     stream_floats,
     sum_of_lanes,
+    two_sum,
     where,
     widened,
     within,
@@ -112,19 +114,19 @@ class EvaluationMaps(NamedTuple):
     top_probabilities: int
 
 
-# A kernel gets these records as rows of arrays (a named tuple takes Python 10 microseconds a field
+# A kernel gets these records as arrays (a named tuple takes Python 10 microseconds a field
 # to pass, an array takes none) and reads a field by its place.
 (
     ADDRESS, KIND, NUM_CLASSES, STREAMED, IMAGE_STRIDE, CLASS_STRIDE, NUM_ROWS, NUM_COLUMNS,
-    SLICE_STRIDE, ROW_STRIDE, COLUMN_STRIDE, _VIEW_FIELDS,
-) = range(12)  # fmt: skip
+    SLICE_STRIDE, ROW_STRIDE, COLUMN_STRIDE,
+) = range(11)  # fmt: skip
 INVERSE_TEMPERATURE, LABEL_SMOOTHING, MAX_NLL, GRADIENT_SCALE, _OPTION_FIELDS = range(5)
 (
     PREDICTION_MAP, PREDICTION_KIND, NLL_MAP, CONFIDENCE_MAP, ENTROPY_MAP, TOP_CLASSES_MAP,
     TOP_PROBABILITIES_MAP,
 ) = range(7)  # fmt: skip
-# The rows of `views`:
-LOGITS, LABELS, PIXEL_WEIGHT, TERMS, GRADIENT, UPSTREAM, NUM_VIEWS = range(7)
+# Where in the array `views` the fields of each begin:
+LOGITS, LABELS, PIXEL_WEIGHT, TERMS, GRADIENT, UPSTREAM, VIEWS_SIZE = range(0, 7 * 11, 11)
 
 # What a chunk reports, by place in its `sums` (float64) and `counts` (int64).
 LOSS, WEIGHT, NUM_SUMS = 0, 1, 2
@@ -137,7 +139,7 @@ _inner = njit(error_model="numpy")
 
 def tile_pixels(num_classes: int) -> int:
     """Pixels in a tile: its float32 rows take about 160 KiB, a third of a second-level cache."""
-    return max(64, min(2048, 40960 // num_classes // 64 * 64))
+    return max(64, min(2048, 40960 // max(num_classes, 1) // 64 * 64))
 
 
 def row_stride(num_classes: int) -> int:
@@ -159,12 +161,6 @@ def row_stride(num_classes: int) -> int:
 ) = range(9)
 
 
-@_inner
-def _view(views, place):
-    """The fields of the view at row `place`."""
-    return at(memory(views), place * _VIEW_FIELDS)
-
-
 # -- from strided memory of any kind to rows and back ----------------------------------------------
 
 
@@ -180,7 +176,7 @@ def _run(view, first, count):
         + (row % view[NUM_ROWS]) * view[ROW_STRIDE]
         + column * view[COLUMN_STRIDE]
     )
-    return offset, min(count, view[NUM_COLUMNS] - column)
+    return offset, lesser(count, view[NUM_COLUMNS] - column)
 
 
 @_inner
@@ -226,7 +222,7 @@ def _store_rows(view, image, first, n, rows, factors, stride):
             row = at(rows, c * stride + done)
             factor = at(factors, done)
             # Only whole vectors that begin at a multiple of their size may pass the caches.
-            start = min(run, (-address % (LANES * size)) // size) if streamed else 0
+            start = lesser(run, (-address % (LANES * size)) // size) if streamed else 0
             whole = start + (run - start) // LANES * LANES
             if column_stride != 1:
                 start = whole = 0
@@ -298,7 +294,7 @@ def _take_own(num_classes, n, classes, rows, stride):
     for i in range(n + -n % LANES):
         nobody[i] = -np.inf
     for i in range(n):
-        place = min(classes[i], num_classes) * stride + i
+        place = lesser(classes[i], num_classes) * stride + i
         own[i] = rows[place]
         rows[place] = -np.inf
     for i in range(n, n + -n % LANES):
@@ -310,7 +306,7 @@ def _put_own(num_classes, n, classes, rows, stride):
     """Write the row `_OWN` back to the places of the true classes."""
     own = at(rows, (num_classes + _OWN) * stride)
     for i in range(n):
-        rows[min(classes[i], num_classes) * stride + i] = own[i]
+        rows[lesser(classes[i], num_classes) * stride + i] = own[i]
 
 
 # -- the loss and its gradient
@@ -320,10 +316,11 @@ def _put_own(num_classes, n, classes, rows, stride):
 @kernel
 def survey_chunk(classes, views, ignored, num_classes, tile, image, first, last, counts):
     """Count valid pixels and bad labels without reading the logits."""
-    labels = _view(views, LABELS)
+    views = memory(views)
+    labels = at(views, LABELS)
     classes = memory(classes)
     for start in range(first, last, tile):
-        n = min(tile, last - start)
+        n = lesser(tile, last - start)
         _load_classes(labels, ignored, num_classes, image, start, n, classes)
         valid = bad = 0
         for i in range(n):
@@ -346,11 +343,12 @@ def survey_weights_chunk(
 
     `class_weight` has C + 2 entries, the last two for ignored and bad labels.
     """
-    labels, pixel_weight = _view(views, LABELS), _view(views, PIXEL_WEIGHT)
+    views = memory(views)
+    labels, pixel_weight = at(views, LABELS), at(views, PIXEL_WEIGHT)
     rows = memory(buffer)
     classes = memory(classes)
     for start in range(first, last, tile):
-        n = min(tile, last - start)
+        n = lesser(tile, last - start)
         _load_classes(labels, ignored, num_classes, image, start, n, classes)
         _load_weights(pixel_weight, class_weight, image, start, n, classes, rows, stride)
         for i in range(n):
@@ -359,7 +357,7 @@ def survey_weights_chunk(
                     if not counts[BAD_WEIGHTS]:
                         counts[FIRST_BAD_WEIGHT] = start + i
                     counts[BAD_WEIGHTS] += 1
-                sums[WEIGHT] += rows[i] * rows[stride + i]
+                sums[WEIGHT] += np.float64(rows[i]) * class_weight[classes[i]]
 
 
 @_inner
@@ -367,7 +365,7 @@ def _non_finite_strip(num_classes, n, i, start, classes, s, rows, stride, counts
     """Some lane of the strip at `i` has no finite sum: report it if valid, forget it if ignored."""
     sums = at(rows, (num_classes + _FACTOR) * stride)
     store(sums, i, s)
-    for j in range(i, min(i + LANES, n)):
+    for j in range(i, lesser(i + LANES, n)):
         if sums[j] != sums[j]:
             if classes[j] < num_classes:
                 if not counts[NON_FINITE]:
@@ -393,23 +391,6 @@ def _weighted_distance(num_classes, y, own_distance, m, class_weight, rows, stri
     return total
 
 
-@_inner
-def _add(total, lost, term):
-    """Total + term, and what rounding the sum lost added to `lost` (Knuth's two-sum), lane
-    by lane.
-    """
-    new = total + term
-    taken = new - total
-    return new, lost + ((total - (new - taken)) + (term - taken))
-
-
-@_inner
-def _sum(total, lost):
-    # Infinite terms have an infinite sum, of which nothing was lost.
-    rest = sum_of_lanes(lost)
-    return sum_of_lanes(total) + (rest if abs(rest) < np.inf else 0.0)
-
-
 @kernel
 def cross_entropy_chunk(
     buffer, classes, views, class_weight, ignored, options, stride, tile,
@@ -419,10 +400,9 @@ def cross_entropy_chunk(
 
     gradient = options[GRADIENT_SCALE] * d(sum of terms) / d(logits / temperature).
     """
-    logits, labels, pixel_weight = (
-        _view(views, LOGITS), _view(views, LABELS), _view(views, PIXEL_WEIGHT),
-    )  # fmt: skip
-    terms, gradient = _view(views, TERMS), _view(views, GRADIENT)
+    views = memory(views)
+    logits, labels, pixel_weight = at(views, LOGITS), at(views, LABELS), at(views, PIXEL_WEIGHT)
+    terms, gradient = at(views, TERMS), at(views, GRADIENT)
     num_classes = logits[NUM_CLASSES]
     options = at(memory(options), image * _OPTION_FIELDS)
     rows = memory(buffer)
@@ -445,7 +425,7 @@ def cross_entropy_chunk(
     total = lost = widened(zero)
 
     for start in range(first, last, tile):
-        n = min(tile, last - start)
+        n = lesser(tile, last - start)
         _load_classes(labels, ignored, num_classes, image, start, n, classes)
         _load_weights(pixel_weight, class_weight, image, start, n, classes, pixel_row, stride)
         _load_rows(logits, image, start, n, options[INVERSE_TEMPERATURE], rows, stride)
@@ -486,7 +466,8 @@ def cross_entropy_chunk(
                 soft_weight = soft_weight * soft_share
                 term = weight * nll + soft_weight * (all_weights * log_s - soft)
             term = where(valid, term, zero)
-            total, lost = _add(total, lost, widened(term))
+            total, rounding = two_sum(total, widened(term))
+            lost = lost + rounding
             store(map_row, i, term)
 
             factor = where(valid, scale / s, zero)
@@ -511,7 +492,9 @@ def cross_entropy_chunk(
             for i in range(0, n, LANES):
                 store(factor_row, i, one)
             _store_rows(terms, image, start, n, map_row, factor_row, stride)
-    sums[LOSS] += _sum(total, lost)
+    sums[LOSS] += sum_of_lanes(total)
+    if abs(sum_of_lanes(lost)) < np.inf:  # of an infinite sum nothing was lost
+        sums[LOSS] += sum_of_lanes(lost)
 
 
 # -- everything else one read of the logits can tell
@@ -545,7 +528,7 @@ def _write_row(row, address, first, n):
 @_inner
 def _write_top(num_classes, maps, image, pixels, start, n, predicted, rows, stride):
     """The TOP most probable classes: rows hold exp(x_c - m), the row `_CONFIDENCE` 1 / s."""
-    depth = min(TOP, num_classes)
+    depth = lesser(TOP, num_classes)
     for i in range(0, n, LANES):
         first = second = third = filled(rows, -1.0)
         first_class = second_class = third_class = splat(np.int32(0))
@@ -587,9 +570,8 @@ def evaluate_chunk(
     C], `bin_pixels` and `bin_correct` are integers, which the calling thread may gather over its
     chunks.
     """
-    logits, labels, pixel_weight = (
-        _view(views, LOGITS), _view(views, LABELS), _view(views, PIXEL_WEIGHT),
-    )  # fmt: skip
+    views = memory(views)
+    logits, labels, pixel_weight = at(views, LOGITS), at(views, LABELS), at(views, PIXEL_WEIGHT)
     num_classes = logits[NUM_CLASSES]
     options = at(memory(options), image * _OPTION_FIELDS)
     maps = memory(maps)
@@ -608,6 +590,7 @@ def evaluate_chunk(
     entropy_row = at(rows, (num_classes + _ENTROPY) * stride)
     zero = filled(rows, 0.0)
     one = filled(rows, 1.0)
+    num_bins = lane(filled(rows, float(NUM_BINS)), 0)  # in the precision of the confidence
     least = filled(rows, -1000.0)  # exp is 0 there, and 0 times it is 0, not NaN as with -inf
     hard_share = filled(rows, 1.0 - options[LABEL_SMOOTHING])
     soft_share = filled(rows, options[LABEL_SMOOTHING] / num_classes)
@@ -618,7 +601,7 @@ def evaluate_chunk(
     total = lost = widened(zero)
 
     for start in range(first, last, tile):
-        n = min(tile, last - start)
+        n = lesser(tile, last - start)
         _load_classes(labels, ignored, num_classes, image, start, n, classes)
         _load_weights(pixel_weight, class_weight, image, start, n, classes, pixel_row, stride)
         _load_rows(logits, image, start, n, options[INVERSE_TEMPERATURE], rows, stride)
@@ -674,7 +657,8 @@ def evaluate_chunk(
                 weight = weight * hard_share
                 soft_weight = soft_weight * soft_share
                 term = weight * nll + soft_weight * (all_weights * log_s - soft)
-            total, lost = _add(total, lost, widened(where(valid, term, zero)))
+            total, rounding = two_sum(total, widened(where(valid, term, zero)))
+            lost = lost + rounding
             store(nll_row, i, where(valid, nll, zero))
             store(confidence_row, i, one / s)
             store(entropy_row, i, log_s - moment / s)
@@ -691,7 +675,7 @@ def evaluate_chunk(
                 saturated += nll_row[i] > SATURATED_NLL
                 confidence = confidence_row[i]
                 if confidence > 0:
-                    place = min(NUM_BINS, np.int64(math.ceil(confidence * NUM_BINS))) - 1
+                    place = lesser(NUM_BINS, np.int64(math.ceil(confidence * num_bins))) - 1
                     bin_pixels[place] += 1
                     bin_correct[place] += prediction == label
                     bin_confidence[place] += confidence
@@ -710,7 +694,9 @@ def evaluate_chunk(
         if maps[TOP_CLASSES_MAP]:
             _put_own(num_classes, n, classes, rows, stride)
             _write_top(num_classes, maps, image, pixels, start, n, predicted, rows, stride)
-    sums[LOSS] += _sum(total, lost)
+    sums[LOSS] += sum_of_lanes(total)
+    if abs(sum_of_lanes(lost)) < np.inf:  # of an infinite sum nothing was lost
+        sums[LOSS] += sum_of_lanes(lost)
 
 
 # -- the softmax itself
@@ -736,13 +722,14 @@ def softmax_chunk(
     buffer, views, stride, tile, inverse_temperature, image, first, last,
 ):  # fmt: skip
     """softmax(logits / temperature) of pixels [first, last) of one image, to the view GRADIENT."""
-    logits, probabilities = _view(views, LOGITS), _view(views, GRADIENT)
+    views = memory(views)
+    logits, probabilities = at(views, LOGITS), at(views, GRADIENT)
     num_classes = logits[NUM_CLASSES]
     rows = memory(buffer)
     factor_row = at(rows, (num_classes + _FACTOR) * stride)
     one = filled(rows, 1.0)
     for start in range(first, last, tile):
-        n = min(tile, last - start)
+        n = lesser(tile, last - start)
         _load_rows(logits, image, start, n, inverse_temperature, rows, stride)
         for i in range(0, n, LANES):
             store(factor_row, i, one / _exponentials(num_classes, rows, stride, i))
@@ -754,16 +741,15 @@ def softmax_gradient_chunk(
     buffer, upstream_buffer, views, stride, tile, inverse_temperature, image, first, last,
 ):  # fmt: skip
     """gradient = p (g - sum_c g_c p_c) / temperature, with p computed anew from the logits."""
-    logits, upstream, gradient = (
-        _view(views, LOGITS), _view(views, UPSTREAM), _view(views, GRADIENT),
-    )  # fmt: skip
+    views = memory(views)
+    logits, upstream, gradient = at(views, LOGITS), at(views, UPSTREAM), at(views, GRADIENT)
     num_classes = logits[NUM_CLASSES]
     rows = memory(buffer)
     upstream_rows = memory(upstream_buffer)
     factor_row = at(rows, (num_classes + _FACTOR) * stride)
     scale = filled(rows, inverse_temperature)
     for start in range(first, last, tile):
-        n = min(tile, last - start)
+        n = lesser(tile, last - start)
         _load_rows(logits, image, start, n, inverse_temperature, rows, stride)
         _load_rows(upstream, image, start, n, 1.0, upstream_rows, stride)
         for i in range(0, n, LANES):

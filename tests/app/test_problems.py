@@ -326,11 +326,11 @@ OPTIONS = {
     "label_smoothing=1.5": "label_smoothing: expected a number from 0 to 1, got '1.5'.",
     "label_smoothing=nan": "label_smoothing: expected a number from 0 to 1, got 'nan'.",
     "label_smoothing=1_0": "label_smoothing: expected a number from 0 to 1, got '1_0'.",
-    "temperature=0": "temperature: expected a positive number, got '0'.",
-    "temperature=-1": "temperature: expected a positive number, got '-1'.",
-    "temperature=inf": "temperature: expected a positive number, got 'inf'.",
-    "temperature=1e999": "temperature: expected a positive number, got '1e999'.",
-    "temperature=": "temperature: expected a positive number, got nothing.",
+    "temperature=0": "temperature: expected a positive number, 1e-30...1e30, got '0'.",
+    "temperature=-1": "temperature: expected a positive number, 1e-30...1e30, got '-1'.",
+    "temperature=inf": "temperature: expected a positive number, 1e-30...1e30, got 'inf'.",
+    "temperature=1e999": "temperature: expected a positive number, 1e-30...1e30, got '1e999'.",
+    "temperature=": "temperature: expected a positive number, 1e-30...1e30, got nothing.",
     "normalization=mean": "normalization: expected one of valid, full, batch, none, weight, "
     "got 'mean'.",
     "ignore_index=a": "ignore_index: expected an integer, several with commas between them, or "
