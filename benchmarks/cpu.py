@@ -219,8 +219,8 @@ def main() -> None:
     ).stdout.strip()
     lines = [
         f"Made by `make bench`; medians of one run, in ms. {_processor()}, "
-         f"{torch.get_num_threads()} threads, torch {torch.__version__}, "
-         f"Numba {numba.__version__}, commit {commit}.",
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"Numba {numba.__version__}, commit {commit}.",
         "",
     ]
     rows = []

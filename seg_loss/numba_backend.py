@@ -50,7 +50,8 @@ class _Plan:
         self.tile = kernels.tile_pixels(self.num_classes)
         self.stride = kernels.row_stride(self.num_classes)
         tiles = -(-self.pixels // self.tile)
-        per_chunk = min(_CHUNK_ELEMENTS // (self.num_classes * self.tile), tiles // 8)
+        elements = max(1, self.num_classes) * self.tile
+        per_chunk = min(_CHUNK_ELEMENTS // elements, tiles // 8)
         step = max(1, per_chunk) * self.tile
         starts = range(0, self.pixels, step)
         self.chunks_per_image = len(starts)

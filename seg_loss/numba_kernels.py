@@ -45,9 +45,9 @@ from seg_loss.numba_vectors import (
     lesser,
     load,
     load_float,
-    load_floats,
     load_integer,
     load_integers,
+    load_row,
     log1p,
     maximum,
     memory,
@@ -56,8 +56,7 @@ from seg_loss.numba_vectors import (
     splat,
     store,
     store_float,
-    store_floats,
-    stream_floats,
+    store_row,
     sum_of_lanes,
     two_sum,
     where,
@@ -197,8 +196,7 @@ def _load_rows(view, image, first, n, scale, rows, stride):
                 offset + image * view[IMAGE_STRIDE] + c * class_stride
             )
             row = at(rows, c * stride + done)
-            for i in range(0, whole, LANES):
-                store(row, i, load_floats(rows, address + i * size, kind) * factor)
+            load_row(row, address, kind, factor, whole)
             for i in range(whole, run):
                 row[i] = load_float(rows, address + i * step, kind) * lane(factor, 0)
         done += run
@@ -228,12 +226,7 @@ def _store_rows(view, image, first, n, rows, factors, stride):
                 start = whole = 0
             for i in range(start):
                 store_float(address + i * step, kind, row[i] * factor[i])
-            if streamed:
-                for i in range(start, whole, LANES):
-                    stream_floats(address + i * size, kind, load(row, i) * load(factor, i))
-            else:
-                for i in range(start, whole, LANES):
-                    store_floats(address + i * size, kind, load(row, i) * load(factor, i))
+            store_row(address, kind, streamed, row, factor, start, whole)
             for i in range(whole, run):
                 store_float(address + i * step, kind, row[i] * factor[i])
         done += run
@@ -674,7 +667,7 @@ def evaluate_chunk(
                 valid_pixels += 1
                 saturated += nll_row[i] > SATURATED_NLL
                 confidence = confidence_row[i]
-                if confidence > 0:
+                if 0 < confidence <= 1:  # not NaN
                     place = lesser(NUM_BINS, np.int64(math.ceil(confidence * num_bins))) - 1
                     bin_pixels[place] += 1
                     bin_correct[place] += prediction == label
