@@ -217,12 +217,9 @@ def main() -> None:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    lines = [
-        f"Made by `make bench`; medians of one run, in ms. {_processor()}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"Numba {numba.__version__}, commit {commit}.",
-        "",
-    ]
+    machine = f"{_processor()}, {torch.get_num_threads()} threads"
+    versions = f"torch {torch.__version__}, Numba {numba.__version__}, commit {commit}"
+    lines = [f"Made by `make bench`; medians of one run, in ms. {machine}, {versions}.", ""]
     rows = []
     for shape in shapes:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):

@@ -264,34 +264,22 @@ def _load_classes(view, ignored, num_classes, image, first, n, classes):
 
 
 @_inner
-def _load_weights(view, class_weight, image, first, n, classes, rows, stride):
-    """Fill the first two of `rows`: the pixels' own weights and their classes' weights; 1 if
-    absent.
-
-    Zeros lie where the pixel does not count only if `class_weight` puts them there.
-    """
-    if view[ADDRESS]:
-        _load_rows(view, image, first, n, 1.0, rows, stride)
-    else:
-        for i in range(n):
-            rows[i] = 1
-    for i in range(n):
-        rows[stride + i] = class_weight[classes[i]]
+def _fill(row, n, value):
+    """`value` to elements [0, n), and on to a whole vector."""
+    for i in range(0, n, LANES):
+        store(row, i, filled(row, value))
 
 
 @_inner
 def _take_own(num_classes, n, classes, rows, stride):
     """Move the true class's logit of each pixel to the row `_OWN`; leave -inf in its place."""
-    nobody = at(rows, num_classes * stride)
     own = at(rows, (num_classes + _OWN) * stride)
-    for i in range(n + -n % LANES):
-        nobody[i] = -np.inf
+    _fill(at(rows, num_classes * stride), n, -np.inf)
+    _fill(own, n, -np.inf)
     for i in range(n):
         place = lesser(classes[i], num_classes) * stride + i
         own[i] = rows[place]
         rows[place] = -np.inf
-    for i in range(n, n + -n % LANES):
-        own[i] = -np.inf
 
 
 @_inner
@@ -340,10 +328,12 @@ def survey_weights_chunk(
     labels, pixel_weight = at(views, LABELS), at(views, PIXEL_WEIGHT)
     rows = memory(buffer)
     classes = memory(classes)
+    _fill(rows, tile, 1.0)
     for start in range(first, last, tile):
         n = lesser(tile, last - start)
         _load_classes(labels, ignored, num_classes, image, start, n, classes)
-        _load_weights(pixel_weight, class_weight, image, start, n, classes, rows, stride)
+        if pixel_weight[ADDRESS]:
+            _load_rows(pixel_weight, image, start, n, 1.0, rows, stride)
         for i in range(n):
             if classes[i] < num_classes:
                 if not 0 <= rows[i] < np.inf:
@@ -405,6 +395,7 @@ def cross_entropy_chunk(
     pixel_row = at(rows, (num_classes + _PIXEL_WEIGHT) * stride)
     class_row = at(rows, (num_classes + _CLASS_WEIGHT) * stride)
     map_row = at(rows, (num_classes + _MAP) * stride)
+    _fill(pixel_row, tile, 1.0)
     zero = filled(rows, 0.0)
     one = filled(rows, 1.0)
     scale = filled(rows, options[GRADIENT_SCALE])
@@ -420,7 +411,10 @@ def cross_entropy_chunk(
     for start in range(first, last, tile):
         n = lesser(tile, last - start)
         _load_classes(labels, ignored, num_classes, image, start, n, classes)
-        _load_weights(pixel_weight, class_weight, image, start, n, classes, pixel_row, stride)
+        if pixel_weight[ADDRESS]:
+            _load_rows(pixel_weight, image, start, n, 1.0, pixel_row, stride)
+        for i in range(n):
+            class_row[i] = class_weight[classes[i]]
         _load_rows(logits, image, start, n, options[INVERSE_TEMPERATURE], rows, stride)
         _take_own(num_classes, n, classes, rows, stride)
 
@@ -482,8 +476,7 @@ def cross_entropy_chunk(
             _put_own(num_classes, n, classes, rows, stride)
             _store_rows(gradient, image, start, n, rows, factor_row, stride)
         if terms[ADDRESS]:
-            for i in range(0, n, LANES):
-                store(factor_row, i, one)
+            _fill(factor_row, n, 1.0)
             _store_rows(terms, image, start, n, map_row, factor_row, stride)
     sums[LOSS] += sum_of_lanes(total)
     if abs(sum_of_lanes(lost)) < np.inf:  # of an infinite sum nothing was lost
@@ -581,6 +574,7 @@ def evaluate_chunk(
     nll_row = at(rows, (num_classes + _MAP) * stride)
     confidence_row = at(rows, (num_classes + _CONFIDENCE) * stride)
     entropy_row = at(rows, (num_classes + _ENTROPY) * stride)
+    _fill(pixel_row, tile, 1.0)
     zero = filled(rows, 0.0)
     one = filled(rows, 1.0)
     num_bins = lane(filled(rows, float(NUM_BINS)), 0)  # in the precision of the confidence
@@ -596,7 +590,10 @@ def evaluate_chunk(
     for start in range(first, last, tile):
         n = lesser(tile, last - start)
         _load_classes(labels, ignored, num_classes, image, start, n, classes)
-        _load_weights(pixel_weight, class_weight, image, start, n, classes, pixel_row, stride)
+        if pixel_weight[ADDRESS]:
+            _load_rows(pixel_weight, image, start, n, 1.0, pixel_row, stride)
+        for i in range(n):
+            class_row[i] = class_weight[classes[i]]
         _load_rows(logits, image, start, n, options[INVERSE_TEMPERATURE], rows, stride)
         _take_own(num_classes, n, classes, rows, stride)
 
