@@ -70,8 +70,8 @@ def check(problem: Problem) -> float:
     """The largest error of the gradient, relative to its largest value.
 
     Raises:
-        AssertionError: where it is larger than twice torch's own and four times the dtype's epsilon,
-            or the loss is off by more than 1e-6.
+        AssertionError: where it is larger than twice torch's own plus four times the dtype's
+            epsilon, or the loss is off by more than 1e-6.
     """
     truth, gradient = gradient_of(problem.logits.double(), problem.long_labels)
     _, theirs = gradient_of(problem.logits, problem.long_labels)

@@ -226,8 +226,7 @@ def evaluate(
     def make_state() -> tuple[Any, ...]:
         integers = (
             np.zeros((num_classes, num_classes), np.int64),
-            np.zeros(kernels.NUM_BINS, np.int64),
-            np.zeros(kernels.NUM_BINS, np.int64),
+            np.zeros((kernels.NUM_BINS, 2), np.int64),
         )
         return plan.buffer(), plan.classes(), plan.classes(1 + kernels.TOP), integers
 
@@ -242,16 +241,16 @@ def evaluate(
         )  # fmt: skip
 
     states = plan.run(make_state, work)
-    confusion, bin_pixels, bin_correct = (
-        sum((state[3][k] for state in states[1:]), start=states[0][3][k]) for k in range(3)
+    confusion, bin_pixels = (
+        sum((state[3][k] for state in states[1:]), start=states[0][3][k]) for k in range(2)
     )
     return Tallies(
         loss=torch.from_numpy(sums[:, :, kernels.LOSS].sum(axis=1)),
         valid_pixels=torch.from_numpy(counts[:, :, kernels.VALID].sum(axis=1)),
         class_nll=torch.from_numpy(class_nll.sum(axis=(0, 1))),
         confusion=torch.from_numpy(confusion),
-        bin_pixels=torch.from_numpy(bin_pixels),
-        bin_correct=torch.from_numpy(bin_correct),
+        bin_pixels=torch.from_numpy(bin_pixels.sum(axis=1)),
+        bin_correct=torch.from_numpy(bin_pixels[:, 1].copy()),
         bin_confidence=torch.from_numpy(bin_confidence.sum(axis=(0, 1))),
         num_saturated=int(counts[:, :, kernels.SATURATED].sum()),
         num_non_finite=int(counts[:, :, kernels.NON_FINITE].sum()),

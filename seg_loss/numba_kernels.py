@@ -137,8 +137,11 @@ _inner = njit(error_model="numpy")
 
 
 def tile_pixels(num_classes: int) -> int:
-    """Pixels in a tile: its float32 rows take about 160 KiB, a third of a second-level cache."""
-    return max(64, min(2048, 40960 // max(num_classes, 1) // 64 * 64))
+    """Pixels in a tile: its float32 rows take about 75 KiB, so that a thread needs little memory.
+
+    They fit a second-level cache, and larger tiles are no faster.
+    """
+    return max(64, min(1024, -(-18432 // max(num_classes, 1)) + 63) // 64 * 64)
 
 
 def row_stride(num_classes: int) -> int:
@@ -548,13 +551,13 @@ def _write_top(num_classes, maps, image, pixels, start, n, predicted, rows, stri
 @kernel
 def evaluate_chunk(
     buffer, classes, predicted, views, class_weight, ignored, options, stride, tile, maps, pixels,
-    image, first, last, sums, counts, class_nll, bin_confidence, confusion, bin_pixels, bin_correct,
+    image, first, last, sums, counts, class_nll, bin_confidence, confusion, bin_pixels,
 ):  # fmt: skip
     """`cross_entropy_chunk` without gradient, and all that `Evaluation` holds.
 
-    `class_nll` [C] and `bin_confidence` [NUM_BINS] are float sums of this chunk; `confusion` [C,
-    C], `bin_pixels` and `bin_correct` are integers, which the calling thread may gather over its
-    chunks.
+    `class_nll` [C] and `bin_confidence` [NUM_BINS] are float sums of this chunk; `confusion` [C, C]
+    and `bin_pixels` [NUM_BINS, 2], the wrong and the right ones, are integers, which the calling
+    thread may gather over its chunks.
     """
     views = memory(views)
     logits, labels, pixel_weight = at(views, LOGITS), at(views, LABELS), at(views, PIXEL_WEIGHT)
@@ -564,7 +567,7 @@ def evaluate_chunk(
     class_nll, bin_confidence, confusion = (
         memory(class_nll), memory(bin_confidence), memory(confusion),
     )  # fmt: skip
-    bin_pixels, bin_correct = memory(bin_pixels), memory(bin_correct)
+    bin_pixels = memory(bin_pixels)
     rows = memory(buffer)
     classes = memory(classes)
     predicted = memory(predicted)
@@ -665,9 +668,10 @@ def evaluate_chunk(
                 saturated += nll_row[i] > SATURATED_NLL
                 confidence = confidence_row[i]
                 if 0 < confidence <= 1:  # not NaN
-                    place = lesser(NUM_BINS, np.int64(math.ceil(confidence * num_bins))) - 1
-                    bin_pixels[place] += 1
-                    bin_correct[place] += prediction == label
+                    share = confidence * num_bins
+                    whole = np.int64(share)
+                    place = whole - (whole == share)  # the upper bound belongs to the bin
+                    bin_pixels[2 * place + (prediction == label)] += 1
                     bin_confidence[place] += confidence
         counts[VALID] += valid_pixels
         counts[SATURATED] += saturated
