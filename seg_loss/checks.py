@@ -112,9 +112,21 @@ def check_logits(logits: Tensor) -> None:
         raise InvalidInput(
             "logits", "[N, C, *spatial]", f"shape {_shape(logits)}", "Add the batch and class axes."
         )
+    check_device("logits", logits)
     check_float_dtype("logits", logits)
     if logits.shape[1] < 1:
         raise InvalidInput("logits", "at least one class", f"shape {_shape(logits)}")
+
+
+def check_device(where: str, tensor: Tensor) -> None:
+    """One that there are kernels for."""
+    if tensor.device.type != "cpu":
+        raise InvalidInput(
+            where,
+            "a tensor on the CPU",
+            f"one on {tensor.device}",
+            "There are no kernels for other devices yet: call .cpu().",
+        )
 
 
 def check_float_dtype(where: str, tensor: Tensor) -> None:

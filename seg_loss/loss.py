@@ -45,6 +45,7 @@ def spatial_softmax(logits: Tensor, *, axis: int = 1, temperature: float = 1.0) 
     """
     if not isinstance(logits, Tensor):
         raise checks.InvalidInput("logits", "a torch.Tensor", type(logits).__name__)
+    checks.check_device("logits", logits)
     checks.check_float_dtype("logits", logits)
     checks.check_temperature(temperature)
     if not (isinstance(axis, int) and -logits.ndim <= axis < logits.ndim):

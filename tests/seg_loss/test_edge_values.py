@@ -544,3 +544,14 @@ def test_require_finite_names_the_first_bad_logit_and_counts_the_pixels(dtype):
         start + "-inf in every class at (0, 2, 2) and 2 pixels more." + end,
     )
     seg_loss.require_finite(logits, torch.full_like(labels, 7), ignore_index=(255, 7))
+
+
+@pytest.mark.parametrize("call", [seg_loss.spatial_cross_entropy, seg_loss.loss_and_gradient])
+def test_logits_on_a_device_without_kernels_are_refused_by_name(call):
+    logits = torch.zeros(1, 2, 3, 3, device="meta")
+    labels = torch.zeros(1, 3, 3, dtype=torch.uint8, device="meta")
+    refused(
+        lambda: call(logits, labels),
+        "logits: expected a tensor on the CPU, got one on meta. "
+        "There are no kernels for other devices yet: call .cpu().",
+    )
