@@ -89,8 +89,9 @@ class LossOptions(BaseModel):
     )
     temperature: Number = Field(
         default=1.0,
-        gt=0,
-        title="a positive number",
+        ge=1e-30,
+        le=1e30,
+        title="a positive number, 1e-30...1e30",
         description="What the logits are divided by.",
     )
     normalization: Annotated[str, _one_of(NORMALIZATIONS)] = Field(
