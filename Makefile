@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 .DELETE_ON_ERROR:
 
 serve: $(INSTALLED) sample/logits.npy ## start the service on loopback, with a sample to try
-	@echo "When it says it is ready, try from this folder in another terminal:"
+	@echo "When it says Ready, try from this folder in another terminal:"
 	@echo "  curl -F logits=@sample/logits.npy -F labels=@sample/labels.png http://$(HOST):$(PORT)/v1/loss"
 	$(BIN)/seg-loss serve --host $(HOST) --port $(PORT)
 

@@ -56,12 +56,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 async def _warm_up(service: Service) -> None:
+    _log.info("Loading the kernels; on a machine that never did, this takes a while.")
     try:
         await service.workers.run_at_start(seg_loss.warm_up)
     except Exception:
         _log.exception("The kernels could not be loaded: /readyz will go on to say no.")
     else:
         service.is_warm = True
+        _log.info("Ready.")
 
 
 def _version() -> str:
