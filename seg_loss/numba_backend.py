@@ -22,8 +22,9 @@ from seg_loss.survey import Survey
 
 # Elements of a chunk: about 0.1 ms of work, long against the call of a kernel from Python.
 _CHUNK_ELEMENTS = 400_000
-# Below this many elements a second thread costs more than it brings.
+# Below this much to read a second thread costs more than it brings.
 _THREAD_ELEMENTS = 60_000
+_THREAD_LABELS = 500_000
 # A gradient larger than this leaves the caches anyway; it is written past them.
 _STREAM_BYTES = 24 << 20
 
@@ -51,7 +52,7 @@ class _Plan:
         self.stride = kernels.row_stride(self.num_classes)
         tiles = -(-self.pixels // self.tile)
         elements = max(1, self.num_classes) * self.tile
-        per_chunk = min(_CHUNK_ELEMENTS // elements, tiles // 8)
+        per_chunk = min(_CHUNK_ELEMENTS // elements, tiles // 32)
         step = max(1, per_chunk) * self.tile
         starts = range(0, self.pixels, step)
         self.chunks_per_image = len(starts)
@@ -77,9 +78,19 @@ class _Plan:
     def classes(self, rows: int = 1) -> np.ndarray[Any, Any]:
         return _aligned_zeros(rows * self.stride, np.int32)
 
-    def run(self, make_state: Callable[[], Any], work: Callable[[Any, _Chunk], None]) -> list[Any]:
-        small = self.num_images * self.num_classes * self.pixels < _THREAD_ELEMENTS
-        num_threads = 1 if small else threads.num_threads_for(len(self.chunks))
+    def run(
+        self,
+        make_state: Callable[[], Any],
+        work: Callable[[Any, _Chunk], None],
+        *,
+        labels_only: bool = False,
+    ) -> list[Any]:
+        """Do all chunks; return what each thread made for itself with `make_state`."""
+        pixels = self.num_images * self.pixels
+        is_small = pixels * self.num_classes < _THREAD_ELEMENTS
+        if labels_only:
+            is_small = pixels < _THREAD_LABELS
+        num_threads = 1 if is_small else threads.num_threads_for(len(self.chunks))
         return threads.run(self.chunks, make_state, work, num_threads)
 
 
@@ -103,7 +114,7 @@ def survey(
             chunk.image, chunk.first, chunk.last, counts[chunk.image, chunk.place],
         )  # fmt: skip
 
-    plan.run(plan.classes, count)
+    plan.run(plan.classes, count, labels_only=True)
     if class_weight is not None or pixel_weight is not None:
         weights = _class_weights(class_weight, num_classes)
 
@@ -114,7 +125,7 @@ def survey(
                 sums[chunk.image, chunk.place], counts[chunk.image, chunk.place],
             )  # fmt: skip
 
-        plan.run(lambda: (plan.buffer(), plan.classes()), weigh)
+        plan.run(lambda: (plan.buffer(), plan.classes()), weigh, labels_only=True)
     bad_label = _first(counts, kernels.BAD_LABELS, kernels.FIRST_BAD_LABEL, labels.shape)
     bad_weight = _first(counts, kernels.BAD_WEIGHTS, kernels.FIRST_BAD_WEIGHT, labels.shape)
     return Survey(
