@@ -12,7 +12,7 @@ from torch import Tensor
 
 from seg_loss import checks
 from seg_loss.diagnosis import Diagnosis, diagnose
-from seg_loss.loss import divisor_of
+from seg_loss.loss import survey_of
 from seg_loss.metrics import FcnMetrics, fcn_metrics
 from seg_loss.normalization import divisor
 
@@ -140,7 +140,9 @@ def evaluate(
         temperature=temperature,
         normalization=normalization,
     )
-    count = float(divisor_of(inputs))
+    valid, weight = survey_of(inputs)
+    num_images, num_pixels = inputs.labels.shape[0], inputs.labels.numel()
+    count = float(divisor(normalization, valid, weight, num_images, num_pixels))
     tallies = numba_backend.evaluate(
         logits,
         inputs.labels,
@@ -162,7 +164,7 @@ def evaluate(
         valid_pixels=valid_pixels,
         ignored_pixels=inputs.labels.numel() - valid_pixels,
         uniform_loss=math.log(num_classes),
-        per_image=_per_image(inputs, tallies.loss, tallies.valid_pixels),
+        per_image=_per_image(inputs, tallies.loss, tallies.valid_pixels, weight),
         per_class=tuple(
             ClassLoss(pixels, nll / pixels if pixels else None)
             for pixels, nll in zip(truth, tallies.class_nll.tolist(), strict=True)
@@ -187,18 +189,10 @@ def evaluate(
 
 
 def _per_image(
-    inputs: checks.LossInputs, sums: Tensor, valid_pixels: Tensor
+    inputs: checks.LossInputs, sums: Tensor, valid_pixels: Tensor, weight: Tensor | None
 ) -> tuple[ImageLoss, ...]:
     num_images = inputs.labels.shape[0]
-    weights: list[Tensor | None] = [None] * num_images
-    if inputs.class_weight is not None or inputs.pixel_weight is not None:
-        from seg_loss import ops
-
-        _, weight = ops.survey(
-            inputs.labels, inputs.class_weight, inputs.pixel_weight, inputs.logits.shape[1],
-            inputs.ignored,
-        )  # fmt: skip
-        weights = [weight[image : image + 1] for image in range(num_images)]
+    weights = [None] * num_images if weight is None else list(weight)
     pixels = inputs.labels[0].numel() if num_images else 0
     counts = (
         divisor(inputs.normalization, valid, weight, 1, pixels)

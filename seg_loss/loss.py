@@ -199,9 +199,11 @@ def loss_and_gradient(
         return (sums.sum() / count).to(ops.map_dtype(logits)), gradient
 
 
-def divisor_of(inputs: LossInputs) -> Tensor:
-    """Survey the labels, which raises for bad ones, and choose the divisor: float64, a scalar."""
-    weighted = inputs.class_weight is not None or inputs.pixel_weight is not None
+def survey_of(inputs: LossInputs) -> tuple[Tensor, Tensor | None]:
+    """Read the labels, which raises for bad ones: valid pixels and their weights per image.
+
+    The weights are None where neither classes nor pixels have any.
+    """
     valid_pixels, weight = ops.survey(
         inputs.labels,
         inputs.class_weight,
@@ -209,19 +211,19 @@ def divisor_of(inputs: LossInputs) -> Tensor:
         inputs.logits.shape[1],
         inputs.ignored,
     )
-    return divisor(
-        inputs.normalization,
-        valid_pixels,
-        weight if weighted else None,
-        inputs.labels.shape[0],
-        inputs.labels.numel(),
-    )
+    is_weighted = inputs.class_weight is not None or inputs.pixel_weight is not None
+    return valid_pixels, weight if is_weighted else None
 
 
-def loss_of(inputs: LossInputs, *, max_nll: float = math.inf) -> Tensor:
-    """The loss of checked inputs; `max_nll` bounds a pixel's loss, not its gradient (Caffe)."""
-    count = divisor_of(inputs)
-    sums = ops.cross_entropy(
+def divisor_of(inputs: LossInputs) -> Tensor:
+    """Survey the labels and choose the divisor: float64, a scalar."""
+    labels = inputs.labels
+    return divisor(inputs.normalization, *survey_of(inputs), labels.shape[0], labels.numel())
+
+
+def sum_of(inputs: LossInputs, *, max_nll: float = math.inf) -> Tensor:
+    """The sum of the terms of surveyed inputs, float64, a scalar."""
+    sums: Tensor = ops.cross_entropy(
         inputs.logits,
         inputs.labels,
         inputs.class_weight,
@@ -231,13 +233,18 @@ def loss_of(inputs: LossInputs, *, max_nll: float = math.inf) -> Tensor:
         inputs.temperature,
         max_nll,
     )
-    loss: Tensor = (sums.sum() / count).to(ops.map_dtype(inputs.logits))
-    return loss
+    return sums.sum()
+
+
+def loss_of(inputs: LossInputs, *, max_nll: float = math.inf) -> Tensor:
+    """The loss of checked inputs; `max_nll` bounds a pixel's loss, not its gradient (Caffe)."""
+    count = divisor_of(inputs)
+    return (sum_of(inputs, max_nll=max_nll) / count).to(ops.map_dtype(inputs.logits))
 
 
 def pixel_terms_of(inputs: LossInputs) -> Tensor:
     """The terms of checked inputs, [N, *spatial], before any sum."""
-    divisor_of(inputs)
+    survey_of(inputs)
     return ops.pixel_terms(
         inputs.logits,
         inputs.labels,

@@ -308,8 +308,7 @@ def softmax_gradient(upstream: Tensor, logits: Tensor, axis: int, temperature: f
     return gradient
 
 
-# -- from tensors to what kernels take
-# --------------------------------------------------------------
+# -- from tensors to what kernels take -------------------------------------------------------------
 
 
 class _Views:

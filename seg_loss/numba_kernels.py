@@ -168,9 +168,7 @@ def row_stride(num_classes: int) -> int:
 
 @_inner
 def _run(view, first, count):
-    """Offset of pixel `first`, and how many of `count` pixels lie one column stride apart from
-    it.
-    """
+    """Offset of pixel `first`; how many of `count` pixels follow it one column stride apart."""
     column = first % view[NUM_COLUMNS]
     row = first // view[NUM_COLUMNS]
     offset = (
@@ -183,9 +181,7 @@ def _run(view, first, count):
 
 @_inner
 def _load_rows(view, image, first, n, scale, rows, stride):
-    """Pixels [first, first + n), times `scale`: class c to row c; one row of a map without
-    classes.
-    """
+    """Pixels [first, first + n), times `scale`: class c to row c; a map has one row."""
     kind, num_classes, class_stride = view[KIND], view[NUM_CLASSES], view[CLASS_STRIDE]
     size, column_stride = SIZES[kind], view[COLUMN_STRIDE]
     step = size * column_stride
@@ -207,9 +203,7 @@ def _load_rows(view, image, first, n, scale, rows, stride):
 
 @_inner
 def _store_rows(view, image, first, n, rows, factors, stride):
-    """Rows times `factors` to the places of pixels [first, first + n): the mirror of
-    `_load_rows`.
-    """
+    """Rows times `factors` to where pixels [first, first + n) lie: the mirror of `_load_rows`."""
     kind, num_classes, class_stride = view[KIND], view[NUM_CLASSES], view[CLASS_STRIDE]
     size, column_stride, streamed = SIZES[kind], view[COLUMN_STRIDE], view[STREAMED]
     step = size * column_stride
@@ -237,9 +231,7 @@ def _store_rows(view, image, first, n, rows, factors, stride):
 
 @_inner
 def _load_classes(view, ignored, num_classes, image, first, n, classes):
-    """The classes of pixels [first, first + n): C where ignored, C + 1 where the label is
-    neither.
-    """
+    """The classes of pixels [first, first + n): C where ignored, C + 1 where it is neither."""
     kind, column_stride = view[KIND], view[COLUMN_STRIDE]
     size = SIZES[kind]
     step = size * column_stride
@@ -293,8 +285,7 @@ def _put_own(num_classes, n, classes, rows, stride):
         rows[lesser(classes[i], num_classes) * stride + i] = own[i]
 
 
-# -- the loss and its gradient
-# ----------------------------------------------------------------------
+# -- the loss and its gradient ---------------------------------------------------------------------
 
 
 @kernel
@@ -486,8 +477,7 @@ def cross_entropy_chunk(
         sums[LOSS] += sum_of_lanes(lost)
 
 
-# -- everything else one read of the logits can tell
-# ------------------------------------------------
+# -- everything else one read of the logits can tell -----------------------------------------------
 
 
 @_inner
@@ -693,8 +683,7 @@ def evaluate_chunk(
         sums[LOSS] += sum_of_lanes(lost)
 
 
-# -- the softmax itself
-# -----------------------------------------------------------------------------
+# -- the softmax itself ----------------------------------------------------------------------------
 
 
 @_inner

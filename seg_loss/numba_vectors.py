@@ -84,8 +84,7 @@ def _call_llvm(builder, name, args):
     return builder.call(function, args)
 
 
-# -- memory
-# -----------------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------
 
 
 @intrinsic
@@ -149,8 +148,7 @@ def store(typingctx, array, index, vector):
     return types.void(array, types.int64, vector), codegen
 
 
-# -- memory of any kind
-# -----------------------------------------------------------------------------
+# -- memory of any kind ----------------------------------------------------------------------------
 
 KINDS = (
     "float32", "float64", "float16", "bfloat16", "uint8", "int8", "int16", "int32", "int64",
@@ -378,8 +376,7 @@ def load_integer(typingctx, address, kind):
     return types.int64(types.int64, types.int64), codegen
 
 
-# -- arithmetic
-# -------------------------------------------------------------------------------------
+# -- arithmetic ------------------------------------------------------------------------------------
 
 
 @intrinsic
@@ -585,8 +582,7 @@ def widened(typingctx, vector):
     return VectorType(types.float64)(vector), codegen
 
 
-# -- the exponential and the logarithm
-# --------------------------------------------------------------
+# -- the exponential and the logarithm -------------------------------------------------------------
 
 
 @intrinsic

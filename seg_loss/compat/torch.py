@@ -6,10 +6,9 @@ given as probabilities are refused.
 
 import warnings
 
-import torch
 from torch import Tensor, nn
 
-from seg_loss import checks, loss, ops
+from seg_loss import checks, loss
 from seg_loss.checks import InvalidInput
 
 
@@ -67,13 +66,15 @@ def cross_entropy(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
         temperature=1.0,
-        normalization="weight" if reduction == "mean" else "none",
+        normalization="none",
     )
     if reduction == "none":
         return loss.pixel_terms_of(inputs).to(input.dtype)
-    value = loss.loss_of(inputs)
+    valid_pixels, weights = loss.survey_of(inputs)
+    value = loss.sum_of(inputs)
     if reduction == "mean":
-        value = value / _one_or_nan(inputs)
+        # 0 / 0 where nothing is valid: NaN, as in torch.
+        value = value / (valid_pixels if weights is None else weights).sum()
     return value.to(input.dtype)
 
 
@@ -108,16 +109,6 @@ class CrossEntropyLoss(nn.Module):
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
         )
-
-
-def _one_or_nan(inputs: checks.LossInputs) -> Tensor:
-    """NaN where torch divides 0 by 0: a mean over targets whose weights sum to 0."""
-    valid_pixels, weight = ops.survey(
-        inputs.labels, inputs.class_weight, None, inputs.logits.shape[1], inputs.ignored
-    )
-    total = valid_pixels.sum() if inputs.class_weight is None else weight.sum()
-    one = torch.ones((), dtype=ops.map_dtype(inputs.logits), device=total.device)
-    return torch.where(total > 0, one, one * torch.nan)
 
 
 def _legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
