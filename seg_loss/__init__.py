@@ -1,6 +1,7 @@
 """The pixel-wise softmax loss of semantic segmentation: exact, fused, repeatable.
 
-Start at `loss`; the way goes on to `ops` and `numba_backend`. `reference` is the definition.
+Start at `loss`; the way goes on to `ops` and a backend for the device, `numba_backend` or
+`triton_backend`. `reference` is the definition.
 """
 
 from seg_loss.checks import InvalidInput, require_finite
@@ -13,6 +14,7 @@ from seg_loss.evaluation import (
     ImageLoss,
     evaluate,
 )
+from seg_loss.label_check import check
 from seg_loss.loss import loss_and_gradient, pixel_nll, spatial_cross_entropy, spatial_softmax
 from seg_loss.metrics import FcnMetrics
 from seg_loss.modules import SpatialCrossEntropy, SpatialSoftmax
@@ -29,6 +31,7 @@ __all__ = [
     "InvalidInput",
     "SpatialCrossEntropy",
     "SpatialSoftmax",
+    "check",
     "evaluate",
     "loss_and_gradient",
     "pixel_nll",

@@ -16,6 +16,7 @@ from seg_loss.normalization import NORMALIZATIONS
 from seg_loss.survey import Survey
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+CHECK_LABELS = ("raise", "defer", "ignore")
 LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -60,6 +61,7 @@ class LossInputs:
     label_smoothing: float
     temperature: float
     normalization: str
+    check_labels: str
 
 
 def loss_inputs(
@@ -72,6 +74,7 @@ def loss_inputs(
     label_smoothing: float,
     temperature: float,
     normalization: str,
+    check_labels: str = "raise",
 ) -> LossInputs:
     """Check shapes, dtypes, devices and options; drop the labels' axis of length 1.
 
@@ -92,6 +95,8 @@ def loss_inputs(
         raise InvalidInput(
             "normalization", f"one of {', '.join(NORMALIZATIONS)}", repr(normalization)
         )
+    if check_labels not in CHECK_LABELS:
+        raise InvalidInput("check_labels", f"one of {', '.join(CHECK_LABELS)}", repr(check_labels))
     return LossInputs(
         logits,
         labels,
@@ -101,6 +106,7 @@ def loss_inputs(
         float(label_smoothing),
         float(temperature),
         normalization,
+        check_labels,
     )
 
 
@@ -120,12 +126,12 @@ def check_logits(logits: Tensor) -> None:
 
 def check_device(where: str, tensor: Tensor) -> None:
     """One that there are kernels for."""
-    if tensor.device.type != "cpu":
+    if tensor.device.type not in ("cpu", "cuda"):
         raise InvalidInput(
             where,
-            "a tensor on the CPU",
+            "a tensor on the CPU or on a CUDA device",
             f"one on {tensor.device}",
-            "There are no kernels for other devices yet: call .cpu().",
+            "There are no kernels for other devices: call .cpu().",
         )
 
 
@@ -161,39 +167,32 @@ def check_out(out: Tensor, logits: Tensor) -> None:
         )
 
 
-def judge(
-    survey: Survey,
-    labels: Tensor,
-    pixel_weight: Tensor | None,
-    num_classes: int,
-    ignored: Sequence[int],
-) -> None:
-    """Speak on what the survey found.
-
-    Raises:
-        InvalidInput: with the value, how many pixels, and the first position.
-    """
-    if survey.first_bad_label is not None:
-        place = survey.first_bad_label
-        label = int(labels[place])
-        others = survey.num_bad_labels - 1
-        names = ", ".join(str(value) for value in ignored)
-        accepted = f"0...{num_classes - 1}" + (f" or {names} (ignored)" if ignored else "")
-        raise InvalidInput(
-            "labels",
-            accepted,
-            f"{label} at {_place(place)}" + (f" and {_pixels(others)} more" if others else ""),
-            _label_advice(label, num_classes),
+def judge(survey: Survey, num_classes: int, ignored: Sequence[int]) -> InvalidInput | None:
+    """The refusal for what the survey found: with the value, how many, and where the first is."""
+    found = survey.bad_class_weights
+    if found is not None:
+        return InvalidInput(
+            "class_weight",
+            "finite numbers that are not negative",
+            f"{found.value} for class {found.place[0]}",
         )
-    if survey.first_bad_weight is not None and pixel_weight is not None:
-        place = survey.first_bad_weight
-        others = survey.num_bad_weights - 1
-        raise InvalidInput(
+    found = survey.bad_labels
+    if found is not None:
+        names = ", ".join(str(value) for value in ignored)
+        return InvalidInput(
+            "labels",
+            f"0...{num_classes - 1}" + (f" or {names} (ignored)" if ignored else ""),
+            f"{found.value} at {_place(found.place)}" + _others(found.number),
+            _label_advice(int(found.value), num_classes),
+        )
+    found = survey.bad_weights
+    if found is not None:
+        return InvalidInput(
             "pixel_weight",
             "finite numbers that are not negative",
-            f"{float(pixel_weight[place])} at {_place(place)}"
-            + (f" and {_pixels(others)} more" if others else ""),
+            f"{found.value} at {_place(found.place)}" + _others(found.number),
         )
+    return None
 
 
 def require_finite(
@@ -227,7 +226,7 @@ def require_finite(
     raise InvalidInput(
         "logits",
         "finite numbers (or -inf in some classes) at valid pixels",
-        got + (f" and {_pixels(count - 1)} more" if count > 1 else ""),
+        got + _others(count),
         "The network has diverged, or the file is damaged.",
     )
 
@@ -279,18 +278,6 @@ def _check_class_weight(class_weight: Tensor, logits: Tensor) -> None:
     if class_weight.device != logits.device:
         raise InvalidInput(
             "class_weight", f"a tensor on {logits.device}", f"one on {class_weight.device}"
-        )
-
-
-def check_class_weight_values(class_weight: Tensor) -> None:
-    """Finite and not negative. Reads C numbers, so the backends call it, not a traced program."""
-    bad = ~((class_weight >= 0) & class_weight.isfinite())
-    if bool(bad.any()):
-        place = int(bad.nonzero()[0])
-        raise InvalidInput(
-            "class_weight",
-            "finite numbers that are not negative",
-            f"{float(class_weight[place])} for class {place}",
         )
 
 
@@ -352,5 +339,7 @@ def _place(place: Sequence[int]) -> str:
     return _text(place)
 
 
-def _pixels(number: int) -> str:
-    return f"{number} pixel" + ("" if number == 1 else "s")
+def _others(number: int) -> str:
+    """Behind the first of so many pixels."""
+    others = number - 1
+    return f" and {others} pixel{'' if others == 1 else 's'} more" if others else ""

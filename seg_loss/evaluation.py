@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seg_loss import checks
+from seg_loss import checks, label_check, ops
 from seg_loss.diagnosis import Diagnosis, diagnose
-from seg_loss.loss import survey_of
 from seg_loss.metrics import FcnMetrics, fcn_metrics
 from seg_loss.normalization import divisor
+from seg_loss.tallies import Tallies
 
 MAPS = ("prediction", "nll", "confidence", "entropy", "top_classes", "top_probabilities")
+_TOP = 3  # classes in them
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Evaluation:
         uniform_loss: ln C, the cost of knowing nothing.
         per_image: for each image.
         per_class: for each class, by truth.
-        confusion: int64 [C, C] over valid pixels, rows = truth.
+        confusion: int64 [C, C] over valid pixels, rows = truth; on the CPU.
         metrics: of the confusion.
         calibration: of the confidence, the highest probability of a pixel.
         diagnosis: what the loss says about the training.
@@ -111,6 +112,7 @@ def evaluate(
     label_smoothing: float = 0.0,
     temperature: float = 1.0,
     normalization: str = "valid",
+    check_labels: str = "raise",
     maps: Sequence[str] = (),
 ) -> Evaluation:
     """Loss, losses per image and class, confusion, metrics, calibration and maps, without a
@@ -126,8 +128,6 @@ def evaluate(
     >>> evaluation.diagnosis.state
     'at_chance'
     """
-    from seg_loss import numba_backend
-
     if isinstance(maps, str) or any(name not in MAPS for name in maps):
         raise checks.InvalidInput("maps", f"names among {', '.join(MAPS)}", repr(maps))
     inputs = checks.loss_inputs(
@@ -139,23 +139,26 @@ def evaluate(
         label_smoothing=label_smoothing,
         temperature=temperature,
         normalization=normalization,
+        check_labels=check_labels,
     )
-    valid, weight = survey_of(inputs)
-    num_images, num_pixels = inputs.labels.shape[0], inputs.labels.numel()
-    count = float(divisor(normalization, valid, weight, num_images, num_pixels))
-    tallies = numba_backend.evaluate(
+    label_check.raise_deferred()
+    tallies = ops.backend_of(logits).evaluate(
         logits,
         inputs.labels,
-        class_weight,
+        inputs.class_weight,
         inputs.pixel_weight,
         inputs.ignored,
         inputs.label_smoothing,
         inputs.temperature,
-        maps,
+        inputs.check_labels,
+        _empty_maps(inputs, maps),
     )
+    weight = None if tallies.weight is None else float(tallies.weight.sum())
+    valid_pixels = int(tallies.valid_pixels.sum())
+    num_images, num_pixels = inputs.labels.shape[0], inputs.labels.numel()
+    count = divisor(normalization, valid_pixels, weight, num_images, num_pixels)
     num_classes = logits.shape[1]
     truth = tallies.confusion.sum(dim=1).tolist()
-    valid_pixels = sum(truth)
     total_nll = float(tallies.class_nll.sum())
     return Evaluation(
         loss=float(tallies.loss.sum()) / count,
@@ -164,7 +167,7 @@ def evaluate(
         valid_pixels=valid_pixels,
         ignored_pixels=inputs.labels.numel() - valid_pixels,
         uniform_loss=math.log(num_classes),
-        per_image=_per_image(inputs, tallies.loss, tallies.valid_pixels, weight),
+        per_image=_per_image(inputs, tallies),
         per_class=tuple(
             ClassLoss(pixels, nll / pixels if pixels else None)
             for pixels, nll in zip(truth, tallies.class_nll.tolist(), strict=True)
@@ -188,18 +191,41 @@ def evaluate(
     )
 
 
-def _per_image(
-    inputs: checks.LossInputs, sums: Tensor, valid_pixels: Tensor, weight: Tensor | None
-) -> tuple[ImageLoss, ...]:
-    num_images = inputs.labels.shape[0]
-    weights = [None] * num_images if weight is None else list(weight)
-    pixels = inputs.labels[0].numel() if num_images else 0
+def _empty_maps(inputs: checks.LossInputs, names: Sequence[str]) -> dict[str, Tensor]:
+    """Memory for the maps asked for, on the logits' device; the two of `top_` come together."""
+    num_classes = inputs.logits.shape[1]
+    # The smallest integers that hold the classes.
+    index = torch.uint8 if num_classes <= 1 << 8 else torch.int16
+    index = index if num_classes <= 1 << 15 else torch.int32
+    shape = inputs.labels.shape
+    top = torch.Size([shape[0], min(_TOP, num_classes), *shape[1:]])
+    every = {
+        "prediction": (shape, index),
+        "nll": (shape, torch.float32),
+        "confidence": (shape, torch.float32),
+        "entropy": (shape, torch.float32),
+        "top_classes": (top, index),
+        "top_probabilities": (top, torch.float32),
+    }
+    both = {"top_classes", "top_probabilities"}
+    wanted = set(names) | (both if both & set(names) else set())
+    return {
+        name: torch.empty(size, dtype=dtype, device=inputs.logits.device)
+        for name, (size, dtype) in every.items()
+        if name in wanted
+    }
+
+
+def _per_image(inputs: checks.LossInputs, tallies: Tallies) -> tuple[ImageLoss, ...]:
+    sums, valid_pixels = tallies.loss.tolist(), tallies.valid_pixels.tolist()
+    weights = [None] * len(sums) if tallies.weight is None else tallies.weight.tolist()
+    pixels = inputs.labels[0].numel() if sums else 0
     counts = (
         divisor(inputs.normalization, valid, weight, 1, pixels)
         for valid, weight in zip(valid_pixels, weights, strict=True)
     )
     return tuple(
-        ImageLoss(float(total) / float(count), int(valid))
+        ImageLoss(total / count, valid)
         for total, count, valid in zip(sums, counts, valid_pixels, strict=True)
     )
 

@@ -26,7 +26,11 @@ _kept: mmap.mmap | None = None
 
 def empty_gradient(logits: Tensor) -> Tensor:
     """Uninitialised memory like `torch.empty_like(logits)`."""
-    if logits.nbytes < _LARGE_BYTES or not hasattr(mmap, "MAP_ANONYMOUS"):
+    if (
+        logits.device.type != "cpu"
+        or logits.nbytes < _LARGE_BYTES
+        or not hasattr(mmap, "MAP_ANONYMOUS")
+    ):
         return torch.empty_like(logits)
     strides = torch.empty_like(logits, device="meta").stride()
     bytes_of = torch.frombuffer(_mapping(logits.numel() * logits.element_size()), dtype=torch.uint8)

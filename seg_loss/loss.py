@@ -1,4 +1,4 @@
-"""The loss as functions: check, survey the labels, sum the terms, divide. The next stop is `ops`.
+"""The loss as functions: check what was given and hand it on. The next stop is `ops`.
 
     nll_p  = logsumexp_c(x_pc / T) - x_p,y_p / T
     term_p = pixel_weight_p * class_weight_y_p * nll_p
@@ -15,13 +15,13 @@ never reaches the loss or the gradient, which is exactly 0 there.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from seg_loss import checks, ops
 from seg_loss.checks import LossInputs
-from seg_loss.normalization import divisor
 
 
 def spatial_softmax(logits: Tensor, *, axis: int = 1, temperature: float = 1.0) -> Tensor:
@@ -51,7 +51,8 @@ def spatial_softmax(logits: Tensor, *, axis: int = 1, temperature: float = 1.0) 
     if not (isinstance(axis, int) and -logits.ndim <= axis < logits.ndim):
         expected = f"an axis of the {logits.ndim} that logits have"
         raise checks.InvalidInput("axis", expected, repr(axis))
-    return ops.softmax(logits, axis % logits.ndim, float(temperature))
+    probabilities: Tensor = ops.softmax(logits, axis % logits.ndim, float(temperature))
+    return probabilities
 
 
 def pixel_nll(
@@ -60,6 +61,7 @@ def pixel_nll(
     *,
     ignore_index: int | Sequence[int] = 255,
     temperature: float = 1.0,
+    check_labels: str = "raise",
 ) -> Tensor:
     """The negative log-likelihood of each pixel, 0 where ignored; differentiable in the logits.
 
@@ -70,6 +72,7 @@ def pixel_nll(
         labels: [N, *spatial] or [N, 1, *spatial], any integer dtype.
         ignore_index: the label, or labels, of pixels that do not count.
         temperature: divides the logits.
+        check_labels: as in `spatial_cross_entropy`.
 
     Returns:
         [N, *spatial], float32; float64 of float64 logits.
@@ -86,6 +89,7 @@ def pixel_nll(
         label_smoothing=0.0,
         temperature=temperature,
         normalization="none",
+        check_labels=check_labels,
     )
     return pixel_terms_of(inputs)
 
@@ -100,12 +104,13 @@ def spatial_cross_entropy(
     label_smoothing: float = 0.0,
     temperature: float = 1.0,
     normalization: str = "valid",
+    check_labels: str = "raise",
 ) -> Tensor:
     """The pixel-wise softmax loss; differentiable in the logits.
 
     Equal to `F.cross_entropy(logits / temperature, labels.long(), ignore_index=255)` for the
     defaults, but 0 where torch's is NaN: with no valid pixel. No tensor of the logits' size is
-    stored; the logits are read once here and once more in the backward pass.
+    stored but the gradient, which is made along with the loss if logits require one.
 
     Args:
         logits: [N, C, *spatial]; float32, float16, bfloat16 or float64. Any strides.
@@ -120,6 +125,10 @@ def spatial_cross_entropy(
         normalization: what divides the sum: "valid", the valid pixels; "full", all pixels; "batch",
         the
             images (the FCN set-up); "none", 1; "weight", the weights of the valid pixels.
+        check_labels: what happens on bad labels or weights. "raise" speaks at once, for which a GPU
+            must be waited for at the end of the call (not while a CUDA graph is captured: as
+            "defer"); "defer" speaks at the next call or at `check()`; "ignore" never does. Pixels
+            with bad labels count as ignored; bad weights are used as they are.
 
     Returns:
         The loss, a scalar; float32, or float64 of float64 logits. Bitwise repeatable, whatever the
@@ -144,6 +153,7 @@ def spatial_cross_entropy(
         label_smoothing=label_smoothing,
         temperature=temperature,
         normalization=normalization,
+        check_labels=check_labels,
     )
     return loss_of(inputs)
 
@@ -158,6 +168,7 @@ def loss_and_gradient(
     label_smoothing: float = 0.0,
     temperature: float = 1.0,
     normalization: str = "valid",
+    check_labels: str = "raise",
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss and its gradient by the logits, in one read of the logits and one write of the
@@ -185,45 +196,34 @@ def loss_and_gradient(
         label_smoothing=label_smoothing,
         temperature=temperature,
         normalization=normalization,
+        check_labels=check_labels,
     )
     with torch.no_grad():
-        count = divisor_of(inputs)
-        scale = (1 / count).expand(logits.shape[0])
-        tensors = (logits, inputs.labels, class_weight, inputs.pixel_weight)
-        options = (inputs.ignored, inputs.label_smoothing, inputs.temperature, math.inf)
         if out is None:
-            sums, gradient = ops.cross_entropy_gradient(scale, *tensors, *options)
-        else:
-            checks.check_out(out, logits)
-            sums, gradient = ops.cross_entropy_gradient_into(out, scale, *tensors, *options), out
-        return (sums.sum() / count).to(ops.map_dtype(logits)), gradient
+            loss, _, gradient = ops.cross_entropy(*_arguments(inputs, math.inf), True)
+            return loss, gradient
+        checks.check_out(out, logits)
+        return ops.cross_entropy_into(out, *_arguments(inputs, math.inf)), out
 
 
-def survey_of(inputs: LossInputs) -> tuple[Tensor, Tensor | None]:
-    """Read the labels, which raises for bad ones: valid pixels and their weights per image.
-
-    The weights are None where neither classes nor pixels have any.
-    """
-    valid_pixels, weight = ops.survey(
-        inputs.labels,
-        inputs.class_weight,
-        inputs.pixel_weight,
-        inputs.logits.shape[1],
-        inputs.ignored,
-    )
-    is_weighted = inputs.class_weight is not None or inputs.pixel_weight is not None
-    return valid_pixels, weight if is_weighted else None
+def loss_of(inputs: LossInputs, *, max_nll: float = math.inf) -> Tensor:
+    """The loss of checked inputs; `max_nll` bounds a pixel's loss, not its gradient (Caffe)."""
+    will_back = inputs.logits.requires_grad and torch.is_grad_enabled()
+    with_gradient = will_back and not torch.compiler.is_compiling()
+    loss: Tensor = ops.cross_entropy(*_arguments(inputs, max_nll), with_gradient)[0]
+    return loss
 
 
-def divisor_of(inputs: LossInputs) -> Tensor:
-    """Survey the labels and choose the divisor: float64, a scalar."""
-    labels = inputs.labels
-    return divisor(inputs.normalization, *survey_of(inputs), labels.shape[0], labels.numel())
+def pixel_terms_of(inputs: LossInputs) -> Tensor:
+    """The terms of checked inputs, [N, *spatial], before any sum."""
+    *arguments, _, check_labels = _arguments(inputs, math.inf)
+    terms: Tensor = ops.pixel_terms(*arguments, check_labels)
+    return terms
 
 
-def sum_of(inputs: LossInputs, *, max_nll: float = math.inf) -> Tensor:
-    """The sum of the terms of surveyed inputs, float64, a scalar."""
-    sums: Tensor = ops.cross_entropy(
+def _arguments(inputs: LossInputs, max_nll: float) -> tuple[Any, ...]:
+    """In the operators' order."""
+    return (
         inputs.logits,
         inputs.labels,
         inputs.class_weight,
@@ -232,26 +232,6 @@ def sum_of(inputs: LossInputs, *, max_nll: float = math.inf) -> Tensor:
         inputs.label_smoothing,
         inputs.temperature,
         max_nll,
-    )
-    return sums.sum()
-
-
-def loss_of(inputs: LossInputs, *, max_nll: float = math.inf) -> Tensor:
-    """The loss of checked inputs; `max_nll` bounds a pixel's loss, not its gradient (Caffe)."""
-    count = divisor_of(inputs)
-    return (sum_of(inputs, max_nll=max_nll) / count).to(ops.map_dtype(inputs.logits))
-
-
-def pixel_terms_of(inputs: LossInputs) -> Tensor:
-    """The terms of checked inputs, [N, *spatial], before any sum."""
-    survey_of(inputs)
-    return ops.pixel_terms(
-        inputs.logits,
-        inputs.labels,
-        inputs.class_weight,
-        inputs.pixel_weight,
-        inputs.ignored,
-        inputs.label_smoothing,
-        inputs.temperature,
-        math.inf,
+        inputs.normalization,
+        inputs.check_labels,
     )

@@ -35,6 +35,7 @@ class SpatialCrossEntropy(nn.Module):
         label_smoothing: float = 0.0,
         temperature: float = 1.0,
         normalization: str = "valid",
+        check_labels: str = "raise",
     ) -> None:
         super().__init__()
         self.register_buffer("class_weight", class_weight)
@@ -42,6 +43,7 @@ class SpatialCrossEntropy(nn.Module):
         self.label_smoothing = label_smoothing
         self.temperature = temperature
         self.normalization = normalization
+        self.check_labels = check_labels
 
     def forward(
         self, logits: Tensor, labels: Tensor, *, pixel_weight: Tensor | None = None
@@ -55,10 +57,12 @@ class SpatialCrossEntropy(nn.Module):
             label_smoothing=self.label_smoothing,
             temperature=self.temperature,
             normalization=self.normalization,
+            check_labels=self.check_labels,
         )
 
     def extra_repr(self) -> str:
         return (
             f"ignore_index={self.ignore_index}, label_smoothing={self.label_smoothing}, "
-            f"temperature={self.temperature}, normalization={self.normalization!r}"
+            f"temperature={self.temperature}, normalization={self.normalization!r}, "
+            f"check_labels={self.check_labels!r}"
         )

@@ -7,7 +7,8 @@ alone, and partial sums are added in the chunks' order: results do not depend on
 threads, nor on what else is in the batch.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seg_loss import checks, label_check, threads
 from seg_loss import numba_kernels as kernels
-from seg_loss import threads
+from seg_loss.checks import InvalidInput
 from seg_loss.gradient_memory import empty_gradient
-from seg_loss.survey import Survey
+from seg_loss.normalization import divisor
+from seg_loss.survey import Finding, Survey
+from seg_loss.tallies import Tallies
 
 # Elements of a chunk: about 0.1 ms of work, long against the call of a kernel from Python.
 _CHUNK_ELEMENTS = 400_000
@@ -94,14 +98,23 @@ class _Plan:
         return threads.run(self.chunks, make_state, work, num_threads)
 
 
-def survey(
+@dataclass(frozen=True)
+class _Counted:
+    """The survey of the labels: what is right with them, and what is wrong."""
+
+    valid_pixels: list[int]  # of each image
+    weight: list[float] | None  # of each image's valid pixels; None where no weights are given
+    refusal: InvalidInput | None
+
+
+def _survey(
     labels: Tensor,
     num_classes: int,
     ignored: Sequence[int],
     class_weight: Tensor | None,
     pixel_weight: Tensor | None,
-) -> Survey:
-    """Read the labels once: valid pixels and weights per image, and what is wrong with them."""
+) -> _Counted:
+    """Read the labels once."""
     shape = torch.Size([labels.shape[0], num_classes, *labels.shape[1:]])
     plan = _Plan(shape, torch.float32 if pixel_weight is None else pixel_weight.dtype)
     views = _Views(labels=labels, pixel_weight=pixel_weight)
@@ -115,7 +128,8 @@ def survey(
         )  # fmt: skip
 
     plan.run(plan.classes, count, labels_only=True)
-    if class_weight is not None or pixel_weight is not None:
+    is_weighted = class_weight is not None or pixel_weight is not None
+    if is_weighted:
         weights = _class_weights(class_weight, num_classes)
 
         def weigh(state: tuple[Any, Any], chunk: _Chunk) -> None:
@@ -126,15 +140,17 @@ def survey(
             )  # fmt: skip
 
         plan.run(lambda: (plan.buffer(), plan.classes()), weigh, labels_only=True)
-    bad_label = _first(counts, kernels.BAD_LABELS, kernels.FIRST_BAD_LABEL, labels.shape)
-    bad_weight = _first(counts, kernels.BAD_WEIGHTS, kernels.FIRST_BAD_WEIGHT, labels.shape)
-    return Survey(
-        valid_pixels=torch.from_numpy(counts[:, :, kernels.VALID].sum(axis=1)),
-        weight=torch.from_numpy(sums[:, :, kernels.WEIGHT].sum(axis=1)),
-        num_bad_labels=int(counts[:, :, kernels.BAD_LABELS].sum()),
-        first_bad_label=bad_label,
-        num_bad_weights=int(counts[:, :, kernels.BAD_WEIGHTS].sum()),
-        first_bad_weight=bad_weight,
+    found = Survey(
+        _finding(counts, kernels.BAD_LABELS, kernels.FIRST_BAD_LABEL, labels),
+        None
+        if pixel_weight is None
+        else _finding(counts, kernels.BAD_WEIGHTS, kernels.FIRST_BAD_WEIGHT, pixel_weight),
+        _bad_class_weights(class_weight),
+    )
+    return _Counted(
+        counts[:, :, kernels.VALID].sum(axis=1).tolist(),
+        sums[:, :, kernels.WEIGHT].sum(axis=1).tolist() if is_weighted else None,
+        checks.judge(found, num_classes, ignored),
     )
 
 
@@ -147,18 +163,86 @@ def cross_entropy(
     label_smoothing: float,
     temperature: float,
     max_nll: float,
+    normalization: str,
+    check_labels: str,
+    gradient: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The loss and its divisor; fills `gradient`, which may be the logits, if given."""
+    found = _survey(labels, logits.shape[1], ignored, class_weight, pixel_weight)
+    label_check.settle(found.refusal, check_labels)
+    count = divisor(
+        normalization,
+        sum(found.valid_pixels),
+        None if found.weight is None else float(np.sum(found.weight)),
+        len(logits),
+        labels.numel(),
+    )
+    sums = _terms(
+        logits, labels, class_weight, pixel_weight, ignored, label_smoothing, temperature, max_nll,
+        gradient=gradient, scale=_quotient(1.0, count),
+    )  # fmt: skip
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    loss = torch.tensor(_quotient(float(sums.sum()), count), dtype=dtype)
+    return loss, torch.tensor(count, dtype=torch.float64)
+
+
+def cross_entropy_gradient(
+    gradient: Tensor,
+    upstream: Tensor,
+    divisor: Tensor,
+    *inputs: Any,
+    unless_one: bool,
+) -> None:
+    """Fill `gradient` with upstream / divisor * d(sum of terms) / d(logits).
+
+    With `unless_one` it holds the gradient for an upstream of 1 already and is left alone for one.
+    """
+    factor = float(upstream)
+    if not (unless_one and factor == 1):
+        _terms(*inputs, gradient=gradient, scale=_quotient(factor, float(divisor)))
+
+
+def pixel_terms(
+    terms: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    ignored: Sequence[int],
+    label_smoothing: float,
+    temperature: float,
+    max_nll: float,
+    check_labels: str,
+) -> None:
+    """Fill `terms` [N, *spatial], contiguous."""
+    found = _survey(labels, logits.shape[1], ignored, class_weight, pixel_weight)
+    label_check.settle(found.refusal, check_labels)
+    _terms(
+        logits, labels, class_weight, pixel_weight, ignored, label_smoothing, temperature, max_nll,
+        terms=terms,
+    )  # fmt: skip
+
+
+def _terms(
+    logits: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    ignored: Sequence[int],
+    label_smoothing: float,
+    temperature: float,
+    max_nll: float,
     *,
     terms: Tensor | None = None,
     gradient: Tensor | None = None,
-    gradient_scale: Tensor | None = None,
-) -> Tensor:
+    scale: float = 1.0,
+) -> np.ndarray[Any, Any]:
     """The sum of the terms of each image, float64 [N]; fills `terms` and `gradient` if given.
 
     Args:
         terms: [N, *spatial], float32 or (of float64 logits) float64.
         gradient: [N, C, *spatial]; may be `logits` itself.
-        gradient_scale: float64 [N]; gradient = scale of the image * d(sum of its terms) /
-        d(logits).
+        scale: gradient = scale * d(sum of terms) / d(logits).
     """
     plan = _Plan(logits.shape, logits.dtype)
     views = _Views(
@@ -170,10 +254,8 @@ def cross_entropy(
     )
     weights = _class_weights(class_weight, plan.num_classes)
     ignored_labels = _ignored(ignored)
-    scales = [1.0] * len(logits) if gradient_scale is None else gradient_scale.tolist()
     options = _options(
         kernels.Options(1 / temperature, label_smoothing, max_nll, scale / temperature)
-        for scale in scales
     )
     sums, counts = plan.sums(kernels.NUM_SUMS), plan.counts()
 
@@ -186,26 +268,8 @@ def cross_entropy(
 
     plan.run(lambda: (plan.buffer(), plan.classes()), work)
     views.finish()
-    return torch.from_numpy(sums[:, :, kernels.LOSS].sum(axis=1))
-
-
-@dataclass(frozen=True)
-class Tallies:
-    """What `evaluate` counted. Of N images and C classes; maps are [N, *spatial], top [N, k,
-    *spatial].
-    """
-
-    loss: Tensor  # float64 [N], sums of terms
-    valid_pixels: Tensor  # int64 [N]
-    class_nll: Tensor  # float64 [C], sums
-    confusion: Tensor  # int64 [C, C], rows = truth
-    bin_pixels: Tensor  # int64 [NUM_BINS]
-    bin_correct: Tensor  # int64 [NUM_BINS]
-    bin_confidence: Tensor  # float64 [NUM_BINS], sums
-    num_saturated: int
-    num_non_finite: int
-    first_non_finite: tuple[int, ...] | None
-    maps: dict[str, Tensor]
+    of_images: np.ndarray[Any, Any] = sums[:, :, kernels.LOSS].sum(axis=1)
+    return of_images
 
 
 def evaluate(
@@ -216,9 +280,12 @@ def evaluate(
     ignored: Sequence[int],
     label_smoothing: float,
     temperature: float,
-    maps: Sequence[str],
+    check_labels: str,
+    maps: dict[str, Tensor],
 ) -> Tallies:
-    """Everything one read of the logits can tell; `maps` names the maps to write."""
+    """Everything one read of the logits can tell; fills `maps`."""
+    found = _survey(labels, logits.shape[1], ignored, class_weight, pixel_weight)
+    label_check.settle(found.refusal, check_labels)
     plan = _Plan(logits.shape, logits.dtype)
     num_classes = plan.num_classes
     views = _Views(
@@ -226,11 +293,8 @@ def evaluate(
     )
     weights = _class_weights(class_weight, num_classes)
     ignored_labels = _ignored(ignored)
-    options = _options(
-        [kernels.Options(1 / temperature, label_smoothing, float("inf"), 0.0)] * len(logits)
-    )
-    written = _empty_maps(labels.shape, num_classes, maps)
-    addresses = _map_addresses(written, num_classes)
+    options = _options(kernels.Options(1 / temperature, label_smoothing, math.inf, 0.0))
+    addresses = _map_addresses(maps)
     sums, counts = plan.sums(kernels.NUM_SUMS), plan.counts()
     class_nll, bin_confidence = plan.sums(num_classes), plan.sums(kernels.NUM_BINS)
 
@@ -257,7 +321,8 @@ def evaluate(
     )
     return Tallies(
         loss=torch.from_numpy(sums[:, :, kernels.LOSS].sum(axis=1)),
-        valid_pixels=torch.from_numpy(counts[:, :, kernels.VALID].sum(axis=1)),
+        valid_pixels=torch.tensor(found.valid_pixels, dtype=torch.int64),
+        weight=None if found.weight is None else torch.tensor(found.weight, dtype=torch.float64),
         class_nll=torch.from_numpy(class_nll.sum(axis=(0, 1))),
         confusion=torch.from_numpy(confusion),
         bin_pixels=torch.from_numpy(bin_pixels.sum(axis=1)),
@@ -265,8 +330,7 @@ def evaluate(
         bin_confidence=torch.from_numpy(bin_confidence.sum(axis=(0, 1))),
         num_saturated=int(counts[:, :, kernels.SATURATED].sum()),
         num_non_finite=int(counts[:, :, kernels.NON_FINITE].sum()),
-        first_non_finite=_first(counts, kernels.NON_FINITE, kernels.FIRST_NON_FINITE, labels.shape),
-        maps=written,
+        maps=maps,
     )
 
 
@@ -373,8 +437,14 @@ def _merged_axes(tensor: Tensor, first: int) -> list[tuple[int, int]]:
     return axes
 
 
-def _options(rows: Iterable[kernels.Options]) -> np.ndarray[Any, Any]:
-    return np.array(list(rows), np.float64).reshape(-1, len(kernels.Options._fields))
+def _options(options: kernels.Options) -> np.ndarray[Any, Any]:
+    return np.array(options, np.float64)
+
+
+def _quotient(a: float, b: float) -> float:
+    """a / b as floating point has it: NaN or infinity for b = 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.float64(a) / np.float64(b))
 
 
 def _axis_first(tensor: Tensor, axis: int) -> Tensor:
@@ -409,54 +479,39 @@ def _aligned_zeros(size: int, dtype: Any) -> np.ndarray[Any, Any]:
     return memory[start : start + size * itemsize].view(dtype)
 
 
-def _first(
-    counts: np.ndarray[Any, Any], number: int, first: int, shape: torch.Size
-) -> tuple[int, ...] | None:
-    """Where in a tensor of `shape` [N, *spatial] the first of the pixels counted lies."""
+def _finding(
+    counts: np.ndarray[Any, Any], number: int, first: int, values: Tensor
+) -> Finding | None:
+    """What chunks counted as bad among `values` [N, *spatial]."""
     found = np.argwhere(counts[:, :, number])
     if not len(found):
         return None
-    image, place = found[0]
-    pixel = (
-        np.unravel_index(counts[image, place, first], tuple(shape[1:])) if len(shape) > 1 else ()
-    )
-    return int(image), *(int(index) for index in pixel)
+    image, chunk = found[0]
+    pixel: tuple[Any, ...] = ()
+    if values.ndim > 1:
+        pixel = np.unravel_index(counts[image, chunk, first], tuple(values.shape[1:]))
+    place = int(image), *(int(index) for index in pixel)
+    return Finding(int(counts[:, :, number].sum()), place, values[place].item())
 
 
-def _class_kind(num_classes: int) -> str:
-    """The smallest integers that hold the classes."""
-    return "uint8" if num_classes <= 1 << 8 else "int16" if num_classes <= 1 << 15 else "int32"
+def _bad_class_weights(class_weight: Tensor | None) -> Finding | None:
+    if class_weight is None:
+        return None
+    bad = ~((class_weight >= 0) & class_weight.isfinite())
+    if not bool(bad.any()):
+        return None
+    place = int(bad.nonzero()[0])
+    return Finding(int(bad.sum()), (place,), class_weight[place].item())
 
 
-def _empty_maps(shape: torch.Size, num_classes: int, maps: Sequence[str]) -> dict[str, Tensor]:
-    index = getattr(torch, _class_kind(num_classes))
-    top = torch.Size([shape[0], min(kernels.TOP, num_classes), *shape[1:]])
-    every = {
-        "prediction": (shape, index),
-        "nll": (shape, torch.float32),
-        "confidence": (shape, torch.float32),
-        "entropy": (shape, torch.float32),
-        "top_classes": (top, index),
-        "top_probabilities": (top, torch.float32),
-    }
-    # The two come together from one pass over the classes.
-    wanted = set(maps) | ({"top_classes", "top_probabilities"} if _wants_top(maps) else set())
-    return {
-        name: torch.empty(size, dtype=dtype)
-        for name, (size, dtype) in every.items()
-        if name in wanted
-    }
-
-
-def _wants_top(maps: Sequence[str]) -> bool:
-    return any(name.startswith("top_") for name in maps)
-
-
-def _map_addresses(maps: dict[str, Tensor], num_classes: int) -> np.ndarray[Any, Any]:
+def _map_addresses(maps: dict[str, Tensor]) -> np.ndarray[Any, Any]:
     addresses = {
         name: maps[name].data_ptr() if name in maps else 0
         for name in kernels.EvaluationMaps._fields
         if name != "prediction_kind"
     }
-    kind = kernels.KINDS.index(_class_kind(num_classes))
-    return np.array(kernels.EvaluationMaps(prediction_kind=kind, **addresses), np.int64)
+    of_classes = maps.get("prediction", maps.get("top_classes"))
+    kind = "int32" if of_classes is None else str(of_classes.dtype).removeprefix("torch.")
+    return np.array(
+        kernels.EvaluationMaps(prediction_kind=kernels.KINDS.index(kind), **addresses), np.int64
+    )

@@ -119,7 +119,7 @@ class EvaluationMaps(NamedTuple):
     ADDRESS, KIND, NUM_CLASSES, STREAMED, IMAGE_STRIDE, CLASS_STRIDE, NUM_ROWS, NUM_COLUMNS,
     SLICE_STRIDE, ROW_STRIDE, COLUMN_STRIDE,
 ) = range(11)  # fmt: skip
-INVERSE_TEMPERATURE, LABEL_SMOOTHING, MAX_NLL, GRADIENT_SCALE, _OPTION_FIELDS = range(5)
+INVERSE_TEMPERATURE, LABEL_SMOOTHING, MAX_NLL, GRADIENT_SCALE = range(4)
 (
     PREDICTION_MAP, PREDICTION_KIND, NLL_MAP, CONFIDENCE_MAP, ENTROPY_MAP, TOP_CLASSES_MAP,
     TOP_PROBABILITIES_MAP,
@@ -130,7 +130,7 @@ LOGITS, LABELS, PIXEL_WEIGHT, TERMS, GRADIENT, UPSTREAM, VIEWS_SIZE = range(0, 7
 # What a chunk reports, by place in its `sums` (float64) and `counts` (int64).
 LOSS, WEIGHT, NUM_SUMS = 0, 1, 2
 VALID, BAD_LABELS, FIRST_BAD_LABEL, BAD_WEIGHTS, FIRST_BAD_WEIGHT = 0, 1, 2, 3, 4
-NON_FINITE, FIRST_NON_FINITE, SATURATED, NUM_COUNTS = 5, 6, 7, 8
+NON_FINITE, SATURATED, NUM_COUNTS = 5, 6, 7
 
 
 _inner = njit(error_model="numpy")
@@ -338,15 +338,13 @@ def survey_weights_chunk(
 
 
 @_inner
-def _non_finite_strip(num_classes, n, i, start, classes, s, rows, stride, counts):
-    """Some lane of the strip at `i` has no finite sum: report it if valid, forget it if ignored."""
+def _non_finite_strip(num_classes, n, i, classes, s, rows, stride, counts):
+    """Some lane of the strip at `i` has no finite sum: count it if valid, forget it if ignored."""
     sums = at(rows, (num_classes + _FACTOR) * stride)
     store(sums, i, s)
     for j in range(i, lesser(i + LANES, n)):
         if sums[j] != sums[j]:
             if classes[j] < num_classes:
-                if not counts[NON_FINITE]:
-                    counts[FIRST_NON_FINITE] = start + j
                 counts[NON_FINITE] += 1
             else:
                 # The gradient of an ignored pixel is assigned 0: NaN times 0 would stay NaN.
@@ -381,7 +379,7 @@ def cross_entropy_chunk(
     logits, labels, pixel_weight = at(views, LOGITS), at(views, LABELS), at(views, PIXEL_WEIGHT)
     terms, gradient = at(views, TERMS), at(views, GRADIENT)
     num_classes = logits[NUM_CLASSES]
-    options = at(memory(options), image * _OPTION_FIELDS)
+    options = memory(options)
     rows = memory(buffer)
     classes = memory(classes)
     own_row = at(rows, (num_classes + _OWN) * stride)
@@ -434,7 +432,7 @@ def cross_entropy_chunk(
             own_e = exp(distance)
             s = t + own_e
             if any_lane(is_nan(s)):
-                _non_finite_strip(num_classes, n, i, start, classes, s, rows, stride, counts)
+                _non_finite_strip(num_classes, n, i, classes, s, rows, stride, counts)
 
             log_s = log1p(where(equal(distance, zero), t, s - one))
             nll = log_s - distance
@@ -552,7 +550,7 @@ def evaluate_chunk(
     views = memory(views)
     logits, labels, pixel_weight = at(views, LOGITS), at(views, LABELS), at(views, PIXEL_WEIGHT)
     num_classes = logits[NUM_CLASSES]
-    options = at(memory(options), image * _OPTION_FIELDS)
+    options = memory(options)
     maps = memory(maps)
     class_nll, bin_confidence, confusion = (
         memory(class_nll), memory(bin_confidence), memory(confusion),
@@ -629,7 +627,7 @@ def evaluate_chunk(
                     t = t + exp(load(rows, c * stride + i) - m)
             s = t + own_e
             if any_lane(is_nan(s)):
-                _non_finite_strip(num_classes, n, i, start, classes, s, rows, stride, counts)
+                _non_finite_strip(num_classes, n, i, classes, s, rows, stride, counts)
 
             log_s = log1p(where(equal(distance, zero), t, s - one))
             nll = log_s - distance

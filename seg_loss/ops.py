@@ -1,23 +1,31 @@
 """The operators as torch sees them: name, shapes for tracing, gradient, and a kernel for each
 device.
 
-`loss` calls these; the device of the logits picks the kernel through torch's dispatcher. On the CPU
-that is `numba_backend`, imported on the first call. Every operator works per image, so that the
-gradient of the loss arrives as one factor per image and the division by D is left to autograd.
+`loss` calls these; torch's dispatcher goes by the device of the logits to a backend, imported on
+the first call: `numba_backend` on the CPU, `triton_backend` on a GPU.
 
-The backward pass reads the logits again and normalises them anew: nothing but the inputs is kept,
-so training needs no memory beyond the gradient, in three passes over the logits (read; read,
-write).
+The gradient is made in the forward pass, for an upstream gradient of 1, when there will be a
+backward pass: one read of the logits and one write for both. The backward pass hands it over if the
+upstream gradient is 1, which the device finds out for itself, and otherwise fills it anew from the
+logits: another read and write, two passes where a forward pass that made no gradient would have
+needed one, and never a gradient rounded twice. In a program that torch compiles the forward pass
+makes none, because handing over memory that is changed in place would cost the compiler a copy.
 """
 
+import importlib
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from types import ModuleType
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from seg_loss import checks
+from seg_loss import label_check
+from seg_loss.checks import InvalidInput
 from seg_loss.gradient_memory import empty_gradient
+
+# By the type of the device; the keys in upper case are torch's dispatch keys.
+BACKENDS = {"cpu": "seg_loss.numba_backend", "cuda": "seg_loss.triton_backend"}
 
 _NO_SECOND_ORDER = (
     "seg_loss: expected a first derivative, got a request for a second one (create_graph=True, or "
@@ -25,31 +33,49 @@ _NO_SECOND_ORDER = (
 )
 
 
+def backend_of(tensor: Tensor) -> ModuleType:
+    """The backend for the tensor's device.
+
+    Raises:
+        InvalidInput: for a GPU without Triton.
+    """
+    try:
+        return importlib.import_module(BACKENDS[tensor.device.type])
+    except ModuleNotFoundError as missing:
+        if missing.name != "triton":
+            raise
+        got = f"a tensor on {tensor.device} without it"
+        fix = "pip install triton, or call .cpu()."
+        raise InvalidInput("logits", "Triton to be installed", got, fix) from missing
+
+
 def _refuse_second_order(context: Any, *gradients: Tensor) -> None:
     raise NotImplementedError(_NO_SECOND_ORDER)
 
 
-_Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 _library = torch.library.Library("seg_loss", "DEF")  # type: ignore[no-untyped-call]
 
 
-def _operator(fake: Callable[..., Any]) -> Callable[[_Kernel], _Kernel]:
-    """Define `seg_loss::<name of the function>` with the function as its kernel for the CPU.
+def _operator(
+    fake: Callable[..., Any], *, mutates: Sequence[str] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Define `seg_loss::<name of the function>` with the function as its kernel on all devices.
 
     `fake` makes the result's shapes and dtypes for tracing. Not `torch.library.custom_op`: its
     wrapper imports all of torch's compiler at the first call, which takes longer than loading our
     kernels.
     """
 
-    def define(kernel: _Kernel) -> _Kernel:
+    def define(kernel: Callable[..., Any]) -> Callable[..., Any]:
         name = kernel.__name__
-        schema = torch.library.infer_schema(kernel, mutates_args=())
+        schema = torch.library.infer_schema(kernel, mutates_args=mutates)
         _library.define(  # type: ignore[no-untyped-call]
             name + schema, tags=(torch.Tag.pt2_compliant_tag,)
         )
-        _library.impl(name, kernel, "CPU")  # type: ignore[no-untyped-call]
+        for device in BACKENDS:
+            _library.impl(name, kernel, device.upper())  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"seg_loss::{name}", fake)
-        return cast(_Kernel, getattr(torch.ops.seg_loss, name))
+        return cast(Callable[..., Any], getattr(torch.ops.seg_loss, name))
 
     return define
 
@@ -59,44 +85,20 @@ def _nothing_saved(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def map_dtype(logits: Tensor) -> torch.dtype:
-    """Dtype of a per-pixel loss: float32, or float64 of float64 logits."""
+    """Dtype of a loss: float32, or float64 of float64 logits."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def _fake_survey(
-    labels: Tensor,
-    class_weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    num_classes: int,
-    ignored: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    num_images = labels.shape[0]
+# -- the loss --------------------------------------------------------------------------------------
+
+
+def _fake_cross_entropy(logits: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    with_gradient = options[-1]
     return (
-        labels.new_empty(num_images, dtype=torch.int64),
-        labels.new_empty(num_images, dtype=torch.float64),
+        logits.new_empty((), dtype=map_dtype(logits)),
+        logits.new_empty((), dtype=torch.float64),
+        torch.empty_like(logits) if with_gradient else logits.new_empty(0),
     )
-
-
-@_operator(_fake_survey)
-def survey(
-    labels: Tensor,
-    class_weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    num_classes: int,
-    ignored: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    """Valid pixels (int64 [N]) and their weights (float64 [N]); raises for bad ones."""
-    from seg_loss import numba_backend
-
-    if class_weight is not None:
-        checks.check_class_weight_values(class_weight)
-    found = numba_backend.survey(labels, num_classes, ignored, class_weight, pixel_weight)
-    checks.judge(found, labels, pixel_weight, num_classes, ignored)
-    return found.valid_pixels, found.weight
-
-
-def _fake_cross_entropy(logits: Tensor, *_options: Any) -> Tensor:
-    return logits.new_empty(logits.shape[0], dtype=torch.float64)
 
 
 @_operator(_fake_cross_entropy)
@@ -109,24 +111,42 @@ def cross_entropy(
     label_smoothing: float,
     temperature: float,
     max_nll: float,
-) -> Tensor:
-    """The sum of the terms of each image: float64 [N]."""
-    from seg_loss import numba_backend
+    normalization: str,
+    check_labels: str,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, its divisor (float64), and its gradient like the logits, or nothing for it."""
+    label_check.raise_deferred()
+    gradient = empty_gradient(logits) if with_gradient else None
+    loss, divisor = backend_of(logits).cross_entropy(
+        logits, labels, class_weight, pixel_weight, ignored, label_smoothing, temperature, max_nll,
+        normalization, check_labels, gradient,
+    )  # fmt: skip
+    return loss, divisor, logits.new_empty(0) if gradient is None else gradient
 
-    return numba_backend.cross_entropy(
-        logits, labels, class_weight, pixel_weight, ignored, label_smoothing, temperature, max_nll
-    )
+
+def cross_entropy_into(out: Tensor, logits: Tensor, *options: Any) -> Tensor:
+    """`cross_entropy` with its gradient in memory of the caller's, which may be the logits' own.
+
+    No operator: torch's operators may not alias an argument they write. Readers of `out` that
+    autograd holds are told that it changed.
+    """
+    label_check.raise_deferred()
+    loss, _ = backend_of(logits).cross_entropy(logits, *options, out)
+    torch.autograd.graph.increment_version(out)
+    return cast(Tensor, loss)
 
 
 def _fake_cross_entropy_gradient(
-    scale: Tensor, logits: Tensor, *_options: Any
-) -> tuple[Tensor, Tensor]:
-    return scale.new_empty(logits.shape[0], dtype=torch.float64), torch.empty_like(logits)
+    upstream: Tensor, divisor: Tensor, logits: Tensor, *options: Any
+) -> Tensor:
+    return torch.empty_like(logits)
 
 
 @_operator(_fake_cross_entropy_gradient)
 def cross_entropy_gradient(
-    scale: Tensor,
+    upstream: Tensor,
+    divisor: Tensor,
     logits: Tensor,
     labels: Tensor,
     class_weight: Tensor | None,
@@ -135,34 +155,78 @@ def cross_entropy_gradient(
     label_smoothing: float,
     temperature: float,
     max_nll: float,
-) -> tuple[Tensor, Tensor]:
-    """`cross_entropy`, and its gradient times `scale` [N], like the logits: one read, one write."""
-    from seg_loss import numba_backend
-
-    gradient = empty_gradient(logits)
-    sums = numba_backend.cross_entropy(
-        logits, labels, class_weight, pixel_weight, ignored, label_smoothing, temperature, max_nll,
-        gradient=gradient, gradient_scale=scale,
-    )  # fmt: skip
-    return sums, gradient
-
-
-def cross_entropy_gradient_into(
-    out: Tensor, scale: Tensor, logits: Tensor, *options: Any
 ) -> Tensor:
-    """`cross_entropy_gradient` into memory of the caller's, which may be the logits' own.
-
-    No operator: torch's operators may not alias an argument they write. Readers of `out` that
-    autograd holds are told that it changed.
-    """
-    from seg_loss import numba_backend
-
-    sums = numba_backend.cross_entropy(logits, *options, gradient=out, gradient_scale=scale)
-    torch.autograd.graph.increment_version(out)
-    return sums
+    """upstream / divisor * d(sum of the terms) / d(logits), from labels that were checked."""
+    gradient = empty_gradient(logits)
+    backend_of(logits).cross_entropy_gradient(
+        gradient, upstream, divisor, logits, labels, class_weight, pixel_weight, ignored,
+        label_smoothing, temperature, max_nll, unless_one=False,
+    )  # fmt: skip
+    return gradient
 
 
-def _fake_pixel_terms(logits: Tensor, labels: Tensor, *_options: Any) -> Tensor:
+def _fake_adapt_gradient(gradient: Tensor, *options: Any) -> None:
+    pass
+
+
+@_operator(_fake_adapt_gradient, mutates=("gradient",))
+def adapt_gradient(
+    gradient: Tensor,
+    upstream: Tensor,
+    divisor: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    ignored: Sequence[int],
+    label_smoothing: float,
+    temperature: float,
+    max_nll: float,
+) -> None:
+    """Make a gradient for an upstream gradient of 1 into `cross_entropy_gradient`, in place."""
+    backend_of(logits).cross_entropy_gradient(
+        gradient, upstream, divisor, logits, labels, class_weight, pixel_weight, ignored,
+        label_smoothing, temperature, max_nll, unless_one=True,
+    )  # fmt: skip
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, labels, class_weight, pixel_weight, *options, _, _, with_gradient = inputs
+    _, divisor, gradient = output
+    ctx.mark_non_differentiable(divisor, gradient)
+    ctx.set_materialize_grads(False)  # no zeros as large as the gradient for its own gradient
+    ctx.save_for_backward(divisor, logits, labels, class_weight, pixel_weight)
+    ctx.options = options
+    ctx.gradient = gradient if with_gradient else None
+
+
+def _cross_entropy_backward(
+    ctx: Any, upstream: Tensor | None, *_: None
+) -> tuple[Tensor | None, ...]:
+    if upstream is None:
+        return (None,) * 11
+    # Given away once: who backs through the same graph again gets memory of its own. With
+    # create_graph the operator is wanted, which refuses a second derivative.
+    gradient, ctx.gradient = ctx.gradient, None
+    if gradient is None or torch.is_grad_enabled():
+        gradient = cross_entropy_gradient(upstream, *ctx.saved_tensors, *ctx.options)
+    else:
+        adapt_gradient(gradient, upstream, *ctx.saved_tensors, *ctx.options)
+    return gradient, *[None] * 10
+
+
+torch.library.register_autograd(
+    "seg_loss::cross_entropy", _cross_entropy_backward, setup_context=_keep_for_backward
+)
+torch.library.register_autograd(
+    "seg_loss::cross_entropy_gradient", _refuse_second_order, setup_context=_nothing_saved
+)
+
+
+# -- the terms -------------------------------------------------------------------------------------
+
+
+def _fake_pixel_terms(logits: Tensor, labels: Tensor, *options: Any) -> Tensor:
     return logits.new_empty(labels.shape, dtype=map_dtype(logits))
 
 
@@ -176,46 +240,38 @@ def pixel_terms(
     label_smoothing: float,
     temperature: float,
     max_nll: float,
+    check_labels: str,
 ) -> Tensor:
     """The terms themselves, [N, *spatial], 0 where ignored."""
-    from seg_loss import numba_backend
-
-    terms = torch.empty(labels.shape, dtype=map_dtype(logits))
-    numba_backend.cross_entropy(
-        logits, labels, class_weight, pixel_weight, ignored, label_smoothing, temperature, max_nll,
-        terms=terms,
+    label_check.raise_deferred()
+    terms = torch.empty(labels.shape, dtype=map_dtype(logits), device=logits.device)
+    backend_of(logits).pixel_terms(
+        terms, logits, labels, class_weight, pixel_weight, ignored, label_smoothing, temperature,
+        max_nll, check_labels,
     )  # fmt: skip
     return terms
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    logits, labels, class_weight, pixel_weight, *options = inputs
+    logits, labels, class_weight, pixel_weight, *options, _ = inputs
     ctx.save_for_backward(logits, labels, class_weight, pixel_weight)
     ctx.options = options
-
-
-def _cross_entropy_backward(ctx: Any, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
-    _, gradient = cross_entropy_gradient(grad_sums, *ctx.saved_tensors, *ctx.options)
-    return gradient, *[None] * 7
 
 
 def _pixel_terms_backward(ctx: Any, grad_terms: Tensor) -> tuple[Tensor | None, ...]:
     logits, labels, class_weight, pixel_weight = ctx.saved_tensors
     weight = grad_terms if pixel_weight is None else grad_terms * pixel_weight
-    ones = grad_terms.new_ones(logits.shape[0], dtype=torch.float64)
-    _, gradient = cross_entropy_gradient(ones, logits, labels, class_weight, weight, *ctx.options)
-    return gradient, *[None] * 7
+    one = grad_terms.new_ones((), dtype=torch.float64)
+    gradient = cross_entropy_gradient(one, one, logits, labels, class_weight, weight, *ctx.options)
+    return gradient, *[None] * 8
 
 
-torch.library.register_autograd(
-    "seg_loss::cross_entropy", _cross_entropy_backward, setup_context=_keep_inputs
-)
 torch.library.register_autograd(
     "seg_loss::pixel_terms", _pixel_terms_backward, setup_context=_keep_inputs
 )
-torch.library.register_autograd(
-    "seg_loss::cross_entropy_gradient", _refuse_second_order, setup_context=_nothing_saved
-)
+
+
+# -- the softmax -----------------------------------------------------------------------------------
 
 
 def _fake_softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
@@ -225,9 +281,7 @@ def _fake_softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
 @_operator(_fake_softmax)
 def softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
     """softmax(logits / temperature) along `axis`."""
-    from seg_loss import numba_backend
-
-    return numba_backend.softmax(logits, axis, temperature)
+    return cast(Tensor, backend_of(logits).softmax(logits, axis, temperature))
 
 
 def _fake_softmax_gradient(
@@ -239,9 +293,8 @@ def _fake_softmax_gradient(
 @_operator(_fake_softmax_gradient)
 def softmax_gradient(upstream: Tensor, logits: Tensor, axis: int, temperature: float) -> Tensor:
     """p (g - sum_c g_c p_c) / temperature, with p computed anew rather than read back rounded."""
-    from seg_loss import numba_backend
-
-    return numba_backend.softmax_gradient(upstream, logits, axis, temperature)
+    backend = backend_of(logits)
+    return cast(Tensor, backend.softmax_gradient(upstream, logits, axis, temperature))
 
 
 def _keep_logits(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -5,26 +5,32 @@ Made by a backend, judged by `checks`.
 
 from dataclasses import dataclass
 
-from torch import Tensor
+
+@dataclass(frozen=True)
+class Finding:
+    """Values of one kind that no loss can be made of.
+
+    Attributes:
+        number: how many.
+        place: of the first, [image, *spatial] or [class].
+        value: the first.
+    """
+
+    number: int
+    place: tuple[int, ...]
+    value: float
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Counts over labels [N, *spatial] and the weights that go with them.
+    """What is wrong with labels [N, *spatial] and weights; None where nothing is.
 
     Attributes:
-        valid_pixels: int64 [N], pixels with a class for a label.
-        weight: float64 [N], sum of pixel weight * class weight over them; 0 where no weights are
-        given.
-        num_bad_labels: pixels whose label is neither a class nor ignored.
-        first_bad_label: where the first of them lies, [image, *spatial].
-        num_bad_weights: valid pixels with a negative, infinite or NaN pixel weight.
-        first_bad_weight: where the first of them lies.
+        bad_labels: neither a class nor ignored.
+        bad_weights: pixel weights of valid pixels that are negative, infinite or NaN.
+        bad_class_weights: of classes, likewise.
     """
 
-    valid_pixels: Tensor
-    weight: Tensor
-    num_bad_labels: int
-    first_bad_label: tuple[int, ...] | None
-    num_bad_weights: int
-    first_bad_weight: tuple[int, ...] | None
+    bad_labels: Finding | None
+    bad_weights: Finding | None
+    bad_class_weights: Finding | None

@@ -6,13 +6,20 @@ from seg_loss.evaluation import MAPS, evaluate
 from seg_loss.loss import loss_and_gradient, pixel_nll, spatial_softmax
 
 
-def warm_up() -> None:
-    """Run each kernel once on a few pixels: many seconds the first time on a machine, then one."""
-    labels = torch.zeros(1, 2, 2, dtype=torch.uint8)
-    weights = torch.ones(2), torch.ones(1, 2, 2)
+def warm_up(device: str | torch.device = "cpu", *, num_classes: int = 2) -> None:
+    """Run each kernel once on a few pixels: many seconds the first time on a machine, then one.
+
+    Args:
+        device: whose kernels.
+        num_classes: those of a GPU are compiled for a number of classes; the CPU's serve any.
+    """
+    labels = torch.zeros(1, 2, 2, dtype=torch.uint8, device=device)
+    class_weight = torch.ones(num_classes, device=device)
+    pixel_weight = torch.ones(1, 2, 2, device=device)
     for dtype in (torch.float32, torch.float64):
-        logits = torch.zeros(1, 2, 2, 2, dtype=dtype, requires_grad=True)
-        loss_and_gradient(logits.detach(), labels, weights[0], pixel_weight=weights[1])
+        shape = (1, num_classes, 2, 2)
+        logits = torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
+        loss_and_gradient(logits.detach(), labels, class_weight, pixel_weight=pixel_weight)
         evaluate(logits, labels, maps=MAPS)
         both = pixel_nll(logits, labels).sum() + spatial_softmax(logits).sum()
         torch.autograd.grad(both, logits)

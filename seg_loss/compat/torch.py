@@ -4,6 +4,7 @@ Same signatures, defaults and results, NaN of an empty mean included; more targe
 given as probabilities are refused.
 """
 
+import dataclasses
 import warnings
 
 from torch import Tensor, nn
@@ -70,12 +71,10 @@ def cross_entropy(
     )
     if reduction == "none":
         return loss.pixel_terms_of(inputs).to(input.dtype)
-    valid_pixels, weights = loss.survey_of(inputs)
-    value = loss.sum_of(inputs)
     if reduction == "mean":
         # 0 / 0 where nothing is valid: NaN, as in torch.
-        value = value / (valid_pixels if weights is None else weights).sum()
-    return value.to(input.dtype)
+        inputs = dataclasses.replace(inputs, normalization="torch_mean")
+    return loss.loss_of(inputs).to(input.dtype)
 
 
 class CrossEntropyLoss(nn.Module):

@@ -240,17 +240,40 @@ def test_weights_that_ask_for_a_gradient_get_none_and_disturb_nothing(dtype, nor
 # -- torch's own checks of operators -----------------------------------------------------------
 
 WEIGHTS = (torch.rand(4), torch.rand(2, 3, 5))
+ONE = torch.ones((), dtype=torch.float64)
+REST = ("valid", "raise")
 OPERATORS = {
-    "survey": (ops.survey, lambda x, y: (y, *WEIGHTS, 4, [255])),
-    "cross_entropy": (ops.cross_entropy, lambda x, y: (x, y, *WEIGHTS, [255], 0.1, 2.0, math.inf)),
+    "cross_entropy": (
+        ops.cross_entropy,
+        # Under tracing, the forward pass of a loss makes no gradient.
+        lambda x, y: (x, y, *WEIGHTS, [255], 0.1, 2.0, math.inf, *REST, not x.requires_grad),
+    ),
     "cross_entropy without weights": (
         ops.cross_entropy,
-        lambda x, y: (x, y, None, None, [255, 0], 0.0, 1.0, 87.3),
+        lambda x, y: (x, y, None, None, [255, 0], 0.0, 1.0, 87.3, *REST, False),
     ),
-    "pixel_terms": (ops.pixel_terms, lambda x, y: (x, y, *WEIGHTS, [255], 0.1, 2.0, math.inf)),
+    "pixel_terms": (
+        ops.pixel_terms,
+        lambda x, y: (x, y, *WEIGHTS, [255], 0.1, 2.0, math.inf, "raise"),
+    ),
     "cross_entropy_gradient": (
         ops.cross_entropy_gradient,
-        lambda x, y: (torch.rand(2).double(), x, y, *WEIGHTS, [255], 0.1, 2.0, math.inf),
+        lambda x, y: (2 * ONE, 9 * ONE, x, y, *WEIGHTS, [255], 0.1, 2.0, math.inf),
+    ),
+    "adapt_gradient": (
+        ops.adapt_gradient,
+        lambda x, y: (
+            torch.zeros_like(x),
+            2 * ONE,
+            9 * ONE,
+            x,
+            y,
+            *WEIGHTS,
+            [255],
+            0.1,
+            2.0,
+            math.inf,
+        ),
     ),
     "softmax": (ops.softmax, lambda x, y: (x, 1, 2.0)),
     "softmax_gradient": (ops.softmax_gradient, lambda x, y: (torch.randn(SHAPE), x, 1, 2.0)),
@@ -271,7 +294,9 @@ def test_torch_finds_nothing_wrong_with_the_operator(operator, differentiable):
 def test_torch_finds_nothing_wrong_with_other_dtypes_and_layouts(dtype):
     logits, labels = given(dtype)
     for x in (logits, logits.detach().to(memory_format=torch.channels_last).requires_grad_()):
-        torch.library.opcheck(ops.cross_entropy, (x, labels, None, None, [255], 0.0, 1.0, math.inf))
+        torch.library.opcheck(
+            ops.cross_entropy, (x, labels, None, None, [255], 0.0, 1.0, math.inf, *REST, False)
+        )
         torch.library.opcheck(ops.softmax, (x, 1, 1.0))
 
 

@@ -552,6 +552,6 @@ def test_logits_on_a_device_without_kernels_are_refused_by_name(call):
     labels = torch.zeros(1, 3, 3, dtype=torch.uint8, device="meta")
     refused(
         lambda: call(logits, labels),
-        "logits: expected a tensor on the CPU, got one on meta. "
-        "There are no kernels for other devices yet: call .cpu().",
+        "logits: expected a tensor on the CPU or on a CUDA device, got one on meta. "
+        "There are no kernels for other devices: call .cpu().",
     )

@@ -250,7 +250,7 @@ def test_the_module_is_the_function_with_its_options_kept(
     assert module.state_dict()["class_weight"] is not None
     assert repr(module) == (
         "SpatialCrossEntropy(ignore_index=(255, 1), label_smoothing=0.1, temperature=2.0, "
-        "normalization='batch')"
+        "normalization='batch', check_labels='raise')"
     )
     assert torch.equal(seg_loss.SpatialCrossEntropy()(logits, labels),
                        seg_loss.spatial_cross_entropy(logits, labels))  # fmt: skip

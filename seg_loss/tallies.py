@@ -1,0 +1,35 @@
+"""What a backend counts for `evaluate`, before anything is divided."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tallies:
+    """Sums over the valid pixels of N images with C classes; on the CPU, but for the maps.
+
+    Attributes:
+        loss: float64 [N], sums of the terms.
+        valid_pixels: int64 [N].
+        weight: float64 [N], sums of pixel weight * class weight; None where no weights are given.
+        class_nll: float64 [C], sums of the nll by true class.
+        confusion: int64 [C, C], rows = truth.
+        bin_pixels, bin_correct: int64 [15], by confidence.
+        bin_confidence: float64 [15], sums.
+        num_saturated: pixels whose true class has probability 0 in float32.
+        num_non_finite: pixels without a softmax.
+        maps: [N, *spatial], top [N, k, *spatial]; on the logits' device.
+    """
+
+    loss: Tensor
+    valid_pixels: Tensor
+    weight: Tensor | None
+    class_nll: Tensor
+    confusion: Tensor
+    bin_pixels: Tensor
+    bin_correct: Tensor
+    bin_confidence: Tensor
+    num_saturated: int
+    num_non_finite: int
+    maps: dict[str, Tensor]
