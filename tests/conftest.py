@@ -7,12 +7,25 @@ import numba
 import pytest
 import torch
 
+from seg_loss import ops
+
+# In a process of its own, so that Triton sees it when it is imported: the library's tests then run
+# on the GPU's kernels, by Triton's interpreter.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETED:
+    ops.BACKENDS["cpu"] = "seg_loss.triton_backend"
+
 
 def pytest_report_header() -> str:
-    return f"seg_loss: CPU backend, numba {numba.__version__}, torch {torch.__version__}"
+    backend = "GPU backend, interpreted" if INTERPRETED else f"CPU, numba {numba.__version__}"
+    return f"seg_loss: {backend}; torch {torch.__version__}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if INTERPRETED:
+        # NumPy warns of the infinities and NaN that the tests put in.
+        for item in items:
+            item.add_marker(pytest.mark.filterwarnings("ignore::RuntimeWarning"))
     if os.environ.get("SEG_LOSS_LARGE") == "1":
         return
     reason = "needs about 8 GB and a minute; SEG_LOSS_LARGE=1 runs it"

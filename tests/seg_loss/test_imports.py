@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import seg_loss
-from seg_loss import compat, metrics, modules
+from seg_loss import compat, metrics, modules, ops
 from seg_loss.compat import caffe
 from seg_loss.compat import torch as compat_torch
 
@@ -50,14 +50,33 @@ def test_numba_lives_in_the_files_named_for_it_behind_their_backend():
     assert "numba_backend.py" not in files
 
 
-def test_triton_lives_in_one_file_at_most():
-    assert importers("triton") <= {"triton_kernels.py"}
+def test_triton_lives_in_one_file():
+    assert importers("triton") == {"triton_kernels.py"}
+
+
+def test_a_gpu_without_triton_is_refused_by_name():
+    script = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, seg_loss; from seg_loss import ops\n"
+        "ops.BACKENDS['cpu'] = ops.BACKENDS['cuda']\n"
+        "try: seg_loss.spatial_softmax(torch.zeros(1, 2))\n"
+        "except seg_loss.InvalidInput as refusal: print(refusal)"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == (
+        "logits: expected Triton to be installed, got a tensor on cpu without it. "
+        "pip install triton, or call .cpu()."
+    )
 
 
 def test_kernels_are_reached_through_their_backend_alone():
     assert importers("seg_loss.numba_vectors") == {"numba_kernels.py"}
     assert importers("seg_loss.numba_kernels") == {"numba_backend.py"}
-    assert importers("seg_loss.numba_backend") <= {"ops.py", "evaluation.py"}
+    assert importers("seg_loss.triton_kernels") == {"triton_backend.py"}
+    # By the device of the tensors, in `ops`, and there by name.
+    assert importers("seg_loss.numba_backend", "seg_loss.triton_backend") == set()
+    assert ops.BACKENDS == {"cpu": "seg_loss.numba_backend", "cuda": "seg_loss.triton_backend"}
 
 
 def test_only_normalization_may_know_of_other_ranks():
@@ -104,7 +123,7 @@ def test_public_names_are_frozen():
     assert seg_loss.__all__ == sorted(seg_loss.__all__)
     assert set(seg_loss.__all__) == {
         "Calibration", "CalibrationBin", "ClassLoss", "Diagnosis", "Evaluation", "FcnMetrics",
-        "ImageLoss", "InvalidInput", "SpatialCrossEntropy", "SpatialSoftmax", "evaluate",
+        "ImageLoss", "InvalidInput", "SpatialCrossEntropy", "SpatialSoftmax", "check", "evaluate",
         "loss_and_gradient", "pixel_nll", "require_finite", "spatial_cross_entropy",
         "spatial_softmax", "warm_up",
     }  # fmt: skip
@@ -113,10 +132,11 @@ def test_public_names_are_frozen():
 
 
 LOSS = {"pixel_weight": None, "ignore_index": 255, "label_smoothing": 0.0, "temperature": 1.0,
-        "normalization": "valid"}  # fmt: skip
+        "normalization": "valid", "check_labels": "raise"}  # fmt: skip
 SIGNATURES = [
     (seg_loss.spatial_softmax, ["logits"], {"axis": 1, "temperature": 1.0}),
-    (seg_loss.pixel_nll, ["logits", "labels"], {"ignore_index": 255, "temperature": 1.0}),
+    (seg_loss.pixel_nll, ["logits", "labels"], {"ignore_index": 255, "temperature": 1.0,
+     "check_labels": "raise"}),
     (seg_loss.spatial_cross_entropy, ["logits", "labels", "class_weight"], LOSS),
     (seg_loss.loss_and_gradient, ["logits", "labels", "class_weight"], {**LOSS, "out": None}),
     (seg_loss.evaluate, ["logits", "labels", "class_weight"], {**LOSS, "maps": ()}),

@@ -1,0 +1,354 @@
+"""What the GPU kernels compile to, without a GPU: registers, spills, instructions and traffic.
+
+    python -m benchmarks.gpu_code
+
+compiles every row of the block table ahead of time for sm_80 and sm_90 and writes
+results/gpu_code.md. The launches are those of the backend itself: it is called with tensors that
+have no memory, and what it would have launched is compiled instead.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from seg_loss import blocks, triton_backend
+from seg_loss import triton_kernels as kernels
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+RESULT = Path(__file__).parent / "results" / "gpu_code.md"
+KERNELS = ("survey_kernel", "cross_entropy_kernel", "tally_kernel", "softmax_kernel")
+ARCHITECTURES = (80, 90)
+_DTYPES = {
+    torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64",
+    torch.uint8: "u8", torch.int8: "i8", torch.int16: "i16", torch.int32: "i32",
+    torch.int64: "i64",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with the arguments that the backend gave it."""
+
+    name: str
+    grid: int
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Code:
+    """A compiled kernel.
+
+    Attributes:
+        registers: of a thread.
+        spilled: bytes of a thread's registers that lie in memory for want of room.
+        instructions: in the whole program text; its loops are counted once.
+        loads, stores: of global memory, by bytes of one access: how many in the text.
+    """
+
+    registers: int
+    spilled: int
+    instructions: int
+    loads: dict[int, int]
+    stores: dict[int, int]
+
+
+class _Recorder:
+    """Stands for a kernel: `kernel[grid](...)` is written down."""
+
+    def __init__(self, name: str, launches: list[Launch]) -> None:
+        self.name, self.launches = name, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*arguments: Any, **constants: Any) -> None:
+            self.launches.append(Launch(self.name, grid[0], arguments, constants))
+
+        return launch
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """The launches of the backend within, none of which takes place."""
+    launches: list[Launch] = []
+    with ExitStack() as fakes:
+        for name in KERNELS:
+            fakes.enter_context(mock.patch.object(kernels, name, _Recorder(name, launches)))
+        yield launches
+
+
+def compiled(launch: Launch, architecture: int) -> Code:
+    """Compile a launch as Triton would on a device of this architecture."""
+    kernel = getattr(kernels, launch.name)
+    constants = dict(launch.constants)
+    options = {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion")}
+    signature: dict[str, Any] = {}
+    fixed: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+    given = dict(zip(kernel.arg_names, launch.arguments, strict=False))
+    for place, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name], fixed[(place,)] = "constexpr", constants[name]
+        else:
+            signature[name] = _type_of(given[name], (place,), fixed, attributes)
+    result = triton.compile(
+        ASTSource(kernel, signature, fixed, attributes),
+        target=GPUTarget("cuda", architecture, 32),
+        options=options,
+    )
+    return _read(result.asm["cubin"])
+
+
+def _type_of(
+    value: Any,
+    path: tuple[int, ...],
+    fixed: dict[tuple[int, ...], Any],
+    attributes: dict[tuple[int, ...], Any],
+) -> Any:
+    """Triton's own rules: None and 1 are constants, multiples of 16 are known to be."""
+    if isinstance(value, tuple):
+        return tuple(
+            _type_of(item, (*path, place), fixed, attributes) for place, item in enumerate(value)
+        )
+    if value is None or (type(value) is int and value == 1):
+        fixed[path] = value
+        return "constexpr"
+    if isinstance(value, Tensor):
+        attributes[path] = [["tt.divisibility", 16]]
+        return f"*{_DTYPES[value.dtype]}"
+    if value % 16 == 0:
+        attributes[path] = [["tt.divisibility", 16]]
+    return "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
+
+
+def _read(cubin: bytes) -> Code:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = _run("cuobjdump", "-res-usage", file.name)
+        text = _run("nvdisasm", "-c", file.name)
+    registers = re.search(r"REG:(\d+)", usage)
+    stack = re.search(r"STACK:(\d+)", usage)
+    assert registers
+    assert stack
+    names = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", text, re.M)
+    has_spills = any(name.startswith(("LDL", "STL")) for name in names)
+    return Code(
+        int(registers.group(1)),
+        int(stack.group(1)) if has_spills else 0,
+        len(names),
+        _widths(names, "LDG"),
+        _widths(names, "STG"),
+    )
+
+
+def _run(tool: str, *arguments: str) -> str:
+    command = [str(TOOLS / tool), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _widths(names: list[str], kind: str) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for name in names:
+        if name.partition(".")[0] == kind:
+            bits = re.search(r"\.(?:U|S)?(8|16|64|128)\b", name)
+            width = int(bits.group(1)) // 8 if bits else 4
+            found[width] = found.get(width, 0) + 1
+    return dict(sorted(found.items(), reverse=True))
+
+
+# -- the rows --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the block table with as many classes as it takes, or as data sets have."""
+
+    num_classes: int
+    channels_last: bool
+    dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        order = "channels_last" if self.channels_last else "planes"
+        return f"{order}, {self.num_classes} classes, {str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def blocks(self) -> blocks.Blocks:
+        return blocks.blocks_for(
+            self.num_classes,
+            channels_last=self.channels_last,
+            is_double=self.dtype == torch.float64,
+        )
+
+    def logits(self) -> Tensor:
+        x = torch.empty(2, self.num_classes, 128, 256, dtype=self.dtype, device="meta")
+        return x.to(memory_format=torch.channels_last) if self.channels_last else x
+
+
+def rows(dtype: torch.dtype) -> list[Row]:
+    """All rows of the table, at the most classes each holds, and FCN's, Cityscapes', ADE20K's."""
+    return [
+        Row(num_classes, table is blocks.CHANNELS_LAST, dtype)
+        for table in (blocks.PLANES, blocks.CHANNELS_LAST)
+        for num_classes in sorted(
+            {min(row.max_classes, 2 * blocks.MAX_HELD_CLASSES) for row in table} | {19, 21, 150}
+        )
+    ]
+
+
+def launches_of(row: Row, **options: Any) -> list[Launch]:
+    """What `loss_and_gradient` launches for a row."""
+    logits = row.logits()
+    labels = torch.empty(2, 128, 256, dtype=torch.uint8, device="meta")
+    given = {
+        "class_weight": None, "pixel_weight": None, "label_smoothing": 0.0, "temperature": 1.0,
+        **options,
+    }  # fmt: skip
+    with recorded() as launches:
+        triton_backend.cross_entropy(
+            logits, labels, given["class_weight"], given["pixel_weight"], (255,),
+            given["label_smoothing"], given["temperature"], float("inf"), "valid", "ignore",
+            torch.empty_like(logits),
+        )  # fmt: skip
+    return launches
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a loss with its gradient should take of an H200, by its bytes and by its instructions.
+
+    Attributes:
+        instructions: of a thread, per logit it holds, without what the last program alone does.
+        by_bytes, by_instructions: milliseconds, at the rate of a copy and at one instruction of
+            each of a multiprocessor's four schedulers a cycle; no kernel is faster than the longer.
+    """
+
+    instructions: float
+    by_bytes: float
+    by_instructions: float
+
+
+COPY_BANDWIDTH = 4.3e12  # bytes a second, as copies on an H200 were seen to move
+ISSUE_RATE = 132 * 4 * 32 * 1.755e9  # instructions of threads a second
+
+
+def predicted(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Prediction:
+    """From the code of the gradient's kernel alone."""
+    row = Row(shape[1], False, dtype)
+    logits = row.logits()
+    labels = torch.empty(2, 128, 256, dtype=torch.uint8, device="meta")
+    one, count = (torch.empty((), dtype=kind, device="meta") for kind in (dtype, torch.float64))
+    with recorded() as launches:
+        triton_backend.cross_entropy_gradient(
+            torch.empty_like(logits), one, count, logits, labels, None, None, (255,), 0.0, 1.0,
+            float("inf"), unless_one=False,
+        )  # fmt: skip
+    held = row.num_classes * row.blocks.pixels / (32 * row.blocks.num_warps)
+    instructions = compiled(launches[-1], 90).instructions / held
+    elements = shape[0] * shape[1] * shape[2] * shape[3]
+    moved = elements * 2 * dtype.itemsize + 2 * elements // shape[1]
+    return Prediction(
+        instructions, 1e3 * moved / COPY_BANDWIDTH, 1e3 * elements * instructions / ISSUE_RATE
+    )
+
+
+SHAPES = (
+    (16, 19, 1024, 2048), (8, 150, 512, 512), (1, 19, 1024, 2048), (16, 21, 512, 512),
+)  # fmt: skip
+
+
+def evaluate_all(logits: Tensor) -> None:
+    """Let the backend launch `evaluate` with all maps."""
+    shape = (logits.shape[0], *logits.shape[2:])
+    depth = min(3, logits.shape[1])
+    index = torch.uint8 if logits.shape[1] <= 256 else torch.int16
+    maps = {
+        name: torch.empty(size, dtype=dtype, device="meta")
+        for name, size, dtype in (
+            ("prediction", shape, index),
+            ("nll", shape, torch.float32),
+            ("confidence", shape, torch.float32),
+            ("entropy", shape, torch.float32),
+            ("top_classes", (shape[0], depth, *shape[1:]), index),
+            ("top_probabilities", (shape[0], depth, *shape[1:]), torch.float32),
+        )
+    }
+    labels = torch.empty(shape, dtype=torch.uint8, device="meta")
+    # Its counts are not on the host, where they would be read: it ends there.
+    with suppress(NotImplementedError, RuntimeError):
+        triton_backend.evaluate(logits, labels, None, None, (255,), 0.0, 1.0, "ignore", maps)
+
+
+def launches_of_the_rest(row: Row) -> list[Launch]:
+    """What `spatial_softmax`, its gradient, and `evaluate` with all maps launch for a row."""
+    logits = row.logits()
+    with recorded() as launches:
+        triton_backend.softmax(logits, 1, 1.0)
+        triton_backend.softmax_gradient(torch.empty_like(logits), logits, 1, 1.0)
+        evaluate_all(logits)
+    assert len(launches) == 5
+    return launches
+
+
+def main() -> None:
+    """Compile every row, and write what came of it."""
+    lines = [
+        f"Made by `python -m benchmarks.gpu_code`, Triton {triton.__version__}; nothing was run.",
+        "",
+        "`loss_and_gradient`, uint8 labels. Instructions are of the program text, per logit of a",
+        "thread's tile, the fixed part included. Widths are the bytes of one access to global",
+        "memory, with how many there are: those of a tile's logits and gradient.",
+        "",
+        "| row | block | warps | sm | registers | spilled | instructions | loads | stores |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for dtype in (torch.float32, torch.bfloat16):
+        for row in rows(dtype):
+            launch = launches_of(row)[-1]
+            cut = row.blocks
+            values = row.num_classes * cut.pixels / (32 * cut.num_warps)
+            for architecture in ARCHITECTURES:
+                code = compiled(launch, architecture)
+                lines.append(
+                    f"| {row.name} | {cut.classes}x{cut.pixels} | {cut.num_warps} | {architecture} "
+                    f"| {code.registers} | {code.spilled} | {code.instructions / values:.0f} "
+                    f"| {_text(code.loads)} | {_text(code.stores)} |"
+                )
+                print(lines[-1], flush=True)
+    lines += [
+        "",
+        "Predicted for an H200, `loss_and_gradient`: the bytes at 4.3 TB/s, as copies move there,",
+        "and the instructions at one per scheduler and cycle. Neither has been measured.",
+        "",
+        "| shape | dtype | instructions a logit | ms by bytes | ms by instructions |",
+        "|---|---|---|---|---|",
+    ]
+    for shape in SHAPES:
+        for dtype in (torch.float32, torch.bfloat16):
+            said = predicted(shape, dtype)
+            lines.append(
+                f"| {'x'.join(map(str, shape))} | {str(dtype).removeprefix('torch.')} "
+                f"| {said.instructions:.1f} | {said.by_bytes:.3f} | {said.by_instructions:.3f} |"
+            )
+    print("\n".join(lines[-8:]))
+    RESULT.write_text("\n".join(lines) + "\n")
+
+
+def _text(widths: dict[int, int]) -> str:
+    return ", ".join(f"{number} of {width}" for width, number in widths.items())
+
+
+if __name__ == "__main__":
+    main()

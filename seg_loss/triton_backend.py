@@ -1,0 +1,566 @@
+"""The GPU backend: torch tensors in, `triton_kernels` on the tensors' device, tensors out.
+
+Called by `ops` and `evaluation`; the tensors were checked by `checks`. A loss takes two launches:
+the survey of the labels, which gives the divisor and finds bad labels, and the loss itself with its
+gradient, whose last program adds up. Nothing waits for the device but `check_labels="raise"`, at
+the end.
+
+Bytes a pixel with labels of one byte, E bytes an element: loss alone C E + 2; loss and gradient
+2 C E + 2, autograd's gradient for an upstream of 1 included; a backward pass for another upstream
+2 C E + 1 more. Beyond the gradient: 8 bytes for each tile of pixels, less than one a pixel.
+
+Integer labels and weights are taken in any order in memory, but copied if it is not the plain one:
+they are small. Logits and gradient are not copied, unless more than three spatial axes lie apart.
+"""
+
+import struct
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from seg_loss import blocks, checks, label_check
+from seg_loss import triton_kernels as kernels
+from seg_loss.checks import InvalidInput
+from seg_loss.normalization import known_divisor
+from seg_loss.survey import Finding, Survey
+from seg_loss.tallies import Tallies
+
+_NO_NUMBER = 0
+
+
+class _Strides(NamedTuple):
+    """Of [N, C, *spatial] with the spatial axes merged to at most three, in elements."""
+
+    image: int
+    class_: int
+    slice_: int
+    row: int
+    column: int
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Logits and gradient as the kernels walk them: images of `pixels`, in tiles of `blocks`."""
+
+    num_images: int
+    num_classes: int
+    pixels: int
+    rows: int
+    columns: int
+    axes: int
+    blocks: blocks.Blocks
+    strides: tuple[_Strides, ...]
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.pixels // self.blocks.pixels)
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        return {
+            "C": self.num_classes,
+            "BLOCK_C": self.blocks.classes,
+            "BLOCK_P": self.blocks.pixels,
+            "HELD": self.num_classes <= blocks.MAX_HELD_CLASSES,
+            "AXES": self.axes,
+            "num_warps": self.blocks.num_warps,
+        }
+
+
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    ignored: Sequence[int],
+    label_smoothing: float,
+    temperature: float,
+    max_nll: float,
+    normalization: str,
+    check_labels: str,
+    gradient: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The loss and its divisor; fills `gradient`, which may be the logits, if given."""
+    survey = _Survey(logits, labels, class_weight, pixel_weight, ignored, check_labels)
+    kind, given = survey.divisor(normalization)
+    loss = torch.empty((), dtype=_map_dtype(logits), device=logits.device)
+    divisor = torch.empty((), dtype=torch.float64, device=logits.device)
+    _launch(
+        survey, label_smoothing, temperature, max_nll,
+        gradient=gradient, DIVISOR=kind, divisor_given=given, loss=loss, divisor=divisor,
+        fold=True,
+    )  # fmt: skip
+    survey.settle()
+    return loss, divisor
+
+
+def cross_entropy_gradient(
+    gradient: Tensor,
+    upstream: Tensor,
+    divisor: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    ignored: Sequence[int],
+    label_smoothing: float,
+    temperature: float,
+    max_nll: float,
+    *,
+    unless_one: bool,
+) -> None:
+    """Fill `gradient` with upstream / divisor * d(sum of terms) / d(logits).
+
+    With `unless_one` it holds the gradient for an upstream of 1 already, and the device leaves it
+    alone for one.
+    """
+    survey = _Survey(logits, labels, class_weight, pixel_weight, ignored, None)
+    _launch(
+        survey, label_smoothing, temperature, max_nll,
+        gradient=gradient, DIVISOR=_value(kernels.GIVEN), divisor_given=divisor,
+        upstream=upstream, UNLESS_ONE=unless_one, fold=True,
+    )  # fmt: skip
+
+
+def pixel_terms(
+    terms: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    ignored: Sequence[int],
+    label_smoothing: float,
+    temperature: float,
+    max_nll: float,
+    check_labels: str,
+) -> None:
+    """Fill `terms` [N, *spatial], contiguous."""
+    survey = _Survey(logits, labels, class_weight, pixel_weight, ignored, check_labels)
+    _launch(survey, label_smoothing, temperature, max_nll, terms=terms, fold=True)
+    survey.settle()
+
+
+def evaluate(
+    logits: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    ignored: Sequence[int],
+    label_smoothing: float,
+    temperature: float,
+    check_labels: str,
+    maps: dict[str, Tensor],
+) -> Tallies:
+    """Everything one read of the logits can tell; fills `maps`."""
+    survey = _Survey(logits, labels, class_weight, pixel_weight, ignored, check_labels)
+    num_images, num_classes = logits.shape[:2]
+    # The tally needs these three, in the precision of the loss.
+    tallied = {
+        "prediction": (torch.int32, "prediction"),
+        "nll": (_map_dtype(logits), "nll_map"),
+        "confidence": (_map_dtype(logits), "confidence_map"),
+    }
+    written: dict[str, Tensor] = {}
+    for name, (dtype, argument) in tallied.items():
+        there = maps.get(name)
+        is_there = there is not None and (name == "prediction" or there.dtype == dtype)
+        written[argument] = (
+            there  # type: ignore[assignment]
+            if is_there
+            else torch.empty(labels.shape, dtype=dtype, device=logits.device)
+        )
+    sums = _launch(
+        survey, label_smoothing, temperature, float("inf"),
+        prediction=written["prediction"], nll_map=written["nll_map"],
+        confidence_map=written["confidence_map"], entropy_map=maps.get("entropy"),
+        top_classes=maps.get("top_classes"), top_probabilities=maps.get("top_probabilities"),
+        keep_sums=True,
+    )  # fmt: skip
+    assert sums is not None
+    survey.settle()
+    for name, (_, argument) in tallied.items():
+        if name in maps and maps[name] is not written[argument]:
+            maps[name].copy_(written[argument])
+
+    pixels = labels[0].numel() if num_images else 0
+    per_image = max(1, min(-(-pixels // blocks.TALLY_RUN), blocks.MAX_TALLY_PROGRAMS))
+    programs = num_images * per_image
+    copies = max(1, min(64, (1 << 17) // num_classes**2))
+    device = logits.device
+
+    def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    confusion = torch.zeros((copies, num_classes, num_classes), dtype=torch.int64, device=device)
+    num_tallies, bin_rows = _value(kernels.NUM_TALLIES), _value(kernels.BIN_ROWS)
+    num_bins = _value(kernels.NUM_BINS)
+    image_counts = empty(programs, num_tallies)
+    image_weights = empty(programs, dtype=torch.float64)
+    bin_counts = empty(programs, 2, bin_rows)
+    bin_confidence = empty(programs, bin_rows, dtype=torch.float64)
+    class_nll = empty(programs, num_classes, dtype=torch.float64)
+    if programs:
+        _run(
+            kernels.tally_kernel, programs,
+            survey.labels, written["prediction"], written["nll_map"], written["confidence_map"],
+            survey.class_weight, survey.pixel_weight,
+            confusion, copies, image_counts, image_weights, bin_counts, bin_confidence, class_nll,
+            pixels, per_image, -(-pixels // per_image), survey.ignored,
+            C=num_classes, BLOCK_C=blocks.TALLY_CLASSES, BLOCK_P=blocks.TALLY_PIXELS,
+            num_warps=blocks.TALLY_WARPS,
+        )  # fmt: skip
+    counts = image_counts.view(num_images, per_image, num_tallies).sum(dim=1).cpu()
+    bins = bin_counts.sum(dim=0)[:, :num_bins].cpu()
+    is_weighted = class_weight is not None or pixel_weight is not None
+    return Tallies(
+        loss=sums.cpu(),
+        valid_pixels=counts[:, _value(kernels.PIXELS)].clone(),
+        weight=image_weights.view(num_images, per_image).sum(dim=1).cpu() if is_weighted else None,
+        class_nll=class_nll.sum(dim=0).cpu(),
+        confusion=confusion.sum(dim=0).cpu(),
+        bin_pixels=bins[0],
+        bin_correct=bins[1],
+        bin_confidence=bin_confidence.sum(dim=0)[:num_bins].cpu(),
+        num_saturated=int(counts[:, _value(kernels.SATURATED)].sum()),
+        num_non_finite=int(counts[:, _value(kernels.NON_FINITE)].sum()),
+        maps=maps,
+    )
+
+
+def softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
+    """softmax(logits / temperature) along `axis`, in the dtype and memory order of `logits`."""
+    return _softmax(logits, axis, temperature, None)
+
+
+def softmax_gradient(upstream: Tensor, logits: Tensor, axis: int, temperature: float) -> Tensor:
+    """The gradient with respect to `logits`, given `upstream`, the one with respect to softmax."""
+    return _softmax(logits, axis, temperature, upstream.to(logits.dtype))
+
+
+def _softmax(logits: Tensor, axis: int, temperature: float, upstream: Tensor | None) -> Tensor:
+    out = torch.empty_like(logits)
+    if not out.numel():
+        return out
+    tensors = [logits, out, *([] if upstream is None else [upstream])]
+    by_axis = [tensor.movedim(axis, 0).unsqueeze(0) for tensor in tensors]
+    cut = _cut(*by_axis)
+    if cut is None:
+        plain = [tensor.contiguous() for tensor in by_axis]
+        cut = _cut(*plain)
+        assert cut is not None
+        source, target, *above = plain
+    else:
+        source, target, *above = by_axis
+    _run(
+        kernels.softmax_kernel, cut.tiles,
+        source, cut.strides[0], target, cut.strides[1],
+        above[0] if above else None, cut.strides[2] if above else cut.strides[0],
+        cut.pixels, cut.rows, cut.columns, _bits(1 / temperature),
+        HAS_TEMPERATURE=temperature != 1, **cut.constants,
+    )  # fmt: skip
+    if target is not by_axis[1]:
+        by_axis[1].copy_(target)
+    return out
+
+
+# -- the survey, and what is done about it ---------------------------------------------------------
+
+
+class _Survey:
+    """The labels as the kernels take them, and the counts their survey leaves on the device.
+
+    With `check_labels` None nothing is surveyed: that was done before.
+    """
+
+    def __init__(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        class_weight: Tensor | None,
+        pixel_weight: Tensor | None,
+        ignored: Sequence[int],
+        check_labels: str | None,
+    ) -> None:
+        self.logits = logits
+        self.labels = labels.contiguous()
+        self.class_weight = None if class_weight is None else class_weight.contiguous()
+        self.pixel_weight = None if pixel_weight is None else pixel_weight.contiguous()
+        self.ignored = tuple(ignored)
+        self.shape = labels.shape
+        self.num_classes = logits.shape[1]
+        self.counts: Tensor | None = None
+        self.weights: Tensor | None = None
+        self.finished: Tensor | None = None
+        self.report: Tensor | None = None
+        self.ticket = 0
+        self.programs = 0
+        self.check_labels = check_labels
+        if check_labels is None:
+            return
+        if check_labels == "raise" and _is_capturing(logits):
+            self.check_labels = "defer"  # a graph under capture cannot be waited for
+        deferred = _deferred_report(logits.device)  # made before any capture, where it could not be
+        self._launch()
+        self.ticket = _ticket((self.shape, self.num_classes, self.ignored))
+        if self.check_labels == "raise":
+            self.report = torch.zeros(kernels.REPORT_SIZE, dtype=torch.int64, device=logits.device)
+        elif self.check_labels == "defer":
+            self.report = deferred
+
+    @property
+    def surveyed(self) -> int:
+        """Room for the programs' counts, a power of two."""
+        return max(1, 1 << (self.programs - 1).bit_length())
+
+    def divisor(self, normalization: str) -> tuple[int, int]:
+        """What the divisor is, and the bits of its number if it is known already."""
+        num_images, num_pixels = self.shape[0], self.shape.numel()
+        known = known_divisor(normalization, num_images, num_pixels)
+        if known is not None:
+            return _value(kernels.CONSTANT), _bits(known)
+        is_weighted = self.class_weight is not None or self.pixel_weight is not None
+        by_weight = normalization in ("weight", "torch_mean") and is_weighted
+        if normalization == "torch_mean":
+            return _value(kernels.BARE_WEIGHT if by_weight else kernels.BARE_COUNT), _NO_NUMBER
+        return _value(kernels.WEIGHT if by_weight else kernels.COUNT), _NO_NUMBER
+
+    def settle(self) -> None:
+        """Wait for the report if it is to be raised now."""
+        if self.check_labels == "raise":
+            assert self.report is not None
+            found = _survey_of(self.report.tolist(), self.shape)
+            label_check.settle(checks.judge(found, self.num_classes, self.ignored), "raise")
+
+    def _launch(self) -> None:
+        pixels = self.shape.numel()
+        programs = min(-(-pixels // blocks.SURVEY_PIXELS), blocks.MAX_SURVEY_PROGRAMS)
+        self.programs = max(1, programs)
+        device = self.labels.device
+        number = _value(kernels.NUM_COUNTS) * self.programs
+        self.counts = torch.empty(number, dtype=torch.int64, device=device)
+        self.weights = torch.empty(self.programs, dtype=torch.float64, device=device)
+        self.finished = torch.empty((), dtype=torch.int32, device=device)
+        _run(
+            kernels.survey_kernel, self.programs,
+            self.labels, self.class_weight, self.pixel_weight,
+            self.counts, self.weights, self.finished,
+            pixels, -(-pixels // self.programs), self.ignored,
+            C=self.num_classes, BLOCK_P=blocks.SURVEY_PIXELS, num_warps=blocks.SURVEY_WARPS,
+        )  # fmt: skip
+
+
+_Context = tuple[torch.Size, int, tuple[int, ...]]  # of labels: shape, classes, ignored
+_tickets: dict[_Context, int] = {}
+_deferred: dict[torch.device, Tensor] = {}
+
+
+def _deferred_report(device: torch.device) -> Tensor:
+    """A report in memory of the host's that kernels write to only when there is something bad."""
+    if device not in _deferred:
+        if not _deferred:
+            label_check.add_source(_take_report)
+        pinned = device.type == "cuda"
+        _deferred[device] = torch.zeros(kernels.REPORT_SIZE, dtype=torch.int64, pin_memory=pinned)
+    return _deferred[device]
+
+
+def _take_report(wait: bool) -> InvalidInput | None:
+    for device, report in _deferred.items():
+        if wait and device.type == "cuda":
+            torch.cuda.synchronize(device)
+        fields = report.tolist()
+        ticket = fields[_value(kernels.TICKET)]
+        if ticket:
+            report.zero_()
+            shape, num_classes, ignored = list(_tickets)[ticket // 16 - 1]
+            return checks.judge(_survey_of(fields, shape), num_classes, ignored)
+    return None
+
+
+def _ticket(context: _Context) -> int:
+    """A number by which a report says what it is about; the same for the same.
+
+    A multiple of 16, never 1 or 0: for other numbers Triton would compile the kernel again.
+    """
+    return _tickets.setdefault(context, 16 * (len(_tickets) + 1))
+
+
+def _survey_of(report: Sequence[int], shape: torch.Size) -> Survey:
+    """The report of a kernel in the host's words."""
+
+    def finding(kind: Any, shape: Sequence[int], *, is_float: bool) -> Finding | None:
+        number, place, value = report[_value(kind) : _value(kind) + 3]
+        if not number:
+            return None
+        index = []
+        for size in reversed(shape):
+            place, rest = divmod(place, size)
+            index.append(rest)
+        return Finding(number, tuple(reversed(index)), _number(value) if is_float else value)
+
+    return Survey(
+        finding(kernels.BAD_LABELS, shape, is_float=False),
+        finding(kernels.BAD_WEIGHTS, shape, is_float=True),
+        finding(kernels.BAD_CLASS_WEIGHTS, (1 << 62,), is_float=True),
+    )
+
+
+# -- from tensors to what kernels take -------------------------------------------------------------
+
+
+def _launch(
+    survey: _Survey,
+    label_smoothing: float,
+    temperature: float,
+    max_nll: float,
+    *,
+    gradient: Tensor | None = None,
+    fold: bool = False,
+    keep_sums: bool = False,
+    DIVISOR: int = 0,  # noqa: N803 - the kernel's constants
+    divisor_given: Tensor | int = 0,
+    loss: Tensor | None = None,
+    upstream: Tensor | None = None,
+    UNLESS_ONE: bool = False,  # noqa: N803
+    **outputs: Tensor | None,
+) -> Tensor | None:
+    """Run `cross_entropy_kernel`; with `keep_sums`, return the sum of the terms of each image.
+
+    With `fold`, small images may be worked on as one.
+    """
+    logits = survey.logits
+    source, target = logits, gradient
+    if fold and logits.shape[2:].numel() < blocks.SMALL_IMAGE:
+        source, target = (
+            _as_one_image(logits),
+            None if gradient is None else _as_one_image(gradient),
+        )
+    tensors = [source] if target is None else [source, target]
+    cut = _cut(*tensors)
+    written = target
+    if cut is None:
+        # More than three spatial axes in an order of their own: too rare to carry along.
+        source = source.contiguous()
+        if target is not None:
+            # What is there already may be all there is to do.
+            written = target.contiguous() if UNLESS_ONE else torch.empty_like(source)
+        cut = _cut(*([source] if written is None else [source, written]))
+        assert cut is not None
+    # An image's sum must not depend on what else is in the batch.
+    tiles = cut.tiles if keep_sums else cut.num_images * cut.tiles
+    per_program = max(1, tiles // blocks.MANY_PROGRAMS)
+    if UNLESS_ONE:
+        per_program = max(1, -(-cut.num_images * cut.tiles // blocks.BACKWARD_PROGRAMS))
+    per_image = -(-cut.tiles // per_program)
+    programs = cut.num_images * per_image
+    partial = None
+    if loss is not None or keep_sums:
+        partial = torch.empty(programs, dtype=torch.float64, device=logits.device)
+    reports = survey.report is not None
+    # With nothing to do one program still writes loss and report.
+    if programs or loss is not None or reports:
+        _run(
+            kernels.cross_entropy_kernel, max(programs, 1),
+            source, cut.strides[0], survey.labels, survey.class_weight, survey.pixel_weight,
+            written, cut.strides[-1], outputs.get("terms"),
+            outputs.get("prediction"), outputs.get("nll_map"), outputs.get("confidence_map"),
+            outputs.get("entropy_map"), outputs.get("top_classes"),
+            outputs.get("top_probabilities"),
+            survey.counts, survey.weights, survey.programs, divisor_given,
+            _or_none(loss, outputs.get("divisor")), upstream,
+            partial if programs or partial is None else partial.new_zeros(1),
+            survey.finished if loss is not None or reports else None, loss,
+            survey.report, survey.ticket,
+            cut.pixels if programs else 0, cut.rows, cut.columns,
+            max(per_image, 1), per_program, survey.ignored,
+            _bits(1 / temperature), _bits(label_smoothing), _bits(max_nll),
+            DIVISOR=DIVISOR, SURVEYED=survey.surveyed,
+            HAS_TEMPERATURE=temperature != 1, IS_SMOOTHED=label_smoothing != 0,
+            UNLESS_ONE=UNLESS_ONE, **cut.constants,
+        )  # fmt: skip
+    if target is not None and written is not None and written is not target:
+        target.copy_(written)
+    if not keep_sums or partial is None:
+        return None
+    return partial.view(cut.num_images, per_image).sum(dim=1)
+
+
+def _run(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    """Launch on the device of the first argument, which need not be torch's current one."""
+    first = arguments[0]
+    with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
+        kernel[(programs,)](*arguments, **constants, enable_fp_fusion=True)
+
+
+def _or_none(condition: Tensor | None, value: Tensor | None) -> Tensor | None:
+    return None if condition is None else value
+
+
+def _as_one_image(tensor: Tensor) -> Tensor:
+    """[N, C, *spatial] as [1, C, N, *spatial], a view."""
+    return tensor.movedim(0, 1).unsqueeze(0)
+
+
+def _cut(*tensors: Tensor) -> _Cut | None:
+    """Cut tensors [N, C, *spatial] of one shape; None if three spatial axes are too few."""
+    shape = tensors[0].shape
+    axes: list[tuple[int, list[int]]] = []  # size, and the stride in each tensor
+    for axis in range(2, len(shape)):
+        if shape[axis] == 1:
+            continue
+        strides = [tensor.stride(axis) for tensor in tensors]
+        if axes and all(
+            outer == inner * shape[axis] for outer, inner in zip(axes[-1][1], strides, strict=True)
+        ):
+            axes[-1] = axes[-1][0] * shape[axis], strides
+        else:
+            axes.append((shape[axis], strides))
+    if len(axes) > 3:
+        return None
+    padded = [(1, [1] * len(tensors))] * (3 - len(axes)) + axes
+    first = tensors[0]
+    return _Cut(
+        num_images=shape[0],
+        num_classes=shape[1],
+        pixels=shape[2:].numel(),
+        rows=padded[1][0],
+        columns=padded[2][0],
+        axes=max(1, len(axes)),
+        blocks=blocks.blocks_for(
+            shape[1],
+            channels_last=first.stride(1) == 1 and padded[2][1][0] != 1,
+            is_double=first.dtype == torch.float64,
+        ),
+        strides=tuple(
+            _Strides(tensor.stride(0), tensor.stride(1), *(axis[1][place] for axis in padded))
+            for place, tensor in enumerate(tensors)
+        ),
+    )
+
+
+def _map_dtype(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _is_capturing(tensor: Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _bits(number: float) -> int:
+    """A float64's bits as an int64."""
+    (bits,) = struct.unpack("<q", struct.pack("<d", number))
+    return int(bits)
+
+
+def _number(bits: int) -> float:
+    (number,) = struct.unpack("<d", struct.pack("<q", bits))
+    return float(number)
+
+
+def _value(constant: Any) -> int:
+    """Of a `tl.constexpr`."""
+    return int(constant.value)

@@ -1,0 +1,179 @@
+"""The GPU kernels compiled ahead of time, for devices that are not there: nothing may spill."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+from benchmarks import gpu_code
+from seg_loss import blocks, triton_backend
+from seg_loss import triton_kernels as kernels
+from tests.cases import FLOATS, LABEL_DTYPES, NORMALIZATIONS
+
+if not (gpu_code.TOOLS / "cuobjdump").exists():
+    pytest.skip("Triton came without NVIDIA's tools", allow_module_level=True)
+
+# bfloat16 compiles to fewer registers where it differs: one architecture tells.
+ROWS = [
+    (row, architecture)
+    for dtype, architectures in ((torch.float32, (80, 90)), (torch.bfloat16, (90,)))
+    for row in gpu_code.rows(dtype)
+    for architecture in architectures
+]
+
+
+def by_name(value):
+    return getattr(value, "name", str(value))
+
+
+@pytest.mark.parametrize(("row", "architecture"), ROWS, ids=by_name)
+def test_a_row_of_the_block_table_compiles_without_spills(row, architecture):
+    launches = gpu_code.launches_of(row)
+    assert [launch.name for launch in launches] == ["survey_kernel", "cross_entropy_kernel"]
+    code = gpu_code.compiled(launches[-1], architecture)
+    assert code.spilled == 0
+    threads = 32 * row.blocks.num_warps
+    assert code.registers * threads <= 1 << 16, "not even one program fits a multiprocessor"
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 3, 19, 21, 32, 59, 64, 150, 160, 256])
+def test_the_logits_are_loaded_and_the_gradient_is_stored_once(num_classes):
+    # Planes: every access of the tile is a vector of 4 pixels, and there are as many as it needs.
+    row = gpu_code.Row(num_classes, False, torch.float32)
+    code = gpu_code.compiled(gpu_code.launches_of(row)[-1], 90)
+    blocks_of_tile = row.blocks.num_blocks(num_classes)
+    a_block = row.blocks.classes * row.blocks.pixels // (32 * row.blocks.num_warps) // 4
+    assert code.loads[16] == code.stores[16] == blocks_of_tile * a_block
+
+
+@pytest.mark.parametrize("architecture", gpu_code.ARCHITECTURES)
+def test_every_option_of_cityscapes_loss_compiles_without_spills(architecture):
+    row = gpu_code.Row(19, False, torch.float32)
+    launches = gpu_code.launches_of(
+        row,
+        class_weight=torch.empty(19, device="meta"),
+        pixel_weight=torch.empty(2, 128, 256, device="meta"),
+        label_smoothing=0.1,
+        temperature=2.0,
+    )
+    for launch in launches:
+        assert gpu_code.compiled(launch, architecture).spilled == 0, launch.name
+
+
+@pytest.mark.parametrize("num_classes", [19, 150])
+@pytest.mark.parametrize("architecture", gpu_code.ARCHITECTURES)
+def test_softmax_and_evaluation_compile_without_spills(architecture, num_classes):
+    for launch in gpu_code.launches_of_the_rest(gpu_code.Row(num_classes, False, torch.float32)):
+        assert gpu_code.compiled(launch, architecture).spilled == 0, launch.name
+
+
+def test_the_table_is_in_order_and_in_powers_of_two():
+    for table in (blocks.PLANES, blocks.CHANNELS_LAST):
+        assert [row.max_classes for row in table] == sorted({row.max_classes for row in table})
+        assert any(row.max_classes == blocks.MAX_HELD_CLASSES for row in table)
+        for row in table:
+            assert row.reason
+            for size in (row.classes, row.pixels, row.num_warps):
+                assert size & (size - 1) == 0
+
+
+def test_the_report_has_room_for_every_field():
+    assert kernels.TICKET.value == kernels.NUM_COUNTS.value
+    assert kernels.TICKET.value + 1 == kernels.REPORT_SIZE
+
+
+# -- every path through the kernels: what the interpreter runs as Python may still not compile --
+
+
+def empty(*shape, dtype=torch.float32):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+NONE = {"class_weight": None, "pixel_weight": None, "label_smoothing": 0.0, "temperature": 1.0}
+EVERYTHING = {"label_smoothing": 0.1, "temperature": 2.0}
+
+
+def loss(num_classes=5, dtype=torch.float32, label_dtype=torch.uint8, *, x=None, how="ignore",
+         normalization="valid", ignored=(255,), **options):  # fmt: skip
+    """What a loss with its gradient launches."""
+    x = empty(2, num_classes, 16, 24, dtype=dtype) if x is None else x
+    given = {**NONE, **options}
+    y = empty(2, *x.shape[2:], dtype=label_dtype)
+    triton_backend.cross_entropy(
+        x, y, given["class_weight"], given["pixel_weight"], ignored, given["label_smoothing"],
+        given["temperature"], 87.3, normalization, how, torch.empty_like(x),
+    )  # fmt: skip
+
+
+def backward(num_classes=5, *, unless_one):
+    x, y = empty(2, num_classes, 16, 24), empty(2, 16, 24, dtype=torch.int64)
+    triton_backend.cross_entropy_gradient(
+        empty(*x.shape), empty(), empty(dtype=torch.float64), x, y, None, None, (255,), 0.0, 1.0,
+        87.3, unless_one=unless_one,
+    )  # fmt: skip
+
+
+def terms(how):
+    x, y = empty(2, 5, 16, 24), empty(2, 16, 24, dtype=torch.int32)
+    out = empty(2, 16, 24)
+    triton_backend.pixel_terms(out, x, y, None, None, (255,), 0.0, 1.0, 87.3, how)
+
+
+def weights(num_classes):
+    return {"class_weight": empty(num_classes), "pixel_weight": empty(2, 16, 24)}
+
+
+def evaluation(num_classes, dtype=torch.float32, **options):
+    gpu_code.evaluate_all(empty(2, num_classes, 16, 24, dtype=dtype), **options)
+
+
+PATHS = {
+    **{f"{dtype}": lambda dtype=dtype: loss(dtype=dtype) for dtype in FLOATS},
+    **{f"{dtype} labels": lambda dtype=dtype: loss(label_dtype=dtype) for dtype in LABEL_DTYPES},
+    **{
+        f"normalization {name}, weighted": lambda name=name: loss(normalization=name, **weights(5))
+        for name in (*NORMALIZATIONS, "torch_mean")
+    },
+    "torch_mean": lambda: loss(normalization="torch_mean"),
+    "several ignored": lambda: loss(label_dtype=torch.int64, ignored=(255, -1, 1, 1 << 40)),
+    "none ignored": lambda: loss(ignored=()),
+    "two axes": lambda: loss(x=empty(2, 5, 18, 30)[:, :, 1:17, 3:27]),
+    "three axes": lambda: loss(x=empty(2, 5, 9, 18, 30)[:, :, :8, 1:17, 3:27]),
+    "four axes": lambda: loss(x=empty(2, 5, 4, 9, 18, 30)[:, :, :3, :8, 1:17, 3:27]),
+    "rows": lambda: loss(x=empty(2, 5)),
+    "odd planes": lambda: loss(x=empty(2, 21, 15, 17)),
+    "large images": lambda: loss(x=empty(2, 21, 512, 512)),
+    "more than 2^31 elements": lambda: loss(x=empty(2, 21, 12000, 12000)),
+    "everything, 1 class": lambda: loss(1, **weights(1), **EVERYTHING),
+    "everything, 150 classes": lambda: loss(150, **weights(150), **EVERYTHING),
+    "everything, not held": lambda: loss(5000, **weights(5000), **EVERYTHING),
+    "smoothing without weights": lambda: loss(label_smoothing=0.1),
+    "raise": lambda: loss(how="raise"),
+    "defer": lambda: loss(how="defer", label_dtype=torch.int64),
+    "backward": lambda: backward(unless_one=False),
+    "backward unless one": lambda: backward(unless_one=True),
+    "backward unless one, not held": lambda: backward(5000, unless_one=True),
+    "terms": lambda: terms("ignore"),
+    "terms, defer": lambda: terms("defer"),
+    "evaluate, 2 classes": lambda: evaluation(2),
+    "evaluate, float64": lambda: evaluation(5, torch.float64),
+    "evaluate, not held": lambda: evaluation(5000),
+    "softmax, not held": lambda: triton_backend.softmax(empty(2, 5000, 4, 4), 1, 2.0),
+    "softmax, float64": lambda: triton_backend.softmax(empty(5, 4, dtype=torch.float64), 1, 2.0),
+    "softmax gradient, not held": lambda: triton_backend.softmax_gradient(
+        empty(2, 5000, 4, 4), empty(2, 5000, 4, 4), 1, 2.0
+    ),
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_compiles(path, monkeypatch):
+    monkeypatch.setattr(triton_backend.label_check, "settle", lambda *_: None)
+    monkeypatch.setattr(triton_backend, "_survey_of", lambda *_: None)
+    monkeypatch.setattr(triton_backend.checks, "judge", lambda *_: None)
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda _: [])
+    with gpu_code.recorded() as launches:
+        PATHS[path]()
+    assert launches
+    assert len(launches) == 3 or not path.startswith("evaluate")
+    for launch in launches:
+        assert gpu_code.compiled(launch, 90).registers > 0
