@@ -6,7 +6,7 @@ PORT ?= 8000
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: serve test check bench clean
+.PHONY: serve test check bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 serve: $(INSTALLED) sample/logits.npy ## start the service on loopback, with a sample to try
@@ -24,6 +24,9 @@ check: $(INSTALLED) ## lint, format and types
 
 bench: $(INSTALLED) ## measure the loss on this machine's CPU; writes benchmarks/results
 	$(BIN)/python -m benchmarks.cpu
+
+bench-gpu: ## on a machine with a GPU, torch and Triton: check everything there, then measure
+	$(PYTHON) -m benchmarks.gpu
 
 sample/logits.npy: $(INSTALLED)
 	$(BIN)/seg-loss sample sample
