@@ -4,12 +4,15 @@ VENV ?= .venv
 HOST ?= 127.0.0.1
 PORT ?= 8000
 BIN := $(VENV)/bin
+# The service alone, and all that tests, checks and benchmarks need: Triton among it, a gigabyte.
+SERVING := $(VENV)/.serving
 INSTALLED := $(VENV)/.installed
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: serve test check bench bench-gpu clean
 .DELETE_ON_ERROR:
 
-serve: $(INSTALLED) sample/logits.npy ## start the service on loopback, with a sample to try
+serve: $(SERVING) sample/logits.npy ## start the service on loopback, with a sample to try
 	@echo "When it says Ready, try from this folder in another terminal:"
 	@echo "  curl -F logits=@sample/logits.npy -F labels=@sample/labels.png http://$(HOST):$(PORT)/v1/loss"
 	$(BIN)/seg-loss serve --host $(HOST) --port $(PORT)
@@ -28,12 +31,16 @@ bench: $(INSTALLED) ## measure the loss on this machine's CPU; writes benchmarks
 bench-gpu: ## on a machine with a GPU, torch and Triton: check everything there, then measure
 	$(PYTHON) -m benchmarks.gpu
 
-sample/logits.npy: $(INSTALLED)
+sample/logits.npy: $(SERVING)
 	$(BIN)/seg-loss sample sample
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(SERVING): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[app,test,lint]"
+	$(INSTALL) -e ".[app]"
+	@touch $@
+
+$(INSTALLED): $(SERVING)
+	$(INSTALL) -e ".[app,test,lint]"
 	@touch $@
 
 clean:
