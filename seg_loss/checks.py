@@ -141,6 +141,11 @@ def check_float_dtype(where: str, tensor: Tensor) -> None:
         raise InvalidInput(where, _one_of(FLOAT_DTYPES), _name(tensor.dtype))
 
 
+def map_dtype(logits: Tensor) -> torch.dtype:
+    """Dtype of a loss, and of a map of them: float32, or float64 of float64 logits."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
 def check_temperature(temperature: float) -> None:
     """Positive, and such that logits times 1 / temperature stay numbers in float32."""
     if not (_is_number(temperature) and 1e-30 <= temperature <= 1e30):

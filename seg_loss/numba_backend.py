@@ -181,8 +181,7 @@ def cross_entropy(
         logits, labels, class_weight, pixel_weight, ignored, label_smoothing, temperature, max_nll,
         gradient=gradient, scale=_quotient(1.0, count),
     )  # fmt: skip
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    loss = torch.tensor(_quotient(float(sums.sum()), count), dtype=dtype)
+    loss = torch.tensor(_quotient(float(sums.sum()), count), dtype=checks.map_dtype(logits))
     return loss, torch.tensor(count, dtype=torch.float64)
 
 

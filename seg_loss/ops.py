@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from seg_loss import label_check
+from seg_loss import checks, label_check
 from seg_loss.checks import InvalidInput
 from seg_loss.gradient_memory import empty_gradient
 
@@ -84,18 +84,13 @@ def _nothing_saved(ctx: Any, inputs: Any, output: Any) -> None:
     pass
 
 
-def map_dtype(logits: Tensor) -> torch.dtype:
-    """Dtype of a loss: float32, or float64 of float64 logits."""
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
 # -- the loss --------------------------------------------------------------------------------------
 
 
 def _fake_cross_entropy(logits: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
     with_gradient = options[-1]
     return (
-        logits.new_empty((), dtype=map_dtype(logits)),
+        logits.new_empty((), dtype=checks.map_dtype(logits)),
         logits.new_empty((), dtype=torch.float64),
         torch.empty_like(logits) if with_gradient else logits.new_empty(0),
     )
@@ -227,7 +222,7 @@ torch.library.register_autograd(
 
 
 def _fake_pixel_terms(logits: Tensor, labels: Tensor, *options: Any) -> Tensor:
-    return logits.new_empty(labels.shape, dtype=map_dtype(logits))
+    return logits.new_empty(labels.shape, dtype=checks.map_dtype(logits))
 
 
 @_operator(_fake_pixel_terms)
@@ -244,7 +239,7 @@ def pixel_terms(
 ) -> Tensor:
     """The terms themselves, [N, *spatial], 0 where ignored."""
     label_check.raise_deferred()
-    terms = torch.empty(labels.shape, dtype=map_dtype(logits), device=logits.device)
+    terms = torch.empty(labels.shape, dtype=checks.map_dtype(logits), device=logits.device)
     backend_of(logits).pixel_terms(
         terms, logits, labels, class_weight, pixel_weight, ignored, label_smoothing, temperature,
         max_nll, check_labels,

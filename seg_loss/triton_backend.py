@@ -87,12 +87,11 @@ def cross_entropy(
     """The loss and its divisor; fills `gradient`, which may be the logits, if given."""
     survey = _Survey(logits, labels, class_weight, pixel_weight, ignored, check_labels)
     kind, given = survey.divisor(normalization)
-    loss = torch.empty((), dtype=_map_dtype(logits), device=logits.device)
+    loss = torch.empty((), dtype=checks.map_dtype(logits), device=logits.device)
     divisor = torch.empty((), dtype=torch.float64, device=logits.device)
     _launch(
         survey, label_smoothing, temperature, max_nll,
         gradient=gradient, DIVISOR=kind, divisor_given=given, loss=loss, divisor=divisor,
-        fold=True,
     )  # fmt: skip
     survey.settle()
     return loss, divisor
@@ -122,7 +121,7 @@ def cross_entropy_gradient(
     _launch(
         survey, label_smoothing, temperature, max_nll,
         gradient=gradient, DIVISOR=_value(kernels.GIVEN), divisor_given=divisor,
-        upstream=upstream, UNLESS_ONE=unless_one, fold=True,
+        upstream=upstream, UNLESS_ONE=unless_one,
     )  # fmt: skip
 
 
@@ -140,7 +139,7 @@ def pixel_terms(
 ) -> None:
     """Fill `terms` [N, *spatial], contiguous."""
     survey = _Survey(logits, labels, class_weight, pixel_weight, ignored, check_labels)
-    _launch(survey, label_smoothing, temperature, max_nll, terms=terms, fold=True)
+    _launch(survey, label_smoothing, temperature, max_nll, terms=terms)
     survey.settle()
 
 
@@ -157,40 +156,40 @@ def evaluate(
 ) -> Tallies:
     """Everything one read of the logits can tell; fills `maps`."""
     survey = _Survey(logits, labels, class_weight, pixel_weight, ignored, check_labels)
-    num_images, num_classes = logits.shape[:2]
     # The tally needs these three, in the precision of the loss.
+    wide = checks.map_dtype(logits)
+    index = maps["prediction"].dtype if "prediction" in maps else torch.int32
     tallied = {
-        "prediction": (torch.int32, "prediction"),
-        "nll": (_map_dtype(logits), "nll_map"),
-        "confidence": (_map_dtype(logits), "confidence_map"),
+        name: maps[name]
+        if name in maps and maps[name].dtype == dtype
+        else torch.empty(labels.shape, dtype=dtype, device=logits.device)
+        for name, dtype in (("prediction", index), ("nll", wide), ("confidence", wide))
     }
-    written: dict[str, Tensor] = {}
-    for name, (dtype, argument) in tallied.items():
-        there = maps.get(name)
-        is_there = there is not None and (name == "prediction" or there.dtype == dtype)
-        written[argument] = (
-            there  # type: ignore[assignment]
-            if is_there
-            else torch.empty(labels.shape, dtype=dtype, device=logits.device)
-        )
     sums = _launch(
         survey, label_smoothing, temperature, float("inf"),
-        prediction=written["prediction"], nll_map=written["nll_map"],
-        confidence_map=written["confidence_map"], entropy_map=maps.get("entropy"),
+        prediction=tallied["prediction"], nll_map=tallied["nll"],
+        confidence_map=tallied["confidence"], entropy_map=maps.get("entropy"),
         top_classes=maps.get("top_classes"), top_probabilities=maps.get("top_probabilities"),
         keep_sums=True,
     )  # fmt: skip
     assert sums is not None
     survey.settle()
-    for name, (_, argument) in tallied.items():
-        if name in maps and maps[name] is not written[argument]:
-            maps[name].copy_(written[argument])
+    for name, values in tallied.items():
+        if name in maps and maps[name] is not values:
+            maps[name].copy_(values)
+    return _tally(survey, sums, tallied, maps)
 
-    pixels = labels[0].numel() if num_images else 0
+
+def _tally(
+    survey: "_Survey", sums: Tensor, tallied: dict[str, Tensor], maps: dict[str, Tensor]
+) -> Tallies:
+    """Count over the maps `prediction`, `nll` and `confidence` that a launch has filled."""
+    num_images, num_classes = survey.shape[0], survey.num_classes
+    pixels = survey.shape[1:].numel() if num_images else 0
     per_image = max(1, min(-(-pixels // blocks.TALLY_RUN), blocks.MAX_TALLY_PROGRAMS))
     programs = num_images * per_image
     copies = max(1, min(64, (1 << 17) // num_classes**2))
-    device = logits.device
+    device = survey.labels.device
 
     def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
@@ -206,7 +205,7 @@ def evaluate(
     if programs:
         _run(
             kernels.tally_kernel, programs,
-            survey.labels, written["prediction"], written["nll_map"], written["confidence_map"],
+            survey.labels, tallied["prediction"], tallied["nll"], tallied["confidence"],
             survey.class_weight, survey.pixel_weight,
             confusion, copies, image_counts, image_weights, bin_counts, bin_confidence, class_nll,
             pixels, per_image, -(-pixels // per_image), survey.ignored,
@@ -215,11 +214,11 @@ def evaluate(
         )  # fmt: skip
     counts = image_counts.view(num_images, per_image, num_tallies).sum(dim=1).cpu()
     bins = bin_counts.sum(dim=0)[:, :num_bins].cpu()
-    is_weighted = class_weight is not None or pixel_weight is not None
+    weights = image_weights.view(num_images, per_image).sum(dim=1)
     return Tallies(
         loss=sums.cpu(),
         valid_pixels=counts[:, _value(kernels.PIXELS)].clone(),
-        weight=image_weights.view(num_images, per_image).sum(dim=1).cpu() if is_weighted else None,
+        weight=weights.cpu() if survey.is_weighted else None,
         class_nll=class_nll.sum(dim=0).cpu(),
         confusion=confusion.sum(dim=0).cpu(),
         bin_pixels=bins[0],
@@ -312,6 +311,10 @@ class _Survey:
             self.report = deferred
 
     @property
+    def is_weighted(self) -> bool:
+        return self.class_weight is not None or self.pixel_weight is not None
+
+    @property
     def surveyed(self) -> int:
         """Room for the programs' counts, a power of two."""
         return max(1, 1 << (self.programs - 1).bit_length())
@@ -322,8 +325,7 @@ class _Survey:
         known = known_divisor(normalization, num_images, num_pixels)
         if known is not None:
             return _value(kernels.CONSTANT), _bits(known)
-        is_weighted = self.class_weight is not None or self.pixel_weight is not None
-        by_weight = normalization in ("weight", "torch_mean") and is_weighted
+        by_weight = normalization in ("weight", "torch_mean") and self.is_weighted
         if normalization == "torch_mean":
             return _value(kernels.BARE_WEIGHT if by_weight else kernels.BARE_COUNT), _NO_NUMBER
         return _value(kernels.WEIGHT if by_weight else kernels.COUNT), _NO_NUMBER
@@ -419,7 +421,6 @@ def _launch(
     max_nll: float,
     *,
     gradient: Tensor | None = None,
-    fold: bool = False,
     keep_sums: bool = False,
     DIVISOR: int = 0,  # noqa: N803 - the kernel's constants
     divisor_given: Tensor | int = 0,
@@ -430,11 +431,11 @@ def _launch(
 ) -> Tensor | None:
     """Run `cross_entropy_kernel`; with `keep_sums`, return the sum of the terms of each image.
 
-    With `fold`, small images may be worked on as one.
+    Without, small images are worked on as one.
     """
     logits = survey.logits
     source, target = logits, gradient
-    if fold and logits.shape[2:].numel() < blocks.SMALL_IMAGE:
+    if not keep_sums and logits.shape[2:].numel() < blocks.SMALL_IMAGE:
         source, target = (
             _as_one_image(logits),
             None if gradient is None else _as_one_image(gradient),
@@ -471,7 +472,7 @@ def _launch(
             outputs.get("entropy_map"), outputs.get("top_classes"),
             outputs.get("top_probabilities"),
             survey.counts, survey.weights, survey.programs, divisor_given,
-            _or_none(loss, outputs.get("divisor")), upstream,
+            outputs.get("divisor"), upstream,
             partial if programs or partial is None else partial.new_zeros(1),
             survey.finished if loss is not None or reports else None, loss,
             survey.report, survey.ticket,
@@ -494,10 +495,6 @@ def _run(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
     first = arguments[0]
     with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
         kernel[(programs,)](*arguments, **constants, enable_fp_fusion=True)
-
-
-def _or_none(condition: Tensor | None, value: Tensor | None) -> Tensor | None:
-    return None if condition is None else value
 
 
 def _as_one_image(tensor: Tensor) -> Tensor:
@@ -540,10 +537,6 @@ def _cut(*tensors: Tensor) -> _Cut | None:
             for place, tensor in enumerate(tensors)
         ),
     )
-
-
-def _map_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 def _is_capturing(tensor: Tensor) -> bool:
