@@ -4,7 +4,7 @@ Start at `loss`; the way goes on to `ops` and a backend for the device, `numba_b
 `triton_backend`. `reference` is the definition.
 """
 
-from seg_loss.checks import InvalidInput, require_finite
+from seg_loss.checks import InvalidInput
 from seg_loss.diagnosis import Diagnosis
 from seg_loss.evaluation import (
     Calibration,
@@ -14,16 +14,26 @@ from seg_loss.evaluation import (
     ImageLoss,
     evaluate,
 )
+from seg_loss.finite import require_finite
 from seg_loss.label_check import check
-from seg_loss.loss import loss_and_gradient, pixel_nll, spatial_cross_entropy, spatial_softmax
+from seg_loss.loss import (
+    loss_and_gradient,
+    pixel_nll,
+    spatial_cross_entropy,
+    spatial_softmax,
+    upsampled_cross_entropy,
+)
 from seg_loss.metrics import FcnMetrics
-from seg_loss.modules import SpatialCrossEntropy, SpatialSoftmax
+from seg_loss.modules import SpatialCrossEntropy, SpatialSoftmax, UpsampledCrossEntropy
+from seg_loss.upsampling import Bilinear, Deconvolution
 from seg_loss.warmth import warm_up
 
 __all__ = [
+    "Bilinear",
     "Calibration",
     "CalibrationBin",
     "ClassLoss",
+    "Deconvolution",
     "Diagnosis",
     "Evaluation",
     "FcnMetrics",
@@ -31,6 +41,7 @@ __all__ = [
     "InvalidInput",
     "SpatialCrossEntropy",
     "SpatialSoftmax",
+    "UpsampledCrossEntropy",
     "check",
     "evaluate",
     "loss_and_gradient",
@@ -38,5 +49,6 @@ __all__ = [
     "require_finite",
     "spatial_cross_entropy",
     "spatial_softmax",
+    "upsampled_cross_entropy",
     "warm_up",
 ]

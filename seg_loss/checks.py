@@ -1,11 +1,9 @@
 """Whether a loss can be made of what the caller gave. All messages about tensors are made here.
 
 `loss` and `evaluation` call `loss_inputs` first; `judge` speaks on what a backend's survey of the
-labels found. Nothing here reads a logit, but `require_finite`, which is called when a loss came out
-NaN.
+labels found. Nothing here reads a logit.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -46,7 +44,7 @@ class LossInputs:
     """Tensors and options that fit each other.
 
     Attributes:
-        logits: [N, C, *spatial].
+        logits: [N, C, *spatial]; scores [N, C, h, w] if they are to be upsampled.
         labels: [N, *spatial].
         class_weight: [C] or None.
         pixel_weight: [N, *spatial] or None.
@@ -75,19 +73,27 @@ def loss_inputs(
     temperature: float,
     normalization: str,
     check_labels: str = "raise",
+    is_upsampled: bool = False,
+    where: str = "logits",
 ) -> LossInputs:
     """Check shapes, dtypes, devices and options; drop the labels' axis of length 1.
+
+    With `is_upsampled` labels may have another height and width than the logits, which the caller
+    calls `where`.
 
     Raises:
         InvalidInput: naming the argument.
     """
-    check_logits(logits)
-    labels = _check_labels(labels, logits)
+    check_logits(logits, where)
+    spatial: Sequence[int] = logits.shape[2:]
+    if is_upsampled:
+        spatial = size_to_upsample_to(logits, labels, where)
+    labels = check_labels_for(labels, logits, spatial)
     if class_weight is not None:
         _check_class_weight(class_weight, logits)
         class_weight = class_weight.detach()  # the loss is differentiable in the logits alone
     if pixel_weight is not None:
-        pixel_weight = _check_pixel_weight(pixel_weight, logits).detach()
+        pixel_weight = _check_pixel_weight(pixel_weight, logits, spatial).detach()
     check_temperature(temperature)
     if not (_is_number(label_smoothing) and 0 <= label_smoothing <= 1):
         raise InvalidInput("label_smoothing", "a number from 0 to 1", repr(label_smoothing))
@@ -102,7 +108,7 @@ def loss_inputs(
         labels,
         class_weight,
         pixel_weight,
-        _ignored_labels(ignore_index, labels.dtype),
+        ignored_labels(ignore_index, labels.dtype),
         float(label_smoothing),
         float(temperature),
         normalization,
@@ -110,18 +116,18 @@ def loss_inputs(
     )
 
 
-def check_logits(logits: Tensor) -> None:
+def check_logits(logits: Tensor, where: str = "logits") -> None:
     """A float tensor [N, C, *spatial] with at least one class."""
     if not isinstance(logits, Tensor):
-        raise InvalidInput("logits", "a torch.Tensor", type(logits).__name__)
+        raise InvalidInput(where, "a torch.Tensor", type(logits).__name__)
     if logits.ndim < 2:
         raise InvalidInput(
-            "logits", "[N, C, *spatial]", f"shape {_shape(logits)}", "Add the batch and class axes."
+            where, "[N, C, *spatial]", f"shape {_shape(logits)}", "Add the batch and class axes."
         )
-    check_device("logits", logits)
-    check_float_dtype("logits", logits)
+    check_device(where, logits)
+    check_float_dtype(where, logits)
     if logits.shape[1] < 1:
-        raise InvalidInput("logits", "at least one class", f"shape {_shape(logits)}")
+        raise InvalidInput(where, "at least one class", f"shape {_shape(logits)}")
 
 
 def check_device(where: str, tensor: Tensor) -> None:
@@ -187,7 +193,7 @@ def judge(survey: Survey, num_classes: int, ignored: Sequence[int]) -> InvalidIn
         return InvalidInput(
             "labels",
             f"0...{num_classes - 1}" + (f" or {names} (ignored)" if ignored else ""),
-            f"{found.value} at {_place(found.place)}" + _others(found.number),
+            f"{found.value} at {text_of_place(found.place)}" + text_of_others(found.number),
             _label_advice(int(found.value), num_classes),
         )
     found = survey.bad_weights
@@ -195,64 +201,38 @@ def judge(survey: Survey, num_classes: int, ignored: Sequence[int]) -> InvalidIn
         return InvalidInput(
             "pixel_weight",
             "finite numbers that are not negative",
-            f"{found.value} at {_place(found.place)}" + _others(found.number),
+            f"{found.value} at {text_of_place(found.place)}" + text_of_others(found.number),
         )
     return None
 
 
-def require_finite(
-    logits: Tensor, labels: Tensor, *, ignore_index: int | Sequence[int] = 255
-) -> None:
-    """Refuse logits no softmax can be taken of: NaN, +inf, or all -inf, at a valid pixel.
-
-    -inf is a legal logit, of probability 0. The library itself lets such values through to a loss
-    of NaN, as torch does; a service that must answer calls this when that has happened.
-
-    Raises:
-        InvalidInput: with the number of pixels, and the first one's position and value.
-    """
-    labels = _check_labels(labels, logits)
-    valid = torch.ones_like(labels, dtype=torch.bool)
-    for value in _ignored_labels(ignore_index, labels.dtype):
-        valid &= labels != value
-    highest = logits.amax(dim=1)  # NaN wins, then +inf; -inf only where all are
-    bad = valid & ~highest.isfinite()
-    count = int(bad.sum())
-    if not count:
-        return
-    place = tuple(int(index) for index in bad.nonzero()[0])
-    column = logits.movedim(1, -1)[place]
-    peak = float(highest[place])
-    if peak == -math.inf:
-        got = f"-inf in every class at {_place(place)}"
-    else:
-        wrong = column.isnan() if math.isnan(peak) else column == math.inf
-        got = f"{peak} at {_place((place[0], int(wrong.nonzero()[0]), *place[1:]))}"
-    raise InvalidInput(
-        "logits",
-        "finite numbers (or -inf in some classes) at valid pixels",
-        got + _others(count),
-        "The network has diverged, or the file is damaged.",
-    )
+def size_to_upsample_to(scores: Tensor, labels: Tensor, where: str) -> Sequence[int]:
+    """Height and width of the labels, which scores of any height and width can be upsampled to."""
+    if scores.ndim != 4 or not scores.shape[2:].numel():
+        expected = "[N, C, h, w] with h and w of at least 1, to be upsampled"
+        raise InvalidInput(where, expected, f"shape {_shape(scores)}")
+    if isinstance(labels, Tensor) and labels.ndim in (3, 4):
+        return labels.shape[-2:]
+    return scores.shape[2:]
 
 
-def _check_labels(labels: Tensor, logits: Tensor) -> Tensor:
+def check_labels_for(labels: Tensor, logits: Tensor, spatial: Sequence[int]) -> Tensor:
     if not isinstance(labels, Tensor):
         raise InvalidInput("labels", "a torch.Tensor", type(labels).__name__)
     if labels.dtype not in LABEL_DTYPES:
         fix = "Class indices are integers." if labels.dtype in FLOAT_DTYPES else ""
         raise InvalidInput("labels", _one_of(LABEL_DTYPES), _name(labels.dtype), fix)
-    return _check_map("labels", labels, logits)
+    return _check_map("labels", labels, logits, spatial)
 
 
-def _check_map(where: str, tensor: Tensor, logits: Tensor) -> Tensor:
+def _check_map(where: str, tensor: Tensor, logits: Tensor, spatial: Sequence[int]) -> Tensor:
     """A tensor with one entry per pixel, as [N, *spatial] or [N, 1, *spatial]."""
-    wanted = (logits.shape[0], *logits.shape[2:])
+    wanted = (logits.shape[0], *spatial)
     if tensor.device != logits.device:
         raise InvalidInput(where, f"a tensor on {logits.device}", f"one on {tensor.device}")
     if tuple(tensor.shape) == wanted:
         return tensor
-    if tuple(tensor.shape) == (logits.shape[0], 1, *logits.shape[2:]):
+    if tuple(tensor.shape) == (logits.shape[0], 1, *spatial):
         return tensor.squeeze(1)
     fix = ""
     if tuple(tensor.shape) == tuple(logits.shape):
@@ -261,12 +241,24 @@ def _check_map(where: str, tensor: Tensor, logits: Tensor) -> Tensor:
         fix = "Add the batch axis: [None]."
     elif len(wanted) == 3 and tuple(tensor.shape) == (wanted[0], wanted[2], wanted[1]):
         fix = "Height and width are exchanged."
+    elif where == "labels" and _is_larger_map(tensor, wanted):
+        fix = "Scores of lower resolution? Use upsampling=bilinear; in Python, seg_loss.Bilinear()."
+    is_as_logits = tuple(spatial) == tuple(logits.shape[2:]) or where == "labels"
     raise InvalidInput(
         where,
-        f"shape {_text(wanted)} to match logits {_shape(logits)}",
+        f"shape {_text(wanted)} to match "
+        + (f"logits {_shape(logits)}" if is_as_logits else "the labels"),
         f"shape {_shape(tensor)}",
         fix,
     )
+
+
+def _is_larger_map(tensor: Tensor, wanted: Sequence[int]) -> bool:
+    """A map of more rows or columns, and not less of the others."""
+    if len(wanted) != 3 or tuple(tensor.shape[:-2]) not in ((), wanted[:1], (wanted[0], 1)):
+        return False
+    size = tuple(tensor.shape[-2:])
+    return len(size) == 2 and size != wanted[1:] and size[0] >= wanted[1] and size[1] >= wanted[2]
 
 
 def _check_class_weight(class_weight: Tensor, logits: Tensor) -> None:
@@ -286,11 +278,11 @@ def _check_class_weight(class_weight: Tensor, logits: Tensor) -> None:
         )
 
 
-def _check_pixel_weight(pixel_weight: Tensor, logits: Tensor) -> Tensor:
+def _check_pixel_weight(pixel_weight: Tensor, logits: Tensor, spatial: Sequence[int]) -> Tensor:
     if not isinstance(pixel_weight, Tensor):
         raise InvalidInput("pixel_weight", "a torch.Tensor", type(pixel_weight).__name__)
     check_float_dtype("pixel_weight", pixel_weight)
-    return _check_map("pixel_weight", pixel_weight, logits)
+    return _check_map("pixel_weight", pixel_weight, logits, spatial)
 
 
 def ignored_values(ignore_index: int | Sequence[int]) -> tuple[int, ...]:
@@ -302,7 +294,7 @@ def ignored_values(ignore_index: int | Sequence[int]) -> tuple[int, ...]:
     return values
 
 
-def _ignored_labels(ignore_index: int | Sequence[int], dtype: torch.dtype) -> tuple[int, ...]:
+def ignored_labels(ignore_index: int | Sequence[int], dtype: torch.dtype) -> tuple[int, ...]:
     values = ignored_values(ignore_index)
     limits = torch.iinfo(dtype)
     # A value the dtype cannot hold matches no pixel; cast to it, it would match another.
@@ -340,11 +332,11 @@ def _shape(tensor: Tensor) -> str:
     return _text(tensor.shape)
 
 
-def _place(place: Sequence[int]) -> str:
+def text_of_place(place: Sequence[int]) -> str:
     return _text(place)
 
 
-def _others(number: int) -> str:
+def text_of_others(number: int) -> str:
     """Behind the first of so many pixels."""
     others = number - 1
     return f" and {others} pixel{'' if others == 1 else 's'} more" if others else ""

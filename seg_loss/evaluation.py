@@ -15,6 +15,7 @@ from seg_loss.diagnosis import Diagnosis, diagnose
 from seg_loss.metrics import FcnMetrics, fcn_metrics
 from seg_loss.normalization import divisor
 from seg_loss.tallies import Tallies
+from seg_loss.upsampling import Upsampling, axes_of, numbers_for
 
 MAPS = ("prediction", "nll", "confidence", "entropy", "top_classes", "top_probabilities")
 _TOP = 3  # classes in them
@@ -113,6 +114,7 @@ def evaluate(
     temperature: float = 1.0,
     normalization: str = "valid",
     check_labels: str = "raise",
+    upsampling: Upsampling | None = None,
     maps: Sequence[str] = (),
 ) -> Evaluation:
     """Loss, losses per image and class, confusion, metrics, calibration and maps, without a
@@ -121,6 +123,8 @@ def evaluate(
     Arguments, meaning and errors are those of `spatial_cross_entropy`.
 
     Args:
+        upsampling: None, or how the logits, which then are scores [N, C, h, w], become as large as
+            the labels: as in `upsampled_cross_entropy`. Maps are as large as the labels.
         maps: names of the maps to return: prediction, nll, confidence, entropy, top_classes,
             top_probabilities.
 
@@ -140,7 +144,12 @@ def evaluate(
         temperature=temperature,
         normalization=normalization,
         check_labels=check_labels,
+        is_upsampled=upsampling is not None,
     )
+    axes = None
+    if upsampling is not None:
+        numbers = numbers_for(upsampling, logits, inputs.labels)
+        axes = axes_of(numbers, logits.shape[2:], inputs.labels.shape[1:])
     label_check.raise_deferred()
     tallies = ops.backend_of(logits).evaluate(
         logits,
@@ -151,6 +160,7 @@ def evaluate(
         inputs.label_smoothing,
         inputs.temperature,
         inputs.check_labels,
+        axes,
         _empty_maps(inputs, maps),
     )
     weight = None if tallies.weight is None else float(tallies.weight.sum())

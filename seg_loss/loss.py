@@ -11,6 +11,9 @@ With label smoothing e, as torch defines it,
 
 A pixel is valid unless its label is ignored. What an ignored pixel's logits hold, NaN and inf too,
 never reaches the loss or the gradient, which is exactly 0 there.
+
+With an upsampling the logits are those that it makes of the scores given, of the labels' height and
+width; they are never stored.
 """
 
 import math
@@ -22,6 +25,8 @@ from torch import Tensor
 
 from seg_loss import checks, ops
 from seg_loss.checks import LossInputs
+from seg_loss.gradient_memory import empty_gradient
+from seg_loss.upsampling import Bilinear, Upsampling, numbers_for
 
 
 def spatial_softmax(logits: Tensor, *, axis: int = 1, temperature: float = 1.0) -> Tensor:
@@ -158,6 +163,58 @@ def spatial_cross_entropy(
     return loss_of(inputs)
 
 
+def upsampled_cross_entropy(
+    scores: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None = None,
+    *,
+    upsampling: Upsampling = Bilinear(),  # noqa: B008 - it is frozen
+    pixel_weight: Tensor | None = None,
+    ignore_index: int | Sequence[int] = 255,
+    label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    normalization: str = "valid",
+    check_labels: str = "raise",
+) -> Tensor:
+    """The loss of upsampled scores, which are never stored; differentiable in the scores.
+
+    Equal to `spatial_cross_entropy(F.interpolate(scores, labels.shape[1:], mode="bilinear"),
+    labels)` for the defaults, and as repeatable: the gradient is summed in a fixed order. It is
+    made along with the loss if scores require one; beside it nothing of the scores' size is kept.
+
+    Args:
+        scores: [N, C, h, w]; float32, float16, bfloat16 or float64. Any strides.
+        labels: [N, H, W] or [N, 1, H, W]; uint8, int8, int16, int32 or int64.
+        upsampling: `Bilinear` or `Deconvolution`, from h and w to H and W.
+
+    The other arguments, the result and the errors are those of `spatial_cross_entropy`;
+    pixel_weight is [N, H, W].
+
+    >>> scores = torch.zeros(1, 3, 1, 1)
+    >>> labels = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    >>> f"{upsampled_cross_entropy(scores, labels):.4f}"
+    '1.0986'
+    """
+    inputs = checks.loss_inputs(
+        scores,
+        labels,
+        class_weight,
+        pixel_weight=pixel_weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        temperature=temperature,
+        normalization=normalization,
+        check_labels=check_labels,
+        is_upsampled=True,
+        where="scores",
+    )
+    numbers = numbers_for(upsampling, scores, inputs.labels)
+    with_gradient = scores.requires_grad and torch.is_grad_enabled()
+    arguments = _arguments(inputs, math.inf)
+    loss: Tensor = ops.upsampled_cross_entropy(*arguments, numbers, with_gradient)[0]
+    return loss
+
+
 def loss_and_gradient(
     logits: Tensor,
     labels: Tensor,
@@ -169,6 +226,7 @@ def loss_and_gradient(
     temperature: float = 1.0,
     normalization: str = "valid",
     check_labels: str = "raise",
+    upsampling: Upsampling | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss and its gradient by the logits, in one read of the logits and one write of the
@@ -177,6 +235,8 @@ def loss_and_gradient(
     Arguments, meaning and errors are those of `spatial_cross_entropy`; autograd is not involved.
 
     Args:
+        upsampling: None, or how the logits, which then are scores [N, C, h, w], become as large as
+            the labels: as in `upsampled_cross_entropy`.
         out: memory for the gradient, like the logits. `out=logits` overwrites the logits.
 
     Returns:
@@ -197,12 +257,19 @@ def loss_and_gradient(
         temperature=temperature,
         normalization=normalization,
         check_labels=check_labels,
+        is_upsampled=upsampling is not None,
     )
+    if out is not None:
+        checks.check_out(out, logits)
     with torch.no_grad():
+        if upsampling is not None:
+            gradient = empty_gradient(logits) if out is None else out
+            numbers = numbers_for(upsampling, logits, inputs.labels)
+            arguments = _arguments(inputs, math.inf)
+            return ops.upsampled_cross_entropy_into(gradient, *arguments, numbers), gradient
         if out is None:
             loss, _, gradient = ops.cross_entropy(*_arguments(inputs, math.inf), True)
             return loss, gradient
-        checks.check_out(out, logits)
         return ops.cross_entropy_into(out, *_arguments(inputs, math.inf)), out
 
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from seg_loss.loss import spatial_cross_entropy, spatial_softmax
+from seg_loss.loss import spatial_cross_entropy, spatial_softmax, upsampled_cross_entropy
+from seg_loss.upsampling import Bilinear, Upsampling
 
 
 class SpatialSoftmax(nn.Module):
@@ -66,3 +67,47 @@ class SpatialCrossEntropy(nn.Module):
             f"temperature={self.temperature}, normalization={self.normalization!r}, "
             f"check_labels={self.check_labels!r}"
         )
+
+
+class UpsampledCrossEntropy(SpatialCrossEntropy):
+    """`upsampled_cross_entropy` with fixed options; `class_weight` is a buffer."""
+
+    def __init__(
+        self,
+        class_weight: Tensor | None = None,
+        *,
+        upsampling: Upsampling = Bilinear(),  # noqa: B008 - it is frozen
+        ignore_index: int | Sequence[int] = 255,
+        label_smoothing: float = 0.0,
+        temperature: float = 1.0,
+        normalization: str = "valid",
+        check_labels: str = "raise",
+    ) -> None:
+        super().__init__(
+            class_weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            temperature=temperature,
+            normalization=normalization,
+            check_labels=check_labels,
+        )
+        self.upsampling = upsampling
+
+    def forward(
+        self, scores: Tensor, labels: Tensor, *, pixel_weight: Tensor | None = None
+    ) -> Tensor:
+        return upsampled_cross_entropy(
+            scores,
+            labels,
+            self.class_weight,
+            upsampling=self.upsampling,
+            pixel_weight=pixel_weight,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            temperature=self.temperature,
+            normalization=self.normalization,
+            check_labels=self.check_labels,
+        )
+
+    def extra_repr(self) -> str:
+        return f"upsampling={self.upsampling}, {super().extra_repr()}"

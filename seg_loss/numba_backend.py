@@ -18,17 +18,21 @@ from torch import Tensor
 
 from seg_loss import checks, label_check, threads
 from seg_loss import numba_kernels as kernels
+from seg_loss import numba_upsampling as upsampled_kernels
 from seg_loss.checks import InvalidInput
 from seg_loss.gradient_memory import empty_gradient
 from seg_loss.normalization import divisor
 from seg_loss.survey import Finding, Survey
 from seg_loss.tallies import Tallies
+from seg_loss.upsampling import Axes, Axis
 
 # Elements of a chunk: about 0.1 ms of work, long against the call of a kernel from Python.
 _CHUNK_ELEMENTS = 400_000
 # Below this much to read a second thread costs more than it brings.
 _THREAD_ELEMENTS = 60_000
 _THREAD_LABELS = 500_000
+# Bands of upsampled scores in an image at most; two rows of nodes are kept for each.
+_MAX_BANDS = 32
 # A gradient larger than this leaves the caches anyway; it is written past them.
 _STREAM_BYTES = 24 << 20
 
@@ -57,11 +61,20 @@ class _Plan:
         tiles = -(-self.pixels // self.tile)
         elements = max(1, self.num_classes) * self.tile
         per_chunk = min(_CHUNK_ELEMENTS // elements, tiles // 32)
-        step = max(1, per_chunk) * self.tile
-        starts = range(0, self.pixels, step)
+        self._cut(self.pixels, max(1, per_chunk) * self.tile)
+        self.tables: tuple[Any, ...] = self.tile, self.pixels
+        self.evaluate_chunk = kernels.evaluate_chunk
+
+    def scratch(self) -> tuple[np.ndarray[Any, Any], ...]:
+        """What a thread's kernels write to, but for what they find."""
+        return self.buffer(), self.classes()
+
+    def _cut(self, size: int, step: int) -> None:
+        """Cut the range of each image into chunks of `step`."""
+        starts = range(0, size, step)
         self.chunks_per_image = len(starts)
         self.chunks = [
-            _Chunk(image, place, first, min(first + step, self.pixels))
+            _Chunk(image, place, first, min(first + step, size))
             for image in range(self.num_images)
             for place, first in enumerate(starts)
         ]
@@ -98,6 +111,73 @@ class _Plan:
         return threads.run(self.chunks, make_state, work, num_threads)
 
 
+class _Bands(_Plan):
+    """The chunks of scores [N, C, h, w] that are upsampled: bands of cell rows."""
+
+    def __init__(self, scores: Tensor, axes: Axes) -> None:
+        rows, columns = axes
+        shape = (*scores.shape[:2], rows.num_positions, columns.num_positions)
+        super().__init__(torch.Size(shape), scores.dtype)
+        self._cells = columns.num_nodes + 1
+        self._phases = columns.max_positions
+        # Cells shared out evenly among the fewest tiles; all phases of theirs, if they fit.
+        lanes = kernels.LANES
+        most = max(lanes, self.tile // max(1, self._phases) // lanes * lanes)
+        groups = -(-self._cells // most)
+        self._tile_cells = _round_up(-(-self._cells // groups), lanes)
+        # A vector of right nodes begins at 1 and ends beyond the last.
+        self._node_stride = _round_up(self._cells + 1, lanes) + lanes
+        mesh = upsampled_kernels.Mesh(
+            num_rows=rows.num_positions,
+            num_columns=columns.num_positions,
+            node_rows=rows.num_nodes,
+            node_columns=columns.num_nodes,
+            num_phases=self._phases,
+            tile_cells=self._tile_cells,
+            tile_phases=max(1, min(self._phases, self.tile // self._tile_cells)),
+            node_stride=self._node_stride,
+            phase_stride=_round_up(self._cells, lanes),
+            has_unread_nodes=int(rows.has_unread_nodes or columns.has_unread_nodes),
+        )
+        self.tables = (
+            np.array(mesh, np.int64),
+            rows.starts.astype(np.int64),
+            rows.weights.reshape(-1),
+            columns.starts.astype(np.int64),
+            _weights_by_phase(columns, mesh.phase_stride).astype(self._element),
+        )
+        self.evaluate_chunk = upsampled_kernels.upsampled_evaluate_chunk
+        self._cut(rows.num_nodes + 1, -(-(rows.num_nodes + 1) // _MAX_BANDS))
+
+    def scratch(self) -> tuple[np.ndarray[Any, Any], ...]:
+        pixels = self._tile_cells * max(1, self._phases) + kernels.LANES
+        nodes = upsampled_kernels.NUM_NODE_BLOCKS * self.num_classes + 1
+        corners = upsampled_kernels.NUM_CORNERS * self.num_classes * self._tile_cells
+        weights = _aligned_zeros(pixels, self._element)
+        weights[:] = 1
+        return (
+            self.buffer(),
+            self.classes(),
+            _aligned_zeros(pixels, np.int32),
+            weights,
+            _aligned_zeros(nodes * self._node_stride, self._element),
+            _aligned_zeros(corners + kernels.LANES, self._element),
+        )
+
+    def seams(self) -> np.ndarray[Any, Any]:
+        """For each band its part of the gradient of the node rows before it and at its end."""
+        nodes = self._cells - 1
+        shape = (self.num_images, self.chunks_per_image, 2, self.num_classes, nodes)
+        return np.zeros(shape, self._element)
+
+    def close_seams(self, seams: np.ndarray[Any, Any], gradient: Tensor) -> None:
+        """Add up the parts of the node rows between bands."""
+        between = [chunk.first - 1 for chunk in self.chunks[1 : self.chunks_per_image]]
+        if between and self.num_images:
+            total = torch.from_numpy(seams[:, :-1, 1] + seams[:, 1:, 0])
+            gradient[:, :, between] = total.transpose(1, 2).to(gradient.dtype)
+
+
 @dataclass(frozen=True)
 class _Counted:
     """The survey of the labels: what is right with them, and what is wrong."""
@@ -105,6 +185,11 @@ class _Counted:
     valid_pixels: list[int]  # of each image
     weight: list[float] | None  # of each image's valid pixels; None where no weights are given
     refusal: InvalidInput | None
+
+    def divisor(self, normalization: str, labels: Tensor) -> float:
+        weight = None if self.weight is None else float(np.sum(self.weight))
+        valid_pixels = sum(self.valid_pixels)
+        return divisor(normalization, valid_pixels, weight, len(labels), labels.numel())
 
 
 def _survey(
@@ -139,7 +224,7 @@ def _survey(
                 sums[chunk.image, chunk.place], counts[chunk.image, chunk.place],
             )  # fmt: skip
 
-        plan.run(lambda: (plan.buffer(), plan.classes()), weigh, labels_only=True)
+        plan.run(plan.scratch, weigh, labels_only=True)
     found = Survey(
         _finding(counts, kernels.BAD_LABELS, kernels.FIRST_BAD_LABEL, labels),
         None
@@ -170,13 +255,7 @@ def cross_entropy(
     """The loss and its divisor; fills `gradient`, which may be the logits, if given."""
     found = _survey(labels, logits.shape[1], ignored, class_weight, pixel_weight)
     label_check.settle(found.refusal, check_labels)
-    count = divisor(
-        normalization,
-        sum(found.valid_pixels),
-        None if found.weight is None else float(np.sum(found.weight)),
-        len(logits),
-        labels.numel(),
-    )
+    count = found.divisor(normalization, labels)
     sums = _terms(
         logits, labels, class_weight, pixel_weight, ignored, label_smoothing, temperature, max_nll,
         gradient=gradient, scale=_quotient(1.0, count),
@@ -199,6 +278,52 @@ def cross_entropy_gradient(
     factor = float(upstream)
     if not (unless_one and factor == 1):
         _terms(*inputs, gradient=gradient, scale=_quotient(factor, float(divisor)))
+
+
+def upsampled_cross_entropy(
+    scores: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    ignored: Sequence[int],
+    label_smoothing: float,
+    temperature: float,
+    max_nll: float,
+    normalization: str,
+    check_labels: str,
+    axes: Axes,
+    gradient: Tensor | None,
+) -> Tensor:
+    """The loss; fills `gradient` [N, C, h, w], which may be the scores, if given."""
+    found = _survey(labels, scores.shape[1], ignored, class_weight, pixel_weight)
+    label_check.settle(found.refusal, check_labels)
+    count = found.divisor(normalization, labels)
+    bands = _Bands(scores, axes)
+    views = _Views(
+        logits=scores,
+        labels=labels,
+        pixel_weight=_weights_as(pixel_weight, scores.dtype),
+        gradient=gradient,
+    )
+    weights = _class_weights(class_weight, bands.num_classes)
+    ignored_labels = _ignored(ignored)
+    scale = _quotient(1.0, count)
+    options = _options(label_smoothing, temperature, max_nll, scale, class_weight, weights)
+    sums, counts, seams = bands.sums(kernels.NUM_SUMS), bands.counts(), bands.seams()
+
+    def work(state: tuple[Any, ...], chunk: _Chunk) -> None:
+        at = chunk.image, chunk.place
+        upsampled_kernels.upsampled_cross_entropy_chunk(
+            *state, views.array, weights, ignored_labels, options, bands.stride, *bands.tables,
+            chunk.image, chunk.first, chunk.last, sums[at], counts[at], seams[at],
+        )  # fmt: skip
+
+    bands.run(bands.scratch, work)
+    if gradient is not None:
+        bands.close_seams(seams, gradient)
+    views.finish()
+    loss = _quotient(float(sums[:, :, kernels.LOSS].sum()), count)
+    return torch.tensor(loss, dtype=checks.map_dtype(scores))
 
 
 def pixel_terms(
@@ -253,9 +378,7 @@ def _terms(
     )
     weights = _class_weights(class_weight, plan.num_classes)
     ignored_labels = _ignored(ignored)
-    options = _options(
-        kernels.Options(1 / temperature, label_smoothing, max_nll, scale / temperature)
-    )
+    options = _options(label_smoothing, temperature, max_nll, scale, class_weight, weights)
     sums, counts = plan.sums(kernels.NUM_SUMS), plan.counts()
 
     def work(state: tuple[Any, Any], chunk: _Chunk) -> None:
@@ -265,7 +388,7 @@ def _terms(
             sums[chunk.image, chunk.place], counts[chunk.image, chunk.place],
         )  # fmt: skip
 
-    plan.run(lambda: (plan.buffer(), plan.classes()), work)
+    plan.run(plan.scratch, work)
     views.finish()
     of_images: np.ndarray[Any, Any] = sums[:, :, kernels.LOSS].sum(axis=1)
     return of_images
@@ -280,19 +403,20 @@ def evaluate(
     label_smoothing: float,
     temperature: float,
     check_labels: str,
+    axes: Axes | None,
     maps: dict[str, Tensor],
 ) -> Tallies:
     """Everything one read of the logits can tell; fills `maps`."""
     found = _survey(labels, logits.shape[1], ignored, class_weight, pixel_weight)
     label_check.settle(found.refusal, check_labels)
-    plan = _Plan(logits.shape, logits.dtype)
+    plan = _Plan(logits.shape, logits.dtype) if axes is None else _Bands(logits, axes)
     num_classes = plan.num_classes
     views = _Views(
         logits=logits, labels=labels, pixel_weight=_weights_as(pixel_weight, logits.dtype)
     )
     weights = _class_weights(class_weight, num_classes)
     ignored_labels = _ignored(ignored)
-    options = _options(kernels.Options(1 / temperature, label_smoothing, math.inf, 0.0))
+    options = _options(label_smoothing, temperature, math.inf, 0.0, class_weight, weights)
     addresses = _map_addresses(maps)
     sums, counts = plan.sums(kernels.NUM_SUMS), plan.counts()
     class_nll, bin_confidence = plan.sums(num_classes), plan.sums(kernels.NUM_BINS)
@@ -302,21 +426,20 @@ def evaluate(
             np.zeros((num_classes, num_classes), np.int64),
             np.zeros((kernels.NUM_BINS, 2), np.int64),
         )
-        return plan.buffer(), plan.classes(), plan.classes(1 + kernels.TOP), integers
+        places = np.zeros(plan.tile, np.int64)
+        return *plan.scratch(), plan.classes(1 + kernels.TOP), places, *integers
 
     def work(state: tuple[Any, ...], chunk: _Chunk) -> None:
-        buffer, classes, predicted, integers = state
         at = chunk.image, chunk.place
-        kernels.evaluate_chunk(
-            buffer, classes, predicted, views.array, weights, ignored_labels, options,
-            plan.stride, plan.tile, addresses, plan.pixels,
-            chunk.image, chunk.first, chunk.last,
-            sums[at], counts[at], class_nll[at], bin_confidence[at], *integers,
+        plan.evaluate_chunk(
+            *state, views.array, weights, ignored_labels, options, addresses, plan.stride,
+            *plan.tables, chunk.image, chunk.first, chunk.last,
+            sums[at], counts[at], class_nll[at], bin_confidence[at],
         )  # fmt: skip
 
     states = plan.run(make_state, work)
     confusion, bin_pixels = (
-        sum((state[3][k] for state in states[1:]), start=states[0][3][k]) for k in range(2)
+        sum((state[k] for state in states[1:]), start=states[0][k]) for k in (-2, -1)
     )
     return Tallies(
         loss=torch.from_numpy(sums[:, :, kernels.LOSS].sum(axis=1)),
@@ -436,7 +559,35 @@ def _merged_axes(tensor: Tensor, first: int) -> list[tuple[int, int]]:
     return axes
 
 
-def _options(options: kernels.Options) -> np.ndarray[Any, Any]:
+def _weights_by_phase(columns: Axis, phase_stride: int) -> np.ndarray[Any, Any]:
+    """[2, phases, cells], 0 where a cell has no pixel of that phase."""
+    weights = np.zeros((2, columns.max_positions, phase_stride))
+    phase = np.arange(columns.num_positions) - columns.starts[columns.cells]
+    weights[:, phase, columns.cells] = columns.weights
+    return weights
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+def _options(
+    label_smoothing: float,
+    temperature: float,
+    max_nll: float,
+    scale: float,
+    class_weight: Tensor | None,
+    weights: np.ndarray[Any, Any],
+) -> np.ndarray[Any, Any]:
+    """As the kernels use them; `weights` are those of `_class_weights`."""
+    options = kernels.Options(
+        inverse_temperature=1 / temperature,
+        label_smoothing=label_smoothing,
+        max_nll=max_nll,
+        gradient_scale=scale / temperature,
+        is_class_weighted=class_weight is not None,
+        sum_of_class_weights=sum(weights.tolist()),
+    )
     return np.array(options, np.float64)
 
 

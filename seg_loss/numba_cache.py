@@ -16,7 +16,7 @@ from numba import config, njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("numba_kernels.py", "numba_vectors.py")
+_SOURCES = ("numba_kernels.py", "numba_upsampling.py", "numba_vectors.py")
 
 
 class _Locator(_CacheLocator):

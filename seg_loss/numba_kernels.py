@@ -1,8 +1,9 @@
-"""The CPU kernels: one read of the logits, one write of the gradient. Called by `numba_backend`.
+"""The CPU kernels: one read of the logits, one write of the gradient. Called by `numba_backend`;
+`numba_upsampling` has other ways of filling and emptying a tile.
 
 A chunk of one image's pixels is worked through in tiles that stay in the second-level cache:
 
-    _load_rows    C planes -> rows of a scratch buffer, converted to float32 (float64 for float64);
+    load_rows     C planes -> rows of a scratch buffer, converted to float32 (float64 for float64);
                   rows lie a cache line further apart than the tile is long, so that planes a power
                   of two apart do not evict each other
     _take_own     x_y is moved out of the rows, -inf left in its place
@@ -11,8 +12,8 @@ A chunk of one image's pixels is worked through in tiles that stay in the second
                       s = t + exp(x_y - m)
                       nll = ln s - (x_y - m)      ln s = log1p(t) where x_y is the maximum
                   rows now hold exp(x_c - m)
-    _put_own      -t into the place of x_y
-    _store_rows   row * w / (D s), so that  grad_c = w p_c / D  and  grad_y = -w (t / s) / D
+    put_own       -t into the place of x_y
+    store_rows    row * w / (D s), so that  grad_c = w p_c / D  and  grad_y = -w (t / s) / D
 
 Keeping the true class out of the sum is what makes nll and gradient right to the last bits where
 the prediction is sure: neither ln(1 + tiny) nor p - 1 is ever rounded away.
@@ -99,6 +100,8 @@ class Options(NamedTuple):
     label_smoothing: float
     max_nll: float
     gradient_scale: float
+    is_class_weighted: float
+    sum_of_class_weights: float
 
 
 class EvaluationMaps(NamedTuple):
@@ -119,7 +122,10 @@ class EvaluationMaps(NamedTuple):
     ADDRESS, KIND, NUM_CLASSES, STREAMED, IMAGE_STRIDE, CLASS_STRIDE, NUM_ROWS, NUM_COLUMNS,
     SLICE_STRIDE, ROW_STRIDE, COLUMN_STRIDE,
 ) = range(11)  # fmt: skip
-INVERSE_TEMPERATURE, LABEL_SMOOTHING, MAX_NLL, GRADIENT_SCALE = range(4)
+(
+    INVERSE_TEMPERATURE, LABEL_SMOOTHING, MAX_NLL, GRADIENT_SCALE, IS_CLASS_WEIGHTED,
+    SUM_OF_CLASS_WEIGHTS,
+) = range(6)  # fmt: skip
 (
     PREDICTION_MAP, PREDICTION_KIND, NLL_MAP, CONFIDENCE_MAP, ENTROPY_MAP, TOP_CLASSES_MAP,
     TOP_PROBABILITIES_MAP,
@@ -133,7 +139,7 @@ VALID, BAD_LABELS, FIRST_BAD_LABEL, BAD_WEIGHTS, FIRST_BAD_WEIGHT = 0, 1, 2, 3, 
 NON_FINITE, SATURATED, NUM_COUNTS = 5, 6, 7
 
 
-_inner = njit(error_model="numpy")
+inner = njit(error_model="numpy")
 
 
 def tile_pixels(num_classes: int) -> int:
@@ -152,21 +158,23 @@ def row_stride(num_classes: int) -> int:
 # Rows of the scratch buffer behind the C rows of the classes.
 (
     _NOBODY,
-    _OWN,
-    _FACTOR,
-    _PIXEL_WEIGHT,
+    OWN,
+    FACTOR,
+    PIXEL_WEIGHTS,
     _CLASS_WEIGHT,
-    _MAP,
-    _CONFIDENCE,
-    _ENTROPY,
+    MAP,
+    CONFIDENCE,
+    ENTROPY,
+    LEFT_FACTOR,
+    RIGHT_FACTOR,
     NUM_EXTRA_ROWS,
-) = range(9)
+) = range(11)
 
 
 # -- from strided memory of any kind to rows and back ----------------------------------------------
 
 
-@_inner
+@inner
 def _run(view, first, count):
     """Offset of pixel `first`; how many of `count` pixels follow it one column stride apart."""
     column = first % view[NUM_COLUMNS]
@@ -179,8 +187,8 @@ def _run(view, first, count):
     return offset, lesser(count, view[NUM_COLUMNS] - column)
 
 
-@_inner
-def _load_rows(view, image, first, n, scale, rows, stride):
+@inner
+def load_rows(view, image, first, n, scale, rows, stride):
     """Pixels [first, first + n), times `scale`: class c to row c; a map has one row."""
     kind, num_classes, class_stride = view[KIND], view[NUM_CLASSES], view[CLASS_STRIDE]
     size, column_stride = SIZES[kind], view[COLUMN_STRIDE]
@@ -201,9 +209,9 @@ def _load_rows(view, image, first, n, scale, rows, stride):
         done += run
 
 
-@_inner
-def _store_rows(view, image, first, n, rows, factors, stride):
-    """Rows times `factors` to where pixels [first, first + n) lie: the mirror of `_load_rows`."""
+@inner
+def store_rows(view, image, first, n, rows, factors, stride):
+    """Rows times `factors` to where pixels [first, first + n) lie: the mirror of `load_rows`."""
     kind, num_classes, class_stride = view[KIND], view[NUM_CLASSES], view[CLASS_STRIDE]
     size, column_stride, streamed = SIZES[kind], view[COLUMN_STRIDE], view[STREAMED]
     step = size * column_stride
@@ -229,8 +237,8 @@ def _store_rows(view, image, first, n, rows, factors, stride):
         done += run
 
 
-@_inner
-def _load_classes(view, ignored, num_classes, image, first, n, classes):
+@inner
+def load_classes(view, ignored, num_classes, image, first, n, classes):
     """The classes of pixels [first, first + n): C where ignored, C + 1 where it is neither."""
     kind, column_stride = view[KIND], view[COLUMN_STRIDE]
     size = SIZES[kind]
@@ -258,31 +266,39 @@ def _load_classes(view, ignored, num_classes, image, first, n, classes):
         classes[i] = num_classes
 
 
-@_inner
-def _fill(row, n, value):
+@inner
+def fill(row, n, value):
     """`value` to elements [0, n), and on to a whole vector."""
     for i in range(0, n, LANES):
         store(row, i, filled(row, value))
 
 
-@_inner
+@inner
 def _take_own(num_classes, n, classes, rows, stride):
-    """Move the true class's logit of each pixel to the row `_OWN`; leave -inf in its place."""
-    own = at(rows, (num_classes + _OWN) * stride)
-    _fill(at(rows, num_classes * stride), n, -np.inf)
-    _fill(own, n, -np.inf)
+    """Move the true class's logit of each pixel to the row `OWN`; leave -inf in its place."""
+    own = at(rows, (num_classes + OWN) * stride)
+    fill(at(rows, num_classes * stride), n, -np.inf)
+    fill(own, n, -np.inf)
     for i in range(n):
         place = lesser(classes[i], num_classes) * stride + i
         own[i] = rows[place]
         rows[place] = -np.inf
 
 
-@_inner
-def _put_own(num_classes, n, classes, rows, stride):
-    """Write the row `_OWN` back to the places of the true classes."""
-    own = at(rows, (num_classes + _OWN) * stride)
+@inner
+def put_own(num_classes, n, classes, rows, stride):
+    """Write the row `OWN` back to the places of the true classes."""
+    own = at(rows, (num_classes + OWN) * stride)
     for i in range(n):
         rows[lesser(classes[i], num_classes) * stride + i] = own[i]
+
+
+@inner
+def add_up(total, lost, sums):
+    """The lanes of a chunk's terms, and what rounding lost of them, to its LOSS."""
+    sums[LOSS] += sum_of_lanes(total)
+    if abs(sum_of_lanes(lost)) < np.inf:  # of an infinite sum nothing was lost
+        sums[LOSS] += sum_of_lanes(lost)
 
 
 # -- the loss and its gradient ---------------------------------------------------------------------
@@ -296,7 +312,7 @@ def survey_chunk(classes, views, ignored, num_classes, tile, image, first, last,
     classes = memory(classes)
     for start in range(first, last, tile):
         n = lesser(tile, last - start)
-        _load_classes(labels, ignored, num_classes, image, start, n, classes)
+        load_classes(labels, ignored, num_classes, image, start, n, classes)
         valid = bad = 0
         for i in range(n):
             valid += classes[i] < num_classes
@@ -322,12 +338,12 @@ def survey_weights_chunk(
     labels, pixel_weight = at(views, LABELS), at(views, PIXEL_WEIGHT)
     rows = memory(buffer)
     classes = memory(classes)
-    _fill(rows, tile, 1.0)
+    fill(rows, tile, 1.0)
     for start in range(first, last, tile):
         n = lesser(tile, last - start)
-        _load_classes(labels, ignored, num_classes, image, start, n, classes)
+        load_classes(labels, ignored, num_classes, image, start, n, classes)
         if pixel_weight[ADDRESS]:
-            _load_rows(pixel_weight, image, start, n, 1.0, rows, stride)
+            load_rows(pixel_weight, image, start, n, 1.0, rows, stride)
         for i in range(n):
             if classes[i] < num_classes:
                 if not 0 <= rows[i] < np.inf:
@@ -337,10 +353,10 @@ def survey_weights_chunk(
                 sums[WEIGHT] += np.float64(rows[i]) * class_weight[classes[i]]
 
 
-@_inner
+@inner
 def _non_finite_strip(num_classes, n, i, classes, s, rows, stride, counts):
     """Some lane of the strip at `i` has no finite sum: count it if valid, forget it if ignored."""
-    sums = at(rows, (num_classes + _FACTOR) * stride)
+    sums = at(rows, (num_classes + FACTOR) * stride)
     store(sums, i, s)
     for j in range(i, lesser(i + LANES, n)):
         if sums[j] != sums[j]:
@@ -352,7 +368,7 @@ def _non_finite_strip(num_classes, n, i, classes, s, rows, stride, counts):
                     rows[c * stride + j] = 0
 
 
-@_inner
+@inner
 def _weighted_distance(num_classes, y, own_distance, m, class_weight, rows, stride, i):
     """sum_c weight_c (x_c - m), for label smoothing; the true class's place in `rows` is taken."""
     zero = m - m
@@ -364,6 +380,90 @@ def _weighted_distance(num_classes, y, own_distance, m, class_weight, rows, stri
             distance = where(taken, own_distance, load(rows, c * stride + i) - m)
             total = total + filled(rows, weight) * distance
     return total
+
+
+@inner
+def terms_of_tile(
+    num_classes, n, classes, class_weight, options, rows, stride, total, lost, counts
+):  # fmt: skip
+    """Turn the rows of a tile of `n` logits into what is left to be multiplied and summed.
+
+    Rows become exponentials (with label smoothing gradients), times the row `FACTOR` the gradient;
+    the true class's is in the row `OWN`, its place not yet filled; the row `MAP` has the terms.
+    `classes` and the row `PIXEL_WEIGHTS` must be there. Returns `total` and `lost` with the terms
+    added.
+    """
+    own_row = at(rows, (num_classes + OWN) * stride)
+    factor_row = at(rows, (num_classes + FACTOR) * stride)
+    pixel_row = at(rows, (num_classes + PIXEL_WEIGHTS) * stride)
+    class_row = at(rows, (num_classes + _CLASS_WEIGHT) * stride)
+    map_row = at(rows, (num_classes + MAP) * stride)
+    zero = filled(rows, 0.0)
+    one = filled(rows, 1.0)
+    scale = filled(rows, options[GRADIENT_SCALE])
+    max_nll = filled(rows, options[MAX_NLL])
+    hard_share = filled(rows, 1.0 - options[LABEL_SMOOTHING])
+    soft_share = filled(rows, options[LABEL_SMOOTHING] / num_classes)
+    all_weights = filled(rows, options[SUM_OF_CLASS_WEIGHTS])
+    if options[IS_CLASS_WEIGHTED]:
+        for i in range(n):
+            class_row[i] = class_weight[classes[i]]
+    else:
+        fill(class_row, n, 1.0)
+    _take_own(num_classes, n, classes, rows, stride)
+
+    for i in range(0, n, LANES):
+        y = load(classes, i)
+        valid = less(y, splat(np.int32(num_classes)))
+        own = load(own_row, i)
+        m = own
+        for c in range(num_classes):
+            m = maximum(load(rows, c * stride + i), m)
+        distance = own - m
+        if options[LABEL_SMOOTHING]:
+            soft = _weighted_distance(num_classes, y, distance, m, class_weight, rows, stride, i)
+        else:
+            soft = zero
+        t = zero
+        for c in range(num_classes):
+            e = exp(load(rows, c * stride + i) - m)
+            store(rows, c * stride + i, e)
+            t = t + e
+        own_e = exp(distance)
+        s = t + own_e
+        if any_lane(is_nan(s)):
+            _non_finite_strip(num_classes, n, i, classes, s, rows, stride, counts)
+
+        log_s = log1p(where(equal(distance, zero), t, s - one))
+        nll = log_s - distance
+        nll = where(less(max_nll, nll), max_nll, nll)
+        soft_weight = where(valid, load(pixel_row, i), zero)
+        weight = soft_weight * load(class_row, i)
+        term = weight * nll
+        if options[LABEL_SMOOTHING]:
+            weight = weight * hard_share
+            soft_weight = soft_weight * soft_share
+            term = weight * nll + soft_weight * (all_weights * log_s - soft)
+        term = where(valid, term, zero)
+        total, rounding = two_sum(total, widened(term))
+        lost = lost + rounding
+        store(map_row, i, term)
+
+        factor = where(valid, scale / s, zero)
+        if options[LABEL_SMOOTHING]:
+            spread = soft_weight * all_weights
+            rise = (weight + spread) * factor
+            fall = soft_weight * scale
+            for c in range(num_classes):
+                e = load(rows, c * stride + i)
+                store(rows, c * stride + i, e * rise - filled(rows, class_weight[c]) * fall)
+            own_fall = fall * load(class_row, i)
+            store(own_row, i, (own_e * spread - t * weight) * factor - own_fall)
+            store(factor_row, i, where(valid, one, zero))
+        else:
+            store(own_row, i, -t)
+            store(factor_row, i, weight * factor)
+    return total, lost
 
 
 @kernel
@@ -382,130 +482,63 @@ def cross_entropy_chunk(
     options = memory(options)
     rows = memory(buffer)
     classes = memory(classes)
-    own_row = at(rows, (num_classes + _OWN) * stride)
-    factor_row = at(rows, (num_classes + _FACTOR) * stride)
-    pixel_row = at(rows, (num_classes + _PIXEL_WEIGHT) * stride)
-    class_row = at(rows, (num_classes + _CLASS_WEIGHT) * stride)
-    map_row = at(rows, (num_classes + _MAP) * stride)
-    _fill(pixel_row, tile, 1.0)
-    zero = filled(rows, 0.0)
-    one = filled(rows, 1.0)
-    scale = filled(rows, options[GRADIENT_SCALE])
-    max_nll = filled(rows, options[MAX_NLL])
-    hard_share = filled(rows, 1.0 - options[LABEL_SMOOTHING])
-    soft_share = filled(rows, options[LABEL_SMOOTHING] / num_classes)
-    sum_of_class_weights = 0.0
-    for c in range(num_classes):
-        sum_of_class_weights += class_weight[c]
-    all_weights = filled(rows, sum_of_class_weights)
-    total = lost = widened(zero)
-
+    factor_row = at(rows, (num_classes + FACTOR) * stride)
+    pixel_row = at(rows, (num_classes + PIXEL_WEIGHTS) * stride)
+    fill(pixel_row, tile, 1.0)
+    total = lost = widened(filled(rows, 0.0))
     for start in range(first, last, tile):
         n = lesser(tile, last - start)
-        _load_classes(labels, ignored, num_classes, image, start, n, classes)
+        load_classes(labels, ignored, num_classes, image, start, n, classes)
         if pixel_weight[ADDRESS]:
-            _load_rows(pixel_weight, image, start, n, 1.0, pixel_row, stride)
-        for i in range(n):
-            class_row[i] = class_weight[classes[i]]
-        _load_rows(logits, image, start, n, options[INVERSE_TEMPERATURE], rows, stride)
-        _take_own(num_classes, n, classes, rows, stride)
-
-        for i in range(0, n, LANES):
-            y = load(classes, i)
-            valid = less(y, splat(np.int32(num_classes)))
-            own = load(own_row, i)
-            m = own
-            for c in range(num_classes):
-                m = maximum(load(rows, c * stride + i), m)
-            distance = own - m
-            if options[LABEL_SMOOTHING]:
-                soft = _weighted_distance(
-                    num_classes, y, distance, m, class_weight, rows, stride, i
-                )
-            else:
-                soft = zero
-            t = zero
-            for c in range(num_classes):
-                e = exp(load(rows, c * stride + i) - m)
-                store(rows, c * stride + i, e)
-                t = t + e
-            own_e = exp(distance)
-            s = t + own_e
-            if any_lane(is_nan(s)):
-                _non_finite_strip(num_classes, n, i, classes, s, rows, stride, counts)
-
-            log_s = log1p(where(equal(distance, zero), t, s - one))
-            nll = log_s - distance
-            nll = where(less(max_nll, nll), max_nll, nll)
-            soft_weight = where(valid, load(pixel_row, i), zero)
-            weight = soft_weight * load(class_row, i)
-            term = weight * nll
-            if options[LABEL_SMOOTHING]:
-                weight = weight * hard_share
-                soft_weight = soft_weight * soft_share
-                term = weight * nll + soft_weight * (all_weights * log_s - soft)
-            term = where(valid, term, zero)
-            total, rounding = two_sum(total, widened(term))
-            lost = lost + rounding
-            store(map_row, i, term)
-
-            factor = where(valid, scale / s, zero)
-            if options[LABEL_SMOOTHING]:
-                spread = soft_weight * all_weights
-                rise = (weight + spread) * factor
-                fall = soft_weight * scale
-                for c in range(num_classes):
-                    e = load(rows, c * stride + i)
-                    store(rows, c * stride + i, e * rise - filled(rows, class_weight[c]) * fall)
-                own_fall = fall * load(class_row, i)
-                store(own_row, i, (own_e * spread - t * weight) * factor - own_fall)
-                store(factor_row, i, where(valid, one, zero))
-            else:
-                store(own_row, i, -t)
-                store(factor_row, i, weight * factor)
-
+            load_rows(pixel_weight, image, start, n, 1.0, pixel_row, stride)
+        load_rows(logits, image, start, n, options[INVERSE_TEMPERATURE], rows, stride)
+        total, lost = terms_of_tile(
+            num_classes, n, classes, class_weight, options, rows, stride, total, lost, counts
+        )
         if gradient[ADDRESS]:
-            _put_own(num_classes, n, classes, rows, stride)
-            _store_rows(gradient, image, start, n, rows, factor_row, stride)
+            put_own(num_classes, n, classes, rows, stride)
+            store_rows(gradient, image, start, n, rows, factor_row, stride)
         if terms[ADDRESS]:
-            _fill(factor_row, n, 1.0)
-            _store_rows(terms, image, start, n, map_row, factor_row, stride)
-    sums[LOSS] += sum_of_lanes(total)
-    if abs(sum_of_lanes(lost)) < np.inf:  # of an infinite sum nothing was lost
-        sums[LOSS] += sum_of_lanes(lost)
+            fill(factor_row, n, 1.0)
+            map_row = at(rows, (num_classes + MAP) * stride)
+            store_rows(terms, image, start, n, map_row, factor_row, stride)
+    add_up(total, lost, sums)
 
 
 # -- everything else one read of the logits can tell -----------------------------------------------
 
 
-@_inner
-def _write_classes(source, address, kind, first, n):
+@inner
+def _write_classes(source, places, address, kind, first, n):
     """int32 class indices as the smallest of uint8, int16 and int32 that was chosen for them."""
     if kind == UINT8:
         target = pointer(address, np.uint8)
         for i in range(n):
-            target[first + i] = np.uint8(source[i])
+            if places[i] >= 0:
+                target[first + places[i]] = np.uint8(source[i])
     elif kind == INT16:
         wide_target = pointer(address, np.int16)
         for i in range(n):
-            wide_target[first + i] = np.int16(source[i])
+            if places[i] >= 0:
+                wide_target[first + places[i]] = np.int16(source[i])
     else:
         widest_target = pointer(address, np.int32)
         for i in range(n):
-            widest_target[first + i] = source[i]
+            if places[i] >= 0:
+                widest_target[first + places[i]] = source[i]
 
 
-@_inner
-def _write_row(row, address, first, n):
+@inner
+def _write_row(row, places, address, first, n):
     target = pointer(address, np.float32)
     for i in range(n):
-        target[first + i] = np.float32(row[i])
+        if places[i] >= 0:
+            target[first + places[i]] = np.float32(row[i])
 
 
-@_inner
-def _write_top(num_classes, maps, image, pixels, start, n, predicted, rows, stride):
-    """The TOP most probable classes: rows hold exp(x_c - m), the row `_CONFIDENCE` 1 / s."""
-    depth = lesser(TOP, num_classes)
+@inner
+def _find_top(num_classes, n, predicted, rows, stride):
+    """The TOP most probable classes: rows hold exp(x_c - m), the row `CONFIDENCE` 1 / s."""
     for i in range(0, n, LANES):
         first = second = third = filled(rows, -1.0)
         first_class = second_class = third_class = splat(np.int32(0))
@@ -520,7 +553,7 @@ def _write_top(num_classes, maps, image, pixels, start, n, predicted, rows, stri
             second = where(above_first, first, where(above_second, e, second))
             first_class = where(above_first, here, first_class)
             first = where(above_first, e, first)
-        confidence = load(rows, (num_classes + _CONFIDENCE) * stride + i)
+        confidence = load(rows, (num_classes + CONFIDENCE) * stride + i)
         # All classes of this strip are read: the first rows (there are at least TOP) are free.
         store(rows, i, first * confidence)
         store(rows, stride + i, second * confidence)
@@ -528,18 +561,145 @@ def _write_top(num_classes, maps, image, pixels, start, n, predicted, rows, stri
         store(predicted, stride + i, first_class)
         store(predicted, 2 * stride + i, second_class)
         store(predicted, 3 * stride + i, third_class)
-    for k in range(depth):
-        place = (image * depth + k) * pixels + start
-        _write_row(at(rows, k * stride), maps[TOP_PROBABILITIES_MAP], place, n)
-        _write_classes(
-            at(predicted, (k + 1) * stride), maps[TOP_CLASSES_MAP], maps[PREDICTION_KIND], place, n
-        )
+
+
+@inner
+def tallies_of_tile(
+    num_classes, n, classes, predicted, class_weight, options, maps, rows, stride, total, lost,
+    counts, class_nll, bin_confidence, confusion, bin_pixels,
+):  # fmt: skip
+    """`terms_of_tile` without gradient, counting all that `Evaluation` holds.
+
+    Leaves the tile's maps in the rows `MAP` (nll), `CONFIDENCE` and `ENTROPY`, and the classes
+    in `predicted`, if wanted the TOP ones behind, their probabilities in the first rows.
+    """
+    own_row = at(rows, (num_classes + OWN) * stride)
+    pixel_row = at(rows, (num_classes + PIXEL_WEIGHTS) * stride)
+    class_row = at(rows, (num_classes + _CLASS_WEIGHT) * stride)
+    nll_row = at(rows, (num_classes + MAP) * stride)
+    confidence_row = at(rows, (num_classes + CONFIDENCE) * stride)
+    entropy_row = at(rows, (num_classes + ENTROPY) * stride)
+    zero = filled(rows, 0.0)
+    one = filled(rows, 1.0)
+    num_bins = lane(filled(rows, float(NUM_BINS)), 0)  # in the precision of the confidence
+    least = filled(rows, -1000.0)  # exp is 0 there, and 0 times it is 0, not NaN as with -inf
+    hard_share = filled(rows, 1.0 - options[LABEL_SMOOTHING])
+    soft_share = filled(rows, options[LABEL_SMOOTHING] / num_classes)
+    all_weights = filled(rows, options[SUM_OF_CLASS_WEIGHTS])
+    if options[IS_CLASS_WEIGHTED]:
+        for i in range(n):
+            class_row[i] = class_weight[classes[i]]
+    else:
+        fill(class_row, n, 1.0)
+    _take_own(num_classes, n, classes, rows, stride)
+
+    for i in range(0, n, LANES):
+        y = load(classes, i)
+        valid = less(y, splat(np.int32(num_classes)))
+        own = load(own_row, i)
+        m = filled(rows, -np.inf)
+        best = splat(np.int32(0))
+        for c in range(num_classes):
+            x = load(rows, c * stride + i)
+            higher = less(m, x)
+            m = where(higher, x, m)
+            best = where(higher, splat(np.int32(c)), best)
+        # The first of equals wins, as in argmax: the true class stands apart and is put in
+        # order.
+        best = where(less(m, own), y, where(both(equal(m, own), less(y, best)), y, best))
+        m = maximum(own, m)
+        distance = own - m
+        if options[LABEL_SMOOTHING]:
+            soft = _weighted_distance(num_classes, y, distance, m, class_weight, rows, stride, i)
+        else:
+            soft = zero
+        t = zero
+        own_e = exp(distance)
+        if maps[ENTROPY_MAP] or maps[TOP_CLASSES_MAP]:
+            moment = own_e * maximum(distance, least)
+            for c in range(num_classes):
+                d = load(rows, c * stride + i) - m
+                e = exp(d)
+                store(rows, c * stride + i, e)
+                t = t + e
+                moment = moment + e * maximum(d, least)
+            store(own_row, i, own_e)
+        else:
+            moment = zero
+            for c in range(num_classes):
+                t = t + exp(load(rows, c * stride + i) - m)
+        s = t + own_e
+        if any_lane(is_nan(s)):
+            _non_finite_strip(num_classes, n, i, classes, s, rows, stride, counts)
+
+        log_s = log1p(where(equal(distance, zero), t, s - one))
+        nll = log_s - distance
+        soft_weight = where(valid, load(pixel_row, i), zero)
+        weight = soft_weight * load(class_row, i)
+        term = weight * nll
+        if options[LABEL_SMOOTHING]:
+            weight = weight * hard_share
+            soft_weight = soft_weight * soft_share
+            term = weight * nll + soft_weight * (all_weights * log_s - soft)
+        total, rounding = two_sum(total, widened(where(valid, term, zero)))
+        lost = lost + rounding
+        store(nll_row, i, where(valid, nll, zero))
+        store(confidence_row, i, one / s)
+        store(entropy_row, i, log_s - moment / s)
+        store(predicted, i, best)
+
+    valid_pixels = saturated = 0
+    for i in range(n):
+        label = classes[i]
+        if label < num_classes:
+            prediction = predicted[i]
+            confusion[label * num_classes + prediction] += 1
+            class_nll[label] += nll_row[i]
+            valid_pixels += 1
+            saturated += nll_row[i] > SATURATED_NLL
+            confidence = confidence_row[i]
+            if 0 < confidence <= 1:  # not NaN
+                share = confidence * num_bins
+                whole = np.int64(share)
+                place = whole - (whole == share)  # the upper bound belongs to the bin
+                bin_pixels[2 * place + (prediction == label)] += 1
+                bin_confidence[place] += confidence
+    counts[VALID] += valid_pixels
+    counts[SATURATED] += saturated
+    if maps[TOP_CLASSES_MAP]:
+        put_own(num_classes, n, classes, rows, stride)
+        _find_top(num_classes, n, predicted, rows, stride)
+    return total, lost
+
+
+@inner
+def write_maps(num_classes, maps, image, pixels, places, n, predicted, rows, stride):
+    """Write the maps that `tallies_of_tile` left to `places` in the image; -1 is nowhere."""
+    first, kind = image * pixels, maps[PREDICTION_KIND]
+    if maps[PREDICTION_MAP]:
+        _write_classes(predicted, places, maps[PREDICTION_MAP], kind, first, n)
+    if maps[NLL_MAP]:
+        _write_row(at(rows, (num_classes + MAP) * stride), places, maps[NLL_MAP], first, n)
+    if maps[CONFIDENCE_MAP]:
+        confidence = at(rows, (num_classes + CONFIDENCE) * stride)
+        _write_row(confidence, places, maps[CONFIDENCE_MAP], first, n)
+    if maps[ENTROPY_MAP]:
+        entropy = at(rows, (num_classes + ENTROPY) * stride)
+        _write_row(entropy, places, maps[ENTROPY_MAP], first, n)
+    if maps[TOP_CLASSES_MAP]:
+        depth = lesser(TOP, num_classes)
+        for k in range(depth):
+            first = (image * depth + k) * pixels
+            _write_row(at(rows, k * stride), places, maps[TOP_PROBABILITIES_MAP], first, n)
+            top = at(predicted, (k + 1) * stride)
+            _write_classes(top, places, maps[TOP_CLASSES_MAP], kind, first, n)
 
 
 @kernel
 def evaluate_chunk(
-    buffer, classes, predicted, views, class_weight, ignored, options, stride, tile, maps, pixels,
-    image, first, last, sums, counts, class_nll, bin_confidence, confusion, bin_pixels,
+    buffer, classes, predicted, places, confusion, bin_pixels, views, class_weight, ignored,
+    options, maps, stride, tile, pixels,
+    image, first, last, sums, counts, class_nll, bin_confidence,
 ):  # fmt: skip
     """`cross_entropy_chunk` without gradient, and all that `Evaluation` holds.
 
@@ -552,139 +712,34 @@ def evaluate_chunk(
     num_classes = logits[NUM_CLASSES]
     options = memory(options)
     maps = memory(maps)
-    class_nll, bin_confidence, confusion = (
-        memory(class_nll), memory(bin_confidence), memory(confusion),
-    )  # fmt: skip
-    bin_pixels = memory(bin_pixels)
+    class_nll, bin_confidence = memory(class_nll), memory(bin_confidence)
+    confusion, bin_pixels = memory(confusion), memory(bin_pixels)
     rows = memory(buffer)
     classes = memory(classes)
-    predicted = memory(predicted)
-    own_row = at(rows, (num_classes + _OWN) * stride)
-    pixel_row = at(rows, (num_classes + _PIXEL_WEIGHT) * stride)
-    class_row = at(rows, (num_classes + _CLASS_WEIGHT) * stride)
-    nll_row = at(rows, (num_classes + _MAP) * stride)
-    confidence_row = at(rows, (num_classes + _CONFIDENCE) * stride)
-    entropy_row = at(rows, (num_classes + _ENTROPY) * stride)
-    _fill(pixel_row, tile, 1.0)
-    zero = filled(rows, 0.0)
-    one = filled(rows, 1.0)
-    num_bins = lane(filled(rows, float(NUM_BINS)), 0)  # in the precision of the confidence
-    least = filled(rows, -1000.0)  # exp is 0 there, and 0 times it is 0, not NaN as with -inf
-    hard_share = filled(rows, 1.0 - options[LABEL_SMOOTHING])
-    soft_share = filled(rows, options[LABEL_SMOOTHING] / num_classes)
-    sum_of_class_weights = 0.0
-    for c in range(num_classes):
-        sum_of_class_weights += class_weight[c]
-    all_weights = filled(rows, sum_of_class_weights)
-    total = lost = widened(zero)
-
+    predicted, places = memory(predicted), memory(places)
+    pixel_row = at(rows, (num_classes + PIXEL_WEIGHTS) * stride)
+    fill(pixel_row, tile, 1.0)
+    total = lost = widened(filled(rows, 0.0))
     for start in range(first, last, tile):
         n = lesser(tile, last - start)
-        _load_classes(labels, ignored, num_classes, image, start, n, classes)
+        load_classes(labels, ignored, num_classes, image, start, n, classes)
         if pixel_weight[ADDRESS]:
-            _load_rows(pixel_weight, image, start, n, 1.0, pixel_row, stride)
+            load_rows(pixel_weight, image, start, n, 1.0, pixel_row, stride)
+        load_rows(logits, image, start, n, options[INVERSE_TEMPERATURE], rows, stride)
+        total, lost = tallies_of_tile(
+            num_classes, n, classes, predicted, class_weight, options, maps, rows, stride,
+            total, lost, counts, class_nll, bin_confidence, confusion, bin_pixels,
+        )  # fmt: skip
         for i in range(n):
-            class_row[i] = class_weight[classes[i]]
-        _load_rows(logits, image, start, n, options[INVERSE_TEMPERATURE], rows, stride)
-        _take_own(num_classes, n, classes, rows, stride)
-
-        for i in range(0, n, LANES):
-            y = load(classes, i)
-            valid = less(y, splat(np.int32(num_classes)))
-            own = load(own_row, i)
-            m = filled(rows, -np.inf)
-            best = splat(np.int32(0))
-            for c in range(num_classes):
-                x = load(rows, c * stride + i)
-                higher = less(m, x)
-                m = where(higher, x, m)
-                best = where(higher, splat(np.int32(c)), best)
-            # The first of equals wins, as in argmax: the true class stands apart and is put in
-            # order.
-            best = where(less(m, own), y, where(both(equal(m, own), less(y, best)), y, best))
-            m = maximum(own, m)
-            distance = own - m
-            if options[LABEL_SMOOTHING]:
-                soft = _weighted_distance(
-                    num_classes, y, distance, m, class_weight, rows, stride, i
-                )
-            else:
-                soft = zero
-            t = zero
-            own_e = exp(distance)
-            if maps[ENTROPY_MAP] or maps[TOP_CLASSES_MAP]:
-                moment = own_e * maximum(distance, least)
-                for c in range(num_classes):
-                    d = load(rows, c * stride + i) - m
-                    e = exp(d)
-                    store(rows, c * stride + i, e)
-                    t = t + e
-                    moment = moment + e * maximum(d, least)
-                store(own_row, i, own_e)
-            else:
-                moment = zero
-                for c in range(num_classes):
-                    t = t + exp(load(rows, c * stride + i) - m)
-            s = t + own_e
-            if any_lane(is_nan(s)):
-                _non_finite_strip(num_classes, n, i, classes, s, rows, stride, counts)
-
-            log_s = log1p(where(equal(distance, zero), t, s - one))
-            nll = log_s - distance
-            soft_weight = where(valid, load(pixel_row, i), zero)
-            weight = soft_weight * load(class_row, i)
-            term = weight * nll
-            if options[LABEL_SMOOTHING]:
-                weight = weight * hard_share
-                soft_weight = soft_weight * soft_share
-                term = weight * nll + soft_weight * (all_weights * log_s - soft)
-            total, rounding = two_sum(total, widened(where(valid, term, zero)))
-            lost = lost + rounding
-            store(nll_row, i, where(valid, nll, zero))
-            store(confidence_row, i, one / s)
-            store(entropy_row, i, log_s - moment / s)
-            store(predicted, i, best)
-
-        valid_pixels = saturated = 0
-        for i in range(n):
-            label = classes[i]
-            if label < num_classes:
-                prediction = predicted[i]
-                confusion[label * num_classes + prediction] += 1
-                class_nll[label] += nll_row[i]
-                valid_pixels += 1
-                saturated += nll_row[i] > SATURATED_NLL
-                confidence = confidence_row[i]
-                if 0 < confidence <= 1:  # not NaN
-                    share = confidence * num_bins
-                    whole = np.int64(share)
-                    place = whole - (whole == share)  # the upper bound belongs to the bin
-                    bin_pixels[2 * place + (prediction == label)] += 1
-                    bin_confidence[place] += confidence
-        counts[VALID] += valid_pixels
-        counts[SATURATED] += saturated
-
-        place = image * pixels + start
-        if maps[PREDICTION_MAP]:
-            _write_classes(predicted, maps[PREDICTION_MAP], maps[PREDICTION_KIND], place, n)
-        if maps[NLL_MAP]:
-            _write_row(nll_row, maps[NLL_MAP], place, n)
-        if maps[CONFIDENCE_MAP]:
-            _write_row(confidence_row, maps[CONFIDENCE_MAP], place, n)
-        if maps[ENTROPY_MAP]:
-            _write_row(entropy_row, maps[ENTROPY_MAP], place, n)
-        if maps[TOP_CLASSES_MAP]:
-            _put_own(num_classes, n, classes, rows, stride)
-            _write_top(num_classes, maps, image, pixels, start, n, predicted, rows, stride)
-    sums[LOSS] += sum_of_lanes(total)
-    if abs(sum_of_lanes(lost)) < np.inf:  # of an infinite sum nothing was lost
-        sums[LOSS] += sum_of_lanes(lost)
+            places[i] = start + i
+        write_maps(num_classes, maps, image, pixels, places, n, predicted, rows, stride)
+    add_up(total, lost, sums)
 
 
 # -- the softmax itself ----------------------------------------------------------------------------
 
 
-@_inner
+@inner
 def _exponentials(num_classes, rows, stride, i):
     """Turn the rows of a strip into exp(x_c - max); return their sum."""
     m = load(rows, i)
@@ -707,14 +762,14 @@ def softmax_chunk(
     logits, probabilities = at(views, LOGITS), at(views, GRADIENT)
     num_classes = logits[NUM_CLASSES]
     rows = memory(buffer)
-    factor_row = at(rows, (num_classes + _FACTOR) * stride)
+    factor_row = at(rows, (num_classes + FACTOR) * stride)
     one = filled(rows, 1.0)
     for start in range(first, last, tile):
         n = lesser(tile, last - start)
-        _load_rows(logits, image, start, n, inverse_temperature, rows, stride)
+        load_rows(logits, image, start, n, inverse_temperature, rows, stride)
         for i in range(0, n, LANES):
             store(factor_row, i, one / _exponentials(num_classes, rows, stride, i))
-        _store_rows(probabilities, image, start, n, rows, factor_row, stride)
+        store_rows(probabilities, image, start, n, rows, factor_row, stride)
 
 
 @kernel
@@ -727,12 +782,12 @@ def softmax_gradient_chunk(
     num_classes = logits[NUM_CLASSES]
     rows = memory(buffer)
     upstream_rows = memory(upstream_buffer)
-    factor_row = at(rows, (num_classes + _FACTOR) * stride)
+    factor_row = at(rows, (num_classes + FACTOR) * stride)
     scale = filled(rows, inverse_temperature)
     for start in range(first, last, tile):
         n = lesser(tile, last - start)
-        _load_rows(logits, image, start, n, inverse_temperature, rows, stride)
-        _load_rows(upstream, image, start, n, 1.0, upstream_rows, stride)
+        load_rows(logits, image, start, n, inverse_temperature, rows, stride)
+        load_rows(upstream, image, start, n, 1.0, upstream_rows, stride)
         for i in range(0, n, LANES):
             s = _exponentials(num_classes, rows, stride, i)
             dot = filled(rows, 0.0)
@@ -743,4 +798,4 @@ def softmax_gradient_chunk(
                 e = load(rows, c * stride + i)
                 store(rows, c * stride + i, e * (load(upstream_rows, c * stride + i) - mean))
             store(factor_row, i, scale / s)
-        _store_rows(gradient, image, start, n, rows, factor_row, stride)
+        store_rows(gradient, image, start, n, rows, factor_row, stride)

@@ -23,6 +23,7 @@ from torch import Tensor
 from seg_loss import checks, label_check
 from seg_loss.checks import InvalidInput
 from seg_loss.gradient_memory import empty_gradient
+from seg_loss.upsampling import axes_of
 
 # By the type of the device; the keys in upper case are torch's dispatch keys.
 BACKENDS = {"cpu": "seg_loss.numba_backend", "cuda": "seg_loss.triton_backend"}
@@ -215,6 +216,97 @@ torch.library.register_autograd(
 )
 torch.library.register_autograd(
     "seg_loss::cross_entropy_gradient", _refuse_second_order, setup_context=_nothing_saved
+)
+
+
+# -- the loss of upsampled scores ------------------------------------------------------------------
+
+
+def _fake_upsampled_cross_entropy(scores: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    dtype = checks.map_dtype(scores)
+    shape = scores.shape if options[-1] else (0,)
+    return scores.new_empty((), dtype=dtype), scores.new_empty(shape, dtype=dtype)
+
+
+@_operator(_fake_upsampled_cross_entropy)
+def upsampled_cross_entropy(
+    scores: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    ignored: Sequence[int],
+    label_smoothing: float,
+    temperature: float,
+    max_nll: float,
+    normalization: str,
+    check_labels: str,
+    upsampling: Sequence[int],
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss, and its gradient in the loss's dtype, or nothing for it.
+
+    The gradient is as small as the scores: it is kept, and multiplied in the backward pass, before
+    it is rounded to the scores' dtype.
+    """
+    shape = scores.shape if with_gradient else (0,)
+    gradient = torch.empty(shape, dtype=checks.map_dtype(scores), device=scores.device)
+    loss = _upsampled_cross_entropy(
+        gradient if with_gradient else None, scores, labels, class_weight, pixel_weight, ignored,
+        label_smoothing, temperature, max_nll, normalization, check_labels, upsampling,
+    )  # fmt: skip
+    return loss, gradient
+
+
+def upsampled_cross_entropy_into(out: Tensor, scores: Tensor, *options: Any) -> Tensor:
+    """`upsampled_cross_entropy` with its gradient in `out`, which may be the scores themselves."""
+    loss = _upsampled_cross_entropy(out, scores, *options)
+    torch.autograd.graph.increment_version(out)
+    return loss
+
+
+def _upsampled_cross_entropy(
+    gradient: Tensor | None, scores: Tensor, labels: Tensor, *options: Any
+) -> Tensor:
+    *options, upsampling = options  # type: ignore[assignment]
+    label_check.raise_deferred()
+    axes = axes_of(upsampling, scores.shape[2:], labels.shape[1:])
+    loss = backend_of(scores).upsampled_cross_entropy(scores, labels, *options, axes, gradient)
+    return cast(Tensor, loss)
+
+
+def _fake_upsampled_gradient(scores: Tensor, gradient: Tensor, upstream: Tensor) -> Tensor:
+    return torch.empty_like(scores)
+
+
+@_operator(_fake_upsampled_gradient)
+def upsampled_gradient(scores: Tensor, gradient: Tensor, upstream: Tensor) -> Tensor:
+    """upstream * gradient, like the scores. An operator, to refuse a second derivative."""
+    # 0 + product, rounded once: where nothing depends on a score, +0 for a negative upstream too.
+    zero = gradient.new_zeros(())
+    return torch.addcmul(zero, gradient, upstream, out=torch.empty_like(scores))
+
+
+def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, gradient = output
+    ctx.mark_non_differentiable(gradient)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(inputs[0], gradient)
+
+
+def _upsampled_cross_entropy_backward(
+    ctx: Any, upstream: Tensor | None, _: None
+) -> tuple[Tensor | None, ...]:
+    gradient = None if upstream is None else upsampled_gradient(*ctx.saved_tensors, upstream)
+    return gradient, *[None] * 11
+
+
+torch.library.register_autograd(
+    "seg_loss::upsampled_cross_entropy",
+    _upsampled_cross_entropy_backward,
+    setup_context=_keep_gradient,
+)
+torch.library.register_autograd(
+    "seg_loss::upsampled_gradient", _refuse_second_order, setup_context=_nothing_saved
 )
 
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from seg_loss.upsampling import Upsampling, axes_of, numbers_for
+
 
 def pixel_terms(
     logits: Tensor,
@@ -68,6 +70,14 @@ def loss_and_gradient(
     loss = spatial_cross_entropy(x, labels, class_weight, **options)  # type: ignore[arg-type]
     (gradient,) = torch.autograd.grad(loss, x)
     return loss.detach(), gradient
+
+
+def upsample(scores: Tensor, size: tuple[int, int], upsampling: Upsampling) -> Tensor:
+    """[N, C, h, w] to [N, C, *size], float64, by dense matrices; differentiable."""
+    numbers = numbers_for(upsampling, scores, torch.empty(1, *size))
+    rows, columns = axes_of(numbers, scores.shape[2:], size)
+    down, across = torch.from_numpy(rows.matrix()), torch.from_numpy(columns.matrix())
+    return down @ scores.double() @ across.T
 
 
 def spatial_softmax(logits: Tensor, *, axis: int = 1, temperature: float = 1.0) -> Tensor:

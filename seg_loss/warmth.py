@@ -4,6 +4,7 @@ import torch
 
 from seg_loss.evaluation import MAPS, evaluate
 from seg_loss.loss import loss_and_gradient, pixel_nll, spatial_softmax
+from seg_loss.upsampling import Bilinear
 
 
 def warm_up(device: str | torch.device = "cpu", *, num_classes: int = 2) -> None:
@@ -21,5 +22,8 @@ def warm_up(device: str | torch.device = "cpu", *, num_classes: int = 2) -> None
         logits = torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
         loss_and_gradient(logits.detach(), labels, class_weight, pixel_weight=pixel_weight)
         evaluate(logits, labels, maps=MAPS)
+        scores = torch.zeros((1, num_classes, 1, 1), dtype=dtype, device=device)
+        loss_and_gradient(scores, labels, upsampling=Bilinear())
+        evaluate(scores, labels, upsampling=Bilinear(), maps=MAPS)
         both = pixel_nll(logits, labels).sum() + spatial_softmax(logits).sum()
         torch.autograd.grad(both, logits)

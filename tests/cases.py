@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
+from seg_loss import Bilinear, Deconvolution, reference
+from seg_loss.upsampling import Upsampling
+
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 NORMALIZATIONS = ("valid", "full", "batch", "none", "weight")
@@ -116,6 +119,81 @@ def with_void(options: Mapping[str, Any], labels: Tensor) -> dict[str, Any]:
     return {"ignore_index": ignored_label(labels.dtype), **options}
 
 
+# -- scores that are upsampled ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class UpsampledCase:
+    """Scores, the labels' height and width, and what could go wrong between them."""
+
+    shape: tuple[int, ...]
+    size: tuple[int, int]
+    upsampling: Upsampling
+    reason: str
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        """Of the logits, which nobody stores."""
+        return (*self.shape[:2], *self.size)
+
+    @property
+    def name(self) -> str:
+        way = "aligned" if self.upsampling == Bilinear(align_corners=True) else "bilinear"
+        if isinstance(self.upsampling, Deconvolution):
+            crop = "x".join(map(str, self.upsampling.crop))  # type: ignore[arg-type]
+            way = f"s{self.upsampling.stride}k{self.upsampling.kernel_size}c{crop}"
+        return "x".join(map(str, self.shape)) + "to" + "x".join(map(str, self.size)) + "-" + way
+
+
+def _both(shape: tuple[int, ...], size: tuple[int, int], reason: str) -> list[UpsampledCase]:
+    return [UpsampledCase(shape, size, Bilinear(align), reason) for align in (False, True)]
+
+
+# The CPU works by cells between nodes: bands of their rows, at most 32 in an image, and groups of
+# their columns, whose pixels fill a tile (2048 at C = 2, 64 at C = 1000).
+UPSAMPLED_CASES = (
+    *_both((1, 1, 3, 4), (9, 10), "one class: nothing to choose"),
+    *_both((1, 2, 1, 1), (1, 1), "a pixel from a pixel"),
+    *_both((2, 3, 1, 1), (7, 9), "a pixel for a whole image"),
+    *_both((1, 3, 1, 1), (3, 3001), "a cell of more pixels than a tile"),
+    *_both((1, 3, 4, 5), (1, 1), "a single position"),
+    *_both((2, 5, 4, 1), (8, 9), "columns of one node"),
+    *_both((2, 5, 1, 6), (9, 12), "rows of one node"),
+    *_both((2, 21, 6, 7), (12, 14), "stride 2"),
+    *_both((2, 19, 5, 7), (20, 28), "stride 4"),
+    *_both((2, 21, 5, 6), (40, 48), "stride 8"),
+    *_both((1, 21, 3, 4), (48, 64), "stride 16"),
+    *_both((1, 5, 2, 3), (64, 96), "stride 32"),
+    *_both((2, 4, 5, 7), (15, 21), "stride 3: centres meet centres"),
+    *_both((2, 4, 5, 7), (13, 19), "stride 3 less the corners: aligned nodes meet pixels"),
+    *_both((2, 7, 5, 6), (37, 43), "sizes that are no multiples of each other"),
+    *_both((3, 6, 7, 9), (11, 10), "up by little: cells with and without pixels"),
+    *_both((2, 6, 5, 7), (5, 7), "equal sizes"),
+    *_both((2, 6, 5, 7), (5, 28), "equal rows"),
+    *_both((2, 6, 9, 10), (4, 3), "down"),
+    *_both((2, 6, 12, 3), (5, 24), "down and up"),
+    *_both((1, 3, 31, 5), (62, 11), "as many bands as there may be"),
+    *_both((1, 3, 32, 5), (70, 11), "a band of two cell rows"),
+    *_both((2, 3, 70, 9), (140, 18), "bands of three cell rows, and a rest"),
+    *_both((1, 2, 3, 300), (7, 2400), "several groups of cells"),
+    *_both((1, 150, 5, 41), (9, 90), "ADE20K: small tiles, several groups"),
+    *_both((1, 1000, 2, 9), (5, 30), "many classes: the smallest tile"),
+    UpsampledCase((1, 1000, 1, 5), (2, 160), Bilinear(), "phases that do not fit into a tile"),
+    UpsampledCase((1, 5, 6, 7), (14, 16), Deconvolution(2), "uncropped: both borders attenuated"),
+    UpsampledCase((3, 5, 6, 7), (12, 14), Deconvolution(2, crop=1), "centred: exactly twice"),
+    UpsampledCase((1, 5, 6, 7), (10, 11), Deconvolution(2, crop=(3, 4)), "a pair of crops"),
+    UpsampledCase((1, 21, 9, 10), (33, 41), Deconvolution(8, crop=31), "the end of FCN-8s"),
+    UpsampledCase((1, 21, 4, 5), (40, 50), Deconvolution(16, crop=27), "the end of FCN-16s"),
+    UpsampledCase((1, 21, 3, 4), (64, 80), Deconvolution(32, crop=19), "the end of FCN-32s"),
+    UpsampledCase((2, 4, 5, 3), (14, 9), Deconvolution(3, 5), "odd kernel: nodes meet pixels"),
+    UpsampledCase((2, 4, 4, 5), (15, 19), Deconvolution(4, 3), "gaps between filters"),
+    UpsampledCase((2, 4, 4, 5), (4, 5), Deconvolution(1, 1), "the scores themselves"),
+    UpsampledCase((2, 4, 4, 5), (5, 6), Deconvolution(1), "stride 1: means of two"),
+    UpsampledCase((2, 150, 3, 5), (7, 9), Deconvolution(3, crop=(4, 5)), "odd stride, cropped"),
+    UpsampledCase((1, 3, 9, 9), (3, 2), Deconvolution(8, crop=(60, 17)), "a corner alone"),
+)
+
+
 # -- layouts: the same shape, other places in memory ------------------------------------------
 
 
@@ -218,6 +296,53 @@ def torch_loss_and_gradient(
     loss = torch_loss(x, labels, *args, **options)
     (gradient,) = torch.autograd.grad(loss, x)
     return loss.detach(), gradient.to(logits.dtype)
+
+
+def upsample_by_torch(scores: Tensor, size: Sequence[int], upsampling: Upsampling) -> Tensor:
+    """[N, C, h, w] to [N, C, *size] by torch's own operators, in the scores' dtype."""
+    if isinstance(upsampling, Bilinear):
+        return F.interpolate(
+            scores, list(size), mode="bilinear", align_corners=upsampling.align_corners
+        )
+    assert upsampling.kernel_size is not None
+    assert isinstance(upsampling.crop, tuple)
+    # One axis of `upsample_filt` in FCN's surgery.py.
+    half = (upsampling.kernel_size + 1) // 2
+    centre = half - 1 if upsampling.kernel_size % 2 else half - 0.5
+    axis = 1 - (torch.arange(upsampling.kernel_size, dtype=torch.float64) - centre).abs() / half
+    num_classes = scores.shape[1]
+    weight = torch.outer(axis, axis).to(scores.dtype).expand(num_classes, 1, -1, -1)
+    made = F.conv_transpose2d(scores, weight, stride=upsampling.stride, groups=num_classes)
+    down, right = upsampling.crop
+    return made[:, :, down : down + size[0], right : right + size[1]]
+
+
+def upsampled_truth(
+    scores: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None = None,
+    *,
+    upsampling: Upsampling,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """The loss of upsampled scores and its gradient by them, by definition: float64."""
+    x = scores.detach().double().clone().requires_grad_()
+    logits = reference.upsample(x, (labels.shape[1], labels.shape[2]), upsampling)
+    loss = reference.spatial_cross_entropy(logits, labels, class_weight, **options)
+    (gradient,) = torch.autograd.grad(loss, x)
+    return loss.detach(), gradient
+
+
+def upsampled_torch(
+    scores: Tensor, labels: Tensor, *args: Any, upsampling: Upsampling, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """The same by torch's own operators, as `torch_loss_and_gradient`: the yardstick."""
+    x = scores.detach().to(torch.float64 if scores.dtype == torch.float64 else torch.float32)
+    x = x.clone().requires_grad_()
+    logits = upsample_by_torch(x, labels.shape[1:], upsampling)
+    loss = torch_loss(logits, labels, *args, **options)
+    (gradient,) = torch.autograd.grad(loss, x)
+    return loss.detach(), gradient.to(scores.dtype)
 
 
 def assert_accurate(

@@ -1,0 +1,529 @@
+"""What an upsampling does to one axis, and which sizes go together. No kernel takes part."""
+
+# ruff: noqa: E501 - messages stay in one piece, to be found by a search
+
+import copy
+import dataclasses
+import functools
+import pickle
+import re
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from cases import make_logits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import seg_loss
+from seg_loss import Bilinear, Deconvolution, InvalidInput, reference
+from seg_loss.upsampling import FCN_CROPS, axes_of, numbers_for
+
+# Nodes and positions of an axis, and what could go wrong with them.
+SIZES = {
+    (1, 1): "a pixel from a pixel",
+    (1, 5): "every position lies beyond both ends",
+    (2, 1): "one position: the corners cannot both coincide",
+    (5, 1): "one position of many nodes",
+    (2, 2): "equal: no node but one is read",
+    (7, 7): "equal and odd",
+    (3, 6): "twice",
+    (3, 9): "odd ratio: centres meet centres",
+    (5, 20): "stride 4",
+    (3, 24): "stride 8",
+    (2, 32): "stride 16",
+    (2, 64): "stride 32",
+    (3, 17): "just above stride 16, corners aligned",
+    (4, 10): "no integer",
+    (7, 11): "no integer, both odd",
+    (16, 500): "FCN-32s without its padding",
+    (6, 3): "down by half",
+    (10, 4): "down, no integer",
+    (11, 7): "down, both odd",
+    (100, 3): "down: most nodes are not read",
+    (5, 4): "down by less than one cell",
+    (4, 5): "up by less than one cell",
+}
+# Stride, kernel, nodes, crop, positions.
+DECONVOLUTIONS = {
+    (2, 4, 6, 0, 14): "FCN's smallest, all of it",
+    (2, 4, 6, 1, 12): "centred: exactly twice",
+    (8, 16, 6, 31, 20): "FCN-8s",
+    (16, 32, 5, 27, 60): "FCN-16s",
+    (32, 64, 6, 19, 141): "FCN-32s",
+    (3, 6, 4, 2, 13): "odd stride",
+    (2, 3, 5, 0, 11): "odd kernel: a single centre",
+    (4, 7, 3, 1, 14): "odd kernel, one less than the usual",
+    (3, 5, 1, 0, 5): "one node",
+    (4, 4, 5, 0, 20): "kernel of one stride: no pixel has two nodes",
+    (4, 3, 5, 0, 19): "kernel below the stride: gaps of zero",
+    (5, 1, 4, 0, 16): "a kernel of one pixel",
+    (1, 1, 7, 0, 7): "nothing at all",
+    (1, 2, 7, 0, 8): "stride 1: means of two",
+    (8, 16, 6, 55, 1): "the last pixel alone",
+    (8, 16, 6, 56, 0): "cropped away entirely",
+    (2, 4, 6, 5, 3): "fewer positions than there are",
+}
+
+
+def refused(call, message):
+    with pytest.raises(InvalidInput, match="^" + re.escape(message) + "$"):
+        call()
+
+
+def bilinear_axis(num_nodes, num_positions, align_corners):
+    axis, same = Bilinear(align_corners).axes([num_nodes] * 2, [num_positions] * 2)
+    assert np.array_equal(axis.matrix(), same.matrix())
+    return axis
+
+
+def deconvolution_axis(stride, kernel_size, num_nodes, crop, num_positions):
+    upsampling = Deconvolution(stride, kernel_size, crop)
+    return upsampling.axes([num_nodes] * 2, [num_positions] * 2)[0]
+
+
+def surgery_filter(size):
+    """One axis of `upsample_filt` in FCN's surgery.py."""
+    factor = (size + 1) // 2
+    centre = factor - 1 if size % 2 == 1 else factor - 0.5
+    return torch.from_numpy(1 - abs(np.arange(size, dtype=np.float64) - centre) / factor)
+
+
+def check_axis(axis, num_nodes, num_positions):
+    """What the kernels rely on, for any axis."""
+    assert (axis.num_nodes, axis.num_positions) == (num_nodes, num_positions)
+    assert axis.cells.dtype == axis.starts.dtype == np.int32
+    assert axis.weights.dtype == np.float64
+    assert axis.cells.shape == (num_positions,)
+    assert axis.weights.shape == (2, num_positions)
+    assert axis.weights.flags.c_contiguous
+    assert (np.diff(axis.cells) >= 0).all()
+    assert ((axis.cells >= 0) & (axis.cells <= num_nodes)).all()
+    # Nodes that do not exist have the weight +0, and none has a negative one.
+    assert not axis.weights[0][axis.cells == 0].any()
+    assert not axis.weights[1][axis.cells == num_nodes].any()
+    assert not np.signbit(axis.weights).any()
+    assert (axis.weights.sum(axis=0) <= 1).all()
+
+    members = [np.flatnonzero(axis.cells == cell) for cell in range(num_nodes + 1)]
+    assert axis.starts.shape == (num_nodes + 2,)
+    for cell, found in enumerate(members):
+        assert list(range(axis.starts[cell], axis.starts[cell + 1])) == list(found)
+    assert axis.starts[0] == 0
+    assert axis.starts[-1] == num_positions
+    assert axis.max_positions == max(map(len, members))
+    assert isinstance(axis.max_positions, int)
+
+    matrix = np.zeros((num_positions, num_nodes))
+    has_unread_nodes = False
+    for position, cell in enumerate(axis.cells):
+        for node, weight in ((cell - 1, axis.weights[0]), (cell, axis.weights[1])):
+            if 0 <= node < num_nodes:
+                matrix[position, node] += weight[position]
+                has_unread_nodes |= bool(weight[position] == 0)
+    assert np.array_equal(axis.matrix(), matrix)
+    assert axis.has_unread_nodes is has_unread_nodes
+
+
+# -- bilinear ----------------------------------------------------------------------------------
+
+
+def by_interpolate(num_nodes, num_positions, align_corners):
+    """[positions, nodes]: what F.interpolate makes of each node alone."""
+    nodes = torch.eye(num_nodes, dtype=torch.float64)[None, :, :, None]
+    size = (num_positions, 1)
+    made = F.interpolate(nodes, size, mode="bilinear", align_corners=align_corners)
+    return made[0, :, :, 0].T.numpy()
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_a_bilinear_axis_is_that_of_interpolate(size, align_corners):
+    axis = bilinear_axis(*size, align_corners)
+    check_axis(axis, *size)
+    # torch rounds the position, which here is one of up to num_nodes.
+    tolerance = 4 * np.finfo(np.float64).eps * size[0]
+    assert abs(axis.matrix() - by_interpolate(*size, align_corners)).max() <= tolerance
+    assert (axis.weights.sum(axis=0) == 1).all()
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@given(st.integers(1, 100), st.integers(1, 250), st.booleans())
+def test_any_bilinear_axis_is_that_of_interpolate(num_nodes, num_positions, align_corners):
+    axis = bilinear_axis(num_nodes, num_positions, align_corners)
+    check_axis(axis, num_nodes, num_positions)
+    tolerance = 4 * np.finfo(np.float64).eps * num_nodes
+    got = abs(axis.matrix() - by_interpolate(num_nodes, num_positions, align_corners))
+    assert got.max() <= tolerance
+    assert (axis.weights.sum(axis=0) == 1).all()
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_bilinear_weights_are_fractions_rounded_once(size, align_corners):
+    num_nodes, num_positions = size
+    axis = bilinear_axis(*size, align_corners)
+    for p in range(num_positions):
+        if align_corners:
+            place = Fraction(p * (num_nodes - 1), max(num_positions - 1, 1))
+        else:
+            place = Fraction(2 * p + 1, 2) * Fraction(num_nodes, num_positions) - Fraction(1, 2)
+        place = min(max(place, Fraction(0)), Fraction(num_nodes - 1))
+        whole = place // 1
+        part = float(place - whole)
+        row = np.zeros(num_nodes)
+        row[whole] = 1 - part
+        if part:
+            row[whole + 1] = part
+        assert np.array_equal(axis.matrix()[p], row)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 7, 500])
+def test_equal_sizes_are_the_identity(size, align_corners):
+    axis = bilinear_axis(size, size, align_corners)
+    assert np.array_equal(axis.matrix(), np.eye(size))
+    assert axis.has_unread_nodes == (size > 2)  # first and last lie in the outer cells
+
+
+def test_which_bilinear_upsamplings_leave_nodes_unread():
+    # A position on a node: aligned corners, the centres of odd ratios, positions before the first.
+    for nodes, positions, align_corners, unread in (
+        (4, 16, False, False),
+        (4, 12, False, True),
+        (4, 16, True, True),
+        (4, 13, True, True),
+        (1, 8, False, False),
+        (1, 8, True, False),
+        (16, 500, False, False),
+        (500, 16, False, False),
+        (500, 20, False, True),
+        (7, 14, False, False),
+    ):
+        assert bilinear_axis(nodes, positions, align_corners).has_unread_nodes is unread, nodes
+
+
+def test_positions_beyond_the_first_and_last_centre_read_one_node():
+    axis = bilinear_axis(3, 24, False)
+    assert axis.matrix()[:4].tolist() == [[1.0, 0.0, 0.0]] * 4
+    assert axis.matrix()[-4:].tolist() == [[0.0, 0.0, 1.0]] * 4
+    assert axis.cells.tolist() == [0] * 4 + [1] * 8 + [2] * 8 + [3] * 4
+    assert axis.starts.tolist() == [0, 4, 12, 20, 24]
+    assert axis.max_positions == 8
+
+
+def test_a_cell_without_positions_has_none():
+    axis = bilinear_axis(9, 3, True)
+    assert axis.cells.tolist() == [0, 5, 9]
+    assert axis.starts.tolist() == [0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3]
+
+
+def test_an_axis_of_no_positions_is_empty():
+    for axis in (bilinear_axis(3, 0, False), bilinear_axis(3, 0, True),
+                 deconvolution_axis(8, 16, 3, 0, 0)):  # fmt: skip
+        check_axis(axis, 3, 0)
+        assert axis.max_positions == 0
+        assert axis.has_unread_nodes is False
+        assert axis.matrix().shape == (0, 3)
+
+
+def test_large_sizes_do_not_overflow():
+    # 2 * position * nodes is beyond 32 bits.
+    axis, _ = Bilinear().axes((70_000, 1), (140_000, 1))
+    assert axis.weights[:, -1].tolist() == [1.0, 0.0]
+    assert axis.weights[:, -2].tolist() == [0.25, 0.75]
+    assert axis.weights[:, 1].tolist() == [0.75, 0.25]
+    assert (np.diff(axis.starts)[1:-1] == 2).all()
+
+
+# -- deconvolution -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", DECONVOLUTIONS, ids=str)
+def test_a_deconvolution_axis_is_that_of_conv_transpose_and_crop(case):
+    stride, kernel_size, num_nodes, crop, num_positions = case
+    axis = deconvolution_axis(*case)
+    check_axis(axis, num_nodes, num_positions)
+    nodes = torch.eye(num_nodes, dtype=torch.float64)[:, None]
+    made = F.conv_transpose1d(nodes, surgery_filter(kernel_size)[None, None], stride=stride)
+    cropped = made[:, 0, crop : crop + num_positions].T
+    assert cropped.shape == (num_positions, num_nodes)
+    assert np.array_equal(axis.matrix(), cropped.numpy())
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.data())
+def test_any_deconvolution_axis_is_that_of_conv_transpose_and_crop(stride, num_nodes, data):
+    kernel_size = data.draw(st.integers(1, 2 * stride))
+    whole = (num_nodes - 1) * stride + kernel_size
+    crop = data.draw(st.integers(0, whole))
+    num_positions = data.draw(st.integers(0, whole - crop))
+    axis = deconvolution_axis(stride, kernel_size, num_nodes, crop, num_positions)
+    check_axis(axis, num_nodes, num_positions)
+    nodes = torch.eye(num_nodes, dtype=torch.float64)[:, None]
+    made = F.conv_transpose1d(nodes, surgery_filter(kernel_size)[None, None], stride=stride)
+    assert np.array_equal(axis.matrix(), made[:, 0, crop : crop + num_positions].T.numpy())
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 8, 16, 32])
+def test_a_deconvolution_of_the_usual_kernel_keeps_sums_inside_and_loses_some_at_borders(stride):
+    axis = deconvolution_axis(stride, 2 * stride, 5, 0, 6 * stride)
+    sums = axis.matrix().sum(axis=1)
+    assert np.allclose(sums[stride:-stride], 1, rtol=1e-15, atol=0)
+    assert (sums[:stride] < 1).all()
+    assert (sums[-stride:] < 1).all()
+    assert np.array_equal(sums[:stride], sums[: -stride - 1 : -1])
+
+
+def test_rows_and_columns_have_crops_of_their_own():
+    rows, columns = Deconvolution(2, crop=(3, 4)).axes((6, 7), (10, 11))
+    assert np.array_equal(rows.matrix(), deconvolution_axis(2, 4, 6, 3, 10).matrix())
+    assert np.array_equal(columns.matrix(), deconvolution_axis(2, 4, 7, 4, 11).matrix())
+
+
+@pytest.mark.parametrize("upsampling", [Bilinear(), Bilinear(align_corners=True)], ids=str)
+def test_rows_and_columns_have_sizes_of_their_own(upsampling):
+    rows, columns = upsampling.axes((3, 5), (12, 7))
+    assert np.array_equal(rows.matrix(), bilinear_axis(3, 12, upsampling.align_corners).matrix())
+    assert np.array_equal(columns.matrix(), bilinear_axis(5, 7, upsampling.align_corners).matrix())
+
+
+def test_which_deconvolutions_leave_nodes_unread():
+    # Where a filter does not reach though a node exists: kernels shorter than two strides.
+    for case, unread in (
+        ((8, 16, 6, 0, 56), False),
+        ((8, 16, 6, 31, 20), False),
+        ((8, 15, 6, 0, 55), True),
+        ((2, 3, 5, 0, 11), True),
+        ((4, 3, 5, 0, 19), True),
+        ((1, 1, 7, 0, 7), True),
+        ((1, 2, 7, 0, 8), False),
+        ((3, 5, 1, 0, 5), False),
+    ):
+        assert deconvolution_axis(*case).has_unread_nodes is unread, case
+
+
+# -- the definition ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("sizes", [((3, 5), (24, 40)), ((4, 3), (7, 2)), ((1, 6), (9, 6))], ids=str)
+def test_the_reference_upsamples_as_interpolate_does(sizes, align_corners):
+    small, large = sizes
+    scores = make_logits((2, 4, *small), torch.float64).requires_grad_()
+    got = reference.upsample(scores, large, Bilinear(align_corners))
+    truth = F.interpolate(scores, large, mode="bilinear", align_corners=align_corners)
+    assert torch.allclose(got, truth, rtol=0, atol=1e-13)
+    cotangent = torch.randn(truth.shape, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(got, scores, cotangent)
+    (true_gradient,) = torch.autograd.grad(truth, scores, cotangent)
+    assert torch.allclose(gradient, true_gradient, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("upsampling", "small", "large"),
+    [
+        (Deconvolution(8, crop=31), (6, 7), (20, 30)),
+        (Deconvolution(32, crop=19), (6, 7), (141, 187)),
+        (Deconvolution(2, crop=(3, 4)), (6, 7), (10, 11)),
+        (Deconvolution(3, 5, 1), (4, 2), (12, 6)),
+        (Deconvolution(4, 3), (4, 2), (15, 7)),
+    ],
+    ids=str,
+)
+def test_the_reference_upsamples_as_conv_transpose_and_crop_do(upsampling, small, large):
+    scores = make_logits((2, 4, *small), torch.float64)
+    axis = surgery_filter(upsampling.kernel_size)
+    weight = torch.outer(axis, axis)[None, None].expand(4, 1, -1, -1)
+    made = F.conv_transpose2d(scores, weight, stride=upsampling.stride, groups=4)
+    down, right = upsampling.crop
+    truth = made[:, :, down : down + large[0], right : right + large[1]]
+    assert torch.allclose(reference.upsample(scores, large, upsampling), truth, rtol=0, atol=1e-13)
+
+
+# -- FCN's sizes -------------------------------------------------------------------------------
+
+
+def fcn_layers():
+    """The layers of VGG16 that change a size, and FCN's up to each net's last scores."""
+    layer = {"in_channels": 1, "out_channels": 1, "device": "meta"}
+    blocks = []
+    for pad, num_convolutions in ((100, 2), (1, 2), (1, 3), (1, 3), (1, 3)):
+        pads = [pad] + [1] * (num_convolutions - 1)
+        blocks += [torch.nn.Conv1d(kernel_size=3, padding=pad, **layer) for pad in pads]
+        blocks += [torch.nn.MaxPool1d(2, 2, ceil_mode=True)]
+    score_fr = torch.nn.Sequential(*blocks, torch.nn.Conv1d(kernel_size=7, **layer))
+    twice = torch.nn.ConvTranspose1d(kernel_size=4, stride=2, **layer)
+    return score_fr, twice
+
+
+def test_every_picture_from_1_to_700_gets_back_the_stride_of_its_net():
+    score_fr, twice = fcn_layers()
+    for size in range(1, 701):
+        last = score_fr(torch.empty(1, 1, size, device="meta"))
+        for stride in (32, 16, 8):
+            found = Deconvolution.of_fcn((last.shape[2],) * 2, (size, size))
+            assert found == Deconvolution(stride, 2 * stride, FCN_CROPS[stride]), size
+            found.check_size(last.shape[2:] * 2, (size, size))
+            last = twice(last)
+
+
+def test_the_three_nets_of_a_picture_of_500_pixels():
+    for stride, size, crop in ((8, 70, 31), (16, 34, 27), (32, 16, 19)):
+        found = Deconvolution.of_fcn((size, size), (500, 500))
+        assert found == Deconvolution(stride, crop=crop)
+        assert found.kernel_size == 2 * stride
+    # Height and width of different ends: 375 x 500 is PASCAL's usual.
+    assert Deconvolution.of_fcn((54, 70), (375, 500)) == Deconvolution(8, crop=31)
+    scores, labels = torch.empty(1, 21, 54, 70), torch.empty(1, 375, 500)
+    assert Deconvolution.of_fcn(scores.shape[2:], labels.shape[1:]).stride == 8
+
+
+def test_other_sizes_get_the_smallest_stride_that_is_large_enough():
+    for scores, labels, stride in (
+        ((10, 10), (49, 49), 8),
+        ((70, 34), (500, 500), 16),  # no net's, and 8s' does not reach in width
+        ((5, 5), (60, 60), 16),
+        ((2, 2), (70, 70), 32),
+        ((100, 100), (500, 500), 8),
+        ((70, 71), (500, 500), 8),
+    ):
+        found = Deconvolution.of_fcn(scores, labels)
+        assert found == Deconvolution(stride, crop=FCN_CROPS[stride]), scores
+        found.check_size(scores, labels)
+
+
+def test_scores_too_small_for_any_fcn_are_refused_with_the_sizes_that_are_not():
+    refused(
+        lambda: Deconvolution.of_fcn((10, 16), (375, 500)),
+        "logits: expected height and width (54, 70) or (26, 34) or (12, 16), FCN-8s', 16s' or 32s' "
+        "for labels (375, 500), got (10, 16). "
+        "For other sizes use upsampling=bilinear, or Deconvolution in Python.",
+    )
+
+
+# -- what is refused ---------------------------------------------------------------------------
+
+WRONG = [
+    (lambda: Bilinear(1), "align_corners: expected True or False, got 1."),
+    (lambda: Bilinear(None), "align_corners: expected True or False, got None."),
+    (lambda: Bilinear("no"), "align_corners: expected True or False, got 'no'."),
+    (lambda: Deconvolution(0), "stride: expected an integer of at least 1, got 0."),
+    (lambda: Deconvolution(-8), "stride: expected an integer of at least 1, got -8."),
+    (lambda: Deconvolution(8.0), "stride: expected an integer of at least 1, got 8.0."),
+    (lambda: Deconvolution("8"), "stride: expected an integer of at least 1, got '8'."),
+    (lambda: Deconvolution(True), "stride: expected an integer of at least 1, got True."),
+    (lambda: Deconvolution(None), "stride: expected an integer of at least 1, got None."),
+    (lambda: Deconvolution((8, 8)), "stride: expected an integer of at least 1, got (8, 8)."),
+    (lambda: Deconvolution(8, 0), "kernel_size: expected an integer from 1 to 2 * stride = 16, got 0."),
+    (lambda: Deconvolution(8, 17), "kernel_size: expected an integer from 1 to 2 * stride = 16, got 17."),
+    (lambda: Deconvolution(8, 16.0), "kernel_size: expected an integer from 1 to 2 * stride = 16, got 16.0."),
+    (lambda: Deconvolution(1, True), "kernel_size: expected an integer from 1 to 2 * stride = 2, got True."),
+    (lambda: Deconvolution(8, crop=-1), "crop: expected an integer of at least 0, or two, got -1."),
+    (lambda: Deconvolution(8, crop=1.5), "crop: expected an integer of at least 0, or two, got 1.5."),
+    (lambda: Deconvolution(8, crop=True), "crop: expected an integer of at least 0, or two, got True."),
+    (lambda: Deconvolution(8, crop=None), "crop: expected an integer of at least 0, or two, got None."),
+    (lambda: Deconvolution(8, crop=(1,)), "crop: expected an integer of at least 0, or two, got (1,)."),
+    (lambda: Deconvolution(8, crop=(1, 2, 3)), "crop: expected an integer of at least 0, or two, got (1, 2, 3)."),
+    (lambda: Deconvolution(8, crop=(1, -2)), "crop: expected an integer of at least 0, or two, got (1, -2)."),
+    (lambda: Deconvolution(8, crop="31"), "crop: expected an integer of at least 0, or two, got '31'."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "message"), WRONG, ids=[message for _, message in WRONG])
+def test_wrong_arguments_are_named_with_what_was_expected(make, message):
+    refused(make, message)
+
+
+def numbers(upsampling, small, large):
+    return numbers_for(upsampling, torch.empty(2, 3, *small), torch.empty(2, *large))
+
+
+def reference_upsample(upsampling, small, large):
+    return reference.upsample(torch.empty(2, 3, *small), large, upsampling)
+
+
+def test_labels_beyond_what_the_crop_leaves_are_refused():
+    for upsampling, small, large, left in (
+        (Deconvolution(8, crop=31), (6, 7), (26, 33), "25 rows and 33"),
+        (Deconvolution(8, crop=31), (6, 7), (25, 34), "25 rows and 33"),
+        (Deconvolution(2, 3, (4, 40)), (6, 7), (9, 1), "9 rows and 0"),
+        (Deconvolution(4, 3), (6, 7), (24, 27), "23 rows and 27"),
+    ):
+        message = f"labels: expected at most {left} columns, what upsampling leaves, got "
+        message += f"{large[0]} and {large[1]}."
+        for call in (numbers, lambda u, s, t: u.check_size(s, t), reference_upsample):
+            refused(functools.partial(call, upsampling, small, large), message)
+    Deconvolution(8, crop=31).check_size((6, 7), (25, 33))
+    Deconvolution(4, 3).check_size((6, 7), (23, 27))
+
+
+@pytest.mark.parametrize("wrong", ["bilinear", 8, (8, 16, 31), True, Bilinear, {"stride": 8}])
+def test_another_thing_than_an_upsampling_is_refused(wrong):
+    refused(
+        lambda: numbers(wrong, (2, 2), (4, 4)),
+        f"upsampling: expected Bilinear(...) or Deconvolution(...), got {wrong!r}.",
+    )
+
+
+# -- as values ---------------------------------------------------------------------------------
+
+
+def test_what_is_left_out_is_the_usual():
+    assert Bilinear() == Bilinear(align_corners=False)
+    assert Deconvolution(8) == Deconvolution(stride=8, kernel_size=16, crop=0)
+    assert Deconvolution(8, crop=31) == Deconvolution(8, 16, (31, 31))
+    assert Deconvolution(8, crop=31).crop == (31, 31)
+    assert repr(Bilinear()) == "Bilinear(align_corners=False)"
+    assert repr(Deconvolution(8, crop=31)) == (
+        "Deconvolution(stride=8, kernel_size=16, crop=(31, 31))"
+    )
+
+
+VALUES = [Bilinear(), Bilinear(align_corners=True), Deconvolution(8), Deconvolution(8, crop=31),
+          Deconvolution(8, 15), Deconvolution(8, crop=(1, 2)), Deconvolution(8, crop=(2, 1)),
+          Deconvolution(16)]  # fmt: skip
+
+
+def test_upsamplings_are_values_frozen_hashable_and_distinct():
+    assert len(set(VALUES)) == len(VALUES)
+    for value in VALUES:
+        twin = eval(repr(value), {"Bilinear": Bilinear, "Deconvolution": Deconvolution})
+        for same in (twin, copy.deepcopy(value), pickle.loads(pickle.dumps(value))):
+            assert same == value
+            assert hash(same) == hash(value)
+        field = dataclasses.fields(value)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, field, getattr(value, field))
+
+
+@pytest.mark.parametrize("upsampling", VALUES, ids=str)
+def test_the_numbers_for_torchs_operators_say_it_all(upsampling):
+    small, large = (6, 7), (11, 13)
+    found = numbers(upsampling, small, large)
+    assert all(type(number) is int for number in found)
+    for again, axis in zip(
+        axes_of(found, torch.Size(small), torch.Size(large)),
+        upsampling.axes(small, large),
+        strict=True,
+    ):
+        assert np.array_equal(again.cells, axis.cells)
+        assert np.array_equal(again.weights, axis.weights)
+        assert (again.num_nodes, again.num_positions) == (axis.num_nodes, axis.num_positions)
+
+
+def test_numbers_of_different_upsamplings_differ():
+    found = [tuple(numbers(value, (6, 7), (11, 13))) for value in VALUES]
+    assert len(set(found)) == len(VALUES)
+
+
+def test_the_module_shows_its_upsampling():
+    assert repr(seg_loss.UpsampledCrossEntropy()) == (
+        "UpsampledCrossEntropy(upsampling=Bilinear(align_corners=False), ignore_index=255, "
+        "label_smoothing=0.0, temperature=1.0, normalization='valid', check_labels='raise')"
+    )
+    assert "upsampling=Deconvolution(stride=8, kernel_size=16, crop=(31, 31))" in repr(
+        seg_loss.UpsampledCrossEntropy(upsampling=Deconvolution(8, crop=31))
+    )
