@@ -157,7 +157,7 @@ def read(
             palette is named, and indices otherwise. `rgb` also takes the colours of mode P, for
             coloured maps that an optimiser has shrunk to it.
         palette: what the colours mean; None if the request names none.
-        expected_size: (height, width) of the logits, if there are any.
+        expected_size: (height, width) of the logits, where the map must have it.
         max_pixels: what the settings allow, checked before decoding.
 
     Raises:
@@ -325,10 +325,12 @@ def _check_size(
             limit=max_pixels,
         )
     if expected is not None and (height, width) != expected:
+        is_larger = height >= expected[0] and width >= expected[1]
         raise IllPosed.about(
             where,
             f"{expected[0]} x {expected[1]} (height x width) to match the logits",
             f"{height} x {width}",
+            "Scores of lower resolution? Use upsampling=bilinear." if is_larger else "",
         )
 
 

@@ -50,7 +50,9 @@ class Figures:
         )
         requests.set_function(lambda: workers.requests_in_flight)
         reserved = Gauge(
-            "seg_loss_bytes_in_flight", "Memory reserved for bodies.", registry=self.registry
+            "seg_loss_bytes_in_flight",
+            "Memory reserved for bodies and maps.",
+            registry=self.registry,
         )
         reserved.set_function(lambda: workers.bytes_in_flight)
 

@@ -9,6 +9,7 @@ Logits that are not finite give results that say so. The command line shows them
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -22,9 +23,18 @@ from app import palettes, pictures
 from app.errors import IllPosed
 from app.options import EvaluateOptions, GradientOptions, LossOptions, VisualizeOptions
 from app.uploads import Upload
-from seg_loss import Evaluation
+from seg_loss import Bilinear, Deconvolution, Evaluation
+from seg_loss.upsampling import Size, Upsampling
 
 DEFAULT_PALETTE = "voc"
+
+UPSAMPLINGS: Mapping[str, Callable[[Size, Size], Upsampling] | None] = {
+    "none": None,
+    "bilinear": lambda scores, labels: Bilinear(),
+    "bilinear_aligned": lambda scores, labels: Bilinear(align_corners=True),
+    "fcn": Deconvolution.of_fcn,
+}
+"""What the option `upsampling` means for scores and labels of some height and width."""
 
 _MAP_OF_KIND = {
     "prediction": "prediction",
@@ -143,6 +153,17 @@ def visualize(upload: Upload, options: VisualizeOptions) -> Picture:
     return Picture(pictures.draw(options.kind, scene), upload.warnings, is_finite)
 
 
+def map_bytes(upload: Upload, options: LossOptions) -> int:
+    """The most memory that the maps of the answer can come to.
+
+    With an upsampling their pixels may be many more than the body has bytes.
+    """
+    if not isinstance(options, EvaluateOptions) or upload.labels is None:
+        return 0
+    numbers = sum(3 if name.startswith("top_") else 1 for name in options.maps)
+    return 4 * numbers * upload.labels.numel()
+
+
 def refuse_non_finite(upload: Upload, options: LossOptions, result: Result) -> None:
     """Refuse NaN and +inf at valid pixels, with their number and the first position.
 
@@ -152,7 +173,12 @@ def refuse_non_finite(upload: Upload, options: LossOptions, result: Result) -> N
         seg_loss.InvalidInput: there are such logits.
     """
     if not result.is_finite and upload.logits is not None and upload.labels is not None:
-        seg_loss.require_finite(upload.logits, upload.labels, ignore_index=options.ignore_index)
+        seg_loss.require_finite(
+            upload.logits,
+            upload.labels,
+            ignore_index=options.ignore_index,
+            upsampling=_upsampling(upload, options),
+        )
 
 
 class _LossOptions(TypedDict):
@@ -163,6 +189,7 @@ class _LossOptions(TypedDict):
     label_smoothing: float
     temperature: float
     normalization: str
+    upsampling: Upsampling | None
 
 
 def _loss_options(upload: Upload, options: LossOptions) -> _LossOptions:
@@ -172,7 +199,26 @@ def _loss_options(upload: Upload, options: LossOptions) -> _LossOptions:
         "label_smoothing": options.label_smoothing,
         "temperature": options.temperature,
         "normalization": options.normalization,
+        "upsampling": _upsampling(upload, options),
     }
+
+
+def _upsampling(upload: Upload, options: LossOptions) -> Upsampling | None:
+    make = UPSAMPLINGS[options.upsampling]
+    if make is None or upload.logits is None:
+        return None
+    _, _, height, width = upload.logits.shape
+    return make((height, width), _upsampled_size(upload))
+
+
+def _upsampled_size(upload: Upload) -> Size:
+    """Height and width of the labels, or else of the image."""
+    if upload.labels is not None:
+        return upload.labels.shape[-2], upload.labels.shape[-1]
+    if upload.image is not None:
+        return upload.image.shape[:2]
+    expected = "labels or image too, for the size that logits are upsampled to"
+    raise IllPosed.about("body", expected, " and ".join(upload.names))
 
 
 def _logits_and_labels(upload: Upload) -> tuple[Tensor, Tensor]:
@@ -194,12 +240,15 @@ def _evaluation_for(upload: Upload, options: VisualizeOptions) -> Evaluation | N
         return seg_loss.evaluate(
             logits, labels, upload.class_weight, **_loss_options(upload, options), maps=(name,)
         )
+    upsampling = _upsampling(upload, options)
+    size = logits.shape[2:] if upsampling is None else _upsampled_size(upload)
     nothing_valid = torch.full((1, 1, 1), 255, dtype=torch.uint8)
     return seg_loss.evaluate(
         logits,
-        nothing_valid.expand(1, *logits.shape[2:]),
+        nothing_valid.expand(1, *size),
         temperature=options.temperature,
         ignore_index=255,
+        upsampling=upsampling,
         maps=(name,),
     )
 

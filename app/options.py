@@ -20,6 +20,7 @@ from app.palettes import PALETTES
 from app.pictures import KINDS
 
 NORMALIZATIONS = ("valid", "full", "batch", "none", "weight")
+UPSAMPLINGS = ("none", "bilinear", "bilinear_aligned", "fcn")
 MAPS = ("prediction", "nll", "confidence", "entropy", "top_classes", "top_probabilities")
 MAX_IGNORED = 256
 MAX_TEXT = 4096
@@ -98,6 +99,12 @@ class LossOptions(BaseModel):
         default="valid",
         title=f"one of {', '.join(NORMALIZATIONS)}",
         description="What the sum is divided by: valid pixels, all pixels, images, 1, weights.",
+    )
+    upsampling: Annotated[str, _one_of(UPSAMPLINGS)] = Field(
+        default="none",
+        title=f"one of {', '.join(UPSAMPLINGS)}",
+        description="How logits of lower resolution become as large as the labels: bilinear by "
+        "pixel areas, by pixel centres (align_corners), or as FCN-8s, 16s and 32s do.",
     )
     label_encoding: Annotated[Encoding, _one_of(ENCODINGS)] = Field(
         default="auto",

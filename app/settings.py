@@ -1,7 +1,7 @@
 """What an operator can set: environment variables `SEG_LOSS_*`, units in their names.
 
-`seg-loss serve --help` lists them with these descriptions. The limits on pixels, images and classes
-hold for the command line too.
+`seg-loss serve --help` lists them with these descriptions. The limits on pixels, images,
+classes and upsampled logits hold for the command line too.
 """
 
 import os
@@ -38,11 +38,16 @@ class Settings(BaseSettings):
     max_bytes_in_flight: int = Field(
         default=4096 * MEBIBYTE,
         ge=1,
-        description="Bodies of all requests at a time; beyond it, 503.",
+        description="Bodies of all requests at a time, and maps of their answers; beyond it, 503.",
     )
     max_pixels: int = Field(default=1 << 26, ge=1, description="Most pixels of one image.")
     max_images: int = Field(default=4096, ge=1, description="Most images of one request.")
     max_classes: int = Field(default=4096, ge=1, description="Most classes.")
+    max_upsampled_logits: int = Field(
+        default=1 << 31,
+        ge=1,
+        description="Most logits of one request with upsampling: images x classes x pixels.",
+    )
     max_concurrent_requests: int = Field(
         default=32, ge=1, description="Requests being read, waiting or computed; beyond it, 503."
     )

@@ -4,14 +4,15 @@
 
 An input is a tensor already (safetensors, JSON) or a file still to be read (multipart, the command
 line). What kind of file it is says its first bytes, not its name. `logits` are read first: a label
-PNG of another size is refused before its pixels are decoded, and an image without batch axis,
-[C,H,W] logits or [H,W] labels, becomes a batch of one.
+PNG of another size is refused before its pixels are decoded, unless the logits are upsampled to it;
+and an image without batch axis, [C,H,W] logits or [H,W] labels, becomes a batch of one.
 
 Whether a loss can be made of these tensors is left to `seg_loss`, which has the words for it. Here
-are only the limits of the settings. The way goes on in `app.operations`.
+are only the limits of the settings. Where logits are upsampled, those hold for the labels' size as
+well: a small body must not cost without bounds. The way goes on in `app.operations`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -33,13 +34,17 @@ Input = Tensor | memoryview
 MAX_AXES = 5
 """[N, C, depth, height, width]."""
 
+MAX_UPSAMPLED_SIDE = 1 << 16
+"""Rows or columns that logits are upsampled to. Tables of weights have an entry for each, and are
+kept for the next requests."""
+
 
 @dataclass(frozen=True, eq=False)
 class Upload:
     """What a request holds; what it does not hold is None.
 
     Args:
-        logits: [N,C,*spatial].
+        logits: [N,C,*spatial]; [N,C,h,w] if they are to be upsampled to what [N,H,W] says.
         labels: integers [N,*spatial].
         class_weight: [C].
         pixel_weight: [N,*spatial].
@@ -121,6 +126,8 @@ class _Reading:
     def __init__(self, options: LossOptions, settings: Settings) -> None:
         self.options = options
         self.settings = settings
+        self.is_upsampled = options.upsampling != "none"
+        self.is_sized = False
         self.logits: Tensor | None = None
         self.warnings: list[str] = []
 
@@ -132,6 +139,10 @@ class _Reading:
             raise IllPosed.about(
                 name, "[N,C,H,W], [C,H,W], [N,C] or [N,C,D,H,W]", f"{logits.ndim} axes"
             )
+        if self.is_upsampled and logits.ndim != 4:
+            raise IllPosed.about(
+                name, "[N,C,h,w] or [C,h,w], to be upsampled", f"{logits.ndim} axes"
+            )
         if not logits.numel():
             raise IllPosed.about(name, "at least one number", f"shape {tuple(logits.shape)}")
         num_images, num_classes, *spatial = logits.shape
@@ -141,22 +152,28 @@ class _Reading:
         self.logits = logits
         return logits
 
+    def read_labels(self, name: str, source: Input) -> Tensor:
+        labels = self.read_map(name, source)
+        self._check_upsampled(name, labels.shape)
+        return labels
+
     def read_map(self, name: str, source: Input) -> Tensor:
         """`labels` and `prediction`: a tensor, or a PNG of indices or colours."""
         if isinstance(source, Tensor) or _kind(source) != "PNG":
             return self._per_pixel(name, _tensor(name, source, " or PNG"))
         palette = self.options.palette
         spatial = () if self.logits is None else tuple(self.logits.shape[2:])
+        has_their_size = len(spatial) == 2 and not self.is_upsampled
         found = label_maps.read(
             source,
             where=name,
             encoding=self.options.label_encoding,
             palette=None if palette is None else palettes.palette(palette),
-            expected_size=(spatial[0], spatial[1]) if len(spatial) == 2 else None,
+            expected_size=(spatial[0], spatial[1]) if has_their_size else None,
             max_pixels=self.settings.max_pixels,
         )
         self.warnings += found.warnings
-        return torch.from_numpy(found.indices)[None]
+        return self._per_pixel(name, torch.from_numpy(found.indices)[None])
 
     def read_weight(self, name: str, source: Input) -> Tensor:
         """A number per pixel."""
@@ -169,6 +186,10 @@ class _Reading:
         if self.logits is None:
             tensor = tensor[None] if tensor.ndim == 2 else tensor
             _check_limit(name, "pixels per image", prod(tensor.shape[1:]), self.settings.max_pixels)
+        elif self.is_upsampled:
+            tensor = tensor[None] if tensor.ndim == 2 and len(self.logits) == 1 else tensor
+            if tensor.ndim not in (3, 4):
+                raise IllPosed.about(name, "[N,H,W] or [H,W]", f"shape {tuple(tensor.shape)}")
         elif tensor.shape == self.logits.shape[2:] and len(self.logits) == 1:
             tensor = tensor[None]
         return tensor
@@ -177,6 +198,11 @@ class _Reading:
         return _tensor(name, source)
 
     def read_photo(self, name: str, source: Input) -> npt.NDArray[np.uint8]:
+        photo = self._photo(name, source)
+        self._check_upsampled(name, (1, *photo.shape[:2]))
+        return photo
+
+    def _photo(self, name: str, source: Input) -> npt.NDArray[np.uint8]:
         if not isinstance(source, Tensor) and _kind(source) not in _TENSOR_FILES:
             max_pixels = self.settings.max_pixels
             return label_maps.read_photo(source, where=name, max_pixels=max_pixels)
@@ -193,10 +219,27 @@ class _Reading:
             raise IllPosed.about(name, "at least one pixel", f"shape {tuple(image.shape)}")
         return image.contiguous().numpy()
 
+    def _check_upsampled(self, name: str, shape: Sequence[int]) -> None:
+        """Limits of the images, rows and columns that logits are upsampled to.
+
+        They are those of the first input that says them, as in `app.operations`.
+        """
+        if self.logits is None or not self.is_upsampled or self.is_sized:
+            return
+        self.is_sized = True
+        num_images, *_, height, width = shape
+        settings = self.settings
+        _check_limit(name, "rows", height, MAX_UPSAMPLED_SIDE)
+        _check_limit(name, "columns", width, MAX_UPSAMPLED_SIDE)
+        _check_limit(name, "pixels per image", height * width, settings.max_pixels)
+        what = "upsampled logits (images x classes x pixels)"
+        number = num_images * self.logits.shape[1] * height * width
+        _check_limit(name, what, number, settings.max_upsampled_logits)
+
 
 READERS: Mapping[str, Callable[[_Reading, str, Input], Any]] = {
     "logits": _Reading.read_logits,
-    "labels": _Reading.read_map,
+    "labels": _Reading.read_labels,
     "class_weight": _Reading.read_tensor,
     "pixel_weight": _Reading.read_weight,
     "prediction": _Reading.read_map,

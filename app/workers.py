@@ -1,8 +1,9 @@
 """Who may come in, and the threads that do the work, so that the event loop stays free to answer.
 
-A request is let in before its body is read, with the bytes that the body can come to; it takes its
-place back out when it has its answer, or, after a timeout, when its thread has really ended: work
-in a thread cannot be stopped, and what it holds is not free before.
+A request is let in before its body is read, with the bytes that the body can come to, and asks for
+more when it is known what maps its answer has. It takes its place back out when it has its answer,
+or, after a timeout, when its thread has really ended: work in a thread cannot be stopped, and what
+it holds is not free before.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from app.errors import Unavailable
+from app.errors import TooLarge, Unavailable
 from app.settings import Settings
 
 T = TypeVar("T")
@@ -51,7 +52,7 @@ class Workers:
 
     @property
     def bytes_in_flight(self) -> int:
-        """The memory their bodies can come to."""
+        """The memory their bodies, and the maps of their answers, can come to."""
         return self._bytes
 
     @contextmanager
@@ -77,6 +78,23 @@ class Workers:
                 self._leave(place)
             else:  # at once if it has ended
                 place.work.add_done_callback(lambda _: self._leave(place))
+
+    def enlarge(self, place: Place, num_bytes: int) -> None:
+        """More room for a request, for what it turned out to need beside its body.
+
+        Raises:
+            TooLarge: it alone would need more than there is.
+            Unavailable: there is none now.
+        """
+        limit = self._settings.max_bytes_in_flight
+        if place.num_bytes + num_bytes > limit:
+            left = limit - place.num_bytes
+            raise TooLarge.about("maps", f"at most {left} bytes", f"{num_bytes}", limit=left)
+        with self._lock:
+            if self._bytes + num_bytes > limit:
+                raise self._busy("The memory for bodies is in use")
+            self._bytes += num_bytes
+            place.num_bytes += num_bytes
 
     async def run(self, work: Callable[[], T], place: Place) -> T:
         """Do the work in a thread.

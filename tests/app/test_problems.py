@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from serving import SAFETENSORS, Client, assert_well, example, npy_file, packed, served
 
+from app.options import UPSAMPLINGS
 from app.pictures import KINDS
 from app.routes import OPERATIONS
 
@@ -321,7 +322,7 @@ def test_an_option_sent_as_a_form_field_is_sent_to_the_query(client):
 
 OPTIONS = {
     "unknown=1": "options: expected names out of ignore_index, label_smoothing, temperature, "
-    "normalization, label_encoding, palette, got 'unknown'.",
+    "normalization, upsampling, label_encoding, palette, got 'unknown'.",
     "kind=error": "got 'kind'.",
     "label_smoothing=1.5": "label_smoothing: expected a number from 0 to 1, got '1.5'.",
     "label_smoothing=nan": "label_smoothing: expected a number from 0 to 1, got 'nan'.",
@@ -342,6 +343,9 @@ OPTIONS = {
     "ignore_index=%00": "got something else.",
     "ignore_index=%ED%A0%80": "got something else.",
     "palette=<script>": "palette: expected one of voc, cityscapes, got something else.",
+    "upsampling=": "one of none, bilinear, bilinear_aligned, fcn, got nothing.",
+    "upsampling=FCN": "upsampling: expected one of none, bilinear, bilinear_aligned, fcn, "
+    "got 'FCN'.",
     "label_encoding=rgba": "label_encoding: expected one of auto, index, rgb, got 'rgba'.",
     "temperature=1&temperature=2": "temperature: expected one value, got several.",
 }
@@ -565,7 +569,9 @@ def test_no_damage_to_a_good_body_is_an_error_of_ours(client, data):
 @settings(max_examples=100, deadline=None)
 @given(
     query=st.binary(max_size=60),
-    name=st.sampled_from(["", "ignore_index=", "temperature=", "palette=", "kind=", "maps="]),
+    name=st.sampled_from(
+        ["", "ignore_index=", "temperature=", "upsampling=", "palette=", "kind=", "maps="]
+    ),
     operation=st.sampled_from([operation.name for operation in OPERATIONS]),
 )
 def test_no_query_is_an_error_of_ours(client, query, name, operation):
@@ -587,10 +593,11 @@ def test_no_query_is_an_error_of_ours(client, query, name, operation):
         },
     ),
     operation=st.sampled_from(
-        ["loss", "gradient", "evaluate", *(f"visualize?kind={kind}" for kind in KINDS)]
+        ["loss?", "gradient?", "evaluate?", *(f"visualize?kind={kind}&" for kind in KINDS)]
     ),
+    upsampling=st.sampled_from(UPSAMPLINGS),
 )
-def test_no_tensors_are_an_error_of_ours(client, shapes, operation):
+def test_no_tensors_are_an_error_of_ours(client, shapes, operation, upsampling):
     tensors = {name: torch.ones(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
-    response = client.post_tensors(f"/v1/{operation}", **tensors)
+    response = client.post_tensors(f"/v1/{operation}upsampling={upsampling}", **tensors)
     assert response.status_code in (200, 413, 422), response.text
