@@ -211,7 +211,7 @@ def size_to_upsample_to(scores: Tensor, labels: Tensor, where: str) -> Sequence[
     if scores.ndim != 4 or not scores.shape[2:].numel():
         expected = "[N, C, h, w] with h and w of at least 1, to be upsampled"
         raise InvalidInput(where, expected, f"shape {_shape(scores)}")
-    if isinstance(labels, Tensor) and labels.ndim in (3, 4):
+    if isinstance(labels, Tensor) and labels.ndim in (2, 3, 4):
         return labels.shape[-2:]
     return scores.shape[2:]
 
@@ -235,7 +235,7 @@ def _check_map(where: str, tensor: Tensor, logits: Tensor, spatial: Sequence[int
     if tuple(tensor.shape) == (logits.shape[0], 1, *spatial):
         return tensor.squeeze(1)
     fix = ""
-    if tuple(tensor.shape) == tuple(logits.shape):
+    if tuple(tensor.shape) == (*logits.shape[:2], *spatial):
         fix = "One-hot? Take argmax over axis 1."
     elif tuple(tensor.shape) == wanted[1:] and wanted[0] == 1:
         fix = "Add the batch axis: [None]."

@@ -142,7 +142,7 @@ class _Bands(_Plan):
         self.tables = (
             np.array(mesh, np.int64),
             rows.starts.astype(np.int64),
-            rows.weights.reshape(-1),
+            rows.weights.flatten(),
             columns.starts.astype(np.int64),
             _weights_by_phase(columns, mesh.phase_stride).astype(self._element),
         )

@@ -25,6 +25,8 @@ from seg_loss.checks import InvalidInput
 
 Size = tuple[int, int]  # height and width
 
+_MOST = 1 << 30  # positions times this are integers yet
+
 
 @dataclass(frozen=True, eq=False)
 class Axis:
@@ -134,16 +136,18 @@ class Deconvolution:
 
     def __post_init__(self) -> None:
         if not _is_count(self.stride, 1):
-            raise InvalidInput("stride", "an integer of at least 1", repr(self.stride))
+            raise InvalidInput("stride", f"an integer from 1 to {_MOST}", repr(self.stride))
         if self.kernel_size is None:
             object.__setattr__(self, "kernel_size", 2 * self.stride)
         if not _is_count(self.kernel_size, 1, 2 * self.stride):
             expected = f"an integer from 1 to 2 * stride = {2 * self.stride}"
             raise InvalidInput("kernel_size", expected, repr(self.kernel_size))
         crop = (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
-        if not (isinstance(crop, tuple) and len(crop) == 2 and all(_is_count(n, 0) for n in crop)):
-            raise InvalidInput("crop", "an integer of at least 0, or two", repr(self.crop))
-        object.__setattr__(self, "crop", crop)
+        is_pair = isinstance(crop, list | tuple) and len(crop) == 2
+        if not (is_pair and all(_is_count(n, 0) for n in crop)):
+            expected = f"an integer from 0 to {_MOST}, or two, of rows and columns"
+            raise InvalidInput("crop", expected, repr(self.crop))
+        object.__setattr__(self, "crop", tuple(crop))
 
     @classmethod
     def of_fcn(cls, scores: Size, labels: Size) -> "Deconvolution":
@@ -261,7 +265,7 @@ def _covers(stride: int, scores: int, labels: int) -> bool:
     return (scores + 1) * stride - FCN_CROPS[stride] >= labels
 
 
-def _is_count(value: object, least: int, most: int = 1 << 30) -> bool:
+def _is_count(value: object, least: int, most: int = _MOST) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 

@@ -1,7 +1,8 @@
 """What the library's tests share: shapes and layouts, each for a reason, and the one tolerance."""
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -317,6 +318,18 @@ def upsample_by_torch(scores: Tensor, size: Sequence[int], upsampling: Upsamplin
     return made[:, :, down : down + size[0], right : right + size[1]]
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For oracles: torch's threads spin while they wait, and small operators are waiting mostly."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+@one_thread()
 def upsampled_truth(
     scores: Tensor,
     labels: Tensor,
@@ -333,6 +346,7 @@ def upsampled_truth(
     return loss.detach(), gradient
 
 
+@one_thread()
 def upsampled_torch(
     scores: Tensor, labels: Tensor, *args: Any, upsampling: Upsampling, **options: Any
 ) -> tuple[Tensor, Tensor]:

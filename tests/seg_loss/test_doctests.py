@@ -20,7 +20,14 @@ def test_examples_in_docstrings_are_true(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["spatial_softmax", "spatial_cross_entropy", "loss_and_gradient", "evaluate"]
+    "name",
+    [
+        "spatial_softmax",
+        "spatial_cross_entropy",
+        "upsampled_cross_entropy",
+        "loss_and_gradient",
+        "evaluate",
+    ],
 )
 def test_the_main_functions_have_an_example(name):
     function = getattr(seg_loss, name)

@@ -13,6 +13,7 @@ from cases import (
     make_labels,
     make_logits,
     make_options,
+    one_thread,
     same_bits,
 )
 
@@ -38,8 +39,12 @@ def made(dtype=torch.float32):
     return make_logits(SHAPE, dtype), make_labels(FULL)
 
 
-def logits_of(scores, size, upsampling):
-    return reference.upsample(scores, tuple(size), upsampling)
+@one_thread()
+def truth_of(scores, size, upsampling):
+    """The upsampled logits, their log-softmax and softmax, float64."""
+    logits = reference.upsample(scores, tuple(size), upsampling)
+    log_p = logits.log_softmax(dim=1)
+    return logits, log_p, log_p.exp()
 
 
 def near(got, expected, rel):
@@ -76,7 +81,7 @@ def test_every_figure_is_that_of_the_upsampled_logits(way, option):
     scores, labels = made(torch.float64)
     options = make_options(option, FULL)
     got = seg_loss.evaluate(scores, labels, **options, upsampling=WAYS[way], maps=MAPS)
-    logits = logits_of(scores, SIZE, WAYS[way])
+    logits, _, _ = truth_of(scores, SIZE, WAYS[way])
     plain = seg_loss.evaluate(logits, labels, **options, maps=MAPS)
     check_equal(got, plain, 1e-12)
     assert list(got.maps) == list(MAPS)
@@ -114,9 +119,7 @@ def test_options_mean_the_same_as_in_the_loss(option, normalization):
 def test_maps_are_as_large_as_the_labels_and_true(case, dtype):
     scores, labels = make_logits(case.shape, dtype), make_labels(case.full_shape)
     got = seg_loss.evaluate(scores, labels, upsampling=case.upsampling, maps=MAPS)
-    logits = logits_of(scores, case.size, case.upsampling)
-    log_p = logits.log_softmax(dim=1)
-    p = log_p.exp()
+    _, log_p, p = truth_of(scores, case.size, case.upsampling)
     valid = labels != 255
     nll = -log_p.gather(1, torch.where(valid, labels.long(), 0)[:, None])[:, 0]
     depth = min(3, case.shape[1])
@@ -156,7 +159,7 @@ def test_maps_are_as_large_as_the_labels_and_true(case, dtype):
 @WAY
 def test_calibration_counts_the_labels_pixels(way, dtype):
     scores, labels = made(dtype)
-    p = logits_of(scores, SIZE, WAYS[way]).softmax(dim=1)
+    _, _, p = truth_of(scores, SIZE, WAYS[way])
     valid = labels != 255
     confidence, prediction = p.max(dim=1)
     confidence, right = confidence[valid], (prediction == labels)[valid]
@@ -340,6 +343,7 @@ def refusal_of(scores, labels, upsampling, **options):
     return str(refusal.value)
 
 
+@one_thread()
 def readers(nodes, size, upsampling):
     """Pixels [N, H, W] that read one of the nodes [N, h, w] with another weight than 0."""
     rows, columns = (

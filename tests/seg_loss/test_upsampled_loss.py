@@ -24,6 +24,7 @@ from cases import (
     make_labels,
     make_logits,
     make_options,
+    one_thread,
     same_bits,
     seed_of,
     upsample_by_torch,
@@ -286,6 +287,7 @@ def check_against_definition(scores, size, upsampling, ignored):
     )
 
 
+@one_thread()
 def reads(labels, shape, upsampling, valid=None):
     """Which scores [N, 1, h, w] some valid pixel reads: has in its sum with another weight than 0."""
     rows, columns = (
@@ -1444,7 +1446,7 @@ REFUSED = [
     ((X, None, {}), "labels: expected a torch.Tensor, got NoneType."),
     ((X, Y.float(), {}), "labels: expected uint8, int8, int16, int32 or int64, got float32. Class indices are integers."),
     ((X, Y[:1], {}), "labels: expected shape (2, 7, 9) to match logits (2, 3, 2, 4), got shape (1, 7, 9)."),
-    ((X, Y[:, None].expand(2, 3, 7, 9), {}), "labels: expected shape (2, 7, 9) to match logits (2, 3, 2, 4), got shape (2, 3, 7, 9)."),
+    ((X, Y[:, None].expand(2, 3, 7, 9), {}), "labels: expected shape (2, 7, 9) to match logits (2, 3, 2, 4), got shape (2, 3, 7, 9). One-hot? Take argmax over axis 1."),
     ((X, Y, {"class_weight": torch.ones(4)}), "class_weight: expected shape (3,), one per class, got shape (4,)."),
     ((X, Y, {"pixel_weight": Y}), "pixel_weight: expected float32, float16, bfloat16 or float64, got uint8."),
     ((X, Y, {"pixel_weight": X[:, 0]}), "pixel_weight: expected shape (2, 7, 9) to match the labels, got shape (2, 2, 4)."),
