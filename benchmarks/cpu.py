@@ -224,12 +224,7 @@ def main() -> None:
     if arguments.shape:
         shapes = tuple(tuple(map(int, text.split(","))) for text in arguments.shape)
 
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    machine = f"{_processor()}, {torch.get_num_threads()} threads"
-    versions = f"torch {torch.__version__}, Numba {numba.__version__}, commit {commit}"
-    lines = [f"Made by `make bench`; medians of one run, in ms. {machine}, {versions}.", ""]
+    lines = [f"Made by `make bench`; medians of one run, in ms. {machine()}.", ""]
     rows = []
     for shape in shapes:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -288,14 +283,23 @@ def _table(problem: Problem, ms: dict[str, float]) -> list[str]:
         passes = 0 if kind else moved
         lines.append(
             f"| {name} | {time_ms:.1f} | {f'{passes / time_ms / 1e6:.1f}' if passes else ''} "
-            f"| {_ratio(eager, time_ms)} | {_ratio(compiled, time_ms)} "
+            f"| {ratio(eager, time_ms)} | {ratio(compiled, time_ms)} "
             f"| {time_ms / ms['copy']:.2f} |"
         )
     return [*lines, ""]
 
 
-def _ratio(other: float | None, time_ms: float) -> str:
+def ratio(other: float | None, time_ms: float) -> str:
     return f"{other / time_ms:.2f}x" if other else ""
+
+
+def machine() -> str:
+    """What measured what."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    versions = f"torch {torch.__version__}, Numba {numba.__version__}, commit {commit}"
+    return f"{_processor()}, {torch.get_num_threads()} threads, {versions}"
 
 
 def _processor() -> str:
