@@ -25,13 +25,16 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
 import seg_loss
+from seg_loss import Bilinear, Deconvolution, reference
 from seg_loss.evaluation import MAPS, Evaluation
+from seg_loss.upsampling import Upsampling
 from tests.cases import (
     CASES,
     FLOATS,
     LABEL_DTYPES,
     LAYOUTS,
     OPTIONS,
+    UPSAMPLED_CASES,
     assert_accurate,
     is_positive_zero,
     make_labels,
@@ -41,6 +44,8 @@ from tests.cases import (
     seed_of,
     torch_loss,
     torch_loss_and_gradient,
+    upsampled_torch,
+    upsampled_truth,
     with_void,
 )
 
@@ -250,13 +255,15 @@ def _check_softmax(logits: Tensor, x: Tensor, temperature: float) -> None:
 
 
 def _check_evaluate(
-    logits: Tensor, labels: Tensor, options: Mapping[str, Any], x: Tensor, y: Tensor
+    logits: Tensor, labels: Tensor, options: Mapping[str, Any], x: Tensor, y: Tensor, **how: Any
 ) -> None:
-    """Integers as on the CPU but where two classes, or a confidence and a bin's edge, are closer
-    than rounding; floats close; and without maps as with them.
+    """Of x, which by `how` is the same as these logits.
+
+    Integers as on the CPU but where two classes, or a confidence and a bin's edge, are closer than
+    rounding; floats close; and without maps as with them.
     """
     its = on(x.device, options)
-    got = seg_loss.evaluate(x, y, **its, maps=MAPS)
+    got = seg_loss.evaluate(x, y, **its, **how, maps=MAPS)
     plain = evaluate_on_cpu(logits, labels, **options, maps=MAPS)
     temperature = options.get("temperature", 1.0)
     spread = max(1.0, float(logits.double().abs().max()) / temperature)
@@ -290,7 +297,7 @@ def _check_evaluate(
     for ours_bin, their_bin in zip(got.calibration.bins, plain.calibration.bins, strict=True):
         apart = abs(ours_bin.pixels - their_bin.pixels)
         expect(apart <= near_an_edge, f"{apart} pixels are in another bin of confidence")
-    alone = seg_loss.evaluate(x, y, **its)
+    alone = seg_loss.evaluate(x, y, **its, **how)
     expect_close("evaluate's loss without maps", alone.loss, got.loss, 1e-6)
     expect(torch.equal(alone.confusion, got.confusion), "evaluate's confusion depends on the maps")
 
@@ -386,6 +393,251 @@ def _items_of_everything(place: int, *, quick: bool) -> list[Item]:
     return items[place::3][: 1 if quick else None]
 
 
+# -- upsampled scores --------------------------------------------------------------------------
+
+PLAIN, ALIGNED = Bilinear(), Bilinear(align_corners=True)
+FCN_8S = Deconvolution(8, crop=31)
+
+
+@dataclass(frozen=True)
+class UpsampledItem:
+    """Scores and how they become as large as the labels."""
+
+    shape: tuple[int, ...]
+    size: tuple[int, int]
+    upsampling: Upsampling = PLAIN
+    dtype: torch.dtype = torch.float32
+    layout: str = "contiguous"
+    label_dtype: torch.dtype = torch.uint8
+    option: str = "plain"
+
+    @property
+    def name(self) -> str:
+        shapes = "x".join(map(str, self.shape)) + " to " + "x".join(map(str, self.size))
+        dtypes = f"{str(self.dtype)[6:]}, {str(self.label_dtype)[6:]}"
+        return f"{shapes} by {self.upsampling}, {dtypes}, {self.layout}, {self.option}"
+
+    def tensors(self) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Scores, labels and options, on the CPU."""
+        full = (*self.shape[:2], *self.size)
+        scores = LAYOUTS[self.layout](make_logits(self.shape, self.dtype))
+        labels = make_labels(full, self.label_dtype)
+        return scores, labels, with_void(make_options(self.option, full), labels)
+
+
+def check_upsampled_item(item: UpsampledItem, device: torch.device, depth: int) -> None:
+    """Loss and gradient; when trained, autograd for an upstream of 3 and memory of the caller's."""
+    scores, labels, options = item.tensors()
+    x, y, its = placed(scores, device), placed(labels, device), on(device, options)
+    how: dict[str, Any] = {"upsampling": item.upsampling}
+    truth, truth_gradient = upsampled_truth(scores, labels, **options, **how)
+    by_torch, gradient_by_torch = upsampled_torch(scores, labels, **options, **how)
+    scale = 1.0 if item.shape[1] == 1 else None
+
+    with torch.no_grad():
+        forward = seg_loss.upsampled_cross_entropy(x, y, **its, **how)
+    loss, gradient = seg_loss.loss_and_gradient(x, y, **its, **how)
+    assert_accurate("loss", loss.cpu(), truth, by_torch)
+    expect_close("loss without gradient", float(forward), float(loss), 1e-6)
+    assert_accurate("gradient", gradient.cpu(), truth_gradient, gradient_by_torch, scale=scale)
+    if depth < TRAINED:
+        return
+    leaf = x.detach().requires_grad_()
+    loss = seg_loss.upsampled_cross_entropy(leaf, y, **its, **how)
+    (thrice,) = torch.autograd.grad(3 * loss, leaf)
+    assert_accurate(
+        "gradient for an upstream of 3", thrice.cpu(), 3 * truth_gradient,
+        (3 * gradient_by_torch.double()).to(item.dtype), scale=None if scale is None else 3.0,
+    )  # fmt: skip
+    if item.layout == "expanded":
+        return
+    out = placed(LAYOUTS[item.layout](torch.full(item.shape, torch.nan).to(item.dtype)), device)
+    seg_loss.loss_and_gradient(x, y, **its, **how, out=out)
+    expect_same_bits("out=", out, gradient)
+    seg_loss.loss_and_gradient(out.copy_(x), y, **its, **how, out=out)
+    expect_same_bits("out=scores", out, gradient)
+
+
+def check_upsampled_items(
+    items: Sequence[UpsampledItem], device: torch.device, depth: int = FORWARD
+) -> str:
+    """As `check_items`."""
+    failures = []
+    for item in items:
+        try:
+            check_upsampled_item(item, device, depth)
+        except Exception as failure:  # noqa: BLE001, RUF100 - a table of failures is the aim
+            failures.append(f"{item.name}: {type(failure).__name__}: {failure}")
+            if "CUDA error" in str(failure):
+                break
+    if failures:
+        raise AssertionError(f"{len(failures)} of {len(items)} failed; " + " | ".join(failures[:6]))
+    return f"{len(items)} cases"
+
+
+def _upsampled_ways(*, quick: bool) -> list[UpsampledItem]:
+    """The tests' cases. On a device all of one number of classes and one dtype, to compile little;
+    in the interpreter the smallest.
+    """
+    if not quick:
+        return [
+            UpsampledItem((case.shape[0], 21, *case.shape[2:]), case.size, case.upsampling)
+            for case in UPSAMPLED_CASES
+        ]
+    cases = [(case.shape, case.size, case.upsampling) for case in UPSAMPLED_CASES]
+    cases = [case for case in cases if math.prod((*case[0][:2], *case[1])) <= 400]
+    cases += [
+        ((1, 3, 3, 3), (5, 4), Deconvolution(2, crop=(1, 2))),
+        ((1, 3, 2, 2), (7, 6), Deconvolution(3)),
+        ((1, 3, 5, 5), (6, 9), FCN_8S),
+        ((1, 3, 2, 3), (5, 8), ALIGNED),
+    ]
+    turns = zip(itertools.cycle(FLOATS), itertools.cycle(LABEL_DTYPES))
+    return [
+        UpsampledItem(*case, dtype, label_dtype=label_dtype)
+        for case, (dtype, label_dtype) in zip(cases, turns, strict=False)
+    ]
+
+
+def _upsampled_classes(place: int, *, quick: bool) -> list[UpsampledItem]:
+    """Every row of the table, from both ends."""
+    if quick:
+        items = [UpsampledItem((1, n, 2, 2), (3, 4)) for n in (7, 19, 33, 150, 200)]
+        items += [UpsampledItem((1, 257, 1, 2), (2, 3), option="everything")]
+        return items[place::3]
+    ends = [n + more for n in (6, 12, 24, 64, 160, 256) for more in (0, 1)]
+    shape, size = (5, 19), (37, 150)
+    items = [UpsampledItem((2, n, *shape), size) for n in (1, *ends, 19, 150, 1000, 5000)]
+    for n in (19, 150):
+        items.append(UpsampledItem((2, n, *shape), size, FCN_8S, torch.bfloat16))
+    for n in (19, 150, 300):
+        items.append(UpsampledItem((2, n, *shape), size, option="everything"))
+    return items[place::3]
+
+
+def _upsampled_options(*, quick: bool) -> list[UpsampledItem]:
+    shape, size = ((2, 5, 2, 2), (3, 4)) if quick else ((2, 21, 9, 20), (67, 150))
+    turns = itertools.cycle(FLOATS)
+    items = [
+        UpsampledItem(shape, size, layout=layout, dtype=next(turns))
+        for layout in (("channels_last", "sliced") if quick else ON_DEVICE)
+    ]
+    turns = itertools.cycle((torch.float32, torch.bfloat16))
+    return items + [
+        UpsampledItem(shape, size, ALIGNED, next(turns), option=option)
+        for option in OPTIONS
+        if option == "everything" or not quick
+    ]
+
+
+def check_upsampled_evaluate(device: torch.device, quick: bool) -> str:
+    """All that `evaluate` tells of upsampled scores is what it tells of the logits they mean."""
+    items = [
+        UpsampledItem((2, 5, 3, 4), (7, 9)),
+        UpsampledItem((1, 21, 5, 6), (11, 17), FCN_8S, torch.bfloat16, option="temperature"),
+        UpsampledItem((2, 3, 4, 5), (4, 5), ALIGNED, torch.float64, option="everything"),
+        UpsampledItem((1, 150, 9, 20), (67, 150), label_dtype=torch.int64),
+        UpsampledItem((1, 5000, 2, 3), (5, 6)),
+    ]
+    for item in items[: 3 if quick else None]:
+        scores, labels, options = item.tensors()
+        logits = reference.upsample(scores, item.size, item.upsampling)
+        x, y = placed(scores, device), placed(labels, device)
+        _check_evaluate(logits, labels, options, x, y, upsampling=item.upsampling)
+    return f"{len(items[: 3 if quick else None])} cases"
+
+
+def check_upsampled_edges(device: torch.device, quick: bool) -> str:
+    """What no pixel reads stays where it is; bad labels; nothing valid; nothing at all; the same
+    bits twice, and for an image alone.
+    """
+    shape, size = ((2, 5, 3, 4), (7, 9)) if quick else ((3, 5, 4, 6), (15, 21))
+    labels = make_labels((*shape[:2], *size))
+    # Whoever reads the very first node.
+    labels[0, : size[0] * 2 // shape[2] + 1, : size[1] * 2 // shape[3] + 1] = 255
+    y = labels.to(device)
+    dtypes = (torch.float32,) if quick else (torch.float32, torch.bfloat16)
+    for dtype in dtypes:
+        x = make_logits(shape, dtype).to(device)
+        options: dict[str, Any] = {"normalization": "none"}
+        plain = seg_loss.loss_and_gradient(x, y, **options, upsampling=PLAIN)
+        again = seg_loss.loss_and_gradient(x, y, **options, upsampling=PLAIN)
+        expect_same_bits(f"{dtype} loss again", again[0], plain[0])
+        expect_same_bits(f"{dtype} gradient again", again[1], plain[1])
+        _, alone = seg_loss.loss_and_gradient(x[1:2], y[1:2], **options, upsampling=PLAIN)
+        expect_same_bits(f"{dtype} image alone", alone, plain[1][1:2])
+        for value in (math.nan, math.inf, -math.inf)[: 1 if quick else None]:
+            spoilt = x.clone()
+            spoilt[0, :, 0, 0] = value
+            got = seg_loss.loss_and_gradient(spoilt, y, **options, upsampling=PLAIN)
+            expect_same_bits(f"{dtype} loss with ignored {value}", got[0], plain[0])
+            expect_same_bits(f"{dtype} gradient with ignored {value}", got[1], plain[1])
+            expect(is_positive_zero(got[1][0, :, 0, 0]), f"{value}: gradient is not +0")
+        # A class that is out of the question; of equal size each pixel reads one node.
+        masked = x.clone()
+        masked[:, 3] = -math.inf
+        masked[0, 2, 1, 1] = -math.inf
+        for upsampling in (ALIGNED, PLAIN)[: 1 if quick else None]:
+            some = make_labels(shape)
+            some = torch.where((some == 3) | (some == 2), 255, some).to(device)
+            whole = seg_loss.loss_and_gradient(masked, some, **options)
+            got = seg_loss.loss_and_gradient(masked, some, **options, upsampling=upsampling)
+            expect(math.isfinite(float(got[0])), f"{dtype}: loss {float(got[0])} of a masked class")
+            expect_close("loss of equal sizes", float(got[0]), float(whole[0]), 1e-6)
+            assert_accurate(
+                "gradient of equal sizes", got[1].cpu(), whole[1].cpu().double(), whole[1].cpu()
+            )
+            expect(not got[1][:, 3].any(), f"{dtype}: the gradient of -inf is not 0")
+            found = seg_loss.evaluate(masked, some, upsampling=upsampling)
+            expect(found.non_finite_pixels == 0, f"{dtype}: {found.non_finite_pixels} non-finite")
+        for normalization in ("valid", "weight", "full")[: 1 if quick else None]:
+            nothing = torch.full_like(y, 255)
+            bad = torch.full_like(x, math.nan)
+            got = seg_loss.loss_and_gradient(
+                bad, nothing, normalization=normalization, upsampling=PLAIN
+            )
+            expect(float(got[0]) == 0, f"{dtype} {normalization}: nothing valid costs something")
+            expect(is_positive_zero(got[1]), "gradient is not +0")
+        loss, gradient = seg_loss.loss_and_gradient(x[:0], y[:0], upsampling=PLAIN)
+        expect(float(loss) == 0 and gradient.shape == x[:0].shape, "an empty batch costs something")
+    _check_upsampled_bad_labels(device)
+    return f"NaN, inf, -inf, nothing valid and bad labels, in {len(dtypes)} dtypes"
+
+
+def _check_upsampled_bad_labels(device: torch.device) -> None:
+    shape, size = (2, 5, 2, 3), (5, 6)
+    scores, good = make_logits(shape), make_labels((*shape[:2], *size), torch.int64)
+    labels = good.clone()
+    labels[1, 2, 4] = labels[1, -1, 2] = 77
+    spoken = refusal(on_cpu, torch.zeros(*shape[:2], *size), labels)
+    x, y = scores.to(device), labels.to(device)
+    calls: dict[str, Callable[[str], object]] = {
+        "loss_and_gradient": lambda how: seg_loss.loss_and_gradient(
+            x, y, upsampling=PLAIN, check_labels=how
+        ),
+        "upsampled_cross_entropy": lambda how: seg_loss.upsampled_cross_entropy(
+            x, y, check_labels=how
+        ),
+        "evaluate": lambda how: seg_loss.evaluate(x, y, upsampling=PLAIN, check_labels=how),
+    }
+    for name, call in calls.items():
+        got = refusal(call, "raise")
+        expect(got and got == spoken, f"{name}: {got!r}, on the CPU {spoken!r}")
+        expect(not refusal(call, "defer"), f"{name}: defer spoke at once")
+        late = refusal(seg_loss.check)
+        expect(late == spoken, f"{name}: check() said {late!r}")
+        expect(not refusal(call, "ignore"), f"{name}: ignore spoke")
+        expect(not refusal(seg_loss.check), f"{name}: ignore left a report")
+    ignored = torch.where(y == 77, 255, y)
+    for what, one, other in zip(
+        ("loss", "gradient"),
+        seg_loss.loss_and_gradient(x, y, upsampling=PLAIN, check_labels="ignore"),
+        seg_loss.loss_and_gradient(x, ignored, upsampling=PLAIN),
+        strict=True,
+    ):
+        expect_same_bits(f"{what} with bad labels ignored", one, other)
+
+
 # -- beyond the grid ---------------------------------------------------------------------------
 
 
@@ -462,6 +714,9 @@ def check_no_waiting(device: torch.device, quick: bool) -> str:
             seg_loss.loss_and_gradient(x, y, check_labels=check_labels)
             seg_loss.pixel_nll(leaf, y, check_labels=check_labels).sum().backward()  # type: ignore[no-untyped-call]
             seg_loss.spatial_softmax(leaf).sum().backward()  # type: ignore[no-untyped-call]
+            small = x[:, :, ::8, ::8].detach().requires_grad_()
+            loss = seg_loss.upsampled_cross_entropy(small, y, check_labels=check_labels)
+            (loss * 3).backward()  # type: ignore[no-untyped-call]
 
         everything()
         wait(device)
@@ -489,7 +744,11 @@ def check_graphs(device: torch.device, quick: bool) -> str:
             loss = seg_loss.spatial_cross_entropy(leaf, y, check_labels="defer")
             return loss.detach(), *torch.autograd.grad(2 * loss, leaf)
 
-        for call in (direct, trained):
+        def upsampled(leaf: Tensor = leaf, y: Tensor = y) -> tuple[Tensor, ...]:
+            loss = seg_loss.upsampled_cross_entropy(leaf[:, :, ::4, ::4], y, check_labels="defer")
+            return loss.detach(), *torch.autograd.grad(2 * loss, leaf)
+
+        for call in (direct, trained, upsampled):
             graph, results = captured(call)
             for factor, labels in ((1.0, y.clone()), (-0.5, y.clone()), (2.0, y_of_ones)):
                 with torch.no_grad():
@@ -507,7 +766,7 @@ def check_graphs(device: torch.device, quick: bool) -> str:
             message = refusal(seg_loss.check)
             expect(message.startswith("labels:"), f"a bad label in a replay: {message!r}")
             y.copy_(make_labels(shape))
-    return "loss_and_gradient and forward+backward, 3 contents each, and a bad label"
+    return "loss_and_gradient, forward+backward, upsampled; 3 contents each, and a bad label"
 
 
 def captured(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
@@ -825,6 +1084,15 @@ def check_peak_memory(device: torch.device, quick: bool) -> str:
             a_pixel = beyond / y.numel()
             expect(a_pixel <= 4, f"{shape} {call.__name__}: {a_pixel:.2f} bytes a pixel")
             figures.append(f"{call.__name__} {a_pixel:.3f}")
+        small = x[:, :, ::8, ::8].contiguous()
+
+        def upsampled(small: Tensor = small, y: Tensor = y) -> object:
+            return seg_loss.loss_and_gradient(small, y, upsampling=PLAIN)
+
+        upsampled()
+        a_pixel = (peak_beyond(upsampled) - small.nbytes) / y.numel()
+        expect(a_pixel <= 0.1, f"{shape} upsampled: {a_pixel:.3f} bytes a pixel")
+        figures.append(f"upsampled {a_pixel:.3f}")
     return "bytes a pixel: " + ", ".join(figures)
 
 
@@ -875,6 +1143,17 @@ def run_sanitized(device: torch.device) -> None:
         y[0, 0, 0], y[0, 0, 1] = 1 << 40, -5
         seg_loss.loss_and_gradient(x, y, torch.ones(shape[1], device=device), check_labels="ignore")
         seg_loss.evaluate(x, y, check_labels="ignore")
+    for item in (
+        UpsampledItem((2, 21, 5, 9), (37, 71)),
+        UpsampledItem((1, 150, 6, 7), (17, 31), FCN_8S),
+        UpsampledItem((1, 300, 2, 3), (9, 11), ALIGNED),
+    ):
+        scores, labels, _ = item.tensors()
+        x, y = placed(scores, device), placed(labels.long(), device)
+        y[0, 0, 0], y[0, 0, 1] = 1 << 40, -5
+        how: dict[str, Any] = {"upsampling": item.upsampling, "check_labels": "ignore"}
+        seg_loss.loss_and_gradient(x, y, **how)
+        seg_loss.evaluate(x, y, **how, maps=MAPS)
     wait(device)
     print("sanitized child: done", flush=True)
 
@@ -916,6 +1195,27 @@ CHECKS = (
         )
         for place in range(3)
     ),
+    Check(
+        "upsampled: ways",
+        lambda device, quick: check_upsampled_items(_upsampled_ways(quick=quick), device),
+    ),
+    *(
+        Check(
+            f"upsampled: classes {place + 1} of 3",
+            lambda device, quick, place=place: check_upsampled_items(  # type: ignore[misc]
+                _upsampled_classes(place, quick=quick), device
+            ),
+        )
+        for place in range(3)
+    ),
+    Check(
+        "upsampled: layouts and options",
+        lambda device, quick: check_upsampled_items(
+            _upsampled_options(quick=quick), device, TRAINED
+        ),
+    ),
+    Check("upsampled: evaluate", check_upsampled_evaluate),
+    Check("upsampled: edges", check_upsampled_edges),
     _grid("the tests' shapes", lambda quick: _items_of_shapes()[:: 3 if quick else 1]),
     Check("torch.compile", check_compile),
     Check("compute-sanitizer", check_sanitizer, 100),

@@ -25,10 +25,18 @@ from triton.compiler import ASTSource
 
 from seg_loss import blocks, triton_backend
 from seg_loss import triton_kernels as kernels
+from seg_loss import triton_upsampling as upsampling_kernels
+from seg_loss.upsampling import Axes, Bilinear, Upsampling
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 RESULT = Path(__file__).parent / "results" / "gpu_code.md"
-KERNELS = ("survey_kernel", "cross_entropy_kernel", "tally_kernel", "softmax_kernel")
+KERNELS = {
+    "survey_kernel": kernels,
+    "cross_entropy_kernel": kernels,
+    "tally_kernel": kernels,
+    "softmax_kernel": kernels,
+    "upsampled_cross_entropy_kernel": upsampling_kernels,
+}
 ARCHITECTURES = (80, 90)
 _DTYPES = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64",
@@ -56,6 +64,8 @@ class Code:
         spilled: bytes of a thread's registers that lie in memory for want of room.
         instructions: in the whole program text; its loops are counted once.
         loads, stores: of global memory, by bytes of one access: how many in the text.
+        loops: how many instructions each loop has, with those in it, in the order of their ends.
+        barriers: in the text of each loop.
     """
 
     registers: int
@@ -63,6 +73,8 @@ class Code:
     instructions: int
     loads: dict[int, int]
     stores: dict[int, int]
+    loops: tuple[int, ...]
+    barriers: tuple[int, ...]
 
 
 class _Recorder:
@@ -83,16 +95,17 @@ def recorded() -> Iterator[list[Launch]]:
     """The launches of the backend within, none of which takes place."""
     launches: list[Launch] = []
     with ExitStack() as fakes:
-        for name in KERNELS:
-            fakes.enter_context(mock.patch.object(kernels, name, _Recorder(name, launches)))
+        for name, module in KERNELS.items():
+            fakes.enter_context(mock.patch.object(module, name, _Recorder(name, launches)))
         yield launches
 
 
 def compiled(launch: Launch, architecture: int) -> Code:
     """Compile a launch as Triton would on a device of this architecture."""
-    kernel = getattr(kernels, launch.name)
+    kernel = getattr(KERNELS[launch.name], launch.name)
     constants = dict(launch.constants)
-    options = {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion")}
+    names = ("num_warps", "enable_fp_fusion", "maxnreg")
+    options = {name: constants.pop(name) for name in names if name in constants}
     signature: dict[str, Any] = {}
     fixed: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
@@ -101,7 +114,10 @@ def compiled(launch: Launch, architecture: int) -> Code:
         if name in constants:
             signature[name], fixed[(place,)] = "constexpr", constants[name]
         else:
-            signature[name] = _type_of(given[name], (place,), fixed, attributes)
+            signature[name] = _type_of(
+                given[name], (place,), fixed, attributes,
+                specializes=not kernel.params[place].do_not_specialize,
+            )  # fmt: skip
     result = triton.compile(
         ASTSource(kernel, signature, fixed, attributes),
         target=GPUTarget("cuda", architecture, 32),
@@ -115,19 +131,24 @@ def _type_of(
     path: tuple[int, ...],
     fixed: dict[tuple[int, ...], Any],
     attributes: dict[tuple[int, ...], Any],
+    *,
+    specializes: bool,
 ) -> Any:
-    """Triton's own rules: None and 1 are constants, multiples of 16 are known to be."""
+    """Triton's own rules: None and 1 are constants, multiples of 16 are known to be; but for
+    arguments that do not specialize, which tuples always do.
+    """
     if isinstance(value, tuple):
         return tuple(
-            _type_of(item, (*path, place), fixed, attributes) for place, item in enumerate(value)
+            _type_of(item, (*path, place), fixed, attributes, specializes=True)
+            for place, item in enumerate(value)
         )
-    if value is None or (type(value) is int and value == 1):
+    if value is None or (type(value) is int and value == 1 and specializes):
         fixed[path] = value
         return "constexpr"
     if isinstance(value, Tensor):
         attributes[path] = [["tt.divisibility", 16]]
         return f"*{_DTYPES[value.dtype]}"
-    if value % 16 == 0:
+    if value % 16 == 0 and specializes:
         attributes[path] = [["tt.divisibility", 16]]
     return "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
 
@@ -142,7 +163,8 @@ def _read(cubin: bytes) -> Code:
     stack = re.search(r"STACK:(\d+)", usage)
     assert registers
     assert stack
-    names = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", text, re.M)
+    names = re.findall(_INSTRUCTION, text, re.M)
+    loops = _loops(text)
     has_spills = any(name.startswith(("LDL", "STL")) for name in names)
     return Code(
         int(registers.group(1)),
@@ -150,7 +172,26 @@ def _read(cubin: bytes) -> Code:
         len(names),
         _widths(names, "LDG"),
         _widths(names, "STG"),
+        tuple(end - start for start, end in loops),
+        tuple(sum(name.startswith("BAR") for name in names[slice(*loop)]) for loop in loops),
     )
+
+
+_INSTRUCTION = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)"
+
+
+def _loops(text: str) -> list[tuple[int, int]]:
+    """First and last instruction of each loop: where something branches back."""
+    number, labels, loops = 0, {}, []
+    for line in text.splitlines():
+        if label := re.match(r"^\s*(\.L_\w+):", line):
+            labels[label.group(1)] = number
+        elif instruction := re.match(_INSTRUCTION, line):
+            number += 1
+            target = re.search(r"`\((\.L_\w+)\)", line)
+            if target and target.group(1) in labels and instruction.group(1).startswith("BRA"):
+                loops.append((labels[target.group(1)], number))
+    return loops
 
 
 def _run(tool: str, *arguments: str) -> str:
@@ -225,6 +266,68 @@ def launches_of(row: Row, **options: Any) -> list[Launch]:
     return launches
 
 
+BILINEAR = Bilinear()
+
+
+@dataclass(frozen=True)
+class UpsampledRow:
+    """As many classes as a row of the table for upsampled scores takes, or as data sets have."""
+
+    num_classes: int
+    dtype: torch.dtype
+    upsampling: Upsampling = BILINEAR
+    size: tuple[int, int] = (128, 256)
+    nodes: tuple[int, int] = (16, 32)
+
+    @property
+    def name(self) -> str:
+        ratio = self.size[0] // self.nodes[0]
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"upsampled {ratio} times, {self.num_classes} classes, {dtype}"
+
+    @property
+    def cut(self) -> blocks.Cells:
+        return blocks.cells_for(self.num_classes, is_double=self.dtype == torch.float64)
+
+    @property
+    def axes(self) -> Axes:
+        return self.upsampling.axes(self.nodes, self.size)
+
+    def scores(self) -> Tensor:
+        return torch.empty(2, self.num_classes, *self.nodes, dtype=self.dtype, device="meta")
+
+
+def upsampled_rows(dtype: torch.dtype) -> list[UpsampledRow]:
+    """All rows of the table at the most classes, and FCN's, Cityscapes' and ADE20K's."""
+    most = {min(row.max_classes, 300) for row in blocks.CELLS}
+    return [UpsampledRow(number, dtype) for number in sorted(most | {2, 19, 21, 60, 150})]
+
+
+def upsampled_loss(
+    row: UpsampledRow, *, with_gradient: bool = True, label_dtype: torch.dtype = torch.uint8,
+    normalization: str = "valid", how: str = "ignore", **options: Any,
+) -> None:  # fmt: skip
+    """Let the backend launch `loss_and_gradient`, or the loss alone, of upsampled scores."""
+    scores = row.scores()
+    labels = torch.empty(2, *row.size, dtype=label_dtype, device="meta")
+    given = {
+        "class_weight": None, "pixel_weight": None, "label_smoothing": 0.0, "temperature": 1.0,
+        **options,
+    }  # fmt: skip
+    triton_backend.upsampled_cross_entropy(
+        scores, labels, given["class_weight"], given["pixel_weight"], (255,),
+        given["label_smoothing"], given["temperature"], float("inf"), normalization, how,
+        row.axes, torch.empty_like(scores) if with_gradient else None,
+    )  # fmt: skip
+
+
+def upsampled_launches_of(row: UpsampledRow, **options: Any) -> list[Launch]:
+    """What `upsampled_loss` launches for a row."""
+    with recorded() as launches:
+        upsampled_loss(row, **options)
+    return launches
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a loss with its gradient should take of an H200, by its bytes and by its instructions.
@@ -269,9 +372,10 @@ SHAPES = (
 )  # fmt: skip
 
 
-def evaluate_all(logits: Tensor) -> None:
+def evaluate_all(logits: Tensor, axes: Axes | None = None) -> None:
     """Let the backend launch `evaluate` with all maps."""
-    shape = (logits.shape[0], *logits.shape[2:])
+    size = logits.shape[2:] if axes is None else [axis.num_positions for axis in axes]
+    shape = (logits.shape[0], *size)
     depth = min(3, logits.shape[1])
     index = torch.uint8 if logits.shape[1] <= 256 else torch.int16
     maps = {
@@ -288,7 +392,9 @@ def evaluate_all(logits: Tensor) -> None:
     labels = torch.empty(shape, dtype=torch.uint8, device="meta")
     # Its counts are not on the host, where they would be read: it ends there.
     with suppress(NotImplementedError, RuntimeError):
-        triton_backend.evaluate(logits, labels, None, None, (255,), 0.0, 1.0, "ignore", maps)
+        triton_backend.evaluate(
+            logits, labels, None, None, (255,), 0.0, 1.0, "ignore", axes, maps
+        )  # fmt: skip
 
 
 def launches_of_the_rest(row: Row) -> list[Launch]:
@@ -300,6 +406,32 @@ def launches_of_the_rest(row: Row) -> list[Launch]:
         evaluate_all(logits)
     assert len(launches) == 5
     return launches
+
+
+def pixel_loop(code: Code) -> int:
+    """The loop over pixels of `upsampled_cross_entropy_kernel`: the innermost, which ends first;
+    shorter ones are those over class weights.
+    """
+    return next(place for place, length in enumerate(code.loops) if length > MIN_PIXEL_LOOP)
+
+
+MIN_PIXEL_LOOP = 60
+
+
+def classes_of_thread(row: UpsampledRow) -> int:
+    """Of a pixel, padding included."""
+    return -(-min(row.num_classes, row.cut.chunk or row.num_classes) // row.cut.classes)
+
+
+def upsampled_ms(row: UpsampledRow, num_images: int, code: Code) -> float:
+    """What the loop over pixels of all cells should take of an H200, by its instructions."""
+    cut, (rows, columns) = row.cut, row.axes
+    tiles = -(-columns.num_nodes // (cut.cells - 1))
+    band_rows = cut.band_rows(num_images * tiles, rows.num_nodes)
+    bands = -(-rows.num_nodes // band_rows)
+    cells = bands * (band_rows + 1) * tiles * cut.cells * num_images
+    pixels = cells * rows.max_positions * columns.max_positions
+    return 1e3 * pixels * cut.classes * code.loops[pixel_loop(code)] / ISSUE_RATE
 
 
 def main() -> None:
@@ -343,7 +475,58 @@ def main() -> None:
                 f"| {said.instructions:.1f} | {said.by_bytes:.3f} | {said.by_instructions:.3f} |"
             )
     print("\n".join(lines[-8:]))
+    lines += _upsampled_lines()
     RESULT.write_text("\n".join(lines) + "\n")
+
+
+UPSAMPLED_SHAPES = (
+    (1, 19, (128, 256), (1024, 2048)), (2, 150, (64, 64), (512, 512)),
+    (8, 150, (64, 64), (512, 512)),
+)  # fmt: skip
+
+
+def _upsampled_lines() -> list[str]:
+    """What the kernel of upsampled scores compiles to, and the time it should take."""
+    lines = [
+        "",
+        "`loss_and_gradient` of upsampled scores. Instructions are those of the loop over pixels,",
+        "per logit of a thread, padding included: of logits as many as the labels have places.",
+        "",
+        "| row | block | warps | sm | registers | spilled | instructions |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for dtype in (torch.float32, torch.bfloat16):
+        for row in upsampled_rows(dtype):
+            launch, cut = upsampled_launches_of(row)[-1], row.cut
+            for architecture in ARCHITECTURES:
+                code = compiled(launch, architecture)
+                a_logit = code.loops[pixel_loop(code)] / classes_of_thread(row)
+                lines.append(
+                    f"| {row.name} | {cut.parts}x{cut.cells}x{cut.classes} | {cut.num_warps} "
+                    f"| {architecture} | {code.registers} | {code.spilled} | {a_logit:.1f} |"
+                )
+                print(lines[-1], flush=True)
+    lines += [
+        "",
+        "Predicted for an H200 as above, by instructions: those of that loop, with the cells that",
+        "two programs compute. The bytes are next to none.",
+        "",
+        "| scores | labels | dtype | instructions a logit | ms |",
+        "|---|---|---|---|---|",
+    ]
+    for num_images, num_classes, nodes, size in UPSAMPLED_SHAPES:
+        for dtype in (torch.float32, torch.bfloat16):
+            row = UpsampledRow(num_classes, dtype, size=size, nodes=nodes)
+            code = compiled(upsampled_launches_of(row)[-1], 90)
+            ms = upsampled_ms(row, num_images, code)
+            logits = num_images * num_classes * size[0] * size[1]
+            lines.append(
+                f"| {num_images}x{num_classes}x{nodes[0]}x{nodes[1]} | {size[0]}x{size[1]} "
+                f"| {str(dtype).removeprefix('torch.')} "
+                f"| {1e-3 * ms * ISSUE_RATE / logits:.1f} | {ms:.3f} |"
+            )
+            print(lines[-1], flush=True)
+    return lines
 
 
 def _text(widths: dict[int, int]) -> str:

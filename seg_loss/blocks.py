@@ -11,7 +11,7 @@ Nothing here is tuned at run time: the first call costs one compilation and no s
 shape is cut the same way on every device, so that sums come out the same.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,63 @@ CHANNELS_LAST = (
     Blocks(1 << 30, 256, 4, 8, "not held"),
 )
 
+
+@dataclass(frozen=True)
+class Cells:
+    """A row of the table for the gradient of upsampled scores: see `triton_upsampling`.
+
+    A block is [parts, cells, classes], one value a thread. Of each a thread holds about nine: two
+    nodes, what they get of a pixel row, what their neighbours get of a cell row, and the logit.
+
+    Attributes:
+        max_classes: the row is for at most so many classes.
+        classes: of a block; at most a warp, whose lanes then share a pixel.
+        cells: side by side, a power of two; one column of them belongs to two tiles.
+        parts: of a cell's pixel rows, at least 2, so that nodes are fewer than threads.
+        num_warps: of a program.
+        max_registers: of a thread, so that several programs fit; None for as many as there are.
+        reason: why these.
+        chunk: of classes, that a program takes alone, if it cannot hold them all.
+    """
+
+    max_classes: int
+    classes: int
+    cells: int
+    parts: int
+    num_warps: int
+    max_registers: int | None
+    reason: str
+    chunk: int | None = None
+
+    def band_rows(self, programs_a_row: int, num_rows: int) -> int:
+        """How many rows of nodes a program takes, of as many; with one row of cells more.
+
+        Few rows waste that one, many leave multiprocessors idle: the fewest cell rows in turn.
+        """
+        registers = 32 * self.num_warps * (self.max_registers or 255)
+        at_once = MULTIPROCESSORS * max(1, REGISTERS // registers)
+
+        def in_turn(band_rows: int) -> int:
+            programs = programs_a_row * -(-num_rows // band_rows)
+            return -(-programs // at_once) * (band_rows + 1)
+
+        return min(range(1, max(1, min(num_rows, MAX_BAND_ROWS)) + 1), key=in_turn)
+
+
+# Of a Hopper device. On others the bands are not the best, but no result depends on them.
+MULTIPROCESSORS, REGISTERS = 132, 1 << 16
+MAX_BAND_ROWS = 64
+
+CELLS = (
+    Cells(6, 1, 32, 4, 4, 168, "all classes in a thread: nothing to exchange"),
+    Cells(12, 2, 16, 4, 4, 168, "6 classes a thread: 12 warps a multiprocessor"),
+    Cells(24, 4, 16, 2, 4, 168, "the same, or 5 for Cityscapes' 19"),
+    Cells(64, 8, 8, 2, 4, None, "8 classes a thread: 8 warps"),
+    Cells(160, 16, 8, 2, 8, None, "10 classes a thread for ADE20K's 150"),
+    Cells(256, 32, 4, 2, 8, None, "8 classes a thread; 4 cells, of which 1 is a neighbour's"),
+    Cells(1 << 30, 4, 16, 2, 4, 128, "from stored slopes, 4 classes a thread", chunk=16),
+)
+
 # Labels read by a program of the survey at a time, and programs of it at most: each program of the
 # loss adds up their counts anew, which is cheaper than a kernel of its own for it.
 SURVEY_PIXELS = 4096
@@ -95,3 +152,17 @@ def blocks_for(num_classes: int, *, channels_last: bool, is_double: bool) -> Blo
     if not is_double:
         return row
     return Blocks(row.max_classes, row.classes, row.pixels // 2, row.num_warps, row.reason)
+
+
+def cells_for(num_classes: int, *, is_double: bool) -> Cells:
+    """The row for so many classes; float64 goes over twice the threads a pixel."""
+    row = next(row for row in CELLS if num_classes <= row.max_classes)
+    if not is_double or row.chunk is not None:
+        return row
+    return replace(row, classes=2 * row.classes, cells=row.cells // 2, max_registers=None)
+
+
+def interpolated_blocks_for(num_classes: int, *, is_double: bool) -> Blocks:
+    """The row for logits between nodes, whose addresses and weights take registers as well."""
+    row = blocks_for(num_classes, channels_last=False, is_double=is_double)
+    return replace(row, pixels=row.pixels // 2)

@@ -14,6 +14,7 @@ they are small. Logits and gradient are not copied, unless more than three spati
 """
 
 import struct
+import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,10 +25,12 @@ from torch import Tensor
 
 from seg_loss import blocks, checks, label_check
 from seg_loss import triton_kernels as kernels
+from seg_loss import triton_upsampling as upsampling_kernels
 from seg_loss.checks import InvalidInput
 from seg_loss.normalization import known_divisor
 from seg_loss.survey import Finding, Survey
 from seg_loss.tallies import Tallies
+from seg_loss.upsampling import Axes, Axis
 
 _NO_NUMBER = 0
 
@@ -125,6 +128,38 @@ def cross_entropy_gradient(
     )  # fmt: skip
 
 
+def upsampled_cross_entropy(
+    scores: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    ignored: Sequence[int],
+    label_smoothing: float,
+    temperature: float,
+    max_nll: float,
+    normalization: str,
+    check_labels: str,
+    axes: Axes,
+    gradient: Tensor | None,
+) -> Tensor:
+    """The loss of upsampled scores; fills `gradient`, which may be the scores, if given."""
+    survey = _Survey(scores, labels, class_weight, pixel_weight, ignored, check_labels)
+    kind, given = survey.divisor(normalization)
+    loss = torch.empty((), dtype=checks.map_dtype(scores), device=scores.device)
+    options = label_smoothing, temperature, max_nll
+    if gradient is None:
+        _launch(survey, *options, axes=axes, DIVISOR=kind, divisor_given=given, loss=loss)
+    else:
+        # Programs read scores of each other's nodes.
+        is_in_place = gradient.data_ptr() == scores.data_ptr() and gradient.numel() > 0
+        written = torch.empty_like(gradient) if is_in_place else gradient
+        _launch_upsampled(survey, *options, axes, kind, given, loss, written)
+        if is_in_place:
+            gradient.copy_(written)
+    survey.settle()
+    return loss
+
+
 def pixel_terms(
     terms: Tensor,
     logits: Tensor,
@@ -152,6 +187,7 @@ def evaluate(
     label_smoothing: float,
     temperature: float,
     check_labels: str,
+    axes: Axes | None,
     maps: dict[str, Tensor],
 ) -> Tallies:
     """Everything one read of the logits can tell; fills `maps`."""
@@ -166,7 +202,7 @@ def evaluate(
         for name, dtype in (("prediction", index), ("nll", wide), ("confidence", wide))
     }
     sums = _launch(
-        survey, label_smoothing, temperature, float("inf"),
+        survey, label_smoothing, temperature, float("inf"), axes=axes,
         prediction=tallied["prediction"], nll_map=tallied["nll"],
         confidence_map=tallied["confidence"], entropy_map=maps.get("entropy"),
         top_classes=maps.get("top_classes"), top_probabilities=maps.get("top_probabilities"),
@@ -420,6 +456,7 @@ def _launch(
     temperature: float,
     max_nll: float,
     *,
+    axes: Axes | None = None,
     gradient: Tensor | None = None,
     keep_sums: bool = False,
     DIVISOR: int = 0,  # noqa: N803 - the kernel's constants
@@ -431,17 +468,18 @@ def _launch(
 ) -> Tensor | None:
     """Run `cross_entropy_kernel`; with `keep_sums`, return the sum of the terms of each image.
 
-    Without, small images are worked on as one.
+    Without, small images are worked on as one. With `axes` it is that of upsampled scores.
     """
     logits = survey.logits
     source, target = logits, gradient
-    if not keep_sums and logits.shape[2:].numel() < blocks.SMALL_IMAGE:
+    is_small = logits.shape[2:].numel() < blocks.SMALL_IMAGE
+    if axes is None and is_small and not keep_sums:
         source, target = (
             _as_one_image(logits),
             None if gradient is None else _as_one_image(gradient),
         )
     tensors = [source] if target is None else [source, target]
-    cut = _cut(*tensors)
+    cut = _cut(*tensors) if axes is None else _upsampled_cut(source, axes)
     written = target
     if cut is None:
         # More than three spatial axes in an order of their own: too rare to carry along.
@@ -466,8 +504,9 @@ def _launch(
     if programs or loss is not None or reports:
         _run(
             kernels.cross_entropy_kernel, max(programs, 1),
-            source, cut.strides[0], survey.labels, survey.class_weight, survey.pixel_weight,
-            written, cut.strides[-1], outputs.get("terms"),
+            source, cut.strides[0], None if axes is None else _mesh(source, axes),
+            survey.labels, survey.class_weight, survey.pixel_weight,
+            written, cut.strides[-1], outputs.get("slopes"), outputs.get("terms"),
             outputs.get("prediction"), outputs.get("nll_map"), outputs.get("confidence_map"),
             outputs.get("entropy_map"), outputs.get("top_classes"),
             outputs.get("top_probabilities"),
@@ -476,7 +515,7 @@ def _launch(
             partial if programs or partial is None else partial.new_zeros(1),
             survey.finished if loss is not None or reports else None, loss,
             survey.report, survey.ticket,
-            cut.pixels if programs else 0, cut.rows, cut.columns,
+            cut.pixels if programs else 0, survey.shape.numel(), cut.rows, cut.columns,
             max(per_image, 1), per_program, survey.ignored,
             _bits(1 / temperature), _bits(label_smoothing), _bits(max_nll),
             DIVISOR=DIVISOR, SURVEYED=survey.surveyed,
@@ -488,6 +527,66 @@ def _launch(
     if not keep_sums or partial is None:
         return None
     return partial.view(cut.num_images, per_image).sum(dim=1)
+
+
+def _launch_upsampled(
+    survey: "_Survey",
+    label_smoothing: float,
+    temperature: float,
+    max_nll: float,
+    axes: Axes,
+    kind: int,
+    given: int,
+    loss: Tensor,
+    gradient: Tensor,
+) -> None:
+    """Run `upsampled_cross_entropy_kernel`, after `cross_entropy_kernel` if there are so many
+    classes that a program cannot hold a pixel's.
+    """
+    scores = survey.logits
+    rows, columns = axes
+    num_images, num_classes = scores.shape[:2]
+    cut = blocks.cells_for(num_classes, is_double=scores.dtype == torch.float64)
+    slopes = None
+    if cut.chunk is not None:
+        shape = (3 if label_smoothing == 0 else 4, survey.shape.numel())
+        slopes = torch.empty(shape, dtype=loss.dtype, device=scores.device)
+        _launch(
+            survey, label_smoothing, temperature, max_nll,
+            axes=axes, slopes=slopes, DIVISOR=kind, divisor_given=given, loss=loss,
+        )  # fmt: skip
+        kind, given = _value(kernels.CONSTANT), _bits(1.0)  # it is in the slopes
+    chunks = 1 if cut.chunk is None else -(-num_classes // cut.chunk)
+    tiles = -(-columns.num_nodes // (cut.cells - 1))
+    band_rows = cut.band_rows(num_images * tiles * chunks, rows.num_nodes)
+    bands = -(-rows.num_nodes // band_rows)
+    programs = num_images * bands * tiles * chunks
+    if slopes is not None and not programs:
+        return
+    finishes = slopes is None
+    row_starts, _, row_weights = _tables(rows, scores)
+    column_starts, _, column_weights = _tables(columns, scores)
+    _run(
+        upsampling_kernels.upsampled_cross_entropy_kernel, max(programs, 1),
+        scores, *scores.stride(), survey.labels, survey.class_weight, survey.pixel_weight,
+        gradient, *gradient.stride(), slopes,
+        row_starts, row_weights, column_starts, column_weights,
+        survey.counts, survey.weights, survey.programs, given,
+        torch.empty(max(programs, 1), dtype=torch.float64, device=scores.device)
+        if finishes else None,
+        survey.finished if finishes else None, loss if finishes else None,
+        survey.report if finishes else None, survey.ticket,
+        # With nothing to do one program still writes loss and report.
+        rows.num_nodes if programs else -1, columns.num_nodes,
+        rows.num_positions, columns.num_positions, survey.shape.numel(),
+        bands, tiles, band_rows, survey.ignored,
+        _bits(1 / temperature), _bits(label_smoothing), _bits(max_nll),
+        C=num_classes, CHUNK=cut.chunk or num_classes, BLOCK_C=cut.classes,
+        CELLS=cut.cells, PARTS=cut.parts,
+        DIVISOR=kind, SURVEYED=survey.surveyed, HAS_TEMPERATURE=temperature != 1,
+        IS_SMOOTHED=label_smoothing != 0, SKIPS=columns.has_unread_nodes,
+        num_warps=cut.num_warps, maxnreg=cut.max_registers,
+    )  # fmt: skip
 
 
 def _run(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
@@ -537,6 +636,50 @@ def _cut(*tensors: Tensor) -> _Cut | None:
             for place, tensor in enumerate(tensors)
         ),
     )
+
+
+def _upsampled_cut(scores: Tensor, axes: Axes) -> _Cut:
+    """Cut the upsampled logits of scores [N, C, h, w]; the strides are those of the scores."""
+    rows, columns = (axis.num_positions for axis in axes)
+    image, class_, row, column = scores.stride()
+    return _Cut(
+        num_images=scores.shape[0],
+        num_classes=scores.shape[1],
+        pixels=rows * columns,
+        rows=rows,
+        columns=columns,
+        axes=2,
+        blocks=blocks.interpolated_blocks_for(
+            scores.shape[1], is_double=scores.dtype == torch.float64
+        ),
+        strides=(_Strides(image, class_, 0, row, column),),
+    )
+
+
+_Tables = tuple[Tensor, Tensor, Tensor]  # starts and cells, int32, and weights
+_tables_of: weakref.WeakKeyDictionary[Axis, dict[tuple[torch.device, torch.dtype], _Tables]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _tables(axis: Axis, scores: Tensor) -> _Tables:
+    """An axis in the memory of the scores' device, in the precision of their loss.
+
+    Copied there the first time, which the host waits for.
+    """
+    made = _tables_of.setdefault(axis, {})
+    key = scores.device, checks.map_dtype(scores)
+    if key not in made:
+        starts, cells, weights = (
+            torch.from_numpy(array) for array in (axis.starts, axis.cells, axis.weights)
+        )
+        made[key] = starts.to(key[0]), cells.to(key[0]), weights.to(*key)
+    return made[key]
+
+
+def _mesh(scores: Tensor, axes: Axes) -> tuple[Tensor, ...]:
+    """Cells and weights of rows and of columns, as `cross_entropy_kernel` takes them."""
+    return tuple(table for axis in axes for table in _tables(axis, scores)[1:])
 
 
 def _is_capturing(tensor: Tensor) -> bool:

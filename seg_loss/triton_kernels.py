@@ -56,12 +56,12 @@ _LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def _number(bits, dtype: tl.constexpr):
+def number_of(bits, dtype: tl.constexpr):
     return bits.to(tl.int64).to(tl.float64, bitcast=True).to(dtype)
 
 
 @triton.jit
-def _exp(d, IS_HALF: tl.constexpr):
+def exp(d, IS_HALF: tl.constexpr):
     """e**d for d <= 0 or NaN.
 
     The hardware has 2**x, and rounding d log2(e) costs |d| ulps. Half-precision logits are further
@@ -87,11 +87,17 @@ def _log1p(z):
     return tl.where(is_tiny, z, tl.log(u) * (z / tl.where(is_tiny, 1, u - 1)))
 
 
+@triton.jit
+def weighted(weight, x):
+    """A share of x; 0 for a weight of 0, where 0 * infinity would be NaN."""
+    return tl.where(weight != 0, weight * x, 0)
+
+
 # -- from memory and back --------------------------------------------------------------------------
 
 
 @triton.jit
-def _classes(labels, place, inside, ignored, C: tl.constexpr):
+def classes_of(labels, place, inside, ignored, C: tl.constexpr):
     """Labels as classes: their class, C where ignored or outside, C + 1 where neither."""
     label = tl.load(labels + place, mask=inside, other=0).to(tl.int64)
     y = tl.where((label >= 0) & (label < C), label, C + 1)
@@ -126,6 +132,51 @@ def _store(target, at, classes, class_stride, inside, C: tl.constexpr, values):
     mask = (classes < C)[:, None] & inside[None, :]
     place = target + classes.to(tl.int64)[:, None] * class_stride + at
     tl.store(place, values.to(target.dtype.element_ty), mask)
+
+
+@triton.jit
+def _corners(pixel, inside, strides, rows, columns, mesh, AXES: tl.constexpr):
+    """Where pixels find their logits, and with which weights: of the nodes above and below,
+    before and behind. Without a mesh they have logits of their own.
+    """
+    if mesh is None:
+        return _offsets(pixel, strides, rows, columns, AXES)[None, :], None
+    else:
+        row_cells, row_weights, column_cells, column_weights = mesh
+        y = pixel // columns
+        x = pixel % columns
+        row = tl.load(row_cells + y, inside, 0).to(tl.int64)
+        column = tl.load(column_cells + x, inside, 0).to(tl.int64)
+        shares = (
+            tl.load(row_weights + y, inside, 0)[None, :],
+            tl.load(row_weights + rows + y, inside, 0)[None, :],
+            tl.load(column_weights + x, inside, 0)[None, :],
+            tl.load(column_weights + columns + x, inside, 0)[None, :],
+        )
+        return (row * strides[3] + column * strides[4])[None, :], shares
+
+
+@triton.jit
+def _load_logits(logits, at, shares, classes, strides, inside, C: tl.constexpr):
+    """[classes, pixels] of the logits, -inf beyond them: from memory, or between four nodes."""
+    if shares is None:
+        return _load(logits, at, classes, strides[1], inside, C, -float("inf"))
+    else:
+        above, below, before, behind = shares
+        lower_right = logits + classes.to(tl.int64)[:, None] * strides[1] + at
+        upper_right = lower_right - strides[3]
+        # No node of weight 0: it may not exist, and 0 times what it holds may be NaN.
+        is_class = (classes < C)[:, None]
+        has_left = is_class & (before != 0)
+        has_right = is_class & (behind != 0)
+        has_upper = above != 0
+        has_lower = below != 0
+        left = above * tl.load(upper_right - strides[4], has_left & has_upper, 0)
+        left += below * tl.load(lower_right - strides[4], has_left & has_lower, 0)
+        right = above * tl.load(upper_right, has_right & has_upper, 0)
+        right += below * tl.load(lower_right, has_right & has_lower, 0)
+        x = before * left + behind * right
+        return tl.where(is_class & inside[None, :], x, -float("inf"))
 
 
 # -- the labels ------------------------------------------------------------------------------------
@@ -167,7 +218,7 @@ def survey_kernel(
     for done in range(0, pixels_per_program, BLOCK_P):
         place = start + done + lane
         inside = place < end
-        y = _classes(labels, place, inside, ignored, C)
+        y = classes_of(labels, place, inside, ignored, C)
         is_valid = y < C
         is_bad = y > C
         valid += is_valid.to(tl.int32)
@@ -224,10 +275,10 @@ def survey_kernel(
 
 
 @triton.jit
-def _divisor(counts, weights, given, surveyed, KIND: tl.constexpr, SURVEYED: tl.constexpr):
+def divisor_of(counts, weights, given, surveyed, KIND: tl.constexpr, SURVEYED: tl.constexpr):
     """D, float64: `normalization.divisor` for the device. `given` is a number's bits, or memory."""
     if KIND == CONSTANT:
-        return _number(given, tl.float64)
+        return number_of(given, tl.float64)
     elif KIND == GIVEN:
         return tl.load(given)
     else:
@@ -300,7 +351,7 @@ def _first_best(best, best_classes, C: tl.constexpr):
 
 
 @triton.jit
-def _scaled(x, temperature, dtype: tl.constexpr, HAS_TEMPERATURE: tl.constexpr):
+def scaled(x, temperature, dtype: tl.constexpr, HAS_TEMPERATURE: tl.constexpr):
     """x / T, rounded here and now.
 
     A plain product would be contracted with the subtraction of the maximum, and the maximum less
@@ -323,40 +374,118 @@ def _highest(x, classes, y, m, best_classes, x_own, WANTS_CLASS: tl.constexpr):
 
 
 @triton.jit
-def _sums(
-    x, classes, y, m, t, soft, moment, class_weight,
+def add_exponentials(
+    x, own, classes, m, t, soft, moment, class_weight,
     C: tl.constexpr, IS_HALF: tl.constexpr, IS_SMOOTHED: tl.constexpr, WANTS_MOMENT: tl.constexpr,
 ):  # fmt: skip
-    """A block's exponentials, 0 for the true class, and its part in the sums over them."""
-    own = classes[:, None] == y[None, :]
-    d = x - m[None, :]
-    e = _exp(tl.where(own, -float("inf"), d), IS_HALF)
+    """A block's exponentials, 0 for the true class, and its part in the sums over them.
+
+    Classes, and the pixels' m, have the axes of x, of length 1 where they are all the same; `own`
+    says where the true class is.
+    """
+    d = x - m
+    e = exp(tl.where(own, -float("inf"), d), IS_HALF)
     if IS_SMOOTHED:
         if class_weight is None:
-            soft += tl.where((classes < C)[:, None], d, 0)
+            soft += tl.where(classes < C, d, 0)
         else:
-            share = tl.load(class_weight + classes, classes < C, 0).to(x.dtype)[:, None]
+            share = tl.load(class_weight + classes, classes < C, 0).to(x.dtype)
             soft += tl.where(share != 0, share * d, 0)  # 0 times -inf is NaN
     if WANTS_MOMENT:
         least = tl.maximum(d, -1000.0, propagate_nan=tl.PropagateNan.ALL)
-        moment += _exp(d, IS_HALF) * least
+        moment += exp(d, IS_HALF) * least
     return e, t + e, soft, moment
 
 
 @triton.jit
-def _slope(
-    e, classes, y, rise, fall, own_slope, class_weight, C: tl.constexpr, IS_SMOOTHED: tl.constexpr
+def slope_of(
+    e, own, classes, rise, fall, own_slope, class_weight, C: tl.constexpr,
+    IS_SMOOTHED: tl.constexpr,
 ):  # fmt: skip
-    """A block's gradient; that of the true class is known already."""
-    g = e * rise[None, :]
+    """A block's gradient; that of the true class is known already. Axes as above."""
+    g = e * rise
     if IS_SMOOTHED:
         if class_weight is None:
-            g -= fall[None, :]
+            g -= fall
         else:
-            share = tl.load(class_weight + classes, classes < C, 0).to(e.dtype)
-            g -= share[:, None] * fall[None, :]
-    g = tl.where(classes[:, None] == y[None, :], own_slope[None, :], g)
-    return tl.where((y < C)[None, :], g, 0)  # assigned: NaN times 0 would stay NaN
+            g -= tl.load(class_weight + classes, classes < C, 0).to(e.dtype) * fall
+    return tl.where(own, own_slope, g)
+
+
+@triton.jit
+def sum_of_weights(class_weight, C: tl.constexpr, BLOCK_C: tl.constexpr, dtype: tl.constexpr):
+    """Of all classes."""
+    if class_weight is None:
+        return tl.full((), C, dtype)
+    else:
+        c = tl.arange(0, BLOCK_C)
+        number = tl.zeros((), dtype)
+        for first in range(0, C, BLOCK_C):
+            weight = tl.load(class_weight + first + c, first + c < C, 0)
+            number += tl.sum(weight.to(dtype), axis=0)
+        return number
+
+
+@triton.jit
+def weights_of(class_weight, pixel_weight, place, y, C: tl.constexpr, dtype: tl.constexpr):
+    """Of pixels: their own, and that of their true class."""
+    of_pixel = tl.full(y.shape, 1, dtype)
+    of_class = tl.full(y.shape, 1, dtype)
+    if pixel_weight is not None:
+        of_pixel = tl.load(pixel_weight + place, y < C, 0).to(dtype)
+    if class_weight is not None:
+        of_class = tl.load(class_weight + y, y < C, 0).to(dtype)
+    return of_pixel, of_class
+
+
+@triton.jit
+def nll_of(d_own, t, s, limit):
+    """ln s and the nll, which is at most `limit`, from x_y - m, t and s."""
+    log_s = _log1p(tl.where(d_own == 0, t, s - 1))
+    nll = log_s - d_own
+    return log_s, tl.where(nll > limit, limit, nll)
+
+
+@triton.jit
+def slopes_of(e_own, t, s, weight, soft_weight, of_class, all_weights, scale,
+              IS_SMOOTHED: tl.constexpr):  # fmt: skip
+    """What `slope_of` makes a pixel's gradient of: e_c rise - w_c fall, and that of its class."""
+    factor = scale / s
+    if IS_SMOOTHED:
+        spread = soft_weight * all_weights
+        fall = soft_weight * scale
+        return (
+            (weight + spread) * factor,
+            fall,
+            (e_own * spread - t * weight) * factor - fall * of_class,
+        )
+    else:
+        rise = weight * factor
+        return rise, rise, -t * rise
+
+
+@triton.jit
+def finish(
+    partial, finished, loss, divisor, D, counts, surveyed, report, ticket, SURVEYED: tl.constexpr
+):  # fmt: skip
+    """The last program adds up what all have left in `partial`, and reports what is bad."""
+    # All stores of this program come before its arrival, and all arrivals before the last one.
+    tl.debug_barrier()
+    arrived = tl.atomic_add(finished, 1, sem="acq_rel", scope="gpu")
+    if arrived == tl.num_programs(0) - 1:
+        if loss is not None:
+            row = tl.arange(0, 2048)
+            sums = tl.zeros((2048,), tl.float64)
+            for start in range(0, tl.num_programs(0), 2048):
+                sums += tl.load(
+                    partial + start + row, start + row < tl.num_programs(0), 0,
+                    cache_modifier=".cg",
+                )  # fmt: skip
+            tl.store(loss, (tl.sum(sums, axis=0) / D).to(loss.dtype.element_ty))
+            if divisor is not None:
+                tl.store(divisor, D)
+        if report is not None:
+            _report_bad(counts, surveyed, report, ticket, finished, SURVEYED)
 
 
 @triton.jit
@@ -370,18 +499,21 @@ def _not_chosen(e, classes, y, e_own, chosen, RANK: tl.constexpr):
 
 @triton.jit
 def cross_entropy_kernel(
-    logits, logits_strides, labels, class_weight, pixel_weight,
-    gradient, gradient_strides, terms,
+    logits, logits_strides, mesh, labels, class_weight, pixel_weight,
+    gradient, gradient_strides, slopes, terms,
     prediction, nll_map, confidence_map, entropy_map, top_classes, top_probabilities,
     counts, weights, surveyed, divisor_given, divisor, upstream,
     partial, finished, loss, report, ticket,
-    pixels, rows, columns, programs_per_image, tiles_per_program, ignored,
+    pixels, num_pixels, rows, columns, programs_per_image, tiles_per_program, ignored,
     inverse_temperature, label_smoothing, max_nll,
     C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, HELD: tl.constexpr,
     AXES: tl.constexpr, DIVISOR: tl.constexpr, SURVEYED: tl.constexpr,
     HAS_TEMPERATURE: tl.constexpr, IS_SMOOTHED: tl.constexpr, UNLESS_ONE: tl.constexpr,
 ):  # fmt: skip
     """Loss, gradient, terms and maps, each if there is a place for it.
+
+    With a mesh (cells and weights of rows and of columns) the logits are scores, whose upsampled
+    logits are meant; their gradient is for another kernel to make, of the `slopes` [4, pixels].
 
     gradient = upstream / D * d(sum of terms) / d(logits); upstream is 1 if None. `UNLESS_ONE` says
     that a gradient for an upstream of 1 is there already: then nothing is done for one.
@@ -398,49 +530,39 @@ def cross_entropy_kernel(
     logits += image * logits_strides[0]
     lane = tl.arange(0, BLOCK_P)
     c = tl.arange(0, BLOCK_C)
-    temperature = _number(inverse_temperature, dtype)
-    D = _divisor(counts, weights, divisor_given, surveyed, DIVISOR, SURVEYED)
+    temperature = number_of(inverse_temperature, dtype)
+    D = divisor_of(counts, weights, divisor_given, surveyed, DIVISOR, SURVEYED)
     if gradient is not None:
         gradient += image * gradient_strides[0]
+    if gradient is not None or slopes is not None:
         scale = 1 / D
         if upstream is not None:
             scale *= tl.load(upstream).to(tl.float64)
         if HAS_TEMPERATURE:
-            scale *= _number(inverse_temperature, tl.float64)
+            scale *= number_of(inverse_temperature, tl.float64)
         scale = scale.to(dtype)
+    all_weights = 1
     if IS_SMOOTHED:
-        hard_share = 1 - _number(label_smoothing, dtype)
-        soft_share = _number(label_smoothing, dtype) / C
-        if class_weight is None:
-            all_weights = tl.full((), C, dtype)
-        else:
-            all_weights = tl.zeros((), dtype)
-            for block in range(K):
-                classes = c + block * BLOCK_C
-                weight = tl.load(class_weight + classes, classes < C, 0)
-                all_weights += tl.sum(weight.to(dtype), axis=0)
+        hard_share = 1 - number_of(label_smoothing, dtype)
+        soft_share = number_of(label_smoothing, dtype) / C
+        all_weights = sum_of_weights(class_weight, C, BLOCK_C, dtype)
     total = tl.zeros((BLOCK_P,), tl.float64)
 
     for tile in range(0, tiles_per_program):
         pixel = first_pixel + tile * BLOCK_P + lane
         inside = pixel < pixels
-        at = _offsets(pixel, logits_strides, rows, columns, AXES)[None, :]
+        at, shares = _corners(pixel, inside, logits_strides, rows, columns, mesh, AXES)
         place = image * pixels + pixel
         held = ()
         if HELD:
             for k in tl.static_range(K):
                 held += (
-                    _load(logits, at, c + k * BLOCK_C, logits_strides[1], inside, C, -float("inf")),
+                    _load_logits(logits, at, shares, c + k * BLOCK_C, logits_strides, inside, C),
                 )
-        y = _classes(labels, place, inside, ignored, C)
+        y = classes_of(labels, place, inside, ignored, C)
         valid = y < C
-        weight = tl.full((BLOCK_P,), 1, dtype)
-        if pixel_weight is not None:
-            weight = tl.load(pixel_weight + place, valid, 0).to(dtype)
-        soft_weight = weight
-        if class_weight is not None:
-            own_class_weight = tl.load(class_weight + y, valid, 0).to(dtype)
-            weight *= own_class_weight
+        soft_weight, of_class = weights_of(class_weight, pixel_weight, place, y, C, dtype)
+        weight = soft_weight * of_class
 
         # The maximum, and the true class's logit.
         nothing = tl.full((BLOCK_C, BLOCK_P), -float("inf"), dtype)
@@ -449,15 +571,15 @@ def cross_entropy_kernel(
         best_classes = c[:, None] + tl.zeros((BLOCK_C, BLOCK_P), tl.int32)
         if HELD:
             for k in tl.static_range(K):
-                x = _scaled(held[k], temperature, dtype, HAS_TEMPERATURE)
+                x = scaled(held[k], temperature, dtype, HAS_TEMPERATURE)
                 m, best_classes, x_own = _highest(
                     x, c + k * BLOCK_C, y, m, best_classes, x_own, prediction is not None
                 )
         else:
             for k in range(K):
                 classes = c + k * BLOCK_C
-                x = _load(logits, at, classes, logits_strides[1], inside, C, -float("inf"))
-                x = _scaled(x, temperature, dtype, HAS_TEMPERATURE)
+                x = _load_logits(logits, at, shares, classes, logits_strides, inside, C)
+                x = scaled(x, temperature, dtype, HAS_TEMPERATURE)
                 m, best_classes, x_own = _highest(
                     x, classes, y, m, best_classes, x_own, prediction is not None
                 )
@@ -477,29 +599,28 @@ def cross_entropy_kernel(
         exponentials = ()
         if HELD:
             for k in tl.static_range(K):
-                x = _scaled(held[k], temperature, dtype, HAS_TEMPERATURE)
-                e, t, soft, moment = _sums(
-                    x, c + k * BLOCK_C, y, m, t, soft, moment, class_weight,
+                x = scaled(held[k], temperature, dtype, HAS_TEMPERATURE)
+                classes = (c + k * BLOCK_C)[:, None]
+                e, t, soft, moment = add_exponentials(
+                    x, classes == y[None, :], classes, m[None, :], t, soft, moment, class_weight,
                     C, IS_HALF, IS_SMOOTHED, entropy_map is not None,
                 )  # fmt: skip
                 exponentials += (e,)
         else:
             for k in range(K):
                 classes = c + k * BLOCK_C
-                x = _load(logits, at, classes, logits_strides[1], inside, C, -float("inf"))
-                x = _scaled(x, temperature, dtype, HAS_TEMPERATURE)
-                e, t, soft, moment = _sums(
-                    x, classes, y, m, t, soft, moment, class_weight,
+                x = _load_logits(logits, at, shares, classes, logits_strides, inside, C)
+                x = scaled(x, temperature, dtype, HAS_TEMPERATURE)
+                classes = classes[:, None]
+                e, t, soft, moment = add_exponentials(
+                    x, classes == y[None, :], classes, m[None, :], t, soft, moment, class_weight,
                     C, IS_HALF, IS_SMOOTHED, entropy_map is not None,
                 )  # fmt: skip
         t = tl.sum(t, axis=0)
         d_own = x_own - m
-        e_own = _exp(d_own, IS_HALF)
+        e_own = exp(d_own, IS_HALF)
         s = t + e_own
-        log_s = _log1p(tl.where(d_own == 0, t, s - 1))
-        nll = log_s - d_own
-        limit = _number(max_nll, dtype)
-        nll = tl.where(nll > limit, limit, nll)
+        log_s, nll = nll_of(d_own, t, s, number_of(max_nll, dtype))
         term = weight * nll
         if IS_SMOOTHED:
             soft = tl.sum(soft, axis=0)
@@ -531,9 +652,9 @@ def cross_entropy_kernel(
                 else:
                     for k in range(K):
                         classes = c + k * BLOCK_C
-                        x = _load(logits, at, classes, logits_strides[1], inside, C, -float("inf"))
-                        x = _scaled(x, temperature, dtype, HAS_TEMPERATURE)
-                        e = _exp(x - m[None, :], IS_HALF)
+                        x = _load_logits(logits, at, shares, classes, logits_strides, inside, C)
+                        x = scaled(x, temperature, dtype, HAS_TEMPERATURE)
+                        e = exp(x - m[None, :], IS_HALF)
                         e = _not_chosen(e, classes, y, e_own, chosen, rank)
                         best, best_classes = _best(e, classes, best, best_classes)
                 highest, best_class = _first_best(best, best_classes, C)
@@ -542,61 +663,50 @@ def cross_entropy_kernel(
                 tl.store(top_classes + row, best_class.to(top_classes.dtype.element_ty), inside)
                 tl.store(top_probabilities + row, (highest / s).to(tl.float32), inside)
 
+        if gradient is not None or slopes is not None:
+            rise, fall, own_slope = slopes_of(
+                e_own, t, s, weight, soft_weight, of_class, all_weights, scale, IS_SMOOTHED
+            )
+        if slopes is not None:
+            plane = slopes + place
+            tl.store(plane, m, inside)
+            plane += num_pixels
+            tl.store(plane, rise, inside)
+            plane += num_pixels
+            tl.store(plane, own_slope, inside)
+            if IS_SMOOTHED:
+                tl.store(plane + num_pixels, fall, inside)
         if gradient is not None:
             to = _offsets(pixel, gradient_strides, rows, columns, AXES)[None, :]
-            factor = scale / s
-            if IS_SMOOTHED:
-                spread = soft_weight * all_weights
-                rise = (weight + spread) * factor
-                fall = soft_weight * scale
-                own_gradient = (e_own * spread - t * weight) * factor
-                if class_weight is None:
-                    own_gradient -= fall
-                else:
-                    own_gradient -= fall * own_class_weight
-            else:
-                rise = weight * factor
-                own_gradient = -t * rise
-            if not IS_SMOOTHED:
-                fall = rise
             if HELD:
                 for k in tl.static_range(K):
                     classes = c + k * BLOCK_C
-                    g = _slope(
-                        exponentials[k], classes, y, rise, fall, own_gradient, class_weight,
+                    g = slope_of(
+                        exponentials[k], classes[:, None] == y[None, :], classes[:, None],
+                        rise[None, :], fall[None, :], own_slope[None, :], class_weight,
                         C, IS_SMOOTHED,
                     )  # fmt: skip
+                    g = tl.where(valid[None, :], g, 0)  # assigned: NaN times 0 would stay NaN
                     _store(gradient, to, classes, gradient_strides[1], inside, C, g)
             else:
                 for k in range(K):
                     classes = c + k * BLOCK_C
-                    x = _load(logits, at, classes, logits_strides[1], inside, C, -float("inf"))
-                    x = _scaled(x, temperature, dtype, HAS_TEMPERATURE)
-                    g = _slope(
-                        _exp(x - m[None, :], IS_HALF), classes, y, rise, fall, own_gradient,
+                    x = _load_logits(logits, at, shares, classes, logits_strides, inside, C)
+                    x = scaled(x, temperature, dtype, HAS_TEMPERATURE)
+                    g = slope_of(
+                        exp(x - m[None, :], IS_HALF), classes[:, None] == y[None, :],
+                        classes[:, None], rise[None, :], fall[None, :], own_slope[None, :],
                         class_weight, C, IS_SMOOTHED,
                     )  # fmt: skip
+                    g = tl.where(valid[None, :], g, 0)
                     _store(gradient, to, classes, gradient_strides[1], inside, C, g)
 
     if partial is not None:
         tl.store(partial + program, tl.sum(total, axis=0))
     if finished is not None:
-        # All stores of this program come before its arrival, and all arrivals before the last one.
-        tl.debug_barrier()
-        arrived = tl.atomic_add(finished, 1, sem="acq_rel", scope="gpu")
-        if arrived == tl.num_programs(0) - 1:
-            if loss is not None:
-                row = tl.arange(0, 2048)
-                sums = tl.zeros((2048,), tl.float64)
-                for start in range(0, tl.num_programs(0), 2048):
-                    sums += tl.load(
-                        partial + start + row, start + row < tl.num_programs(0), 0,
-                        cache_modifier=".cg",
-                    )  # fmt: skip
-                tl.store(loss, (tl.sum(sums, axis=0) / D).to(loss.dtype.element_ty))
-                tl.store(divisor, D)
-            if report is not None:
-                _report_bad(counts, surveyed, report, ticket, finished, SURVEYED)
+        finish(
+            partial, finished, loss, divisor, D, counts, surveyed, report, ticket, SURVEYED
+        )  # fmt: skip
 
 
 # -- what `evaluate` counts ------------------------------------------------------------------------
@@ -630,7 +740,7 @@ def tally_kernel(
         pixel = start + done + lane
         inside = pixel < end
         place = image * pixels + pixel
-        y = _classes(labels, place, inside, ignored, C)
+        y = classes_of(labels, place, inside, ignored, C)
         valid = y < C
         predicted = tl.load(prediction + place, inside, 0).to(tl.int64)
         nll = tl.load(nll_map + place, valid, 0)
@@ -670,7 +780,7 @@ def tally_kernel(
             pixel = start + done + lane
             inside = pixel < end
             place = image * pixels + pixel
-            y = _classes(labels, place, inside, ignored, C)
+            y = classes_of(labels, place, inside, ignored, C)
             nll = tl.load(nll_map + place, y < C, 0).to(tl.float64)
             sums += tl.sum(tl.where(classes[:, None] == y[None, :], nll[None, :], 0), axis=1)
         tl.store(class_nll + program.to(tl.int64) * C + classes, sums, classes < C)
@@ -698,29 +808,29 @@ def softmax_kernel(
     c = tl.arange(0, BLOCK_C)
     at = _offsets(pixel, logits_strides, rows, columns, AXES)[None, :]
     to = _offsets(pixel, probabilities_strides, rows, columns, AXES)[None, :]
-    temperature = _number(inverse_temperature, dtype)
+    temperature = number_of(inverse_temperature, dtype)
     held = ()
     m = tl.full((BLOCK_C, BLOCK_P), -float("inf"), dtype)
     s = tl.zeros((BLOCK_C, BLOCK_P), dtype)
     if HELD:
         for k in tl.static_range(K):
             x = _load(logits, at, c + k * BLOCK_C, logits_strides[1], inside, C, -float("inf"))
-            held += (_scaled(x, temperature, dtype, HAS_TEMPERATURE),)
+            held += (scaled(x, temperature, dtype, HAS_TEMPERATURE),)
             m = tl.maximum(m, held[k])
     else:
         for k in range(K):
             x = _load(logits, at, c + k * BLOCK_C, logits_strides[1], inside, C, -float("inf"))
-            m = tl.maximum(m, _scaled(x, temperature, dtype, HAS_TEMPERATURE))
+            m = tl.maximum(m, scaled(x, temperature, dtype, HAS_TEMPERATURE))
     m = tl.max(m, axis=0)
     exponentials = ()
     if HELD:
         for k in tl.static_range(K):
-            exponentials += (_exp(held[k] - m[None, :], IS_HALF),)
+            exponentials += (exp(held[k] - m[None, :], IS_HALF),)
             s += exponentials[k]
     else:
         for k in range(K):
             x = _load(logits, at, c + k * BLOCK_C, logits_strides[1], inside, C, -float("inf"))
-            s += _exp(_scaled(x, temperature, dtype, HAS_TEMPERATURE) - m[None, :], IS_HALF)
+            s += exp(scaled(x, temperature, dtype, HAS_TEMPERATURE) - m[None, :], IS_HALF)
     s = tl.sum(s, axis=0)
     factor = 1 / s
     mean = tl.zeros((BLOCK_C, BLOCK_P), dtype)
@@ -737,7 +847,7 @@ def softmax_kernel(
             for k in range(K):
                 classes = c + k * BLOCK_C
                 x = _load(logits, at, classes, logits_strides[1], inside, C, -float("inf"))
-                e = _exp(_scaled(x, temperature, dtype, HAS_TEMPERATURE) - m[None, :], IS_HALF)
+                e = exp(scaled(x, temperature, dtype, HAS_TEMPERATURE) - m[None, :], IS_HALF)
                 g = _load(upstream, by, classes, upstream_strides[1], inside, C, 0)
                 mean += g.to(dtype) * e
         if HAS_TEMPERATURE:
@@ -755,7 +865,7 @@ def softmax_kernel(
         for k in range(K):
             classes = c + k * BLOCK_C
             x = _load(logits, at, classes, logits_strides[1], inside, C, -float("inf"))
-            e = _exp(_scaled(x, temperature, dtype, HAS_TEMPERATURE) - m[None, :], IS_HALF)
+            e = exp(scaled(x, temperature, dtype, HAS_TEMPERATURE) - m[None, :], IS_HALF)
             p = e * factor[None, :]
             if upstream is not None:
                 g = _load(upstream, by, classes, upstream_strides[1], inside, C, 0)

@@ -36,6 +36,7 @@ def main(name: str) -> None:
     gpu_checks.USUAL, gpu_checks.MORE_CLASSES = (2, 21, 9, 11), (2, 150, 9, 11)
     gpu_checks.LARGER, gpu_checks.SMALLER = (23, 29), (3, 5)
     blocks.SMALL_IMAGE = 400
+    blocks.MULTIPROCESSORS = 1  # fewer programs, of more rows
     gpu_checks.on_cpu = by_numba(gpu_checks.on_cpu)
     gpu_checks.evaluate_on_cpu = by_numba(gpu_checks.evaluate_on_cpu)
     (check,) = (check for check in gpu_checks.CHECKS if check.name == name)

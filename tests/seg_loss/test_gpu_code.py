@@ -35,6 +35,40 @@ def test_a_row_of_the_block_table_compiles_without_spills(row, architecture):
     assert code.registers * threads <= 1 << 16, "not even one program fits a multiprocessor"
 
 
+UPSAMPLED_ROWS = [
+    (row, architecture)
+    for dtype, architectures in ((torch.float32, (80, 90)), (torch.bfloat16, (90,)))
+    for row in gpu_code.upsampled_rows(dtype)
+    for architecture in architectures
+]
+
+
+@pytest.mark.parametrize(("row", "architecture"), UPSAMPLED_ROWS, ids=by_name)
+def test_a_row_of_the_table_for_upsampled_scores_compiles_without_spills(row, architecture):
+    launches = gpu_code.upsampled_launches_of(row)
+    has_slopes = row.cut.chunk is not None
+    assert [launch.name for launch in launches] == [
+        "survey_kernel", *["cross_entropy_kernel"] * has_slopes, "upsampled_cross_entropy_kernel",
+    ]  # fmt: skip
+    code = gpu_code.compiled(launches[-1], architecture)
+    assert code.spilled == 0
+    assert code.registers * 32 * row.cut.num_warps <= 1 << 16
+    # Warps that share a pixel would wait for each other at every pixel.
+    assert code.barriers[gpu_code.pixel_loop(code)] == 0
+
+
+@pytest.mark.parametrize("num_classes", [19, 150])
+@pytest.mark.parametrize("architecture", gpu_code.ARCHITECTURES)
+def test_loss_and_evaluation_of_upsampled_scores_compile_without_spills(architecture, num_classes):
+    row = gpu_code.UpsampledRow(num_classes, torch.float32)
+    launches = gpu_code.upsampled_launches_of(row, with_gradient=False)
+    with gpu_code.recorded() as more:
+        gpu_code.evaluate_all(row.scores(), row.axes)
+    assert [launch.name for launch in launches] == ["survey_kernel", "cross_entropy_kernel"]
+    for launch in (*launches, *more):
+        assert gpu_code.compiled(launch, architecture).spilled == 0, launch.name
+
+
 @pytest.mark.parametrize("num_classes", [1, 2, 3, 19, 21, 32, 59, 64, 150, 160, 256])
 def test_the_logits_are_loaded_and_the_gradient_is_stored_once(num_classes):
     # Planes: every access of the tile is a vector of 4 pixels, and there are as many as it needs.
@@ -74,6 +108,22 @@ def test_the_table_is_in_order_and_in_powers_of_two():
             assert row.reason
             for size in (row.classes, row.pixels, row.num_warps):
                 assert size & (size - 1) == 0
+    most = [row.max_classes for row in blocks.CELLS]
+    assert most == sorted(set(most))
+    for row in blocks.CELLS:
+        assert row.reason
+        assert row.classes <= 32, "the lanes of a pixel are those of a warp"
+        assert row.parts >= 2, "nodes would be as many as threads"
+        assert row.parts * row.cells * row.classes == 32 * row.num_warps
+
+
+def test_bands_of_rows_cover_an_image_and_grow_with_the_batch():
+    row = blocks.cells_for(19, is_double=False)
+    sizes = [row.band_rows(18 * num_images, 128) for num_images in (0, 1, 4, 64)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] >= 1
+    assert sizes[-1] <= blocks.MAX_BAND_ROWS
+    assert row.band_rows(1, 0) == 1
 
 
 def test_the_report_has_room_for_every_field():
@@ -126,7 +176,38 @@ def evaluation(num_classes, dtype=torch.float32, **options):
     gpu_code.evaluate_all(empty(2, num_classes, 16, 24, dtype=dtype), **options)
 
 
+def upsampled(num_classes=5, dtype=torch.float32, *, nodes=(3, 5), **options):
+    row = gpu_code.UpsampledRow(num_classes, dtype, size=(16, 24), nodes=nodes)
+    gpu_code.upsampled_loss(row, **options)
+
+
+def upsampled_evaluation(num_classes, dtype=torch.float32):
+    row = gpu_code.UpsampledRow(num_classes, dtype, size=(16, 24), nodes=(3, 5))
+    gpu_code.evaluate_all(row.scores(), row.axes)
+
+
 PATHS = {
+    **{f"upsampled, {dtype}": lambda dtype=dtype: upsampled(dtype=dtype) for dtype in FLOATS},
+    **{
+        f"upsampled, {dtype} labels": lambda dtype=dtype: upsampled(label_dtype=dtype)
+        for dtype in LABEL_DTYPES
+    },
+    **{
+        f"upsampled, everything, {number} classes": lambda number=number: upsampled(
+            number, normalization="weight", **weights(number), **EVERYTHING
+        )
+        for number in (1, 21, 150, 300)
+    },
+    "upsampled, equal size": lambda: upsampled(nodes=(16, 24)),
+    "upsampled, defer": lambda: upsampled(how="defer"),
+    "upsampled, raise": lambda: upsampled(how="raise"),
+    "upsampled, loss alone": lambda: upsampled(with_gradient=False),
+    "upsampled, loss alone, not held": lambda: upsampled(5000, with_gradient=False),
+    "upsampled, not held": lambda: upsampled(5000),
+    "upsampled, float64, 300 classes": lambda: upsampled(300, torch.float64),
+    "evaluate, upsampled": lambda: upsampled_evaluation(5),
+    "evaluate, upsampled, bfloat16": lambda: upsampled_evaluation(5, torch.bfloat16),
+    "evaluate, upsampled, not held": lambda: upsampled_evaluation(5000),
     **{f"{dtype}": lambda dtype=dtype: loss(dtype=dtype) for dtype in FLOATS},
     **{f"{dtype} labels": lambda dtype=dtype: loss(label_dtype=dtype) for dtype in LABEL_DTYPES},
     **{

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import seg_loss
-from seg_loss import compat, metrics, modules, ops
+from seg_loss import compat, metrics, modules, ops, upsampling
 from seg_loss.compat import caffe
 from seg_loss.compat import torch as compat_torch
 
@@ -50,8 +50,8 @@ def test_numba_lives_in_the_files_named_for_it_behind_their_backend():
     assert "numba_backend.py" not in files
 
 
-def test_triton_lives_in_one_file():
-    assert importers("triton") == {"triton_kernels.py"}
+def test_triton_lives_in_the_files_of_its_kernels():
+    assert importers("triton") == {"triton_kernels.py", "triton_upsampling.py"}
 
 
 def test_a_gpu_without_triton_is_refused_by_name():
@@ -71,9 +71,11 @@ def test_a_gpu_without_triton_is_refused_by_name():
 
 
 def test_kernels_are_reached_through_their_backend_alone():
-    assert importers("seg_loss.numba_vectors") == {"numba_kernels.py"}
-    assert importers("seg_loss.numba_kernels") == {"numba_backend.py"}
-    assert importers("seg_loss.triton_kernels") == {"triton_backend.py"}
+    assert importers("seg_loss.numba_vectors") == {"numba_kernels.py", "numba_upsampling.py"}
+    assert importers("seg_loss.numba_kernels") == {"numba_backend.py", "numba_upsampling.py"}
+    assert importers("seg_loss.numba_upsampling") == {"numba_backend.py"}
+    assert importers("seg_loss.triton_kernels") == {"triton_backend.py", "triton_upsampling.py"}
+    assert importers("seg_loss.triton_upsampling") == {"triton_backend.py"}
     # By the device of the tensors, in `ops`, and there by name.
     assert importers("seg_loss.numba_backend", "seg_loss.triton_backend") == set()
     assert ops.BACKENDS == {"cpu": "seg_loss.numba_backend", "cuda": "seg_loss.triton_backend"}
@@ -122,10 +124,11 @@ def test_numba_is_imported_on_first_use_only():
 def test_public_names_are_frozen():
     assert seg_loss.__all__ == sorted(seg_loss.__all__)
     assert set(seg_loss.__all__) == {
-        "Calibration", "CalibrationBin", "ClassLoss", "Diagnosis", "Evaluation", "FcnMetrics",
-        "ImageLoss", "InvalidInput", "SpatialCrossEntropy", "SpatialSoftmax", "check", "evaluate",
-        "loss_and_gradient", "pixel_nll", "require_finite", "spatial_cross_entropy",
-        "spatial_softmax", "warm_up",
+        "Bilinear", "Calibration", "CalibrationBin", "ClassLoss", "Deconvolution", "Diagnosis",
+        "Evaluation", "FcnMetrics", "ImageLoss", "InvalidInput", "SpatialCrossEntropy",
+        "SpatialSoftmax", "UpsampledCrossEntropy", "check", "evaluate", "loss_and_gradient",
+        "pixel_nll", "require_finite", "spatial_cross_entropy", "spatial_softmax",
+        "upsampled_cross_entropy", "warm_up",
     }  # fmt: skip
     for name in seg_loss.__all__:
         assert getattr(seg_loss, name).__doc__, f"{name} says nothing"
@@ -138,14 +141,24 @@ SIGNATURES = [
     (seg_loss.pixel_nll, ["logits", "labels"], {"ignore_index": 255, "temperature": 1.0,
      "check_labels": "raise"}),
     (seg_loss.spatial_cross_entropy, ["logits", "labels", "class_weight"], LOSS),
-    (seg_loss.loss_and_gradient, ["logits", "labels", "class_weight"], {**LOSS, "out": None}),
-    (seg_loss.evaluate, ["logits", "labels", "class_weight"], {**LOSS, "maps": ()}),
-    (seg_loss.require_finite, ["logits", "labels"], {"ignore_index": 255}),
+    (seg_loss.upsampled_cross_entropy, ["scores", "labels", "class_weight"],
+     {"upsampling": seg_loss.Bilinear(align_corners=False), **LOSS}),
+    (seg_loss.loss_and_gradient, ["logits", "labels", "class_weight"],
+     {**LOSS, "upsampling": None, "out": None}),
+    (seg_loss.evaluate, ["logits", "labels", "class_weight"],
+     {**LOSS, "upsampling": None, "maps": ()}),
+    (seg_loss.require_finite, ["logits", "labels"], {"ignore_index": 255, "upsampling": None}),
     (metrics.confusion_matrix, ["prediction", "labels", "num_classes"], {"ignore_index": 255}),
     (metrics.fcn_metrics, ["confusion"], {"absent": "skip"}),
     (modules.SpatialSoftmax, [], {"axis": 1, "temperature": 1.0}),
     (modules.SpatialCrossEntropy, ["class_weight"],
      {name: value for name, value in LOSS.items() if name != "pixel_weight"}),
+    (modules.UpsampledCrossEntropy, ["class_weight"],
+     {"upsampling": seg_loss.Bilinear(align_corners=False),
+      **{name: value for name, value in LOSS.items() if name != "pixel_weight"}}),
+    (upsampling.Bilinear, ["align_corners"], {}),
+    (upsampling.Deconvolution, ["stride", "kernel_size", "crop"], {}),
+    (upsampling.Deconvolution.of_fcn, ["scores", "labels"], {}),
 ]  # fmt: skip
 
 
@@ -160,7 +173,7 @@ def test_names_order_and_defaults_of_the_options_are_those_of_the_contract(
     # An option more may come, such as process_group; none may go or change.
     got = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert keywords.items() <= got.items()
-    assert set(got) - set(keywords) <= {"process_group", "upsampling"}
+    assert set(got) - set(keywords) <= {"process_group"}
 
 
 def test_caffe_and_torch_words_are_where_the_contract_says():
