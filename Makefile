@@ -27,6 +27,7 @@ check: $(INSTALLED) ## lint, format and types
 
 bench: $(INSTALLED) ## measure the loss on this machine's CPU; writes benchmarks/results
 	$(BIN)/python -m benchmarks.cpu
+	$(BIN)/python -m benchmarks.cpu_upsampled
 
 bench-gpu: ## on a machine with a GPU, torch and Triton: check everything there, then measure
 	$(PYTHON) -m benchmarks.gpu

@@ -20,6 +20,7 @@ import argparse
 import csv
 import functools
 import json
+import math
 import os
 import platform
 import statistics
@@ -37,6 +38,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
 import seg_loss
+from seg_loss import Bilinear
 
 IGNORED = 0.1
 ROUNDS = 15
@@ -49,7 +51,10 @@ _start = time.perf_counter()
 
 @dataclass(frozen=True)
 class Plan:
-    """Logits to be timed, and how many of torch's compilers run against us there."""
+    """Logits to be timed, and how many of torch's compilers run against us there.
+
+    With a ratio they are those of scores, smaller by it on both axes, that are upsampled.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -57,11 +62,18 @@ class Plan:
     compiled: bool = True
     autotuned: bool = False
     has_target: bool = True
+    ratio: int | None = None
 
     @property
     def name(self) -> str:
         order = " channels_last" if self.channels_last else ""
+        order += "" if self.ratio is None else f" upsampled {self.ratio} times"
         return "x".join(map(str, self.shape)) + " " + str(self.dtype)[6:] + order
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For our functions."""
+        return {} if self.ratio is None else {"upsampling": Bilinear()}
 
 
 _TARGETS = ((16, 19, 1024, 2048), (8, 150, 512, 512), (1, 19, 1024, 2048), (16, 21, 512, 512))
@@ -70,6 +82,14 @@ _F32, _BF16 = torch.float32, torch.bfloat16
 PLANS = (
     *(Plan(shape, _F32, autotuned=place < 2) for place, shape in enumerate(_TARGETS)),
     *(Plan(shape, _BF16) for shape in _TARGETS),
+    *(
+        Plan(shape, _F32, has_target=False, ratio=8)
+        for shape in ((1, 19, 1024, 2048), (2, 150, 512, 512), (8, 150, 512, 512))
+    ),
+    *(
+        Plan((1, 19, 1024, 2048), _F32, compiled=False, has_target=False, ratio=ratio)
+        for ratio in (4, 16, 32)
+    ),
     Plan((1, 21, 500, 300), _F32, has_target=False),
     Plan((1, 21, 500, 300), _BF16, has_target=False),
     *(
@@ -98,7 +118,10 @@ class Problem:
 
 def make_problem(plan: Plan, device: torch.device) -> Problem:
     torch.manual_seed(0)
-    logits = torch.empty(plan.shape, dtype=plan.dtype, device=device).normal_(0, 3)
+    shape = plan.shape
+    if plan.ratio is not None:
+        shape = (*shape[:2], *(size // plan.ratio for size in shape[2:]))
+    logits = torch.empty(shape, dtype=plan.dtype, device=device).normal_(0, 3)
     if plan.channels_last:
         logits = logits.to(memory_format=torch.channels_last)
     size = (plan.shape[0], *plan.shape[2:])
@@ -150,6 +173,7 @@ class Row:
     against_compiled: float | None = None
     wall: float | None = None
     peak_beyond_mb: float | None = None
+    peak_share: float | None = None  # of the logits', which those of scores would take
     failure: str = ""
 
 
@@ -237,6 +261,10 @@ def eager(x: Tensor, long_labels: Tensor) -> Tensor:
     return F.cross_entropy(x, long_labels, ignore_index=255)
 
 
+def eager_upsampled(x: Tensor, long_labels: Tensor) -> Tensor:
+    return eager(F.interpolate(x, long_labels.shape[1:], mode="bilinear"), long_labels)
+
+
 def training(
     problem: Problem, loss_of: Callable[[Tensor], Tensor], upstream: Tensor | None = None
 ) -> Callable[[], tuple[Tensor, Tensor]]:
@@ -310,13 +338,48 @@ def contenders(problem: Problem) -> list[Contender]:
     ]  # fmt: skip
 
 
+def upsampled_contenders(problem: Problem) -> list[Contender]:
+    """As `contenders`, of scores; what takes their time is not the bytes."""
+    scores, labels, long_labels = problem.logits, problem.labels, problem.long_labels
+
+    def direct() -> tuple[Tensor, Tensor]:
+        return seg_loss.loss_and_gradient(
+            scores, labels, **problem.plan.options, check_labels="defer"
+        )
+
+    def ours(x: Tensor) -> Tensor:
+        return seg_loss.upsampled_cross_entropy(x, labels, check_labels="defer")
+
+    def torchs(x: Tensor) -> Tensor:
+        return eager_upsampled(x, long_labels)
+
+    def forward(loss_of: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+        def call() -> Tensor:
+            with torch.no_grad():
+                return loss_of(scores)
+
+        return call
+
+    return [
+        Contender("loss_and_gradient", direct, "gradient", has_wall=True),
+        Contender("forward", forward(ours), "forward"),
+        Contender("forward+backward", training(problem, ours), "gradient", has_wall=True),
+        Contender("eager forward", forward(torchs), "forward"),
+        Contender("eager forward+backward", training(problem, torchs), "gradient", has_wall=True),
+        Contender("evaluate", lambda: seg_loss.evaluate(
+            scores, labels, **problem.plan.options, check_labels="defer"
+        ), "evaluate", in_graph=False),
+    ]  # fmt: skip
+
+
 def compiled_contenders(problem: Problem) -> list[Contender]:
     modes: dict[str, str | None] = {"compiled forward+backward": None}
     if problem.plan.autotuned:
         modes["max-autotune forward+backward"] = "max-autotune-no-cudagraphs"
     made = []
     for name, mode in modes.items():
-        compiled = torch.compile(eager, dynamic=False, mode=mode)
+        loss_of = eager if problem.plan.ratio is None else eager_upsampled
+        compiled = torch.compile(loss_of, dynamic=False, mode=mode)
         step = training(problem, functools.partial(_with_labels, compiled, problem.long_labels))
         made.append(Contender(name, step, "gradient", has_wall=True))
     return made
@@ -335,9 +398,12 @@ def check_ours(problem: Problem) -> float:
     Raises:
         AssertionError: where it is more than four times the dtype's epsilon.
     """
-    loss, gradient = seg_loss.loss_and_gradient(problem.logits, problem.labels)
+    options = problem.plan.options
+    loss, gradient = seg_loss.loss_and_gradient(problem.logits, problem.labels, **options)
     x = problem.logits[:1].double().requires_grad_()
-    one_loss = F.cross_entropy(x, problem.long_labels[:1], ignore_index=255, reduction="sum")
+    size = problem.labels.shape[1:]
+    wide = x if problem.plan.ratio is None else F.interpolate(x, size, mode="bilinear")
+    one_loss = F.cross_entropy(wide, problem.long_labels[:1], ignore_index=255, reduction="sum")
     (truth,) = torch.autograd.grad(one_loss, x)
     truth /= (problem.labels != 255).sum()
     error = float((gradient[:1] - truth).abs().max() / truth.abs().max())
@@ -353,7 +419,9 @@ def check_like_ours(problem: Problem, contender: Contender, result: Any) -> None
     if contender.kind == "copy":
         assert torch.equal(problem.out, problem.logits)
         return
-    loss, gradient = seg_loss.loss_and_gradient(problem.logits, problem.labels)
+    loss, gradient = seg_loss.loss_and_gradient(
+        problem.logits, problem.labels, **problem.plan.options
+    )
     got = result[0] if isinstance(result, tuple) else getattr(result, "loss", result)
     off = abs(float(got) / float(loss) - 1)
     assert off < (1e-3 if exact else 5e-2), f"loss {float(got)}, ours {float(loss)}"
@@ -423,7 +491,7 @@ def wall_time(call: Callable[[], object], expected_ms: float) -> float:
 def measure(plan: Plan, report: Report, *, rounds: int, deadline: float) -> None:
     problem = make_problem(plan, torch.device("cuda"))
     report.errors[plan.name] = check_ours(problem)
-    everyone = contenders(problem)
+    everyone = contenders(problem) if plan.ratio is None else upsampled_contenders(problem)
     if plan.compiled:
         if deadline - time.perf_counter() > COMPILED_SECONDS:
             torch._dynamo.reset()
@@ -439,6 +507,7 @@ def measure(plan: Plan, report: Report, *, rounds: int, deadline: float) -> None
             del result
             beyond = _peak_beyond(one, problem)
             rows[one.name].peak_beyond_mb = beyond / 1e6
+            rows[one.name].peak_share = beyond / (plan.dtype.itemsize * math.prod(plan.shape))
             timed.append(prepared(one))
         except Exception as failure:  # noqa: BLE001, RUF100 - the others go on
             rows[one.name].failure = f"failed: {type(failure).__name__}: {failure}"[:300]
@@ -465,7 +534,7 @@ def _peak_beyond(contender: Contender, problem: Problem) -> int:
 
 
 def _compare(problem: Problem, everyone: list[Contender], rows: dict[str, Row]) -> None:
-    copy = rows["copy"].median
+    copy = rows["copy"].median if "copy" in rows else None
     base = {
         "gradient": "eager forward+backward", "forward": "eager forward",
         "evaluate": "torch evaluate",
@@ -478,8 +547,9 @@ def _compare(problem: Problem, everyone: list[Contender], rows: dict[str, Row]) 
         row = rows[one.name]
         if row.median is None:
             continue
-        row.gbs = needed[one.kind] / row.median / 1e6
-        if copy is not None:
+        if problem.plan.ratio is None:
+            row.gbs = needed[one.kind] / row.median / 1e6
+        if row.gbs is not None and copy is not None:
             bandwidth = needed["copy"] / copy
             row.share = row.gbs * 1e6 / bandwidth
             if one.scheme_bytes:
@@ -537,7 +607,7 @@ def _found(rows: dict[tuple[str, str], Row], case: str, contender: str) -> Row |
 
 _COLUMNS = (
     "case", "contender", "how", "median", "p10", "p90", "predicted", "gbs", "share",
-    "against_eager", "against_compiled", "wall", "peak_beyond_mb", "failure",
+    "against_eager", "against_compiled", "wall", "peak_beyond_mb", "peak_share", "failure",
 )  # fmt: skip
 
 
@@ -581,6 +651,12 @@ def _lines(report: Report) -> list[str]:
         rows = [row for row in report.rows if row.case == case]
         lines += ["", f"**{case}**, gradient within {error:.1e} of float64", ""]
         lines += _table(rows)
+        if " upsampled " in case:
+            shares = [
+                f"{row.contender} {row.peak_share:.1%}"
+                for row in rows if row.kind == "gradient" and row.peak_share is not None
+            ]  # fmt: skip
+            lines += ["", "That memory as a share of the upsampled logits: " + ", ".join(shares)]
     return lines + [""] * bool(report.left_out) + [f"- Left out: {why}." for why in report.left_out]
 
 

@@ -13,21 +13,23 @@ import pytest
 from serving import ROOT, running
 
 README = (ROOT / "README.md").read_text()
-RESULTS = ROOT / "benchmarks" / "results" / "cpu.md"
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_the_python_example_prints_what_its_comments_say():
-    (example,) = blocks("python")
+@pytest.mark.parametrize(
+    ("example", "output"), zip(blocks("python"), ("3.0445\nat_chance\n", "3.0445\n"), strict=True)
+)
+def test_the_python_examples_print_what_their_comments_say(example, output):
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(example, "README.md", "exec"), {})
-    assert printed.getvalue() == "3.0445\nat_chance\n"
-    assert "# 3.0445:" in example
-    assert "# at_chance" in example
+    assert printed.getvalue() == output
+    for line in output.splitlines():
+        assert f"# {line}" in example
 
 
 def test_the_commands_run_one_after_the_other(tmp_path):
@@ -67,9 +69,11 @@ def test_every_file_that_is_named_exists():
         assert (ROOT / folder).is_dir(), folder
 
 
-def test_the_figures_are_those_of_the_committed_result():
-    figures = re.search(r"<!-- figures -->\n(.*?)<!-- /figures -->", README, flags=re.DOTALL)
-    results = RESULTS.read_text()
+@pytest.mark.parametrize("name", ["cpu", "cpu_upsampled"])
+def test_the_figures_are_those_of_the_committed_result(name):
+    pattern = rf"<!-- figures of {name} -->\n(.*?)<!-- /figures -->"
+    figures = re.search(pattern, README, flags=re.DOTALL)
+    results = (RESULTS / f"{name}.md").read_text()
     for line in figures[1].splitlines():
         assert line in results, line
     assert len(figures[1].splitlines()) > 10
