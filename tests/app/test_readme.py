@@ -21,7 +21,8 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("example", "output"), zip(blocks("python"), ("3.0445\nat_chance\n", "3.0445\n"), strict=True)
+    ("example", "output"),
+    list(zip(blocks("python"), ("3.0445\nat_chance\n", "3.0445\n"), strict=True)),
 )
 def test_the_python_examples_print_what_their_comments_say(example, output):
     printed = io.StringIO()
