@@ -233,7 +233,10 @@ class _Reading:
         _check_limit(name, "columns", width, MAX_UPSAMPLED_SIDE)
         _check_limit(name, "pixels per image", height * width, settings.max_pixels)
         what = "upsampled logits (images x classes x pixels)"
-        number = num_images * self.logits.shape[1] * height * width
+        # Scores that are made smaller cost as much as what they are made from.
+        _, num_classes, least_height, least_width = self.logits.shape
+        pixels = max(height, least_height) * max(width, least_width)
+        number = num_images * num_classes * pixels
         _check_limit(name, what, number, settings.max_upsampled_logits)
 
 

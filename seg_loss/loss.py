@@ -25,7 +25,6 @@ from torch import Tensor
 
 from seg_loss import checks, ops
 from seg_loss.checks import LossInputs
-from seg_loss.gradient_memory import empty_gradient
 from seg_loss.upsampling import Bilinear, Upsampling, numbers_for
 
 
@@ -263,10 +262,14 @@ def loss_and_gradient(
         checks.check_out(out, logits)
     with torch.no_grad():
         if upsampling is not None:
-            gradient = empty_gradient(logits) if out is None else out
-            numbers = numbers_for(upsampling, logits, inputs.labels)
-            arguments = _arguments(inputs, math.inf)
-            return ops.upsampled_cross_entropy_into(gradient, *arguments, numbers), gradient
+            arguments = (
+                *_arguments(inputs, math.inf),
+                numbers_for(upsampling, logits, inputs.labels),
+            )
+            if out is not None:
+                return ops.upsampled_cross_entropy_into(out, *arguments), out
+            loss, gradient = ops.upsampled_cross_entropy(*arguments, True)
+            return loss, gradient.to(logits.dtype)
         if out is None:
             loss, _, gradient = ops.cross_entropy(*_arguments(inputs, math.inf), True)
             return loss, gradient

@@ -164,9 +164,9 @@ class _Bands(_Plan):
             _aligned_zeros(corners + kernels.LANES, self._element),
         )
 
-    def seams(self) -> np.ndarray[Any, Any]:
+    def seams(self, *, is_wanted: bool) -> np.ndarray[Any, Any]:
         """For each band its part of the gradient of the node rows before it and at its end."""
-        nodes = self._cells - 1
+        nodes = self._cells - 1 if is_wanted else 0
         shape = (self.num_images, self.chunks_per_image, 2, self.num_classes, nodes)
         return np.zeros(shape, self._element)
 
@@ -309,7 +309,8 @@ def upsampled_cross_entropy(
     ignored_labels = _ignored(ignored)
     scale = _quotient(1.0, count)
     options = _options(label_smoothing, temperature, max_nll, scale, class_weight, weights)
-    sums, counts, seams = bands.sums(kernels.NUM_SUMS), bands.counts(), bands.seams()
+    sums, counts = bands.sums(kernels.NUM_SUMS), bands.counts()
+    seams = bands.seams(is_wanted=gradient is not None)
 
     def work(state: tuple[Any, ...], chunk: _Chunk) -> None:
         at = chunk.image, chunk.place

@@ -88,6 +88,7 @@ class Mesh(NamedTuple):
 _UPPER, _LOWER, _UPPER_SLOPES, _LOWER_SLOPES, NUM_NODE_BLOCKS = range(5)
 # Of a group of cells: what its pixels give to the nodes at their corners.
 _UPPER_LEFT, _UPPER_RIGHT, _LOWER_LEFT, _LOWER_RIGHT, NUM_CORNERS = range(5)
+_SUM_ROWS = 64  # pixel rows that are summed there before they go to the nodes
 
 
 # -- between nodes and pixels ----------------------------------------------------------------------
@@ -314,11 +315,14 @@ def upsampled_cross_entropy_chunk(
                             num_classes, rows, stride, above, below, column_weights,
                             mesh, cell, cells, phase, phases, corners, corner_stride,
                         )  # fmt: skip
-            if gradient[ADDRESS]:
-                _to_nodes(
-                    num_classes, corners, corner_stride, cells, cell,
-                    upper_slopes, lower_slopes, node_stride,
-                )  # fmt: skip
+                # Sums of sums: of many terms one by one, the last bits of each would be lost.
+                is_last = y == row_starts[cell_row + 1] - 1
+                if gradient[ADDRESS] and (is_last or (y + 1) % _SUM_ROWS == 0):
+                    _to_nodes(
+                        num_classes, corners, corner_stride, cells, cell,
+                        upper_slopes, lower_slopes, node_stride,
+                    )  # fmt: skip
+                    fill(corners, NUM_CORNERS * num_classes * corner_stride, 0.0)
         if gradient[ADDRESS]:
             if cell_row == first:
                 _write_seam(num_classes, upper_slopes, node_stride, node_columns, seams)

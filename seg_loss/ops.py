@@ -224,8 +224,9 @@ torch.library.register_autograd(
 
 def _fake_upsampled_cross_entropy(scores: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     dtype = checks.map_dtype(scores)
-    shape = scores.shape if options[-1] else (0,)
-    return scores.new_empty((), dtype=dtype), scores.new_empty(shape, dtype=dtype)
+    gradient = torch.empty_like(scores, dtype=dtype) if options[-1] else None
+    nothing = scores.new_empty(0, dtype=dtype)
+    return scores.new_empty((), dtype=dtype), nothing if gradient is None else gradient
 
 
 @_operator(_fake_upsampled_cross_entropy)
@@ -248,13 +249,13 @@ def upsampled_cross_entropy(
     The gradient is as small as the scores: it is kept, and multiplied in the backward pass, before
     it is rounded to the scores' dtype.
     """
-    shape = scores.shape if with_gradient else (0,)
-    gradient = torch.empty(shape, dtype=checks.map_dtype(scores), device=scores.device)
+    dtype = checks.map_dtype(scores)
+    gradient = torch.empty_like(scores, dtype=dtype) if with_gradient else None
     loss = _upsampled_cross_entropy(
-        gradient if with_gradient else None, scores, labels, class_weight, pixel_weight, ignored,
+        gradient, scores, labels, class_weight, pixel_weight, ignored,
         label_smoothing, temperature, max_nll, normalization, check_labels, upsampling,
     )  # fmt: skip
-    return loss, gradient
+    return loss, scores.new_empty(0, dtype=dtype) if gradient is None else gradient
 
 
 def upsampled_cross_entropy_into(out: Tensor, scores: Tensor, *options: Any) -> Tensor:

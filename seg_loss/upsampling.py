@@ -153,13 +153,13 @@ class Deconvolution:
     def of_fcn(cls, scores: Size, labels: Size) -> "Deconvolution":
         """The last layers of FCN-8s, 16s or 32s, whichever has scores of this size.
 
-        Where no net has just this size for such labels, the smallest stride whose cropped result
-        is large enough.
+        Where no net has just this size for such labels, the smallest stride of which the crop
+        leaves what labels need, and about as much more as it leaves in the nets.
 
         Raises:
-            InvalidInput: for scores too small for any of them.
+            InvalidInput: for scores of another size than any of theirs.
         """
-        for fits in (_is_fcn_size, _covers):
+        for fits in (_is_fcn_size, _is_like_fcn_size):
             for stride, crop in FCN_CROPS.items():
                 if all(map(fits, (stride, stride), scores, labels)):
                     return cls(stride, crop=crop)
@@ -261,8 +261,12 @@ def _is_fcn_size(stride: int, scores: int, labels: int) -> bool:
     return scores == _fcn_size(stride, labels)
 
 
-def _covers(stride: int, scores: int, labels: int) -> bool:
-    return (scores + 1) * stride - FCN_CROPS[stride] >= labels
+def _is_like_fcn_size(stride: int, scores: int, labels: int) -> bool:
+    """What is cut off behind the labels is, in the nets, what is cut off before them or up to 31
+    more: a node more is let through.
+    """
+    behind = (scores + 1) * stride - FCN_CROPS[stride] - labels
+    return 0 <= behind <= FCN_CROPS[stride] + 31 + stride
 
 
 def _is_count(value: object, least: int, most: int = _MOST) -> bool:

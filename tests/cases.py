@@ -157,6 +157,7 @@ UPSAMPLED_CASES = (
     *_both((1, 2, 1, 1), (1, 1), "a pixel from a pixel"),
     *_both((2, 3, 1, 1), (7, 9), "a pixel for a whole image"),
     *_both((1, 3, 1, 1), (3, 3001), "a cell of more pixels than a tile"),
+    *_both((1, 3, 1, 1), (4001, 2), "thousands of rows in a cell: sums of sums"),
     *_both((1, 3, 4, 5), (1, 1), "a single position"),
     *_both((2, 5, 4, 1), (8, 9), "columns of one node"),
     *_both((2, 5, 1, 6), (9, 12), "rows of one node"),

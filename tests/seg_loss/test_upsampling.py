@@ -381,18 +381,29 @@ def test_the_three_nets_of_a_picture_of_500_pixels():
     assert Deconvolution.of_fcn(scores.shape[2:], labels.shape[1:]).stride == 8
 
 
-def test_other_sizes_get_the_smallest_stride_that_is_large_enough():
+def test_sizes_near_those_of_a_net_get_the_smallest_stride_that_is_large_enough():
     for scores, labels, stride in (
         ((10, 10), (49, 49), 8),
-        ((70, 34), (500, 500), 16),  # no net's, and 8s' does not reach in width
         ((5, 5), (60, 60), 16),
         ((2, 2), (70, 70), 32),
-        ((100, 100), (500, 500), 8),
+        ((6, 7), (141, 187), 32),
         ((70, 71), (500, 500), 8),
     ):
         found = Deconvolution.of_fcn(scores, labels)
         assert found == Deconvolution(stride, crop=FCN_CROPS[stride]), scores
         found.check_size(scores, labels)
+
+
+def test_scores_of_other_nets_are_refused():
+    # Among them DeepLab's at stride 8: FCN's crop would take their upper left part for the whole.
+    for scores, labels in (
+        ((65, 65), (513, 513)),
+        ((128, 128), (512, 512)),
+        ((100, 100), (100, 100)),
+        ((70, 34), (500, 500)),
+    ):
+        with pytest.raises(InvalidInput, match="FCN-8s', 16s' or 32s'"):
+            Deconvolution.of_fcn(scores, labels)
 
 
 def test_scores_too_small_for_any_fcn_are_refused_with_the_sizes_that_are_not():
