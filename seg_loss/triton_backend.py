@@ -1,4 +1,5 @@
-"""The GPU backend: torch tensors in, `triton_kernels` on the tensors' device, tensors out.
+"""The GPU backend: torch tensors in, `triton_kernels` or `triton_upsampling` on the tensors'
+device, tensors out.
 
 Called by `ops` and `evaluation`; the tensors were checked by `checks`. A loss takes two launches:
 the survey of the labels, which gives the divisor and finds bad labels, and the loss itself with its
@@ -8,6 +9,10 @@ the end.
 Bytes a pixel with labels of one byte, E bytes an element: loss alone C E + 2; loss and gradient
 2 C E + 2, autograd's gradient for an upstream of 1 included; a backward pass for another upstream
 2 C E + 1 more. Beyond the gradient: 8 bytes for each tile of pixels, less than one a pixel.
+
+Upsampled scores are read where their pixels lie, from the caches; logits and their gradient are in
+registers alone. Beyond the gradient: 8 bytes for each tile of nodes; of more than 256 classes 12 or
+16 for each pixel; and the gradient once more if it overwrites the scores.
 
 Integer labels and weights are taken in any order in memory, but copied if it is not the plain one:
 they are small. Logits and gradient are not copied, unless more than three spatial axes lie apart.
