@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from seg_loss.normalization import NORMALIZATIONS
 from seg_loss.survey import Survey
@@ -91,9 +92,11 @@ def loss_inputs(
     labels = check_labels_for(labels, logits, spatial)
     if class_weight is not None:
         _check_class_weight(class_weight, logits)
-        class_weight = class_weight.detach()  # the loss is differentiable in the logits alone
+        # The loss is differentiable in the logits alone.
+        class_weight = _as_it_lies(class_weight.detach())
     if pixel_weight is not None:
         pixel_weight = _check_pixel_weight(pixel_weight, logits, spatial).detach()
+        pixel_weight = _as_it_lies(pixel_weight)
     check_temperature(temperature)
     if not (_is_number(label_smoothing) and 0 <= label_smoothing <= 1):
         raise InvalidInput("label_smoothing", "a number from 0 to 1", repr(label_smoothing))
@@ -104,7 +107,7 @@ def loss_inputs(
     if check_labels not in CHECK_LABELS:
         raise InvalidInput("check_labels", f"one of {', '.join(CHECK_LABELS)}", repr(check_labels))
     return LossInputs(
-        logits,
+        _as_it_lies(logits),
         labels,
         class_weight,
         pixel_weight,
@@ -114,6 +117,13 @@ def loss_inputs(
         normalization,
         check_labels,
     )
+
+
+def _as_it_lies(tensor: Tensor) -> Tensor:
+    """Without torch's mark that numbers in memory mean their negatives (z.conj().imag has it)."""
+    if torch.compiler.is_compiling():
+        return tensor  # the dispatcher does it, for operators
+    return tensor.resolve_neg() if tensor.is_neg() else tensor
 
 
 def check_logits(logits: Tensor, where: str = "logits") -> None:
@@ -126,6 +136,7 @@ def check_logits(logits: Tensor, where: str = "logits") -> None:
         )
     check_device(where, logits)
     check_float_dtype(where, logits)
+    check_tangent(where, logits)
     if logits.shape[1] < 1:
         raise InvalidInput(where, "at least one class", f"shape {_shape(logits)}")
 
@@ -145,6 +156,20 @@ def check_float_dtype(where: str, tensor: Tensor) -> None:
     """One of the four dtypes a softmax is computed of."""
     if tensor.dtype not in FLOAT_DTYPES:
         raise InvalidInput(where, _one_of(FLOAT_DTYPES), _name(tensor.dtype))
+
+
+def check_tangent(where: str, tensor: Tensor) -> None:
+    """Without one: the operators would drop it, and derivatives of 0 come out."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    dual = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+    if dual.tangent is not None:
+        raise InvalidInput(
+            where,
+            "a tensor without a tangent",
+            "one of forward-mode differentiation (jvp, jacfwd)",
+            "Only backward derivatives are supported.",
+        )
 
 
 def map_dtype(logits: Tensor) -> torch.dtype:
@@ -170,6 +195,8 @@ def check_out(out: Tensor, logits: Tensor) -> None:
         raise InvalidInput("out", f"a tensor on {logits.device}", f"one on {out.device}")
     if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)):
         raise InvalidInput("out", "an element of its own for each logit", "an expanded tensor")
+    if out.is_neg():
+        raise InvalidInput("out", "memory that holds numbers as they are", "a view of negatives")
     same_memory = out.untyped_storage().data_ptr() == logits.untyped_storage().data_ptr()
     same_places = out.data_ptr() == logits.data_ptr() and out.stride() == logits.stride()
     if same_memory and not same_places and out.numel():

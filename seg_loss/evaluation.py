@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seg_loss import checks, label_check, ops
 from seg_loss.diagnosis import Diagnosis, diagnose
+from seg_loss.eager import eagerly
 from seg_loss.metrics import FcnMetrics, fcn_metrics
 from seg_loss.normalization import divisor
 from seg_loss.tallies import Tallies
@@ -102,6 +103,7 @@ class Evaluation:
     maps: dict[str, Tensor]
 
 
+@eagerly
 @torch.no_grad()
 def evaluate(
     logits: Tensor,
@@ -152,7 +154,7 @@ def evaluate(
         axes = axes_of(numbers, logits.shape[2:], inputs.labels.shape[1:])
     label_check.raise_deferred()
     tallies = ops.backend_of(logits).evaluate(
-        logits,
+        inputs.logits,
         inputs.labels,
         inputs.class_weight,
         inputs.pixel_weight,

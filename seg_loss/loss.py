@@ -51,6 +51,7 @@ def spatial_softmax(logits: Tensor, *, axis: int = 1, temperature: float = 1.0) 
         raise checks.InvalidInput("logits", "a torch.Tensor", type(logits).__name__)
     checks.check_device("logits", logits)
     checks.check_float_dtype("logits", logits)
+    checks.check_tangent("logits", logits)
     checks.check_temperature(temperature)
     if not (isinstance(axis, int) and -logits.ndim <= axis < logits.ndim):
         expected = f"an axis of the {logits.ndim} that logits have"
@@ -179,7 +180,7 @@ def upsampled_cross_entropy(
 
     Equal to `spatial_cross_entropy(F.interpolate(scores, labels.shape[1:], mode="bilinear"),
     labels)` for the defaults, and as repeatable: the gradient is summed in a fixed order. It is
-    made along with the loss if scores require one; beside it nothing of the scores' size is kept.
+    made along with the loss if scores require one, and kept for the backward pass.
 
     Args:
         scores: [N, C, h, w]; float32, float16, bfloat16 or float64. Any strides.

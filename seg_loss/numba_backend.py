@@ -48,11 +48,12 @@ class _Chunk:
 
 
 class _Plan:
-    """The chunks of logits [N, C, *spatial], and the scratch memory a thread needs for one of
-    them.
-    """
+    """The chunks of logits, and the scratch memory a thread needs for one of them."""
 
-    def __init__(self, shape: torch.Size, dtype: torch.dtype) -> None:
+    def __init__(
+        self, shape: torch.Size, dtype: torch.dtype, cut: tuple[int, int] | None = None
+    ) -> None:
+        """For logits [N, C, *spatial]; `cut`, if other than pixels are, into how many at a time."""
         self.num_images, self.num_classes = shape[0], shape[1]
         self.pixels = shape[2:].numel()
         self._element = np.float64 if dtype == torch.float64 else np.float32
@@ -61,16 +62,7 @@ class _Plan:
         tiles = -(-self.pixels // self.tile)
         elements = max(1, self.num_classes) * self.tile
         per_chunk = min(_CHUNK_ELEMENTS // elements, tiles // 32)
-        self._cut(self.pixels, max(1, per_chunk) * self.tile)
-        self.tables: tuple[Any, ...] = self.tile, self.pixels
-        self.evaluate_chunk = kernels.evaluate_chunk
-
-    def scratch(self) -> tuple[np.ndarray[Any, Any], ...]:
-        """What a thread's kernels write to, but for what they find."""
-        return self.buffer(), self.classes()
-
-    def _cut(self, size: int, step: int) -> None:
-        """Cut the range of each image into chunks of `step`."""
+        size, step = cut or (self.pixels, max(1, per_chunk) * self.tile)
         starts = range(0, size, step)
         self.chunks_per_image = len(starts)
         self.chunks = [
@@ -78,6 +70,12 @@ class _Plan:
             for image in range(self.num_images)
             for place, first in enumerate(starts)
         ]
+        self.tables: tuple[Any, ...] = self.tile, self.pixels
+        self.evaluate_chunk = kernels.evaluate_chunk
+
+    def scratch(self) -> tuple[np.ndarray[Any, Any], ...]:
+        """What a thread's kernels write to, but for what they find."""
+        return self.buffer(), self.classes()
 
     def sums(self, width: int) -> np.ndarray[Any, Any]:
         """A float64 partial sum for each chunk, filled in by whichever thread does it."""
@@ -117,7 +115,8 @@ class _Bands(_Plan):
     def __init__(self, scores: Tensor, axes: Axes) -> None:
         rows, columns = axes
         shape = (*scores.shape[:2], rows.num_positions, columns.num_positions)
-        super().__init__(torch.Size(shape), scores.dtype)
+        cell_rows = rows.num_nodes + 1
+        super().__init__(torch.Size(shape), scores.dtype, (cell_rows, -(-cell_rows // _MAX_BANDS)))
         self._cells = columns.num_nodes + 1
         self._phases = columns.max_positions
         # Cells shared out evenly among the fewest tiles; all phases of theirs, if they fit.
@@ -147,7 +146,6 @@ class _Bands(_Plan):
             _weights_by_phase(columns, mesh.phase_stride).astype(self._element),
         )
         self.evaluate_chunk = upsampled_kernels.upsampled_evaluate_chunk
-        self._cut(rows.num_nodes + 1, -(-(rows.num_nodes + 1) // _MAX_BANDS))
 
     def scratch(self) -> tuple[np.ndarray[Any, Any], ...]:
         pixels = self._tile_cells * max(1, self._phases) + kernels.LANES

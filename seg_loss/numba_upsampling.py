@@ -290,6 +290,8 @@ def upsampled_cross_entropy_chunk(
         fill(lower_slopes, block, 0.0)
         for cell in range(0, node_columns + 1, mesh[TILE_CELLS]):
             cells = lesser(mesh[TILE_CELLS], node_columns + 1 - cell)
+            if column_starts[cell] == column_starts[cell + cells]:
+                continue  # labels may be smaller, and leave cells without a pixel
             fill(corners, NUM_CORNERS * num_classes * corner_stride, 0.0)
             for y in range(row_starts[cell_row], row_starts[cell_row + 1]):
                 above, below = row_weights[y], row_weights[mesh[NUM_ROWS] + y]
@@ -393,6 +395,8 @@ def upsampled_evaluate_chunk(
             above, below = row_weights[y], row_weights[mesh[NUM_ROWS] + y]
             for cell in range(0, mesh[NODE_COLUMNS] + 1, mesh[TILE_CELLS]):
                 cells = lesser(mesh[TILE_CELLS], mesh[NODE_COLUMNS] + 1 - cell)
+                if column_starts[cell] == column_starts[cell + cells]:
+                    continue
                 _load_pixels(
                     views, ignored, num_classes, image, y, mesh, column_starts, cell, cells,
                     pixel_classes, pixel_weights,

@@ -6,9 +6,8 @@ vectorised exp. Here a vector is a value of its own: `load` it from memory, comp
 so the same code runs on AVX2, AVX-512 and NEON, and every lane goes through the same operations in
 the same order wherever a tile begins or ends.
 
-Only `numba_kernels` imports this file. Memory is named by address; memory whose dtype is known only
-at run time is read by `load_row` and `load_integers`, so that one compiled kernel serves every
-dtype.
+Only kernels import this file. Memory is named by address; memory whose dtype is known only at run
+time is read by `load_row` and `load_integers`, so that one compiled kernel serves every dtype.
 """
 
 import functools

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from seg_loss import checks, label_check
 from seg_loss.checks import InvalidInput
+from seg_loss.eager import eagerly
 from seg_loss.gradient_memory import empty_gradient
 from seg_loss.upsampling import axes_of
 
@@ -121,6 +122,7 @@ def cross_entropy(
     return loss, divisor, logits.new_empty(0) if gradient is None else gradient
 
 
+@eagerly
 def cross_entropy_into(out: Tensor, logits: Tensor, *options: Any) -> Tensor:
     """`cross_entropy` with its gradient in memory of the caller's, which may be the logits' own.
 
@@ -258,6 +260,7 @@ def upsampled_cross_entropy(
     return loss, scores.new_empty(0, dtype=dtype) if gradient is None else gradient
 
 
+@eagerly
 def upsampled_cross_entropy_into(out: Tensor, scores: Tensor, *options: Any) -> Tensor:
     """`upsampled_cross_entropy` with its gradient in `out`, which may be the scores themselves."""
     loss = _upsampled_cross_entropy(out, scores, *options)
@@ -281,10 +284,13 @@ def _fake_upsampled_gradient(scores: Tensor, gradient: Tensor, upstream: Tensor)
 
 @_operator(_fake_upsampled_gradient)
 def upsampled_gradient(scores: Tensor, gradient: Tensor, upstream: Tensor) -> Tensor:
-    """upstream * gradient, like the scores. An operator, to refuse a second derivative."""
-    # 0 + product, rounded once: where nothing depends on a score, +0 for a negative upstream too.
-    zero = gradient.new_zeros(())
-    return torch.addcmul(zero, gradient, upstream, out=torch.empty_like(scores))
+    """upstream * gradient, rounded to the scores' dtype.
+
+    What is 0 stays +0, for an upstream gradient that is negative or infinite too. An operator with
+    the scores among its inputs, to refuse a second derivative.
+    """
+    product = torch.mul(gradient, upstream, out=torch.empty_like(scores))
+    return product.masked_fill_(gradient == 0, 0)
 
 
 def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -15,7 +15,7 @@ comes out of it, where 0 * infinity would be NaN.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -44,18 +44,18 @@ class Axis:
     cells: np.ndarray[Any, np.dtype[np.int32]]
     weights: np.ndarray[Any, np.dtype[np.float64]]
 
-    @property
+    @cached_property
     def starts(self) -> np.ndarray[Any, np.dtype[np.int32]]:
         """int32 [n + 2]: the first position of each cell; its last is before that of the next."""
         places = np.searchsorted(self.cells, np.arange(self.num_nodes + 2))
         return places.astype(np.int32)
 
-    @property
+    @cached_property
     def max_positions(self) -> int:
         """The most positions that a cell has."""
         return int(np.diff(self.starts).max(initial=0))
 
-    @property
+    @cached_property
     def has_unread_nodes(self) -> bool:
         """Whether some position gives a node that exists the weight 0."""
         nodes = np.stack([self.cells - 1, self.cells])
@@ -78,7 +78,8 @@ Axes = tuple[Axis, Axis]  # rows and columns
 class Bilinear:
     """`F.interpolate(scores, size, mode="bilinear", align_corners=...)`, for sizes of any ratio.
 
-    Where torch rounds positions and weights to float32, these are exact fractions, rounded once.
+    Where torch computes positions and weights in float32, here positions are integers, and weights
+    their quotients in float64.
 
     Attributes:
         align_corners: whether first and last pixels coincide, rather than the pixels' outer edges.
@@ -198,14 +199,18 @@ class Deconvolution:
         assert self.kernel_size is not None
         position = np.arange(num_positions, dtype=np.int64) + crop
         cells, phase = position // self.stride, position % self.stride
+        before = np.where(cells > 0, self._filter(phase + self.stride), 0.0)
+        behind = np.where(cells < num_nodes, self._filter(phase), 0.0)
+        return Axis(num_nodes, num_positions, cells.astype(np.int32), np.stack([before, behind]))
+
+    def _filter(
+        self, place: np.ndarray[Any, np.dtype[np.int64]]
+    ) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The filter's values at these places; 0 behind it."""
+        assert self.kernel_size is not None
         half = (self.kernel_size + 1) // 2
         centre = half - 1 if self.kernel_size % 2 else half - 0.5
-        # Zeros behind the filter: of strides longer than it, and of the second node's part.
-        filled = np.zeros(2 * self.stride)
-        filled[: self.kernel_size] = 1 - abs(np.arange(self.kernel_size) - centre) / half
-        before = np.where(cells > 0, filled[phase + self.stride], 0.0)
-        behind = np.where(cells < num_nodes, filled[phase], 0.0)
-        return Axis(num_nodes, num_positions, cells.astype(np.int32), np.stack([before, behind]))
+        return np.where(place < self.kernel_size, 1 - abs(place - centre) / half, 0.0)
 
 
 Upsampling = Bilinear | Deconvolution

@@ -15,9 +15,10 @@ from cases import (
     same_bits,
     seed_of,
 )
+from torch.autograd import forward_ad
 
 import seg_loss
-from seg_loss import ops
+from seg_loss import Bilinear, ops
 
 SHAPE = (2, 4, 3, 5)
 SECOND_ORDER = (
@@ -158,6 +159,36 @@ def test_losses_of_one_tensor_add_their_gradients():
         )
     ]
     assert torch.equal(got, parts[0] + parts[1])
+
+
+DIFFERENTIABLE = {
+    "spatial_cross_entropy": seg_loss.spatial_cross_entropy,
+    "upsampled_cross_entropy": seg_loss.upsampled_cross_entropy,
+    "pixel_nll": seg_loss.pixel_nll,
+    "spatial_softmax": lambda x, y: seg_loss.spatial_softmax(x),
+}
+
+
+@pytest.mark.filterwarnings("default:.torch.jit.script:DeprecationWarning")  # of torch.func.jvp
+@pytest.mark.parametrize("function", DIFFERENTIABLE)
+def test_forward_mode_is_refused_instead_of_telling_zero(function):
+    logits, labels = given()
+    where = "scores" if function.startswith("upsampled") else "logits"
+    message = (
+        rf"^{where}: expected a tensor without a tangent, got one of forward-mode "
+        r"differentiation \(jvp, jacfwd\)\. Only backward derivatives are supported\.$"
+    )
+
+    def call(x):
+        return DIFFERENTIABLE[function](x, labels)
+
+    tangent = torch.ones_like(logits)
+    with pytest.raises(seg_loss.InvalidInput, match=message):
+        torch.func.jvp(call, (logits.detach(),), (tangent,))
+    with forward_ad.dual_level():
+        call(logits)  # of others at the same time
+        with pytest.raises(seg_loss.InvalidInput, match=message):
+            call(forward_ad.make_dual(logits.detach(), tangent))
 
 
 @pytest.mark.parametrize("function", ["spatial_cross_entropy", "pixel_nll", "spatial_softmax"])
@@ -351,6 +382,24 @@ def test_a_bad_label_is_still_refused_in_a_compiled_program():
     labels[0, 0, 0] = 9
     with pytest.raises(seg_loss.InvalidInput, match=r"got 9 at \(0, 0, 0\)"):
         compiled(logits, labels)
+
+
+@pytest.mark.parametrize("upsampling", [None, Bilinear()], ids=str)
+@pytest.mark.parametrize("function", ["evaluate", "out"])
+def test_what_is_no_operator_may_be_called_in_a_compiled_program(function, upsampling):
+    torch.compiler.reset()
+    logits, labels = given(torch.float32)
+    logits = logits.detach()
+
+    def step(x):
+        if function == "evaluate":
+            found = seg_loss.evaluate(x * 2, labels, upsampling=upsampling)
+            return x.sum() + found.loss
+        out = torch.empty_like(x)
+        loss, _ = seg_loss.loss_and_gradient(x * 2, labels, upsampling=upsampling, out=out)
+        return out * 3 + loss
+
+    assert same_bits(torch.compile(step, backend="aot_eager")(logits), step(logits))
 
 
 # -- mixed precision ---------------------------------------------------------------------------

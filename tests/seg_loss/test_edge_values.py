@@ -21,7 +21,7 @@ from cases import (
 )
 
 import seg_loss
-from seg_loss import InvalidInput
+from seg_loss import Bilinear, InvalidInput
 
 SHAPE = (2, 5, 9, 11)
 U8 = torch.uint8
@@ -489,6 +489,7 @@ WRONG_OUT = [
     (X, torch.empty(X.shape, device="meta"), "out: expected a tensor on cpu, got one on meta."),
     (X, torch.zeros(1, 3, 4, 5).expand(2, 3, 4, 5), "out: expected an element of its own for each logit, got an expanded tensor."),
     (X[..., :1].expand(X.shape), X[..., :1].expand(X.shape), "out: expected an element of its own for each logit, got an expanded tensor."),
+    (X, X.clone()._neg_view(), "out: expected memory that holds numbers as they are, got a view of negatives."),
     (MEMORY[0], MEMORY.flatten()[60:180].view(2, 3, 4, 5), "out: expected the logits themselves, or other memory, got another view of theirs."),
 ]  # fmt: skip
 
@@ -496,6 +497,33 @@ WRONG_OUT = [
 @pytest.mark.parametrize(("logits", "out", "message"), WRONG_OUT, ids=[m for *_, m in WRONG_OUT])
 def test_out_of_the_wrong_kind_is_refused(logits, out, message):
     refused(lambda: seg_loss.loss_and_gradient(logits, Y, out=out), message)
+
+
+@pytest.mark.parametrize("upsampling", [None, Bilinear()], ids=str)
+def test_tensors_that_torch_marks_as_negated_mean_their_negatives(upsampling):
+    logits, weight = torch.randn(X.shape), torch.rand(Y.shape)
+    options = {"upsampling": upsampling, "class_weight": torch.tensor([1.0, 2.0, 3.0])}
+    plain = logits, {**options, "pixel_weight": weight}
+    negated = (
+        (-logits)._neg_view(),
+        {
+            "upsampling": upsampling,
+            "class_weight": (-options["class_weight"])._neg_view(),
+            "pixel_weight": (-weight)._neg_view(),
+        },
+    )
+    for read in (
+        lambda x, options: seg_loss.loss_and_gradient(x, Y, **options),
+        lambda x, options: seg_loss.loss_and_gradient(
+            x, Y, out=torch.empty_like(logits), **options
+        ),
+    ):
+        assert all(map(same_bits, read(*negated), read(*plain)))
+    found, expected = (
+        seg_loss.evaluate(x, Y, maps=("nll",), **options) for x, options in (negated, plain)
+    )
+    assert found.loss == expected.loss
+    assert same_bits(found.maps["nll"], expected.maps["nll"])
 
 
 def test_unknown_maps_are_refused():

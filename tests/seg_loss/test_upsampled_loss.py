@@ -731,6 +731,15 @@ def test_grad_output_multiplies_the_gradient(way, factor):
     assert torch.allclose(got, factor * gradient, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("factor", [math.inf, math.nan])
+def test_an_upstream_gradient_that_overflowed_does_not_reach_what_no_valid_pixel_reads(factor):
+    scores, labels, upsampling = small("bilinear", torch.float32)
+    labels[1] = 255
+    (got,) = torch.autograd.grad(loss_of(scores, labels, upsampling), scores, torch.tensor(factor))
+    assert not got[0].isfinite().any()
+    assert same_bits(got[1], torch.zeros_like(got[1]))
+
+
 def test_grad_output_may_be_expanded():
     scores, labels, upsampling = small("bilinear", torch.float32)
     upstream = torch.tensor([3.0]).expand(7)[2]
