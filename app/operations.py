@@ -23,7 +23,7 @@ from app import palettes, pictures
 from app.errors import IllPosed
 from app.options import EvaluateOptions, GradientOptions, LossOptions, VisualizeOptions
 from app.uploads import Upload
-from seg_loss import Bilinear, Deconvolution, Evaluation
+from seg_loss import Bilinear, Deconvolution, Evaluation, ops
 from seg_loss.upsampling import Size, Upsampling
 
 DEFAULT_PALETTE = "voc"
@@ -153,17 +153,33 @@ def visualize(upload: Upload, options: VisualizeOptions) -> Picture:
     return Picture(pictures.draw(options.kind, scene), upload.warnings, is_finite)
 
 
-def map_bytes(upload: Upload, options: LossOptions) -> int:
-    """The most memory that the maps of the answer can come to.
+def working_bytes(upload: Upload, options: LossOptions) -> int:
+    """The most memory that maps, and upsampling, take beside the body.
 
-    With an upsampling their pixels may be many more than the body has bytes.
+    With an upsampling a small body may have many pixels, and a wide one long rows of nodes.
     """
-    if not isinstance(options, EvaluateOptions) or upload.labels is None:
+    if upload.logits is None:
         return 0
-    # The two of `top_` are made together, three classes deep.
-    names = {name for name in options.maps if not name.startswith("top_")}
-    numbers = len(names) + (6 if names != set(options.maps) else 0)
-    return 4 * numbers * upload.labels.numel()
+    scratch = 0
+    if options.upsampling != "none":
+        scratch = ops.backend_of(upload.logits).upsampling_bytes(upload.logits)
+    return scratch + _map_bytes(upload, options)
+
+
+def _map_bytes(upload: Upload, options: LossOptions) -> int:
+    number = 0
+    if isinstance(options, VisualizeOptions):
+        number = int(options.kind in _MAP_OF_KIND)
+    elif isinstance(options, EvaluateOptions):
+        # The two of `top_` are made together, three classes deep.
+        names = {name for name in options.maps if not name.startswith("top_")}
+        number = len(names) + (6 if names != set(options.maps) else 0)
+    pixels = 0
+    if upload.labels is not None:
+        pixels = upload.labels.numel()
+    elif upload.image is not None:
+        pixels = math.prod(upload.image.shape[:2])
+    return 4 * number * pixels
 
 
 def refuse_non_finite(upload: Upload, options: LossOptions, result: Result) -> None:

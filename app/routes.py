@@ -197,7 +197,7 @@ def _endpoint(operation: Operation) -> Callable[[Request], Any]:
                 upload = uploads.decode(content, content_type, options, settings)
                 decoded = perf_counter()
                 times.append(("decode", decoded - started))
-                service.workers.enlarge(place, operations.map_bytes(upload, options))
+                service.workers.enlarge(place, operations.working_bytes(upload, options))
                 result = operation.run(upload, options)
                 operations.refuse_non_finite(upload, options, result)
                 computed = perf_counter()

@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     max_bytes_in_flight: int = Field(
         default=4096 * MEBIBYTE,
         ge=1,
-        description="Bodies of all requests at a time, and maps of their answers; beyond it, 503.",
+        description="Bodies of all requests at a time, maps and upsampling; beyond it, 503.",
     )
     max_pixels: int = Field(default=1 << 26, ge=1, description="Most pixels of one image.")
     max_images: int = Field(default=4096, ge=1, description="Most images of one request.")

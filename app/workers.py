@@ -1,9 +1,9 @@
 """Who may come in, and the threads that do the work, so that the event loop stays free to answer.
 
 A request is let in before its body is read, with the bytes that the body can come to, and asks for
-more when it is known what maps its answer has. It takes its place back out when it has its answer,
-or, after a timeout, when its thread has really ended: work in a thread cannot be stopped, and what
-it holds is not free before.
+more when it is known what maps and upsampling take. It takes its place back out when it has its
+answer, or, after a timeout, when its thread has really ended: work in a thread cannot be stopped,
+and what it holds is not free before.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ class Workers:
 
     @property
     def bytes_in_flight(self) -> int:
-        """The memory their bodies, and the maps of their answers, can come to."""
+        """The memory their bodies, maps and upsampling can come to."""
         return self._bytes
 
     @contextmanager
@@ -67,7 +67,7 @@ class Workers:
             if self._requests >= settings.max_concurrent_requests:
                 raise self._busy(f"{settings.max_concurrent_requests} requests are being served")
             if self._bytes + num_bytes > settings.max_bytes_in_flight:
-                raise self._busy("The memory for bodies is in use")
+                raise self._busy("The memory for requests is in use")
             self._requests += 1
             self._bytes += num_bytes
         place = Place(num_bytes)
@@ -89,10 +89,12 @@ class Workers:
         limit = self._settings.max_bytes_in_flight
         if place.num_bytes + num_bytes > limit:
             left = limit - place.num_bytes
-            raise TooLarge.about("maps", f"at most {left} bytes", f"{num_bytes}", limit=left)
+            raise TooLarge.about(
+                "memory", f"at most {left} bytes beside the body", f"{num_bytes}", limit=left
+            )
         with self._lock:
             if self._bytes + num_bytes > limit:
-                raise self._busy("The memory for bodies is in use")
+                raise self._busy("The memory for requests is in use")
             self._bytes += num_bytes
             place.num_bytes += num_bytes
 

@@ -176,6 +176,19 @@ class _Bands(_Plan):
             gradient[:, :, between] = total.transpose(1, 2).to(gradient.dtype)
 
 
+def upsampling_bytes(scores: Tensor) -> int:
+    """Scratch memory of a call with scores [N, C, h, w], but for little: rows of nodes.
+
+    Much only for wide scores of few rows, of which it is a multiple.
+    """
+    num_images, num_classes, rows, nodes = scores.shape
+    row_bytes = checks.map_dtype(scores).itemsize * num_classes * (nodes + 2 * kernels.LANES)
+    seams = 2 * num_images * min(rows + 1, _MAX_BANDS)
+    # And once more between bands, when they are added up.
+    of_threads = upsampled_kernels.NUM_NODE_BLOCKS * threads.num_threads_for(seams)
+    return row_bytes * (of_threads + seams + seams // 2)
+
+
 @dataclass(frozen=True)
 class _Counted:
     """The survey of the labels: what is right with them, and what is wrong."""
