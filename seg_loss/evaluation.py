@@ -81,10 +81,10 @@ class Evaluation:
         diagnosis: what the loss says about the training.
         non_finite_pixels: valid pixels without a softmax, for NaN or +inf among their logits.
         maps: those asked for, over all pixels, ignored ones too (but `nll` is 0 there).
-        `prediction` is
-            the most probable class, the first of equals; `confidence` its probability; `entropy` in
-            nats; `top_classes` and `top_probabilities` [N, k, *spatial] the k = 3 most probable.
-            Classes are uint8 up to 256 of them, int16 or int32 beyond; the rest is float32.
+            `prediction` is the most probable class, the first of equals; `confidence` its
+            probability; `entropy` in nats; `top_classes` and `top_probabilities` [N, k, *spatial]
+            the k = 3 most probable. Classes are uint8 up to 256 of them, int16 or int32 beyond; the
+            rest is float32.
     """
 
     loss: float

@@ -56,7 +56,7 @@ def require_finite(
     raise checks.InvalidInput(
         "logits",
         "finite numbers (or -inf in some classes) at valid pixels",
-        (found or f"-inf in every class at {checks.text_of_place(place)}")
+        (found or f"-inf in every class at pixel {checks.text_of_place(place)}")
         + checks.text_of_others(count),
         "The network has diverged, or the file is damaged.",
     )

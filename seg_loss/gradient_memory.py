@@ -1,13 +1,11 @@
 """Memory for gradients: huge pages where there are any, and the last one again where it is free.
 
 A gradient is as large as the logits, and a training step makes one and drops it. Fresh memory costs
-more
-than the gradient itself: on its first touch the system clears every page, which for 160 MB in pages
-of 4 KiB takes about twice as long as reading the logits and writing the gradient. So large
-gradients lie in
-mappings of their own, advised to use huge pages, and the most recent mapping is kept: the next
-gradient of the same size takes it if nobody holds the last one any more. At most one is kept, so at
-most the memory of one gradient stays with the process between steps.
+more than the gradient itself: on its first touch the system clears every page, which for 160 MB in
+pages of 4 KiB takes about twice as long as reading the logits and writing the gradient. So large
+gradients lie in mappings of their own, advised to use huge pages, and the most recent mapping is
+kept: the next gradient of the same size takes it if nobody holds the last one any more. At most one
+is kept, so at most the memory of one gradient stays with the process between steps.
 """
 
 import contextlib

@@ -123,13 +123,11 @@ def spatial_cross_entropy(
         class_weight: [C], not negative; the factor of a pixel is that of its true class.
         pixel_weight: [N, *spatial], not negative, the factor of each pixel.
         ignore_index: the label, or labels, of pixels that do not count. A value that the labels'
-        dtype
-            cannot hold matches no pixel.
+            dtype cannot hold matches no pixel.
         label_smoothing: from 0 to 1.
         temperature: divides the logits.
         normalization: what divides the sum: "valid", the valid pixels; "full", all pixels; "batch",
-        the
-            images (the FCN set-up); "none", 1; "weight", the weights of the valid pixels.
+            the images (the FCN set-up); "none", 1; "weight", the weights of the valid pixels.
         check_labels: what happens on bad labels or weights. "raise" speaks at once, for which a GPU
             must be waited for at the end of the call (not while a CUDA graph is captured: as
             "defer"); "defer" speaks at the next call or at `check()`; "ignore" never does. Pixels
@@ -141,8 +139,7 @@ def spatial_cross_entropy(
 
     Raises:
         InvalidInput: for what does not fit, and for labels that are neither a class nor ignored:
-        with
-            the value, how many, and where the first is.
+            with the value, how many, and where the first is.
 
     >>> logits = torch.zeros(1, 3, 1, 2)
     >>> labels = torch.tensor([[[2, 255]]], dtype=torch.uint8)

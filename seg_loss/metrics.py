@@ -64,8 +64,7 @@ def confusion_matrix(
 
     Raises:
         InvalidInput: for another shape or dtype, and for a label or a prediction at a valid pixel
-        that
-            is no class.
+            that is no class.
 
     >>> confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 255]), 2).tolist()
     [[1, 0], [0, 1]]
@@ -96,9 +95,8 @@ def fcn_metrics(confusion: Tensor, *, absent: str = "skip") -> FcnMetrics:
     Args:
         confusion: [C, C] counts, rows = truth; those of a data set are the sum of its pictures'.
         absent: a class in neither truth nor prediction is left out of the mean IU ("skip", as FCN),
-        counts
-            as "zero" (as CSAIL's ADE20K) or as "one"; "gt_only" leaves out every class not in the
-            truth.
+            counts as "zero" (as CSAIL's ADE20K) or as "one"; "gt_only" leaves out every class not
+            in the truth.
 
     Raises:
         InvalidInput: for another shape, or another `absent`.

@@ -1,5 +1,4 @@
-"""The CPU backend: torch tensors in, `numba_kernels` over chunks of pixels on all threads, tensors
-out.
+"""The CPU backend: tensors in, `numba_kernels` over chunks of pixels on all threads, tensors out.
 
 Called by `ops` and `evaluation`; the tensors were checked by `checks`. Work is split by pixels, so
 a batch of one keeps every core busy. Which pixels make a chunk depends on the shape of one image

@@ -1,5 +1,6 @@
-"""The CPU kernels: one read of the logits, one write of the gradient. Called by `numba_backend`;
-`numba_upsampling` has other ways of filling and emptying a tile.
+"""The CPU kernels: one read of the logits, one write of the gradient.
+
+Called by `numba_backend`; `numba_upsampling` has other ways of filling and emptying a tile.
 
 A chunk of one image's pixels is worked through in tiles that stay in the second-level cache:
 

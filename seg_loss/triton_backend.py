@@ -1,5 +1,4 @@
-"""The GPU backend: torch tensors in, `triton_kernels` or `triton_upsampling` on the tensors'
-device, tensors out.
+"""The GPU backend: tensors in, Triton kernels on their device, tensors out.
 
 Called by `ops` and `evaluation`; the tensors were checked by `checks`. A loss takes two launches:
 the survey of the labels, which gives the divisor and finds bad labels, and the loss itself with its

@@ -241,7 +241,7 @@ def axes_of(numbers: Sequence[int], scores: Sequence[int], labels: Sequence[int]
 
 @lru_cache(maxsize=64)
 def _axes(numbers: tuple[int, ...], scores: Size, labels: Size) -> Axes:
-    if len(numbers) == 1:
+    if len(numbers) == 1:  # of `Bilinear`; four are of `Deconvolution`
         return Bilinear(align_corners=bool(numbers[0])).axes(scores, labels)
     stride, kernel_size, *crop = numbers
     return Deconvolution(stride, kernel_size, (crop[0], crop[1])).axes(scores, labels)

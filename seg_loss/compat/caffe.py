@@ -3,12 +3,11 @@
 From `softmax_layer.cpp` and `softmax_loss_layer.cpp` of BVLC/caffe, state of 2020:
 
 - The loss of a pixel is -ln max(p, FLT_MIN), at most 87.3365, also where p is subnormal; the
-gradient
-  knows no such bound. NaN stays NaN, as in Caffe on the CPU.
+  gradient knows no such bound. NaN stays NaN, as in Caffe on the CPU.
 - Labels may be floats and are cut toward zero; only their count and first axis must fit.
 - The divisor is at least 1. BATCH_SIZE divides by the product of all axes before the softmax axis.
 - `normalize` counts only while `normalization` is absent: true is VALID, false is BATCH_SIZE, not
-NONE.
+  NONE.
 
 Not inherited: labels that are neither a class nor ignored read and write foreign memory there; here
 they raise InvalidInput. Sums there are float32, one pixel after another, and off by up to 2e-5.

@@ -544,7 +544,7 @@ def test_scores_that_are_all_minus_infinity_together_are_refused(client):
     assert client.post_tensors(path, **tensors).status_code == 200
     tensors["logits"][0, 1, 0, 1] = float("-inf")
     problem = assert_problem(client.post_tensors(path, **tensors), 422, "ill_posed")
-    assert problem["got"] == "-inf in every class at (0, 0, 2) and 1 pixel more"
+    assert problem["got"] == "-inf in every class at pixel (0, 0, 2) and 1 pixel more"
 
 
 def test_the_command_line_shows_scores_that_are_not_finite(run):

@@ -569,7 +569,7 @@ def test_require_finite_names_the_first_bad_logit_and_counts_the_pixels(dtype):
     logits[0, :, 2, 2] = -math.inf
     refused(
         lambda: seg_loss.require_finite(logits, labels),
-        start + "-inf in every class at (0, 2, 2) and 2 pixels more." + end,
+        start + "-inf in every class at pixel (0, 2, 2) and 2 pixels more." + end,
     )
     seg_loss.require_finite(logits, torch.full_like(labels, 7), ignore_index=(255, 7))
 

@@ -398,7 +398,7 @@ def test_require_finite_names_the_score_and_the_first_pixel_that_reads_it():
     seg_loss.require_finite(scores, labels, upsampling=Bilinear())
     scores[1, :, 2, 0] = -math.inf
     message = refusal_of(scores, labels, Bilinear())
-    assert message.startswith(f"{START}-inf in every class at (1, 6, 0) and ")
+    assert message.startswith(f"{START}-inf in every class at pixel (1, 6, 0) and ")
     everything = torch.full_like(labels, 7)
     seg_loss.require_finite(scores, everything, ignore_index=(255, 7), upsampling=Bilinear())
 
@@ -408,7 +408,7 @@ def test_each_class_may_be_minus_infinity_in_a_node_of_its_own():
     scores, labels = torch.zeros(1, 2, 1, 2), torch.zeros(1, 1, 8, dtype=torch.uint8)
     scores[0, 0, 0, 0] = scores[0, 1, 0, 1] = -math.inf
     assert refusal_of(scores, labels, Bilinear()) == (
-        f"{START}-inf in every class at (0, 0, 2) and 3 pixels more.{END}"
+        f"{START}-inf in every class at pixel (0, 0, 2) and 3 pixels more.{END}"
     )
     assert seg_loss.evaluate(scores, labels, upsampling=Bilinear()).non_finite_pixels == 4
 
