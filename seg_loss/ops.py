@@ -1,5 +1,4 @@
-"""The operators as torch sees them: name, shapes for tracing, gradient, and a kernel for each
-device.
+"""The operators as torch sees them: name, shapes for tracing, gradient, a kernel for each device.
 
 `loss` calls these; torch's dispatcher goes by the device of the logits to a backend, imported on
 the first call: `numba_backend` on the CPU, `triton_backend` on a GPU.
