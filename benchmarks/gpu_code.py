@@ -10,9 +10,9 @@ have no memory, and what it would have launched is compiled instead.
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,6 +26,7 @@ from triton.compiler import ASTSource
 from seg_loss import blocks, triton_backend
 from seg_loss import triton_kernels as kernels
 from seg_loss import triton_upsampling as upsampling_kernels
+from seg_loss.checks import LossInputs
 from seg_loss.upsampling import Axes, Bilinear, Upsampling
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -249,20 +250,24 @@ def rows(dtype: torch.dtype) -> list[Row]:
     ]
 
 
+def inputs_of(
+    logits: Tensor, size: Sequence[int], label_dtype: torch.dtype = torch.uint8, **options: Any
+) -> LossInputs:
+    """Logits with labels of this size, and the fields of `LossInputs` that are not the usual."""
+    labels = torch.empty(logits.shape[0], *size, dtype=label_dtype, device="meta")
+    usual = LossInputs(
+        logits, labels, class_weight=None, pixel_weight=None, ignored=(255,), label_smoothing=0.0,
+        temperature=1.0, normalization="valid", check_labels="ignore", max_nll=float("inf"),
+    )  # fmt: skip
+    return replace(usual, **options)
+
+
 def launches_of(row: Row, **options: Any) -> list[Launch]:
     """What `loss_and_gradient` launches for a row."""
     logits = row.logits()
-    labels = torch.empty(2, 128, 256, dtype=torch.uint8, device="meta")
-    given = {
-        "class_weight": None, "pixel_weight": None, "label_smoothing": 0.0, "temperature": 1.0,
-        **options,
-    }  # fmt: skip
+    inputs = inputs_of(logits, logits.shape[2:], **options)
     with recorded() as launches:
-        triton_backend.cross_entropy(
-            logits, labels, given["class_weight"], given["pixel_weight"], (255,),
-            given["label_smoothing"], given["temperature"], float("inf"), "valid", "ignore",
-            torch.empty_like(logits),
-        )  # fmt: skip
+        triton_backend.cross_entropy(inputs, torch.empty_like(logits))
     return launches
 
 
@@ -303,22 +308,12 @@ def upsampled_rows(dtype: torch.dtype) -> list[UpsampledRow]:
     return [UpsampledRow(number, dtype) for number in sorted(most | {2, 19, 21, 60, 150})]
 
 
-def upsampled_loss(
-    row: UpsampledRow, *, with_gradient: bool = True, label_dtype: torch.dtype = torch.uint8,
-    normalization: str = "valid", how: str = "ignore", **options: Any,
-) -> None:  # fmt: skip
+def upsampled_loss(row: UpsampledRow, *, with_gradient: bool = True, **options: Any) -> None:
     """Let the backend launch `loss_and_gradient`, or the loss alone, of upsampled scores."""
     scores = row.scores()
-    labels = torch.empty(2, *row.size, dtype=label_dtype, device="meta")
-    given = {
-        "class_weight": None, "pixel_weight": None, "label_smoothing": 0.0, "temperature": 1.0,
-        **options,
-    }  # fmt: skip
-    triton_backend.upsampled_cross_entropy(
-        scores, labels, given["class_weight"], given["pixel_weight"], (255,),
-        given["label_smoothing"], given["temperature"], float("inf"), normalization, how,
-        row.axes, torch.empty_like(scores) if with_gradient else None,
-    )  # fmt: skip
+    gradient = torch.empty_like(scores) if with_gradient else None
+    inputs = inputs_of(scores, row.size, **options)
+    triton_backend.upsampled_cross_entropy(inputs, row.axes, gradient)
 
 
 def upsampled_launches_of(row: UpsampledRow, **options: Any) -> list[Launch]:
@@ -351,12 +346,11 @@ def predicted(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Predictio
     """From the code of the gradient's kernel alone."""
     row = Row(shape[1], False, dtype)
     logits = row.logits()
-    labels = torch.empty(2, 128, 256, dtype=torch.uint8, device="meta")
     one, count = (torch.empty((), dtype=kind, device="meta") for kind in (dtype, torch.float64))
     with recorded() as launches:
         triton_backend.cross_entropy_gradient(
-            torch.empty_like(logits), one, count, logits, labels, None, None, (255,), 0.0, 1.0,
-            float("inf"), unless_one=False,
+            inputs_of(logits, logits.shape[2:]), count, one, torch.empty_like(logits),
+            unless_one=False,
         )  # fmt: skip
     held = row.num_classes * row.blocks.pixels / (32 * row.blocks.num_warps)
     instructions = compiled(launches[-1], 90).instructions / held
@@ -389,12 +383,9 @@ def evaluate_all(logits: Tensor, axes: Axes | None = None) -> None:
             ("top_probabilities", (shape[0], depth, *shape[1:]), torch.float32),
         )
     }
-    labels = torch.empty(shape, dtype=torch.uint8, device="meta")
     # Its counts are not on the host, where they would be read: it ends there.
     with suppress(NotImplementedError, RuntimeError):
-        triton_backend.evaluate(
-            logits, labels, None, None, (255,), 0.0, 1.0, "ignore", axes, maps
-        )  # fmt: skip
+        triton_backend.evaluate(inputs_of(logits, size), axes, maps)
 
 
 def launches_of_the_rest(row: Row) -> list[Launch]:

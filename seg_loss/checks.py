@@ -4,6 +4,7 @@
 labels found. Nothing here reads a logit.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -42,7 +43,9 @@ class InvalidInput(ValueError):
 
 @dataclass(frozen=True)
 class LossInputs:
-    """Tensors and options that fit each other.
+    """All that a loss is made of: tensors and options that fit each other.
+
+    It goes as it is from the functions to the backends; a new option is a field here.
 
     Attributes:
         logits: [N, C, *spatial]; scores [N, C, h, w] if they are to be upsampled.
@@ -50,17 +53,25 @@ class LossInputs:
         class_weight: [C] or None.
         pixel_weight: [N, *spatial] or None.
         ignored: the label values that are ignored and that the labels' dtype can hold.
+        label_smoothing, temperature, normalization, check_labels: as in `spatial_cross_entropy`.
+        max_nll: bounds a pixel's nll, not its gradient, as Caffe does.
     """
 
     logits: Tensor
     labels: Tensor
     class_weight: Tensor | None
     pixel_weight: Tensor | None
-    ignored: tuple[int, ...]
+    ignored: Sequence[int]
     label_smoothing: float
     temperature: float
     normalization: str
     check_labels: str
+    max_nll: float
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether weights of either kind are given."""
+        return self.class_weight is not None or self.pixel_weight is not None
 
 
 def loss_inputs(
@@ -74,6 +85,7 @@ def loss_inputs(
     temperature: float,
     normalization: str,
     check_labels: str = "raise",
+    max_nll: float = math.inf,
     is_upsampled: bool = False,
     where: str = "logits",
 ) -> LossInputs:
@@ -116,6 +128,7 @@ def loss_inputs(
         float(temperature),
         normalization,
         check_labels,
+        max_nll,
     )
 
 

@@ -153,18 +153,7 @@ def evaluate(
         numbers = numbers_for(upsampling, logits, inputs.labels)
         axes = axes_of(numbers, logits.shape[2:], inputs.labels.shape[1:])
     label_check.raise_deferred()
-    tallies = ops.backend_of(logits).evaluate(
-        inputs.logits,
-        inputs.labels,
-        inputs.class_weight,
-        inputs.pixel_weight,
-        inputs.ignored,
-        inputs.label_smoothing,
-        inputs.temperature,
-        inputs.check_labels,
-        axes,
-        _empty_maps(inputs, maps),
-    )
+    tallies = ops.backend_of(logits).evaluate(inputs, axes, _empty_maps(inputs, maps))
     weight = None if tallies.weight is None else float(tallies.weight.sum())
     valid_pixels = int(tallies.valid_pixels.sum())
     num_images, num_pixels = inputs.labels.shape[0], inputs.labels.numel()

@@ -16,9 +16,7 @@ With an upsampling the logits are those that it makes of the scores given, of th
 width; they are never stored.
 """
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,8 +54,7 @@ def spatial_softmax(logits: Tensor, *, axis: int = 1, temperature: float = 1.0) 
     if not (isinstance(axis, int) and -logits.ndim <= axis < logits.ndim):
         expected = f"an axis of the {logits.ndim} that logits have"
         raise checks.InvalidInput("axis", expected, repr(axis))
-    probabilities: Tensor = ops.softmax(logits, axis % logits.ndim, float(temperature))
-    return probabilities
+    return ops.softmax(logits, axis % logits.ndim, float(temperature))
 
 
 def pixel_nll(
@@ -207,9 +204,7 @@ def upsampled_cross_entropy(
     )
     numbers = numbers_for(upsampling, scores, inputs.labels)
     with_gradient = scores.requires_grad and torch.is_grad_enabled()
-    arguments = _arguments(inputs, math.inf)
-    loss: Tensor = ops.upsampled_cross_entropy(*arguments, numbers, with_gradient)[0]
-    return loss
+    return ops.upsampled_cross_entropy(inputs, numbers, with_gradient)[0]
 
 
 def loss_and_gradient(
@@ -260,46 +255,23 @@ def loss_and_gradient(
         checks.check_out(out, logits)
     with torch.no_grad():
         if upsampling is not None:
-            arguments = (
-                *_arguments(inputs, math.inf),
-                numbers_for(upsampling, logits, inputs.labels),
-            )
+            numbers = numbers_for(upsampling, logits, inputs.labels)
             if out is not None:
-                return ops.upsampled_cross_entropy_into(out, *arguments), out
-            loss, gradient = ops.upsampled_cross_entropy(*arguments, True)
+                return ops.upsampled_cross_entropy_into(out, inputs, numbers), out
+            loss, gradient = ops.upsampled_cross_entropy(inputs, numbers, True)
             return loss, gradient.to(logits.dtype)
-        if out is None:
-            loss, _, gradient = ops.cross_entropy(*_arguments(inputs, math.inf), True)
-            return loss, gradient
-        return ops.cross_entropy_into(out, *_arguments(inputs, math.inf)), out
+        if out is not None:
+            return ops.cross_entropy_into(out, inputs), out
+        loss, _, gradient = ops.cross_entropy(inputs, True)
+        return loss, gradient
 
 
-def loss_of(inputs: LossInputs, *, max_nll: float = math.inf) -> Tensor:
-    """The loss of checked inputs; `max_nll` bounds a pixel's loss, not its gradient (Caffe)."""
+def loss_of(inputs: LossInputs) -> Tensor:
+    """The loss of checked inputs."""
     will_back = inputs.logits.requires_grad and torch.is_grad_enabled()
-    with_gradient = will_back and not torch.compiler.is_compiling()
-    loss: Tensor = ops.cross_entropy(*_arguments(inputs, max_nll), with_gradient)[0]
-    return loss
+    return ops.cross_entropy(inputs, will_back and not torch.compiler.is_compiling())[0]
 
 
 def pixel_terms_of(inputs: LossInputs) -> Tensor:
     """The terms of checked inputs, [N, *spatial], before any sum."""
-    *arguments, _, check_labels = _arguments(inputs, math.inf)
-    terms: Tensor = ops.pixel_terms(*arguments, check_labels)
-    return terms
-
-
-def _arguments(inputs: LossInputs, max_nll: float) -> tuple[Any, ...]:
-    """In the operators' order."""
-    return (
-        inputs.logits,
-        inputs.labels,
-        inputs.class_weight,
-        inputs.pixel_weight,
-        inputs.ignored,
-        inputs.label_smoothing,
-        inputs.temperature,
-        max_nll,
-        inputs.normalization,
-        inputs.check_labels,
-    )
+    return ops.pixel_terms(inputs)

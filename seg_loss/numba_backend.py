@@ -6,7 +6,6 @@ alone, and partial sums are added in the chunks' order: results do not depend on
 threads, nor on what else is in the batch.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 from seg_loss import checks, label_check, threads
 from seg_loss import numba_kernels as kernels
 from seg_loss import numba_upsampling as upsampled_kernels
-from seg_loss.checks import InvalidInput
+from seg_loss.checks import LossInputs
 from seg_loss.gradient_memory import empty_gradient
 from seg_loss.normalization import divisor
 from seg_loss.survey import Finding, Survey
@@ -190,30 +189,26 @@ def upsampling_bytes(scores: Tensor) -> int:
 
 @dataclass(frozen=True)
 class _Counted:
-    """The survey of the labels: what is right with them, and what is wrong."""
+    """What the survey of the labels found to count."""
 
     valid_pixels: list[int]  # of each image
     weight: list[float] | None  # of each image's valid pixels; None where no weights are given
-    refusal: InvalidInput | None
 
-    def divisor(self, normalization: str, labels: Tensor) -> float:
+    def divisor_of(self, inputs: LossInputs) -> float:
         weight = None if self.weight is None else float(np.sum(self.weight))
+        num_images, num_pixels = len(inputs.labels), inputs.labels.numel()
         valid_pixels = sum(self.valid_pixels)
-        return divisor(normalization, valid_pixels, weight, len(labels), labels.numel())
+        return divisor(inputs.normalization, valid_pixels, weight, num_images, num_pixels)
 
 
-def _survey(
-    labels: Tensor,
-    num_classes: int,
-    ignored: Sequence[int],
-    class_weight: Tensor | None,
-    pixel_weight: Tensor | None,
-) -> _Counted:
-    """Read the labels once."""
+def _survey(inputs: LossInputs) -> _Counted:
+    """Read the labels once, and speak of what is bad if that is wanted."""
+    labels, num_classes = inputs.labels, inputs.logits.shape[1]
+    pixel_weight = inputs.pixel_weight
     shape = torch.Size([labels.shape[0], num_classes, *labels.shape[1:]])
     plan = _Plan(shape, torch.float32 if pixel_weight is None else pixel_weight.dtype)
     views = _Views(labels=labels, pixel_weight=pixel_weight)
-    ignored_labels = _ignored(ignored)
+    ignored_labels = _ignored(inputs.ignored)
     sums, counts = plan.sums(kernels.NUM_SUMS), plan.counts()
 
     def count(classes: Any, chunk: _Chunk) -> None:
@@ -223,9 +218,8 @@ def _survey(
         )  # fmt: skip
 
     plan.run(plan.classes, count, labels_only=True)
-    is_weighted = class_weight is not None or pixel_weight is not None
-    if is_weighted:
-        weights = _class_weights(class_weight, num_classes)
+    if inputs.is_weighted:
+        weights = _class_weights(inputs)
 
         def weigh(state: tuple[Any, Any], chunk: _Chunk) -> None:
             kernels.survey_weights_chunk(
@@ -240,46 +234,27 @@ def _survey(
         None
         if pixel_weight is None
         else _finding(counts, kernels.BAD_WEIGHTS, kernels.FIRST_BAD_WEIGHT, pixel_weight),
-        _bad_class_weights(class_weight),
+        _bad_class_weights(inputs.class_weight),
     )
+    refusal = checks.judge(found, num_classes, inputs.ignored)
+    label_check.settle(refusal, inputs.check_labels)
     return _Counted(
         counts[:, :, kernels.VALID].sum(axis=1).tolist(),
-        sums[:, :, kernels.WEIGHT].sum(axis=1).tolist() if is_weighted else None,
-        checks.judge(found, num_classes, ignored),
+        sums[:, :, kernels.WEIGHT].sum(axis=1).tolist() if inputs.is_weighted else None,
     )
 
 
-def cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    class_weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    ignored: Sequence[int],
-    label_smoothing: float,
-    temperature: float,
-    max_nll: float,
-    normalization: str,
-    check_labels: str,
-    gradient: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def cross_entropy(inputs: LossInputs, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
     """The loss and its divisor; fills `gradient`, which may be the logits, if given."""
-    found = _survey(labels, logits.shape[1], ignored, class_weight, pixel_weight)
-    label_check.settle(found.refusal, check_labels)
-    count = found.divisor(normalization, labels)
-    sums = _terms(
-        logits, labels, class_weight, pixel_weight, ignored, label_smoothing, temperature, max_nll,
-        gradient=gradient, scale=_quotient(1.0, count),
-    )  # fmt: skip
-    loss = torch.tensor(_quotient(float(sums.sum()), count), dtype=checks.map_dtype(logits))
-    return loss, torch.tensor(count, dtype=torch.float64)
+    count = _survey(inputs).divisor_of(inputs)
+    sums = _terms(inputs, gradient=gradient, scale=_quotient(1.0, count))
+    loss = _quotient(float(sums.sum()), count)
+    dtype = checks.map_dtype(inputs.logits)
+    return torch.tensor(loss, dtype=dtype), torch.tensor(count, dtype=torch.float64)
 
 
 def cross_entropy_gradient(
-    gradient: Tensor,
-    upstream: Tensor,
-    divisor: Tensor,
-    *inputs: Any,
-    unless_one: bool,
+    inputs: LossInputs, divisor: Tensor, upstream: Tensor, gradient: Tensor, *, unless_one: bool
 ) -> None:
     """Fill `gradient` with upstream / divisor * d(sum of terms) / d(logits).
 
@@ -287,38 +262,16 @@ def cross_entropy_gradient(
     """
     factor = float(upstream)
     if not (unless_one and factor == 1):
-        _terms(*inputs, gradient=gradient, scale=_quotient(factor, float(divisor)))
+        _terms(inputs, gradient=gradient, scale=_quotient(factor, float(divisor)))
 
 
-def upsampled_cross_entropy(
-    scores: Tensor,
-    labels: Tensor,
-    class_weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    ignored: Sequence[int],
-    label_smoothing: float,
-    temperature: float,
-    max_nll: float,
-    normalization: str,
-    check_labels: str,
-    axes: Axes,
-    gradient: Tensor | None,
-) -> Tensor:
+def upsampled_cross_entropy(inputs: LossInputs, axes: Axes, gradient: Tensor | None) -> Tensor:
     """The loss; fills `gradient` [N, C, h, w], which may be the scores, if given."""
-    found = _survey(labels, scores.shape[1], ignored, class_weight, pixel_weight)
-    label_check.settle(found.refusal, check_labels)
-    count = found.divisor(normalization, labels)
-    bands = _Bands(scores, axes)
-    views = _Views(
-        logits=scores,
-        labels=labels,
-        pixel_weight=_weights_as(pixel_weight, scores.dtype),
-        gradient=gradient,
-    )
-    weights = _class_weights(class_weight, bands.num_classes)
-    ignored_labels = _ignored(ignored)
-    scale = _quotient(1.0, count)
-    options = _options(label_smoothing, temperature, max_nll, scale, class_weight, weights)
+    count = _survey(inputs).divisor_of(inputs)
+    bands = _Bands(inputs.logits, axes)
+    views = _Views.of(inputs, gradient=gradient)
+    weights, ignored_labels = _class_weights(inputs), _ignored(inputs.ignored)
+    options = _options(inputs, _quotient(1.0, count), weights)
     sums, counts = bands.sums(kernels.NUM_SUMS), bands.counts()
     seams = bands.seams(is_wanted=gradient is not None)
 
@@ -334,39 +287,17 @@ def upsampled_cross_entropy(
         bands.close_seams(seams, gradient)
     views.finish()
     loss = _quotient(float(sums[:, :, kernels.LOSS].sum()), count)
-    return torch.tensor(loss, dtype=checks.map_dtype(scores))
+    return torch.tensor(loss, dtype=checks.map_dtype(inputs.logits))
 
 
-def pixel_terms(
-    terms: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    class_weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    ignored: Sequence[int],
-    label_smoothing: float,
-    temperature: float,
-    max_nll: float,
-    check_labels: str,
-) -> None:
+def pixel_terms(inputs: LossInputs, terms: Tensor) -> None:
     """Fill `terms` [N, *spatial], contiguous."""
-    found = _survey(labels, logits.shape[1], ignored, class_weight, pixel_weight)
-    label_check.settle(found.refusal, check_labels)
-    _terms(
-        logits, labels, class_weight, pixel_weight, ignored, label_smoothing, temperature, max_nll,
-        terms=terms,
-    )  # fmt: skip
+    _survey(inputs)
+    _terms(inputs, terms=terms)
 
 
 def _terms(
-    logits: Tensor,
-    labels: Tensor,
-    class_weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    ignored: Sequence[int],
-    label_smoothing: float,
-    temperature: float,
-    max_nll: float,
+    inputs: LossInputs,
     *,
     terms: Tensor | None = None,
     gradient: Tensor | None = None,
@@ -376,20 +307,13 @@ def _terms(
 
     Args:
         terms: [N, *spatial], float32 or (of float64 logits) float64.
-        gradient: [N, C, *spatial]; may be `logits` itself.
+        gradient: [N, C, *spatial]; may be the logits.
         scale: gradient = scale * d(sum of terms) / d(logits).
     """
-    plan = _Plan(logits.shape, logits.dtype)
-    views = _Views(
-        logits=logits,
-        labels=labels,
-        pixel_weight=_weights_as(pixel_weight, logits.dtype),
-        terms=terms,
-        gradient=gradient,
-    )
-    weights = _class_weights(class_weight, plan.num_classes)
-    ignored_labels = _ignored(ignored)
-    options = _options(label_smoothing, temperature, max_nll, scale, class_weight, weights)
+    plan = _Plan(inputs.logits.shape, inputs.logits.dtype)
+    views = _Views.of(inputs, terms=terms, gradient=gradient)
+    weights, ignored_labels = _class_weights(inputs), _ignored(inputs.ignored)
+    options = _options(inputs, scale, weights)
     sums, counts = plan.sums(kernels.NUM_SUMS), plan.counts()
 
     def work(state: tuple[Any, Any], chunk: _Chunk) -> None:
@@ -405,29 +329,15 @@ def _terms(
     return of_images
 
 
-def evaluate(
-    logits: Tensor,
-    labels: Tensor,
-    class_weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    ignored: Sequence[int],
-    label_smoothing: float,
-    temperature: float,
-    check_labels: str,
-    axes: Axes | None,
-    maps: dict[str, Tensor],
-) -> Tallies:
+def evaluate(inputs: LossInputs, axes: Axes | None, maps: dict[str, Tensor]) -> Tallies:
     """Everything one read of the logits can tell; fills `maps`."""
-    found = _survey(labels, logits.shape[1], ignored, class_weight, pixel_weight)
-    label_check.settle(found.refusal, check_labels)
+    logits = inputs.logits
+    found = _survey(inputs)
     plan = _Plan(logits.shape, logits.dtype) if axes is None else _Bands(logits, axes)
     num_classes = plan.num_classes
-    views = _Views(
-        logits=logits, labels=labels, pixel_weight=_weights_as(pixel_weight, logits.dtype)
-    )
-    weights = _class_weights(class_weight, num_classes)
-    ignored_labels = _ignored(ignored)
-    options = _options(label_smoothing, temperature, math.inf, 0.0, class_weight, weights)
+    views = _Views.of(inputs)
+    weights, ignored_labels = _class_weights(inputs), _ignored(inputs.ignored)
+    options = _options(inputs, 0.0, weights)
     addresses = _map_addresses(maps)
     sums, counts = plan.sums(kernels.NUM_SUMS), plan.counts()
     class_nll, bin_confidence = plan.sums(num_classes), plan.sums(kernels.NUM_BINS)
@@ -520,6 +430,16 @@ class _Views:
                 place = getattr(kernels, name.upper())
                 self.array[place : place + len(kernels.View._fields)] = self._view(name, tensor)
 
+    @classmethod
+    def of(cls, inputs: LossInputs, **others: Tensor | None) -> "_Views":
+        """Of the inputs' tensors, and of others."""
+        return cls(
+            logits=inputs.logits,
+            labels=inputs.labels,
+            pixel_weight=_weights_as(inputs.pixel_weight, inputs.logits.dtype),
+            **others,
+        )
+
     def finish(self) -> None:
         """Bring what was written elsewhere to where it belongs."""
         for tensor, plain in self._written_elsewhere:
@@ -583,20 +503,15 @@ def _round_up(number: int, step: int) -> int:
 
 
 def _options(
-    label_smoothing: float,
-    temperature: float,
-    max_nll: float,
-    scale: float,
-    class_weight: Tensor | None,
-    weights: np.ndarray[Any, Any],
+    inputs: LossInputs, scale: float, weights: np.ndarray[Any, Any]
 ) -> np.ndarray[Any, Any]:
     """As the kernels use them; `weights` are those of `_class_weights`."""
     options = kernels.Options(
-        inverse_temperature=1 / temperature,
-        label_smoothing=label_smoothing,
-        max_nll=max_nll,
-        gradient_scale=scale / temperature,
-        is_class_weighted=class_weight is not None,
+        inverse_temperature=1 / inputs.temperature,
+        label_smoothing=inputs.label_smoothing,
+        max_nll=inputs.max_nll,
+        gradient_scale=scale / inputs.temperature,
+        is_class_weighted=inputs.class_weight is not None,
         sum_of_class_weights=sum(weights.tolist()),
     )
     return np.array(options, np.float64)
@@ -622,9 +537,10 @@ def _weights_as(pixel_weight: Tensor | None, dtype: torch.dtype) -> Tensor | Non
     return pixel_weight.float() if pixel_weight.dtype == torch.float64 else pixel_weight
 
 
-def _class_weights(class_weight: Tensor | None, num_classes: int) -> np.ndarray[Any, Any]:
+def _class_weights(inputs: LossInputs) -> np.ndarray[Any, Any]:
     """[C + 2]: zeros for ignored and bad labels behind the weights of the classes."""
-    weights = np.ones(num_classes) if class_weight is None else class_weight.double().numpy()
+    given, num_classes = inputs.class_weight, inputs.logits.shape[1]
+    weights = np.ones(num_classes) if given is None else given.double().numpy()
     return np.append(weights, [0.0, 0.0])
 
 

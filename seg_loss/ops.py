@@ -11,19 +11,25 @@ needed one, and never a gradient rounded twice. In a program that torch compiles
 makes none, because handing over memory that is changed in place would cost the compiler a copy.
 """
 
+import functools
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from seg_loss import checks, label_check
-from seg_loss.checks import InvalidInput
+from seg_loss.checks import InvalidInput, LossInputs
 from seg_loss.eager import eagerly
 from seg_loss.gradient_memory import empty_gradient
 from seg_loss.upsampling import axes_of
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # By the type of the device; the keys in upper case are torch's dispatch keys.
 BACKENDS = {"cpu": "seg_loss.numba_backend", "cuda": "seg_loss.triton_backend"}
@@ -57,28 +63,62 @@ def _refuse_second_order(context: Any, *gradients: Tensor) -> None:
 _library = torch.library.Library("seg_loss", "DEF")  # type: ignore[no-untyped-call]
 
 
+_FIELDS = [field.name for field in fields(LossInputs)]
+_TENSORS = 4  # of them come first
+
+
+def _flat(argument: Any) -> tuple[Any, ...]:
+    """An argument as torch's operators take it: `LossInputs` field by field."""
+    if isinstance(argument, LossInputs):
+        return tuple(getattr(argument, name) for name in _FIELDS)
+    return (argument,)
+
+
 def _operator(
     fake: Callable[..., Any], *, mutates: Sequence[str] = ()
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Define `seg_loss::<name of the function>` with the function as its kernel on all devices.
 
-    `fake` makes the result's shapes and dtypes for tracing. Not `torch.library.custom_op`: its
+    `fake` makes the result's shapes and dtypes for tracing, of the arguments as torch has them: for
+    an `inputs: LossInputs`, which comes first, all its fields. Not `torch.library.custom_op`: its
     wrapper imports all of torch's compiler at the first call, which takes longer than loading our
     kernels.
     """
 
-    def define(kernel: Callable[..., Any]) -> Callable[..., Any]:
-        name = kernel.__name__
-        schema = torch.library.infer_schema(kernel, mutates_args=mutates)
+    def define(kernel: Callable[P, T]) -> Callable[P, T]:
+        name, flat_kernel = kernel.__name__, _with_flat_inputs(kernel)
+        schema = torch.library.infer_schema(flat_kernel, mutates_args=mutates)
         _library.define(  # type: ignore[no-untyped-call]
             name + schema, tags=(torch.Tag.pt2_compliant_tag,)
         )
         for device in BACKENDS:
-            _library.impl(name, kernel, device.upper())  # type: ignore[no-untyped-call]
+            _library.impl(name, flat_kernel, device.upper())  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"seg_loss::{name}", fake)
-        return cast(Callable[..., Any], getattr(torch.ops.seg_loss, name))
+        operator = getattr(torch.ops.seg_loss, name)
+
+        @functools.wraps(kernel)
+        def call(*arguments: P.args, **named: P.kwargs) -> T:
+            result: T = operator(*(flat for one in arguments for flat in _flat(one)), **named)
+            return result
+
+        return call
 
     return define
+
+
+def _with_flat_inputs(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel, with the fields of its first argument in place of that, if it is `LossInputs`."""
+    first, *others = inspect.signature(kernel).parameters.values()
+    if first.annotation is not LossInputs:
+        return kernel
+
+    def flat_kernel(*arguments: Any) -> Any:
+        return kernel(LossInputs(*arguments[: len(_FIELDS)]), *arguments[len(_FIELDS) :])
+
+    places = inspect.signature(LossInputs).parameters.values()
+    signature = inspect.signature(kernel).replace(parameters=[*places, *others])
+    flat_kernel.__signature__ = signature  # type: ignore[attr-defined]
+    return flat_kernel
 
 
 def _nothing_saved(ctx: Any, inputs: Any, output: Any) -> None:
@@ -88,8 +128,8 @@ def _nothing_saved(ctx: Any, inputs: Any, output: Any) -> None:
 # -- the loss --------------------------------------------------------------------------------------
 
 
-def _fake_cross_entropy(logits: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    with_gradient = options[-1]
+def _fake_cross_entropy(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    with_gradient = others[-1]
     return (
         logits.new_empty((), dtype=checks.map_dtype(logits)),
         logits.new_empty((), dtype=torch.float64),
@@ -98,118 +138,89 @@ def _fake_cross_entropy(logits: Tensor, *options: Any) -> tuple[Tensor, Tensor, 
 
 
 @_operator(_fake_cross_entropy)
-def cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    class_weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    ignored: Sequence[int],
-    label_smoothing: float,
-    temperature: float,
-    max_nll: float,
-    normalization: str,
-    check_labels: str,
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def cross_entropy(inputs: LossInputs, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, its divisor (float64), and its gradient like the logits, or nothing for it."""
     label_check.raise_deferred()
+    logits = inputs.logits
     gradient = empty_gradient(logits) if with_gradient else None
-    loss, divisor = backend_of(logits).cross_entropy(
-        logits, labels, class_weight, pixel_weight, ignored, label_smoothing, temperature, max_nll,
-        normalization, check_labels, gradient,
-    )  # fmt: skip
+    loss, divisor = backend_of(logits).cross_entropy(inputs, gradient)
     return loss, divisor, logits.new_empty(0) if gradient is None else gradient
 
 
 @eagerly
-def cross_entropy_into(out: Tensor, logits: Tensor, *options: Any) -> Tensor:
-    """`cross_entropy` with its gradient in memory of the caller's, which may be the logits' own.
+def cross_entropy_into(out: Tensor, inputs: LossInputs) -> Tensor:
+    """The loss, its gradient in memory of the caller's, which may be the logits' own.
 
     No operator: torch's operators may not alias an argument they write. Readers of `out` that
     autograd holds are told that it changed.
     """
     label_check.raise_deferred()
-    loss, _ = backend_of(logits).cross_entropy(logits, *options, out)
+    loss: Tensor = backend_of(out).cross_entropy(inputs, out)[0]
     torch.autograd.graph.increment_version(out)
-    return cast(Tensor, loss)
+    return loss
 
 
-def _fake_cross_entropy_gradient(
-    upstream: Tensor, divisor: Tensor, logits: Tensor, *options: Any
-) -> Tensor:
+def _fake_cross_entropy_gradient(logits: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(logits)
 
 
 @_operator(_fake_cross_entropy_gradient)
-def cross_entropy_gradient(
-    upstream: Tensor,
-    divisor: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    class_weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    ignored: Sequence[int],
-    label_smoothing: float,
-    temperature: float,
-    max_nll: float,
-) -> Tensor:
+def cross_entropy_gradient(inputs: LossInputs, divisor: Tensor, upstream: Tensor) -> Tensor:
     """upstream / divisor * d(sum of the terms) / d(logits), from labels that were checked."""
-    gradient = empty_gradient(logits)
-    backend_of(logits).cross_entropy_gradient(
-        gradient, upstream, divisor, logits, labels, class_weight, pixel_weight, ignored,
-        label_smoothing, temperature, max_nll, unless_one=False,
-    )  # fmt: skip
+    gradient = empty_gradient(inputs.logits)
+    backend_of(gradient).cross_entropy_gradient(
+        inputs, divisor, upstream, gradient, unless_one=False
+    )
     return gradient
 
 
-def _fake_adapt_gradient(gradient: Tensor, *options: Any) -> None:
+def _fake_adapt_gradient(*arguments: Any) -> None:
     pass
 
 
 @_operator(_fake_adapt_gradient, mutates=("gradient",))
-def adapt_gradient(
-    gradient: Tensor,
-    upstream: Tensor,
-    divisor: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    class_weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    ignored: Sequence[int],
-    label_smoothing: float,
-    temperature: float,
-    max_nll: float,
-) -> None:
+def adapt_gradient(inputs: LossInputs, divisor: Tensor, upstream: Tensor, gradient: Tensor) -> None:
     """Make a gradient for an upstream gradient of 1 into `cross_entropy_gradient`, in place."""
-    backend_of(logits).cross_entropy_gradient(
-        gradient, upstream, divisor, logits, labels, class_weight, pixel_weight, ignored,
-        label_smoothing, temperature, max_nll, unless_one=True,
-    )  # fmt: skip
+    backend_of(gradient).cross_entropy_gradient(
+        inputs, divisor, upstream, gradient, unless_one=True
+    )
+
+
+def _keep_inputs(ctx: Any, arguments: tuple[Any, ...], *results: Tensor) -> None:
+    """Of arguments that begin with the fields of `LossInputs`; and results, or none."""
+    ctx.save_for_backward(*arguments[:_TENSORS], *results)
+    ctx.options = arguments[_TENSORS : len(_FIELDS)]
+
+
+def _kept_inputs(ctx: Any) -> tuple[LossInputs, list[Tensor]]:
+    tensors, results = ctx.saved_tensors[:_TENSORS], ctx.saved_tensors[_TENSORS:]
+    return LossInputs(*tensors, *ctx.options), list(results)
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, labels, class_weight, pixel_weight, *options, _, _, with_gradient = inputs
     _, divisor, gradient = output
     ctx.mark_non_differentiable(divisor, gradient)
     ctx.set_materialize_grads(False)  # no zeros as large as the gradient for its own gradient
-    ctx.save_for_backward(divisor, logits, labels, class_weight, pixel_weight)
-    ctx.options = options
+    _keep_inputs(ctx, inputs, divisor)
+    with_gradient = inputs[-1]
     ctx.gradient = gradient if with_gradient else None
 
 
 def _cross_entropy_backward(
     ctx: Any, upstream: Tensor | None, *_: None
 ) -> tuple[Tensor | None, ...]:
+    others = (None,) * len(_FIELDS)
     if upstream is None:
-        return (None,) * 11
+        return None, *others
     # Given away once: who backs through the same graph again gets memory of its own. With
     # create_graph the operator is wanted, which refuses a second derivative.
     gradient, ctx.gradient = ctx.gradient, None
+    inputs, (divisor,) = _kept_inputs(ctx)
     if gradient is None or torch.is_grad_enabled():
-        gradient = cross_entropy_gradient(upstream, *ctx.saved_tensors, *ctx.options)
+        gradient = cross_entropy_gradient(inputs, divisor, upstream)
     else:
-        adapt_gradient(gradient, upstream, *ctx.saved_tensors, *ctx.options)
-    return gradient, *[None] * 10
+        adapt_gradient(inputs, divisor, upstream, gradient)
+    return gradient, *others
 
 
 torch.library.register_autograd(
@@ -223,58 +234,45 @@ torch.library.register_autograd(
 # -- the loss of upsampled scores ------------------------------------------------------------------
 
 
-def _fake_upsampled_cross_entropy(scores: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    dtype = checks.map_dtype(scores)
-    gradient = torch.empty_like(scores, dtype=dtype) if options[-1] else None
+def _fake_upsampled_cross_entropy(scores: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    dtype, with_gradient = checks.map_dtype(scores), others[-1]
+    gradient = torch.empty_like(scores, dtype=dtype) if with_gradient else None
     nothing = scores.new_empty(0, dtype=dtype)
     return scores.new_empty((), dtype=dtype), nothing if gradient is None else gradient
 
 
 @_operator(_fake_upsampled_cross_entropy)
 def upsampled_cross_entropy(
-    scores: Tensor,
-    labels: Tensor,
-    class_weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    ignored: Sequence[int],
-    label_smoothing: float,
-    temperature: float,
-    max_nll: float,
-    normalization: str,
-    check_labels: str,
-    upsampling: Sequence[int],
-    with_gradient: bool,
+    inputs: LossInputs, upsampling: Sequence[int], with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """The loss, and its gradient in the loss's dtype, or nothing for it.
 
     The gradient is as small as the scores: it is kept, and multiplied in the backward pass, before
     it is rounded to the scores' dtype.
     """
-    dtype = checks.map_dtype(scores)
+    scores, dtype = inputs.logits, checks.map_dtype(inputs.logits)
     gradient = torch.empty_like(scores, dtype=dtype) if with_gradient else None
-    loss = _upsampled_cross_entropy(
-        gradient, scores, labels, class_weight, pixel_weight, ignored,
-        label_smoothing, temperature, max_nll, normalization, check_labels, upsampling,
-    )  # fmt: skip
+    loss = _upsampled_cross_entropy(gradient, inputs, upsampling)
     return loss, scores.new_empty(0, dtype=dtype) if gradient is None else gradient
 
 
 @eagerly
-def upsampled_cross_entropy_into(out: Tensor, scores: Tensor, *options: Any) -> Tensor:
-    """`upsampled_cross_entropy` with its gradient in `out`, which may be the scores themselves."""
-    loss = _upsampled_cross_entropy(out, scores, *options)
+def upsampled_cross_entropy_into(
+    out: Tensor, inputs: LossInputs, upsampling: Sequence[int]
+) -> Tensor:
+    """The loss, its gradient in `out`, which may be the scores themselves."""
+    loss = _upsampled_cross_entropy(out, inputs, upsampling)
     torch.autograd.graph.increment_version(out)
     return loss
 
 
 def _upsampled_cross_entropy(
-    gradient: Tensor | None, scores: Tensor, labels: Tensor, *options: Any
+    gradient: Tensor | None, inputs: LossInputs, upsampling: Sequence[int]
 ) -> Tensor:
-    *options, upsampling = options  # type: ignore[assignment]
     label_check.raise_deferred()
-    axes = axes_of(upsampling, scores.shape[2:], labels.shape[1:])
-    loss = backend_of(scores).upsampled_cross_entropy(scores, labels, *options, axes, gradient)
-    return cast(Tensor, loss)
+    axes = axes_of(upsampling, inputs.logits.shape[2:], inputs.labels.shape[1:])
+    loss: Tensor = backend_of(inputs.logits).upsampled_cross_entropy(inputs, axes, gradient)
+    return loss
 
 
 def _fake_upsampled_gradient(scores: Tensor, gradient: Tensor, upstream: Tensor) -> Tensor:
@@ -302,8 +300,11 @@ def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _upsampled_cross_entropy_backward(
     ctx: Any, upstream: Tensor | None, _: None
 ) -> tuple[Tensor | None, ...]:
-    gradient = None if upstream is None else upsampled_gradient(*ctx.saved_tensors, upstream)
-    return gradient, *[None] * 11
+    others = (None,) * (len(_FIELDS) + 1)
+    if upstream is None:
+        return None, *others
+    scores, gradient = ctx.saved_tensors
+    return upsampled_gradient(scores, gradient, upstream), *others
 
 
 torch.library.register_autograd(
@@ -319,48 +320,34 @@ torch.library.register_autograd(
 # -- the terms -------------------------------------------------------------------------------------
 
 
-def _fake_pixel_terms(logits: Tensor, labels: Tensor, *options: Any) -> Tensor:
+def _fake_pixel_terms(logits: Tensor, labels: Tensor, *others: Any) -> Tensor:
     return logits.new_empty(labels.shape, dtype=checks.map_dtype(logits))
 
 
 @_operator(_fake_pixel_terms)
-def pixel_terms(
-    logits: Tensor,
-    labels: Tensor,
-    class_weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    ignored: Sequence[int],
-    label_smoothing: float,
-    temperature: float,
-    max_nll: float,
-    check_labels: str,
-) -> Tensor:
+def pixel_terms(inputs: LossInputs) -> Tensor:
     """The terms themselves, [N, *spatial], 0 where ignored."""
     label_check.raise_deferred()
+    logits, labels = inputs.logits, inputs.labels
     terms = torch.empty(labels.shape, dtype=checks.map_dtype(logits), device=logits.device)
-    backend_of(logits).pixel_terms(
-        terms, logits, labels, class_weight, pixel_weight, ignored, label_smoothing, temperature,
-        max_nll, check_labels,
-    )  # fmt: skip
+    backend_of(logits).pixel_terms(inputs, terms)
     return terms
 
 
-def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    logits, labels, class_weight, pixel_weight, *options, _ = inputs
-    ctx.save_for_backward(logits, labels, class_weight, pixel_weight)
-    ctx.options = options
+def _keep_for_terms(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _keep_inputs(ctx, inputs)
 
 
 def _pixel_terms_backward(ctx: Any, grad_terms: Tensor) -> tuple[Tensor | None, ...]:
-    logits, labels, class_weight, pixel_weight = ctx.saved_tensors
-    weight = grad_terms if pixel_weight is None else grad_terms * pixel_weight
+    inputs, _ = _kept_inputs(ctx)
+    weight = inputs.pixel_weight
+    inputs = replace(inputs, pixel_weight=grad_terms if weight is None else grad_terms * weight)
     one = grad_terms.new_ones((), dtype=torch.float64)
-    gradient = cross_entropy_gradient(one, one, logits, labels, class_weight, weight, *ctx.options)
-    return gradient, *[None] * 8
+    return cross_entropy_gradient(inputs, one, one), *[None] * (len(_FIELDS) - 1)
 
 
 torch.library.register_autograd(
-    "seg_loss::pixel_terms", _pixel_terms_backward, setup_context=_keep_inputs
+    "seg_loss::pixel_terms", _pixel_terms_backward, setup_context=_keep_for_terms
 )
 
 
@@ -374,7 +361,8 @@ def _fake_softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
 @_operator(_fake_softmax)
 def softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
     """softmax(logits / temperature) along `axis`."""
-    return cast(Tensor, backend_of(logits).softmax(logits, axis, temperature))
+    probabilities: Tensor = backend_of(logits).softmax(logits, axis, temperature)
+    return probabilities
 
 
 def _fake_softmax_gradient(
@@ -387,7 +375,8 @@ def _fake_softmax_gradient(
 def softmax_gradient(upstream: Tensor, logits: Tensor, axis: int, temperature: float) -> Tensor:
     """p (g - sum_c g_c p_c) / temperature, with p computed anew rather than read back rounded."""
     backend = backend_of(logits)
-    return cast(Tensor, backend.softmax_gradient(upstream, logits, axis, temperature))
+    gradient: Tensor = backend.softmax_gradient(upstream, logits, axis, temperature)
+    return gradient
 
 
 def _keep_logits(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -21,7 +21,7 @@ import struct
 import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +30,7 @@ from torch import Tensor
 from seg_loss import blocks, checks, label_check
 from seg_loss import triton_kernels as kernels
 from seg_loss import triton_upsampling as upsampling_kernels
-from seg_loss.checks import InvalidInput
+from seg_loss.checks import InvalidInput, LossInputs
 from seg_loss.normalization import known_divisor
 from seg_loss.survey import Finding, Survey
 from seg_loss.tallies import Tallies
@@ -78,135 +78,75 @@ class _Cut:
         }
 
 
-def cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    class_weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    ignored: Sequence[int],
-    label_smoothing: float,
-    temperature: float,
-    max_nll: float,
-    normalization: str,
-    check_labels: str,
-    gradient: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def cross_entropy(inputs: LossInputs, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
     """The loss and its divisor; fills `gradient`, which may be the logits, if given."""
-    survey = _Survey(logits, labels, class_weight, pixel_weight, ignored, check_labels)
-    kind, given = survey.divisor(normalization)
+    survey = _Survey(inputs)
+    kind, given = survey.divisor()
+    logits = inputs.logits
     loss = torch.empty((), dtype=checks.map_dtype(logits), device=logits.device)
     divisor = torch.empty((), dtype=torch.float64, device=logits.device)
     _launch(
-        survey, label_smoothing, temperature, max_nll,
-        gradient=gradient, DIVISOR=kind, divisor_given=given, loss=loss, divisor=divisor,
-    )  # fmt: skip
+        survey, gradient=gradient, DIVISOR=kind, divisor_given=given, loss=loss, divisor=divisor
+    )
     survey.settle()
     return loss, divisor
 
 
 def cross_entropy_gradient(
-    gradient: Tensor,
-    upstream: Tensor,
-    divisor: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    class_weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    ignored: Sequence[int],
-    label_smoothing: float,
-    temperature: float,
-    max_nll: float,
-    *,
-    unless_one: bool,
+    inputs: LossInputs, divisor: Tensor, upstream: Tensor, gradient: Tensor, *, unless_one: bool
 ) -> None:
     """Fill `gradient` with upstream / divisor * d(sum of terms) / d(logits).
 
     With `unless_one` it holds the gradient for an upstream of 1 already, and the device leaves it
     alone for one.
     """
-    survey = _Survey(logits, labels, class_weight, pixel_weight, ignored, None)
     _launch(
-        survey, label_smoothing, temperature, max_nll,
-        gradient=gradient, DIVISOR=_value(kernels.GIVEN), divisor_given=divisor,
+        _Survey(inputs, was_made=True), gradient=gradient,
+        DIVISOR=_value(kernels.GIVEN), divisor_given=divisor,
         upstream=upstream, UNLESS_ONE=unless_one,
     )  # fmt: skip
 
 
-def upsampled_cross_entropy(
-    scores: Tensor,
-    labels: Tensor,
-    class_weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    ignored: Sequence[int],
-    label_smoothing: float,
-    temperature: float,
-    max_nll: float,
-    normalization: str,
-    check_labels: str,
-    axes: Axes,
-    gradient: Tensor | None,
-) -> Tensor:
+def upsampled_cross_entropy(inputs: LossInputs, axes: Axes, gradient: Tensor | None) -> Tensor:
     """The loss of upsampled scores; fills `gradient`, which may be the scores, if given."""
-    survey = _Survey(scores, labels, class_weight, pixel_weight, ignored, check_labels)
-    kind, given = survey.divisor(normalization)
+    survey = _Survey(inputs)
+    scores = inputs.logits
+    kind, given = survey.divisor()
     loss = torch.empty((), dtype=checks.map_dtype(scores), device=scores.device)
-    options = label_smoothing, temperature, max_nll
     if gradient is None:
-        _launch(survey, *options, axes=axes, DIVISOR=kind, divisor_given=given, loss=loss)
+        _launch(survey, axes=axes, DIVISOR=kind, divisor_given=given, loss=loss)
     else:
         # Programs read scores of each other's nodes.
         is_in_place = gradient.data_ptr() == scores.data_ptr() and gradient.numel() > 0
         written = torch.empty_like(gradient) if is_in_place else gradient
-        _launch_upsampled(survey, *options, axes, kind, given, loss, written)
+        _launch_upsampled(survey, axes, kind, given, loss, written)
         if is_in_place:
             gradient.copy_(written)
     survey.settle()
     return loss
 
 
-def pixel_terms(
-    terms: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    class_weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    ignored: Sequence[int],
-    label_smoothing: float,
-    temperature: float,
-    max_nll: float,
-    check_labels: str,
-) -> None:
+def pixel_terms(inputs: LossInputs, terms: Tensor) -> None:
     """Fill `terms` [N, *spatial], contiguous."""
-    survey = _Survey(logits, labels, class_weight, pixel_weight, ignored, check_labels)
-    _launch(survey, label_smoothing, temperature, max_nll, terms=terms)
+    survey = _Survey(inputs)
+    _launch(survey, terms=terms)
     survey.settle()
 
 
-def evaluate(
-    logits: Tensor,
-    labels: Tensor,
-    class_weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    ignored: Sequence[int],
-    label_smoothing: float,
-    temperature: float,
-    check_labels: str,
-    axes: Axes | None,
-    maps: dict[str, Tensor],
-) -> Tallies:
+def evaluate(inputs: LossInputs, axes: Axes | None, maps: dict[str, Tensor]) -> Tallies:
     """Everything one read of the logits can tell; fills `maps`."""
-    survey = _Survey(logits, labels, class_weight, pixel_weight, ignored, check_labels)
+    survey = _Survey(inputs)
     # The tally needs these three, in the precision of the loss.
-    wide = checks.map_dtype(logits)
+    wide = checks.map_dtype(inputs.logits)
     index = maps["prediction"].dtype if "prediction" in maps else torch.int32
     tallied = {
         name: maps[name]
         if name in maps and maps[name].dtype == dtype
-        else torch.empty(labels.shape, dtype=dtype, device=logits.device)
+        else torch.empty(inputs.labels.shape, dtype=dtype, device=inputs.logits.device)
         for name, dtype in (("prediction", index), ("nll", wide), ("confidence", wide))
     }
     sums = _launch(
-        survey, label_smoothing, temperature, float("inf"), axes=axes,
+        survey, axes=axes,
         prediction=tallied["prediction"], nll_map=tallied["nll"],
         confidence_map=tallied["confidence"], entropy_map=maps.get("entropy"),
         top_classes=maps.get("top_classes"), top_probabilities=maps.get("top_probabilities"),
@@ -224,12 +164,13 @@ def _tally(
     survey: "_Survey", sums: Tensor, tallied: dict[str, Tensor], maps: dict[str, Tensor]
 ) -> Tallies:
     """Count over the maps `prediction`, `nll` and `confidence` that a launch has filled."""
-    num_images, num_classes = survey.shape[0], survey.num_classes
+    inputs, num_classes = survey.inputs, survey.num_classes
+    num_images = survey.shape[0]
     pixels = survey.shape[1:].numel() if num_images else 0
     per_image = max(1, min(-(-pixels // blocks.TALLY_RUN), blocks.MAX_TALLY_PROGRAMS))
     programs = num_images * per_image
     copies = max(1, min(64, (1 << 17) // num_classes**2))
-    device = survey.labels.device
+    device = inputs.labels.device
 
     def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
@@ -245,10 +186,10 @@ def _tally(
     if programs:
         _run(
             kernels.tally_kernel, programs,
-            survey.labels, tallied["prediction"], tallied["nll"], tallied["confidence"],
-            survey.class_weight, survey.pixel_weight,
+            inputs.labels, tallied["prediction"], tallied["nll"], tallied["confidence"],
+            inputs.class_weight, inputs.pixel_weight,
             confusion, copies, image_counts, image_weights, bin_counts, bin_confidence, class_nll,
-            pixels, per_image, -(-pixels // per_image), survey.ignored,
+            pixels, per_image, -(-pixels // per_image), inputs.ignored,
             C=num_classes, BLOCK_C=blocks.TALLY_CLASSES, BLOCK_P=blocks.TALLY_PIXELS,
             num_warps=blocks.TALLY_WARPS,
         )  # fmt: skip
@@ -258,7 +199,7 @@ def _tally(
     return Tallies(
         loss=sums.cpu(),
         valid_pixels=counts[:, _value(kernels.PIXELS)].clone(),
-        weight=weights.cpu() if survey.is_weighted else None,
+        weight=weights.cpu() if inputs.is_weighted else None,
         class_nll=class_nll.sum(dim=0).cpu(),
         confusion=confusion.sum(dim=0).cpu(),
         bin_pixels=bins[0],
@@ -312,24 +253,20 @@ def _softmax(logits: Tensor, axis: int, temperature: float, upstream: Tensor | N
 class _Survey:
     """The labels as the kernels take them, and the counts their survey leaves on the device.
 
-    With `check_labels` None nothing is surveyed: that was done before.
+    With `was_made` nothing is surveyed.
     """
 
-    def __init__(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        class_weight: Tensor | None,
-        pixel_weight: Tensor | None,
-        ignored: Sequence[int],
-        check_labels: str | None,
-    ) -> None:
-        self.logits = logits
-        self.labels = labels.contiguous()
-        self.class_weight = None if class_weight is None else class_weight.contiguous()
-        self.pixel_weight = None if pixel_weight is None else pixel_weight.contiguous()
-        self.ignored = tuple(ignored)
-        self.shape = labels.shape
+    def __init__(self, inputs: LossInputs, *, was_made: bool = False) -> None:
+        class_weight, pixel_weight = inputs.class_weight, inputs.pixel_weight
+        self.inputs = replace(
+            inputs,
+            labels=inputs.labels.contiguous(),
+            class_weight=None if class_weight is None else class_weight.contiguous(),
+            pixel_weight=None if pixel_weight is None else pixel_weight.contiguous(),
+            ignored=tuple(inputs.ignored),
+        )
+        logits, check_labels = inputs.logits, inputs.check_labels
+        self.shape = inputs.labels.shape
         self.num_classes = logits.shape[1]
         self.counts: Tensor | None = None
         self.weights: Tensor | None = None
@@ -337,60 +274,59 @@ class _Survey:
         self.report: Tensor | None = None
         self.ticket = 0
         self.programs = 0
-        self.check_labels = check_labels
-        if check_labels is None:
+        self.is_raised = False
+        if was_made:
             return
         if check_labels == "raise" and _is_capturing(logits):
-            self.check_labels = "defer"  # a graph under capture cannot be waited for
+            check_labels = "defer"  # a graph under capture cannot be waited for
+        self.is_raised = check_labels == "raise"
         deferred = _deferred_report(logits.device)  # made before any capture, where it could not be
         self._launch()
-        self.ticket = _ticket((self.shape, self.num_classes, self.ignored))
-        if self.check_labels == "raise":
+        self.ticket = _ticket((self.shape, self.num_classes, tuple(inputs.ignored)))
+        if self.is_raised:
             self.report = torch.zeros(kernels.REPORT_SIZE, dtype=torch.int64, device=logits.device)
-        elif self.check_labels == "defer":
+        elif check_labels == "defer":
             self.report = deferred
-
-    @property
-    def is_weighted(self) -> bool:
-        return self.class_weight is not None or self.pixel_weight is not None
 
     @property
     def surveyed(self) -> int:
         """Room for the programs' counts, a power of two."""
         return max(1, 1 << (self.programs - 1).bit_length())
 
-    def divisor(self, normalization: str) -> tuple[int, int]:
+    def divisor(self) -> tuple[int, int]:
         """What the divisor is, and the bits of its number if it is known already."""
         num_images, num_pixels = self.shape[0], self.shape.numel()
+        normalization = self.inputs.normalization
         known = known_divisor(normalization, num_images, num_pixels)
         if known is not None:
             return _value(kernels.CONSTANT), _bits(known)
-        by_weight = normalization in ("weight", "torch_mean") and self.is_weighted
+        by_weight = normalization in ("weight", "torch_mean") and self.inputs.is_weighted
         if normalization == "torch_mean":
             return _value(kernels.BARE_WEIGHT if by_weight else kernels.BARE_COUNT), _NO_NUMBER
         return _value(kernels.WEIGHT if by_weight else kernels.COUNT), _NO_NUMBER
 
     def settle(self) -> None:
         """Wait for the report if it is to be raised now."""
-        if self.check_labels == "raise":
+        if self.is_raised:
             assert self.report is not None
             found = _survey_of(self.report.tolist(), self.shape)
-            label_check.settle(checks.judge(found, self.num_classes, self.ignored), "raise")
+            refusal = checks.judge(found, self.num_classes, self.inputs.ignored)
+            label_check.settle(refusal, "raise")
 
     def _launch(self) -> None:
         pixels = self.shape.numel()
         programs = min(-(-pixels // blocks.SURVEY_PIXELS), blocks.MAX_SURVEY_PROGRAMS)
         self.programs = max(1, programs)
-        device = self.labels.device
+        inputs, device = self.inputs, self.inputs.labels.device
         number = _value(kernels.NUM_COUNTS) * self.programs
         self.counts = torch.empty(number, dtype=torch.int64, device=device)
         self.weights = torch.empty(self.programs, dtype=torch.float64, device=device)
         self.finished = torch.empty((), dtype=torch.int32, device=device)
         _run(
             kernels.survey_kernel, self.programs,
-            self.labels, self.class_weight, self.pixel_weight,
+            inputs.labels, inputs.class_weight, inputs.pixel_weight,
             self.counts, self.weights, self.finished,
-            pixels, -(-pixels // self.programs), self.ignored,
+            pixels, -(-pixels // self.programs), inputs.ignored,
             C=self.num_classes, BLOCK_P=blocks.SURVEY_PIXELS, num_warps=blocks.SURVEY_WARPS,
         )  # fmt: skip
 
@@ -456,9 +392,6 @@ def _survey_of(report: Sequence[int], shape: torch.Size) -> Survey:
 
 def _launch(
     survey: _Survey,
-    label_smoothing: float,
-    temperature: float,
-    max_nll: float,
     *,
     axes: Axes | None = None,
     gradient: Tensor | None = None,
@@ -474,7 +407,7 @@ def _launch(
 
     Without, small images are worked on as one. With `axes` it is that of upsampled scores.
     """
-    logits = survey.logits
+    inputs, logits = survey.inputs, survey.inputs.logits
     source, target = logits, gradient
     is_small = logits.shape[2:].numel() < blocks.SMALL_IMAGE
     if axes is None and is_small and not keep_sums:
@@ -509,7 +442,7 @@ def _launch(
         _run(
             kernels.cross_entropy_kernel, max(programs, 1),
             source, cut.strides[0], None if axes is None else _mesh(source, axes),
-            survey.labels, survey.class_weight, survey.pixel_weight,
+            inputs.labels, inputs.class_weight, inputs.pixel_weight,
             written, cut.strides[-1], outputs.get("slopes"), outputs.get("terms"),
             outputs.get("prediction"), outputs.get("nll_map"), outputs.get("confidence_map"),
             outputs.get("entropy_map"), outputs.get("top_classes"),
@@ -520,10 +453,10 @@ def _launch(
             survey.finished if loss is not None or reports else None, loss,
             survey.report, survey.ticket,
             cut.pixels if programs else 0, survey.shape.numel(), cut.rows, cut.columns,
-            max(per_image, 1), per_program, survey.ignored,
-            _bits(1 / temperature), _bits(label_smoothing), _bits(max_nll),
+            max(per_image, 1), per_program, inputs.ignored,
+            *_numbers(inputs),
             DIVISOR=DIVISOR, SURVEYED=survey.surveyed,
-            HAS_TEMPERATURE=temperature != 1, IS_SMOOTHED=label_smoothing != 0,
+            HAS_TEMPERATURE=inputs.temperature != 1, IS_SMOOTHED=inputs.label_smoothing != 0,
             UNLESS_ONE=UNLESS_ONE, **cut.constants,
         )  # fmt: skip
     if target is not None and written is not None and written is not target:
@@ -534,10 +467,7 @@ def _launch(
 
 
 def _launch_upsampled(
-    survey: "_Survey",
-    label_smoothing: float,
-    temperature: float,
-    max_nll: float,
+    survey: _Survey,
     axes: Axes,
     kind: int,
     given: int,
@@ -547,18 +477,15 @@ def _launch_upsampled(
     """Run `upsampled_cross_entropy_kernel`, after `cross_entropy_kernel` if there are so many
     classes that a program cannot hold a pixel's.
     """
-    scores = survey.logits
+    inputs, scores = survey.inputs, survey.inputs.logits
     rows, columns = axes
     num_images, num_classes = scores.shape[:2]
     cut = blocks.cells_for(num_classes, is_double=scores.dtype == torch.float64)
     slopes = None
     if cut.chunk is not None:
-        shape = (3 if label_smoothing == 0 else 4, survey.shape.numel())
+        shape = (3 if inputs.label_smoothing == 0 else 4, survey.shape.numel())
         slopes = torch.empty(shape, dtype=loss.dtype, device=scores.device)
-        _launch(
-            survey, label_smoothing, temperature, max_nll,
-            axes=axes, slopes=slopes, DIVISOR=kind, divisor_given=given, loss=loss,
-        )  # fmt: skip
+        _launch(survey, axes=axes, slopes=slopes, DIVISOR=kind, divisor_given=given, loss=loss)
         kind, given = _value(kernels.CONSTANT), _bits(1.0)  # it is in the slopes
     chunks = 1 if cut.chunk is None else -(-num_classes // cut.chunk)
     tiles = -(-columns.num_nodes // (cut.cells - 1))
@@ -572,7 +499,7 @@ def _launch_upsampled(
     column_starts, _, column_weights = _tables(columns, scores)
     _run(
         upsampling_kernels.upsampled_cross_entropy_kernel, max(programs, 1),
-        scores, *scores.stride(), survey.labels, survey.class_weight, survey.pixel_weight,
+        scores, *scores.stride(), inputs.labels, inputs.class_weight, inputs.pixel_weight,
         gradient, *gradient.stride(), slopes,
         row_starts, row_weights, column_starts, column_weights,
         survey.counts, survey.weights, survey.programs, given,
@@ -583,12 +510,12 @@ def _launch_upsampled(
         # With nothing to do one program still writes loss and report.
         rows.num_nodes if programs else -1, columns.num_nodes,
         rows.num_positions, columns.num_positions, survey.shape.numel(),
-        bands, tiles, band_rows, survey.ignored,
-        _bits(1 / temperature), _bits(label_smoothing), _bits(max_nll),
+        bands, tiles, band_rows, inputs.ignored,
+        *_numbers(inputs),
         C=num_classes, CHUNK=cut.chunk or num_classes, BLOCK_C=cut.classes,
         CELLS=cut.cells, PARTS=cut.parts,
-        DIVISOR=kind, SURVEYED=survey.surveyed, HAS_TEMPERATURE=temperature != 1,
-        IS_SMOOTHED=label_smoothing != 0, SKIPS=columns.has_unread_nodes,
+        DIVISOR=kind, SURVEYED=survey.surveyed, HAS_TEMPERATURE=inputs.temperature != 1,
+        IS_SMOOTHED=inputs.label_smoothing != 0, SKIPS=columns.has_unread_nodes,
         num_warps=cut.num_warps, maxnreg=cut.max_registers,
     )  # fmt: skip
 
@@ -688,6 +615,11 @@ def _mesh(scores: Tensor, axes: Axes) -> tuple[Tensor, ...]:
 
 def _is_capturing(tensor: Tensor) -> bool:
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _numbers(inputs: LossInputs) -> tuple[int, int, int]:
+    """The options that are numbers, as bits: their values compile nothing anew."""
+    return _bits(1 / inputs.temperature), _bits(inputs.label_smoothing), _bits(inputs.max_nll)
 
 
 def _bits(number: float) -> int:

@@ -43,8 +43,7 @@ class SoftmaxWithLoss(nn.Module):
     Args:
         ignore_label: the label that does not count; absent, every pixel counts.
         normalization: "VALID" (also if absent, and `normalize` too), "FULL", "BATCH_SIZE" or
-        "NONE".
-            Absent is None here, not "VALID", because Caffe heeds `normalize` only then.
+            "NONE". Absent is None here, not "VALID", because Caffe heeds `normalize` only then.
         normalize: the older option, heeded only while `normalization` is absent.
         axis: of the classes.
         loss_weight: multiplies the value, and with it the gradient, as the net does with the top.
@@ -100,5 +99,6 @@ class SoftmaxWithLoss(nn.Module):
             label_smoothing=0.0,
             temperature=1.0,
             normalization=_NORMALIZATIONS[self.normalization],
+            max_nll=_MAX_NLL,
         )
-        return loss.loss_of(inputs, max_nll=_MAX_NLL) * self.loss_weight
+        return loss.loss_of(inputs) * self.loss_weight

@@ -18,7 +18,7 @@ from cases import (
 from torch.autograd import forward_ad
 
 import seg_loss
-from seg_loss import Bilinear, ops
+from seg_loss import Bilinear
 
 SHAPE = (2, 4, 3, 5)
 SECOND_ORDER = (
@@ -272,63 +272,40 @@ def test_weights_that_ask_for_a_gradient_get_none_and_disturb_nothing(dtype, nor
 
 WEIGHTS = (torch.rand(4), torch.rand(2, 3, 5))
 ONE = torch.ones((), dtype=torch.float64)
-REST = ("valid", "raise")
+OPTIONS_OF_ALL = ([255], 0.1, 2.0, "valid", "raise", math.inf)
+PLAIN = ([255, 0], 0.0, 1.0, "valid", "raise", 87.3)
+# In torch's form: the fields of `LossInputs` first.
 OPERATORS = {
-    "cross_entropy": (
-        ops.cross_entropy,
-        # Under tracing, the forward pass of a loss makes no gradient.
-        lambda x, y: (x, y, *WEIGHTS, [255], 0.1, 2.0, math.inf, *REST, not x.requires_grad),
+    # Under tracing, the forward pass of a loss makes no gradient.
+    "cross_entropy": lambda x, y: (x, y, *WEIGHTS, *OPTIONS_OF_ALL, not x.requires_grad),
+    "cross_entropy without weights": lambda x, y: (x, y, None, None, *PLAIN, False),
+    "pixel_terms": lambda x, y: (x, y, *WEIGHTS, *OPTIONS_OF_ALL),
+    "cross_entropy_gradient": lambda x, y: (x, y, *WEIGHTS, *OPTIONS_OF_ALL, 9 * ONE, 2 * ONE),
+    "adapt_gradient": lambda x, y: (
+        x, y, *WEIGHTS, *OPTIONS_OF_ALL, 9 * ONE, 2 * ONE, torch.zeros_like(x),
     ),
-    "cross_entropy without weights": (
-        ops.cross_entropy,
-        lambda x, y: (x, y, None, None, [255, 0], 0.0, 1.0, 87.3, *REST, False),
-    ),
-    "pixel_terms": (
-        ops.pixel_terms,
-        lambda x, y: (x, y, *WEIGHTS, [255], 0.1, 2.0, math.inf, "raise"),
-    ),
-    "cross_entropy_gradient": (
-        ops.cross_entropy_gradient,
-        lambda x, y: (2 * ONE, 9 * ONE, x, y, *WEIGHTS, [255], 0.1, 2.0, math.inf),
-    ),
-    "adapt_gradient": (
-        ops.adapt_gradient,
-        lambda x, y: (
-            torch.zeros_like(x),
-            2 * ONE,
-            9 * ONE,
-            x,
-            y,
-            *WEIGHTS,
-            [255],
-            0.1,
-            2.0,
-            math.inf,
-        ),
-    ),
-    "softmax": (ops.softmax, lambda x, y: (x, 1, 2.0)),
-    "softmax_gradient": (ops.softmax_gradient, lambda x, y: (torch.randn(SHAPE), x, 1, 2.0)),
-}
+    "softmax": lambda x, y: (x, 1, 2.0),
+    "softmax_gradient": lambda x, y: (torch.randn(SHAPE), x, 1, 2.0),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("differentiable", [True, False])
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_torch_finds_nothing_wrong_with_the_operator(operator, differentiable):
-    function, arguments = OPERATORS[operator]
     logits, labels = given(torch.float32)
     if operator.endswith("_gradient") or not differentiable:
         logits = logits.detach()  # no derivative of a derivative
-    torch.library.opcheck(function, arguments(logits, labels))
+    function = getattr(torch.ops.seg_loss, operator.split()[0])
+    torch.library.opcheck(function, OPERATORS[operator](logits, labels))
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_torch_finds_nothing_wrong_with_other_dtypes_and_layouts(dtype):
     logits, labels = given(dtype)
     for x in (logits, logits.detach().to(memory_format=torch.channels_last).requires_grad_()):
-        torch.library.opcheck(
-            ops.cross_entropy, (x, labels, None, None, [255], 0.0, 1.0, math.inf, *REST, False)
-        )
-        torch.library.opcheck(ops.softmax, (x, 1, 1.0))
+        arguments = x, labels, None, None, *PLAIN, False
+        torch.library.opcheck(torch.ops.seg_loss.cross_entropy, arguments)
+        torch.library.opcheck(torch.ops.seg_loss.softmax, (x, 1, 1.0))
 
 
 # -- compilation -------------------------------------------------------------------------------

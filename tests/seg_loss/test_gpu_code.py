@@ -138,34 +138,27 @@ def empty(*shape, dtype=torch.float32):
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-NONE = {"class_weight": None, "pixel_weight": None, "label_smoothing": 0.0, "temperature": 1.0}
 EVERYTHING = {"label_smoothing": 0.1, "temperature": 2.0}
 
 
-def loss(num_classes=5, dtype=torch.float32, label_dtype=torch.uint8, *, x=None, how="ignore",
-         normalization="valid", ignored=(255,), **options):  # fmt: skip
+def loss(num_classes=5, dtype=torch.float32, *, x=None, **options):
     """What a loss with its gradient launches."""
     x = empty(2, num_classes, 16, 24, dtype=dtype) if x is None else x
-    given = {**NONE, **options}
-    y = empty(2, *x.shape[2:], dtype=label_dtype)
-    triton_backend.cross_entropy(
-        x, y, given["class_weight"], given["pixel_weight"], ignored, given["label_smoothing"],
-        given["temperature"], 87.3, normalization, how, torch.empty_like(x),
-    )  # fmt: skip
+    inputs = gpu_code.inputs_of(x, x.shape[2:], **options)
+    triton_backend.cross_entropy(inputs, torch.empty_like(x))
 
 
 def backward(num_classes=5, *, unless_one):
-    x, y = empty(2, num_classes, 16, 24), empty(2, 16, 24, dtype=torch.int64)
+    x = empty(2, num_classes, 16, 24)
+    inputs = gpu_code.inputs_of(x, (16, 24), torch.int64)
     triton_backend.cross_entropy_gradient(
-        empty(*x.shape), empty(), empty(dtype=torch.float64), x, y, None, None, (255,), 0.0, 1.0,
-        87.3, unless_one=unless_one,
-    )  # fmt: skip
+        inputs, empty(dtype=torch.float64), empty(), empty(*x.shape), unless_one=unless_one
+    )
 
 
 def terms(how):
-    x, y = empty(2, 5, 16, 24), empty(2, 16, 24, dtype=torch.int32)
-    out = empty(2, 16, 24)
-    triton_backend.pixel_terms(out, x, y, None, None, (255,), 0.0, 1.0, 87.3, how)
+    inputs = gpu_code.inputs_of(empty(2, 5, 16, 24), (16, 24), torch.int32, check_labels=how)
+    triton_backend.pixel_terms(inputs, empty(2, 16, 24))
 
 
 def weights(num_classes):
@@ -199,8 +192,8 @@ PATHS = {
         for number in (1, 21, 150, 300)
     },
     "upsampled, equal size": lambda: upsampled(nodes=(16, 24)),
-    "upsampled, defer": lambda: upsampled(how="defer"),
-    "upsampled, raise": lambda: upsampled(how="raise"),
+    "upsampled, defer": lambda: upsampled(check_labels="defer"),
+    "upsampled, raise": lambda: upsampled(check_labels="raise"),
     "upsampled, loss alone": lambda: upsampled(with_gradient=False),
     "upsampled, loss alone, not held": lambda: upsampled(5000, with_gradient=False),
     "upsampled, not held": lambda: upsampled(5000),
@@ -228,8 +221,8 @@ PATHS = {
     "everything, 150 classes": lambda: loss(150, **weights(150), **EVERYTHING),
     "everything, not held": lambda: loss(5000, **weights(5000), **EVERYTHING),
     "smoothing without weights": lambda: loss(label_smoothing=0.1),
-    "raise": lambda: loss(how="raise"),
-    "defer": lambda: loss(how="defer", label_dtype=torch.int64),
+    "raise": lambda: loss(check_labels="raise"),
+    "defer": lambda: loss(check_labels="defer", label_dtype=torch.int64),
     "backward": lambda: backward(unless_one=False),
     "backward unless one": lambda: backward(unless_one=True),
     "backward unless one, not held": lambda: backward(5000, unless_one=True),

@@ -34,9 +34,10 @@ from cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.library import opcheck
 
 import seg_loss
-from seg_loss import Bilinear, Deconvolution, InvalidInput, label_check, ops, reference
+from seg_loss import Bilinear, Deconvolution, InvalidInput, label_check, reference
 
 U8 = torch.uint8
 ALIGNED = Bilinear(align_corners=True)
@@ -907,7 +908,7 @@ def test_scores_of_any_layout_get_a_gradient_like_them():
 
 def operators(x, y, *, weighted):
     weights = (torch.rand(4), torch.rand(y.shape)) if weighted else (None, None)
-    return (x, y, *weights, [255], 0.1, 2.0, math.inf, "valid", "raise", [0])
+    return (x, y, *weights, [255], 0.1, 2.0, "valid", "raise", math.inf, [0])
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -918,10 +919,10 @@ def test_torch_finds_nothing_wrong_with_the_operators(differentiable, dtype):
     for x in (scores, scores.detach().to(memory_format=torch.channels_last)):
         x = x.detach().requires_grad_(differentiable)
         arguments = operators(x, labels, weighted=differentiable)
-        torch.library.opcheck(ops.upsampled_cross_entropy, (*arguments, differentiable))
+        opcheck(torch.ops.seg_loss.upsampled_cross_entropy, (*arguments, differentiable))
     kind = torch.float64 if dtype == torch.float64 else torch.float32
     gradient, upstream = torch.randn(scores.shape, dtype=kind), torch.tensor(2.0, dtype=kind)
-    torch.library.opcheck(ops.upsampled_gradient, (scores.detach(), gradient, upstream))
+    opcheck(torch.ops.seg_loss.upsampled_gradient, (scores.detach(), gradient, upstream))
 
 
 @pytest.mark.filterwarnings("default")
