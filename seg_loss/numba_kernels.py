@@ -384,6 +384,33 @@ def _weighted_distance(num_classes, y, own_distance, m, class_weight, rows, stri
 
 
 @inner
+def _load_class_weights(n, classes, class_weight, options, row):
+    """The weight of each pixel's true class."""
+    if options[IS_CLASS_WEIGHTED]:
+        for i in range(n):
+            row[i] = class_weight[classes[i]]
+    else:
+        fill(row, n, 1.0)
+
+
+@inner
+def _term(num_classes, nll, log_s, soft, pixel_weight, class_weight, options, rows):
+    """A pixel's term, and with what weight its nll and, smoothed, those of all classes are in it.
+
+    `soft` is sum_c weight_c (x_c - m), so that those sum up to sum_c weight_c log_s - soft.
+    """
+    smoothing = options[LABEL_SMOOTHING]
+    weight, soft_weight = pixel_weight * class_weight, pixel_weight
+    term = weight * nll
+    if smoothing:
+        weight = weight * filled(rows, 1.0 - smoothing)
+        soft_weight = soft_weight * filled(rows, smoothing / num_classes)
+        all_weights = filled(rows, options[SUM_OF_CLASS_WEIGHTS])
+        term = weight * nll + soft_weight * (all_weights * log_s - soft)
+    return term, weight, soft_weight
+
+
+@inner
 def terms_of_tile(
     num_classes, n, classes, class_weight, options, rows, stride, total, lost, counts
 ):  # fmt: skip
@@ -403,14 +430,7 @@ def terms_of_tile(
     one = filled(rows, 1.0)
     scale = filled(rows, options[GRADIENT_SCALE])
     max_nll = filled(rows, options[MAX_NLL])
-    hard_share = filled(rows, 1.0 - options[LABEL_SMOOTHING])
-    soft_share = filled(rows, options[LABEL_SMOOTHING] / num_classes)
-    all_weights = filled(rows, options[SUM_OF_CLASS_WEIGHTS])
-    if options[IS_CLASS_WEIGHTED]:
-        for i in range(n):
-            class_row[i] = class_weight[classes[i]]
-    else:
-        fill(class_row, n, 1.0)
+    _load_class_weights(n, classes, class_weight, options, class_row)
     _take_own(num_classes, n, classes, rows, stride)
 
     for i in range(0, n, LANES):
@@ -438,13 +458,10 @@ def terms_of_tile(
         log_s = log1p(where(equal(distance, zero), t, s - one))
         nll = log_s - distance
         nll = where(less(max_nll, nll), max_nll, nll)
-        soft_weight = where(valid, load(pixel_row, i), zero)
-        weight = soft_weight * load(class_row, i)
-        term = weight * nll
-        if options[LABEL_SMOOTHING]:
-            weight = weight * hard_share
-            soft_weight = soft_weight * soft_share
-            term = weight * nll + soft_weight * (all_weights * log_s - soft)
+        pixel_weight = where(valid, load(pixel_row, i), zero)
+        term, weight, soft_weight = _term(
+            num_classes, nll, log_s, soft, pixel_weight, load(class_row, i), options, rows
+        )
         term = where(valid, term, zero)
         total, rounding = two_sum(total, widened(term))
         lost = lost + rounding
@@ -452,7 +469,7 @@ def terms_of_tile(
 
         factor = where(valid, scale / s, zero)
         if options[LABEL_SMOOTHING]:
-            spread = soft_weight * all_weights
+            spread = soft_weight * filled(rows, options[SUM_OF_CLASS_WEIGHTS])
             rise = (weight + spread) * factor
             fall = soft_weight * scale
             for c in range(num_classes):
@@ -584,14 +601,7 @@ def tallies_of_tile(
     one = filled(rows, 1.0)
     num_bins = lane(filled(rows, float(NUM_BINS)), 0)  # in the precision of the confidence
     least = filled(rows, -1000.0)  # exp is 0 there, and 0 times it is 0, not NaN as with -inf
-    hard_share = filled(rows, 1.0 - options[LABEL_SMOOTHING])
-    soft_share = filled(rows, options[LABEL_SMOOTHING] / num_classes)
-    all_weights = filled(rows, options[SUM_OF_CLASS_WEIGHTS])
-    if options[IS_CLASS_WEIGHTED]:
-        for i in range(n):
-            class_row[i] = class_weight[classes[i]]
-    else:
-        fill(class_row, n, 1.0)
+    _load_class_weights(n, classes, class_weight, options, class_row)
     _take_own(num_classes, n, classes, rows, stride)
 
     for i in range(0, n, LANES):
@@ -635,13 +645,10 @@ def tallies_of_tile(
 
         log_s = log1p(where(equal(distance, zero), t, s - one))
         nll = log_s - distance
-        soft_weight = where(valid, load(pixel_row, i), zero)
-        weight = soft_weight * load(class_row, i)
-        term = weight * nll
-        if options[LABEL_SMOOTHING]:
-            weight = weight * hard_share
-            soft_weight = soft_weight * soft_share
-            term = weight * nll + soft_weight * (all_weights * log_s - soft)
+        pixel_weight = where(valid, load(pixel_row, i), zero)
+        term, _, _ = _term(
+            num_classes, nll, log_s, soft, pixel_weight, load(class_row, i), options, rows
+        )
         total, rounding = two_sum(total, widened(where(valid, term, zero)))
         lost = lost + rounding
         store(nll_row, i, where(valid, nll, zero))

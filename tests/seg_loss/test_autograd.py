@@ -169,7 +169,7 @@ DIFFERENTIABLE = {
 }
 
 
-@pytest.mark.filterwarnings("default:.torch.jit.script:DeprecationWarning")  # of torch.func.jvp
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # of torch.func.jvp
 @pytest.mark.parametrize("function", DIFFERENTIABLE)
 def test_forward_mode_is_refused_instead_of_telling_zero(function):
     logits, labels = given()
