@@ -229,7 +229,8 @@ def loss_and_gradient(
     Args:
         upsampling: None, or how the logits, which then are scores [N, C, h, w], become as large as
             the labels: as in `upsampled_cross_entropy`.
-        out: memory for the gradient, like the logits. `out=logits` overwrites the logits.
+        out: memory for the gradient, like the logits. `out=logits` overwrites the logits. Bad
+            labels leave it as it was on the CPU; on a GPU it is written before they are known.
 
     Returns:
         The loss, a scalar, and the gradient, like `logits` (or `out` itself).
