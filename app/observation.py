@@ -51,7 +51,7 @@ class Figures:
         requests.set_function(lambda: workers.requests_in_flight)
         reserved = Gauge(
             "seg_loss_bytes_in_flight",
-            "Memory reserved for bodies and maps.",
+            "Memory reserved for bodies, maps and upsampling.",
             registry=self.registry,
         )
         reserved.set_function(lambda: workers.bytes_in_flight)

@@ -23,7 +23,8 @@ from app import palettes, pictures
 from app.errors import IllPosed
 from app.options import EvaluateOptions, GradientOptions, LossOptions, VisualizeOptions
 from app.uploads import Upload
-from seg_loss import Bilinear, Deconvolution, Evaluation, ops
+from seg_loss import Bilinear, Deconvolution, Evaluation
+from seg_loss.numba_backend import upsampling_bytes
 from seg_loss.upsampling import Size, Upsampling
 
 DEFAULT_PALETTE = "voc"
@@ -156,30 +157,29 @@ def visualize(upload: Upload, options: VisualizeOptions) -> Picture:
 def working_bytes(upload: Upload, options: LossOptions) -> int:
     """The most memory that maps, and upsampling, take beside the body.
 
-    With an upsampling a small body may have many pixels, and a wide one long rows of nodes.
+    With an upsampling a small body may have many pixels, long rows of nodes, or long tables.
     """
-    if upload.logits is None:
-        return 0
-    scratch = 0
-    if options.upsampling != "none":
-        scratch = ops.backend_of(upload.logits).upsampling_bytes(upload.logits)
-    return scratch + _map_bytes(upload, options)
+    logits = upload.logits
+    has_size = upload.labels is not None or upload.image is not None
+    if logits is None or (options.upsampling != "none" and not has_size):
+        return 0  # there is nothing to compute, or it will be refused
+    size, scratch = tuple(logits.shape[2:]), 0
+    upsampling = _upsampling(upload, options)
+    if upsampling is not None:
+        size = _upsampled_size(upload)
+        scratch = upsampling_bytes(logits, upsampling.axes(logits.shape[2:], size))
+    return scratch + 4 * _num_maps(options) * len(logits) * math.prod(size)
 
 
-def _map_bytes(upload: Upload, options: LossOptions) -> int:
-    number = 0
+def _num_maps(options: LossOptions) -> int:
+    """Maps of the size of an image that are made for an answer."""
     if isinstance(options, VisualizeOptions):
-        number = int(options.kind in _MAP_OF_KIND)
-    elif isinstance(options, EvaluateOptions):
+        return int(options.kind in _MAP_OF_KIND)
+    if isinstance(options, EvaluateOptions):
         # The two of `top_` are made together, three classes deep.
         names = {name for name in options.maps if not name.startswith("top_")}
-        number = len(names) + (6 if names != set(options.maps) else 0)
-    pixels = 0
-    if upload.labels is not None:
-        pixels = upload.labels.numel()
-    elif upload.image is not None:
-        pixels = math.prod(upload.image.shape[:2])
-    return 4 * number * pixels
+        return len(names) + (6 if names != set(options.maps) else 0)
+    return 0
 
 
 def refuse_non_finite(upload: Upload, options: LossOptions, result: Result) -> None:

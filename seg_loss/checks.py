@@ -6,7 +6,7 @@ labels found. Nothing here reads a logit.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,7 +53,8 @@ class LossInputs:
         class_weight: [C] or None.
         pixel_weight: [N, *spatial] or None.
         ignored: the label values that are ignored and that the labels' dtype can hold.
-        label_smoothing, temperature, normalization, check_labels: as in `spatial_cross_entropy`.
+        label_smoothing, temperature, check_labels: as in `spatial_cross_entropy`.
+        normalization: as there, or "torch_mean", of `compat.torch`.
         max_nll: bounds a pixel's nll, not its gradient, as Caffe does.
     """
 
@@ -72,6 +73,19 @@ class LossInputs:
     def is_weighted(self) -> bool:
         """Whether weights of either kind are given."""
         return self.class_weight is not None or self.pixel_weight is not None
+
+    def as_they_lie(self) -> "LossInputs":
+        """Numbers in memory as they are, where torch marks some as negated (z.conj().imag).
+
+        For what calls a backend by itself; the dispatcher does it for operators.
+        """
+        class_weight, pixel_weight = self.class_weight, self.pixel_weight
+        return replace(
+            self,
+            logits=self.logits.resolve_neg(),
+            class_weight=None if class_weight is None else class_weight.resolve_neg(),
+            pixel_weight=None if pixel_weight is None else pixel_weight.resolve_neg(),
+        )
 
 
 def loss_inputs(
@@ -104,11 +118,9 @@ def loss_inputs(
     labels = check_labels_for(labels, logits, spatial)
     if class_weight is not None:
         _check_class_weight(class_weight, logits)
-        # The loss is differentiable in the logits alone.
-        class_weight = _as_it_lies(class_weight.detach())
+        class_weight = class_weight.detach()  # the loss is differentiable in the logits alone
     if pixel_weight is not None:
         pixel_weight = _check_pixel_weight(pixel_weight, logits, spatial).detach()
-        pixel_weight = _as_it_lies(pixel_weight)
     check_temperature(temperature)
     if not (_is_number(label_smoothing) and 0 <= label_smoothing <= 1):
         raise InvalidInput("label_smoothing", "a number from 0 to 1", repr(label_smoothing))
@@ -119,7 +131,7 @@ def loss_inputs(
     if check_labels not in CHECK_LABELS:
         raise InvalidInput("check_labels", f"one of {', '.join(CHECK_LABELS)}", repr(check_labels))
     return LossInputs(
-        _as_it_lies(logits),
+        logits,
         labels,
         class_weight,
         pixel_weight,
@@ -130,13 +142,6 @@ def loss_inputs(
         check_labels,
         max_nll,
     )
-
-
-def _as_it_lies(tensor: Tensor) -> Tensor:
-    """Without torch's mark that numbers in memory mean their negatives (z.conj().imag has it)."""
-    if torch.compiler.is_compiling():
-        return tensor  # the dispatcher does it, for operators
-    return tensor.resolve_neg() if tensor.is_neg() else tensor
 
 
 def check_logits(logits: Tensor, where: str = "logits") -> None:
@@ -172,7 +177,10 @@ def check_float_dtype(where: str, tensor: Tensor) -> None:
 
 
 def check_tangent(where: str, tensor: Tensor) -> None:
-    """Without one: the operators would drop it, and derivatives of 0 come out."""
+    """Without one: the operators would drop it, and derivatives of 0 come out.
+
+    Not seen in a program that torch compiles.
+    """
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return
     dual = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]

@@ -153,6 +153,7 @@ def evaluate(
         numbers = numbers_for(upsampling, logits, inputs.labels)
         axes = axes_of(numbers, logits.shape[2:], inputs.labels.shape[1:])
     label_check.raise_deferred()
+    inputs = inputs.as_they_lie()
     tallies = ops.backend_of(logits).evaluate(inputs, axes, _empty_maps(inputs, maps))
     weight = None if tallies.weight is None else float(tallies.weight.sum())
     valid_pixels = int(tallies.valid_pixels.sum())

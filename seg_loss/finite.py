@@ -68,9 +68,8 @@ def _wrong_number(logits: Tensor, place: tuple[int, ...]) -> str:
     for wrong in (column.isnan(), column == math.inf):
         if wrong.any():
             number = int(wrong.nonzero()[0])
-            return (
-                f"{float(column[number])} at {checks.text_of_place((place[0], number, *place[1:]))}"
-            )
+            logit = place[0], number, *place[1:]
+            return f"{float(column[number])} at {checks.text_of_place(logit)}"
     return ""
 
 

@@ -51,7 +51,7 @@ class _Plan:
     def __init__(
         self, shape: torch.Size, dtype: torch.dtype, cut: tuple[int, int] | None = None
     ) -> None:
-        """For logits [N, C, *spatial]; `cut`, if other than pixels are, into how many at a time."""
+        """For logits [N, C, *spatial]; `cut` is the size of what is cut and the step, or pixels."""
         self.num_images, self.num_classes = shape[0], shape[1]
         self.pixels = shape[2:].numel()
         self._element = np.float64 if dtype == torch.float64 else np.float32
@@ -174,17 +174,23 @@ class _Bands(_Plan):
             gradient[:, :, between] = total.transpose(1, 2).to(gradient.dtype)
 
 
-def upsampling_bytes(scores: Tensor) -> int:
-    """Scratch memory of a call with scores [N, C, h, w], but for little: rows of nodes.
+def upsampling_bytes(scores: Tensor, axes: Axes) -> int:
+    """Scratch memory of a call with scores [N, C, h, w] that is not small beside its tensors.
 
-    Much only for wide scores of few rows, of which it is a multiple.
+    Rows of nodes, for each thread and between bands, are many times wide scores of few rows; tables
+    of weights by phase many times wide labels of few nodes.
     """
     num_images, num_classes, rows, nodes = scores.shape
-    row_bytes = checks.map_dtype(scores).itemsize * num_classes * (nodes + 2 * kernels.LANES)
-    seams = 2 * num_images * min(rows + 1, _MAX_BANDS)
-    # And once more between bands, when they are added up.
-    of_threads = upsampled_kernels.NUM_NODE_BLOCKS * threads.num_threads_for(seams)
-    return row_bytes * (of_threads + seams + seams // 2)
+    element = checks.map_dtype(scores).itemsize
+    num_bands = num_images * min(rows + 1, _MAX_BANDS)
+    num_threads = threads.num_threads_for(num_bands)
+    of_threads = upsampled_kernels.NUM_NODE_BLOCKS * num_threads
+    seams = 3 * num_bands  # two each, and one when they are added up
+    of_nodes = element * num_classes * (nodes + 2 * kernels.LANES) * (of_threads + seams)
+    phases, cells = axes[1].max_positions, nodes + kernels.LANES
+    weights = phases * cells * 2 * (8 + element)  # computed in float64
+    pixels = phases * min(cells, 1024) * (4 + element) * num_threads
+    return of_nodes + weights + pixels
 
 
 @dataclass(frozen=True)

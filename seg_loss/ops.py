@@ -64,14 +64,15 @@ _library = torch.library.Library("seg_loss", "DEF")  # type: ignore[no-untyped-c
 
 
 _FIELDS = [field.name for field in fields(LossInputs)]
-_TENSORS = 4  # of them come first
+_NUM_TENSORS = 4  # the first fields: what autograd saves
 
 
-def _flat(argument: Any) -> tuple[Any, ...]:
-    """An argument as torch's operators take it: `LossInputs` field by field."""
-    if isinstance(argument, LossInputs):
-        return tuple(getattr(argument, name) for name in _FIELDS)
-    return (argument,)
+def _flat(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """As torch's operators take them: the first field by field, if it is `LossInputs`."""
+    first, *others = arguments
+    if isinstance(first, LossInputs):
+        return (*(getattr(first, name) for name in _FIELDS), *others)
+    return arguments
 
 
 def _operator(
@@ -98,7 +99,8 @@ def _operator(
 
         @functools.wraps(kernel)
         def call(*arguments: P.args, **named: P.kwargs) -> T:
-            result: T = operator(*(flat for one in arguments for flat in _flat(one)), **named)
+            assert not named, "fakes and gradients know arguments by their places"
+            result: T = operator(*_flat(arguments))
             return result
 
         return call
@@ -155,7 +157,7 @@ def cross_entropy_into(out: Tensor, inputs: LossInputs) -> Tensor:
     autograd holds are told that it changed.
     """
     label_check.raise_deferred()
-    loss: Tensor = backend_of(out).cross_entropy(inputs, out)[0]
+    loss: Tensor = backend_of(out).cross_entropy(inputs.as_they_lie(), out)[0]
     torch.autograd.graph.increment_version(out)
     return loss
 
@@ -188,13 +190,14 @@ def adapt_gradient(inputs: LossInputs, divisor: Tensor, upstream: Tensor, gradie
 
 def _keep_inputs(ctx: Any, arguments: tuple[Any, ...], *results: Tensor) -> None:
     """Of arguments that begin with the fields of `LossInputs`; and results, or none."""
-    ctx.save_for_backward(*arguments[:_TENSORS], *results)
-    ctx.options = arguments[_TENSORS : len(_FIELDS)]
+    ctx.save_for_backward(*arguments[:_NUM_TENSORS], *results)
+    ctx.options = arguments[_NUM_TENSORS : len(_FIELDS)]
 
 
 def _kept_inputs(ctx: Any) -> tuple[LossInputs, list[Tensor]]:
-    tensors, results = ctx.saved_tensors[:_TENSORS], ctx.saved_tensors[_TENSORS:]
-    return LossInputs(*tensors, *ctx.options), list(results)
+    saved = ctx.saved_tensors  # once: each reading unpacks them anew
+    inputs = LossInputs(*saved[:_NUM_TENSORS], *ctx.options)
+    return inputs, list(saved[_NUM_TENSORS:])
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -261,7 +264,7 @@ def upsampled_cross_entropy_into(
     out: Tensor, inputs: LossInputs, upsampling: Sequence[int]
 ) -> Tensor:
     """The loss, its gradient in `out`, which may be the scores themselves."""
-    loss = _upsampled_cross_entropy(out, inputs, upsampling)
+    loss = _upsampled_cross_entropy(out, inputs.as_they_lie(), upsampling)
     torch.autograd.graph.increment_version(out)
     return loss
 

@@ -17,6 +17,7 @@ Integer labels and weights are taken in any order in memory, but copied if it is
 they are small. Logits and gradient are not copied, unless more than three spatial axes lie apart.
 """
 
+import math
 import struct
 import weakref
 from collections.abc import Sequence
@@ -80,15 +81,17 @@ class _Cut:
 
 def cross_entropy(inputs: LossInputs, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
     """The loss and its divisor; fills `gradient`, which may be the logits, if given."""
-    survey = _Survey(inputs)
-    kind, given = survey.divisor()
+    inputs = _in_order(inputs)
+    found = _survey(inputs)
+    kind, given = _divisor(inputs)
     logits = inputs.logits
     loss = torch.empty((), dtype=checks.map_dtype(logits), device=logits.device)
     divisor = torch.empty((), dtype=torch.float64, device=logits.device)
     _launch(
-        survey, gradient=gradient, DIVISOR=kind, divisor_given=given, loss=loss, divisor=divisor
-    )
-    survey.settle()
+        inputs, found,
+        gradient=gradient, DIVISOR=kind, divisor_given=given, loss=loss, divisor=divisor,
+    )  # fmt: skip
+    _settle(inputs, found)
     return loss, divisor
 
 
@@ -101,7 +104,7 @@ def cross_entropy_gradient(
     alone for one.
     """
     _launch(
-        _Survey(inputs, was_made=True), gradient=gradient,
+        _in_order(inputs), _Found(), gradient=gradient,
         DIVISOR=_value(kernels.GIVEN), divisor_given=divisor,
         upstream=upstream, UNLESS_ONE=unless_one,
     )  # fmt: skip
@@ -109,33 +112,36 @@ def cross_entropy_gradient(
 
 def upsampled_cross_entropy(inputs: LossInputs, axes: Axes, gradient: Tensor | None) -> Tensor:
     """The loss of upsampled scores; fills `gradient`, which may be the scores, if given."""
-    survey = _Survey(inputs)
+    inputs = _in_order(inputs)
+    found = _survey(inputs)
+    kind, given = _divisor(inputs)
     scores = inputs.logits
-    kind, given = survey.divisor()
     loss = torch.empty((), dtype=checks.map_dtype(scores), device=scores.device)
     if gradient is None:
-        _launch(survey, axes=axes, DIVISOR=kind, divisor_given=given, loss=loss)
+        _launch(inputs, found, axes=axes, DIVISOR=kind, divisor_given=given, loss=loss)
     else:
         # Programs read scores of each other's nodes.
         is_in_place = gradient.data_ptr() == scores.data_ptr() and gradient.numel() > 0
         written = torch.empty_like(gradient) if is_in_place else gradient
-        _launch_upsampled(survey, axes, kind, given, loss, written)
+        _launch_upsampled(inputs, found, axes, kind, given, loss, written)
         if is_in_place:
             gradient.copy_(written)
-    survey.settle()
+    _settle(inputs, found)
     return loss
 
 
 def pixel_terms(inputs: LossInputs, terms: Tensor) -> None:
     """Fill `terms` [N, *spatial], contiguous."""
-    survey = _Survey(inputs)
-    _launch(survey, terms=terms)
-    survey.settle()
+    inputs = _in_order(inputs)
+    found = _survey(inputs)
+    _launch(inputs, found, terms=terms)
+    _settle(inputs, found)
 
 
 def evaluate(inputs: LossInputs, axes: Axes | None, maps: dict[str, Tensor]) -> Tallies:
     """Everything one read of the logits can tell; fills `maps`."""
-    survey = _Survey(inputs)
+    inputs = _in_order(inputs)
+    found = _survey(inputs)
     # The tally needs these three, in the precision of the loss.
     wide = checks.map_dtype(inputs.logits)
     index = maps["prediction"].dtype if "prediction" in maps else torch.int32
@@ -146,27 +152,26 @@ def evaluate(inputs: LossInputs, axes: Axes | None, maps: dict[str, Tensor]) -> 
         for name, dtype in (("prediction", index), ("nll", wide), ("confidence", wide))
     }
     sums = _launch(
-        survey, axes=axes,
+        inputs, found, axes=axes,
         prediction=tallied["prediction"], nll_map=tallied["nll"],
         confidence_map=tallied["confidence"], entropy_map=maps.get("entropy"),
         top_classes=maps.get("top_classes"), top_probabilities=maps.get("top_probabilities"),
         keep_sums=True,
     )  # fmt: skip
     assert sums is not None
-    survey.settle()
+    _settle(inputs, found)
     for name, values in tallied.items():
         if name in maps and maps[name] is not values:
             maps[name].copy_(values)
-    return _tally(survey, sums, tallied, maps)
+    return _tally(inputs, sums, tallied, maps)
 
 
 def _tally(
-    survey: "_Survey", sums: Tensor, tallied: dict[str, Tensor], maps: dict[str, Tensor]
+    inputs: LossInputs, sums: Tensor, tallied: dict[str, Tensor], maps: dict[str, Tensor]
 ) -> Tallies:
     """Count over the maps `prediction`, `nll` and `confidence` that a launch has filled."""
-    inputs, num_classes = survey.inputs, survey.num_classes
-    num_images = survey.shape[0]
-    pixels = survey.shape[1:].numel() if num_images else 0
+    (num_images, *size), num_classes = inputs.labels.shape, inputs.logits.shape[1]
+    pixels = math.prod(size) if num_images else 0
     per_image = max(1, min(-(-pixels // blocks.TALLY_RUN), blocks.MAX_TALLY_PROGRAMS))
     programs = num_images * per_image
     copies = max(1, min(64, (1 << 17) // num_classes**2))
@@ -250,85 +255,78 @@ def _softmax(logits: Tensor, axis: int, temperature: float, upstream: Tensor | N
 # -- the survey, and what is done about it ---------------------------------------------------------
 
 
-class _Survey:
-    """The labels as the kernels take them, and the counts their survey leaves on the device.
+@dataclass(frozen=True)
+class _Found:
+    """What the survey of the labels leaves on the device; nothing where it was made before.
 
-    With `was_made` nothing is surveyed.
+    Attributes:
+        counts, weights: of each of its programs.
+        finished: how many programs of the loss are done.
+        report: where the last of them tells what is bad, if anyone is to hear of it.
+        ticket: by which a report says what it is about.
+        is_awaited: whether the report is waited for.
     """
 
-    def __init__(self, inputs: LossInputs, *, was_made: bool = False) -> None:
-        class_weight, pixel_weight = inputs.class_weight, inputs.pixel_weight
-        self.inputs = replace(
-            inputs,
-            labels=inputs.labels.contiguous(),
-            class_weight=None if class_weight is None else class_weight.contiguous(),
-            pixel_weight=None if pixel_weight is None else pixel_weight.contiguous(),
-            ignored=tuple(inputs.ignored),
-        )
-        logits, check_labels = inputs.logits, inputs.check_labels
-        self.shape = inputs.labels.shape
-        self.num_classes = logits.shape[1]
-        self.counts: Tensor | None = None
-        self.weights: Tensor | None = None
-        self.finished: Tensor | None = None
-        self.report: Tensor | None = None
-        self.ticket = 0
-        self.programs = 0
-        self.is_raised = False
-        if was_made:
-            return
-        if check_labels == "raise" and _is_capturing(logits):
-            check_labels = "defer"  # a graph under capture cannot be waited for
-        self.is_raised = check_labels == "raise"
-        deferred = _deferred_report(logits.device)  # made before any capture, where it could not be
-        self._launch()
-        self.ticket = _ticket((self.shape, self.num_classes, tuple(inputs.ignored)))
-        if self.is_raised:
-            self.report = torch.zeros(kernels.REPORT_SIZE, dtype=torch.int64, device=logits.device)
-        elif check_labels == "defer":
-            self.report = deferred
+    counts: Tensor | None = None
+    weights: Tensor | None = None
+    programs: int = 0
+    finished: Tensor | None = None
+    report: Tensor | None = None
+    ticket: int = 0
+    is_awaited: bool = False
 
     @property
-    def surveyed(self) -> int:
-        """Room for the programs' counts, a power of two."""
+    def room(self) -> int:
+        """For the programs' counts, a power of two."""
         return max(1, 1 << (self.programs - 1).bit_length())
 
-    def divisor(self) -> tuple[int, int]:
-        """What the divisor is, and the bits of its number if it is known already."""
-        num_images, num_pixels = self.shape[0], self.shape.numel()
-        normalization = self.inputs.normalization
-        known = known_divisor(normalization, num_images, num_pixels)
-        if known is not None:
-            return _value(kernels.CONSTANT), _bits(known)
-        by_weight = normalization in ("weight", "torch_mean") and self.inputs.is_weighted
-        if normalization == "torch_mean":
-            return _value(kernels.BARE_WEIGHT if by_weight else kernels.BARE_COUNT), _NO_NUMBER
-        return _value(kernels.WEIGHT if by_weight else kernels.COUNT), _NO_NUMBER
 
-    def settle(self) -> None:
-        """Wait for the report if it is to be raised now."""
-        if self.is_raised:
-            assert self.report is not None
-            found = _survey_of(self.report.tolist(), self.shape)
-            refusal = checks.judge(found, self.num_classes, self.inputs.ignored)
-            label_check.settle(refusal, "raise")
+def _survey(inputs: LossInputs) -> _Found:
+    """Let the device count the labels, and make ready to hear what is bad."""
+    labels, device, num_classes = inputs.labels, inputs.labels.device, inputs.logits.shape[1]
+    check_labels = inputs.check_labels
+    if check_labels == "raise" and _is_capturing(labels):
+        check_labels = "defer"  # a graph under capture cannot be waited for
+    deferred = _deferred_report(device)  # made before any capture, where it could not be
+    pixels = labels.numel()
+    programs = max(1, min(-(-pixels // blocks.SURVEY_PIXELS), blocks.MAX_SURVEY_PROGRAMS))
+    number = _value(kernels.NUM_COUNTS) * programs
+    counts = torch.empty(number, dtype=torch.int64, device=device)
+    weights = torch.empty(programs, dtype=torch.float64, device=device)
+    finished = torch.empty((), dtype=torch.int32, device=device)
+    _run(
+        kernels.survey_kernel, programs,
+        labels, inputs.class_weight, inputs.pixel_weight, counts, weights, finished,
+        pixels, -(-pixels // programs), inputs.ignored,
+        C=num_classes, BLOCK_P=blocks.SURVEY_PIXELS, num_warps=blocks.SURVEY_WARPS,
+    )  # fmt: skip
+    report = deferred if check_labels == "defer" else None
+    if check_labels == "raise":
+        report = torch.zeros(kernels.REPORT_SIZE, dtype=torch.int64, device=device)
+    ticket = _ticket((labels.shape, num_classes, tuple(inputs.ignored)))
+    is_awaited = check_labels == "raise"
+    return _Found(counts, weights, programs, finished, report, ticket, is_awaited)
 
-    def _launch(self) -> None:
-        pixels = self.shape.numel()
-        programs = min(-(-pixels // blocks.SURVEY_PIXELS), blocks.MAX_SURVEY_PROGRAMS)
-        self.programs = max(1, programs)
-        inputs, device = self.inputs, self.inputs.labels.device
-        number = _value(kernels.NUM_COUNTS) * self.programs
-        self.counts = torch.empty(number, dtype=torch.int64, device=device)
-        self.weights = torch.empty(self.programs, dtype=torch.float64, device=device)
-        self.finished = torch.empty((), dtype=torch.int32, device=device)
-        _run(
-            kernels.survey_kernel, self.programs,
-            inputs.labels, inputs.class_weight, inputs.pixel_weight,
-            self.counts, self.weights, self.finished,
-            pixels, -(-pixels // self.programs), inputs.ignored,
-            C=self.num_classes, BLOCK_P=blocks.SURVEY_PIXELS, num_warps=blocks.SURVEY_WARPS,
-        )  # fmt: skip
+
+def _settle(inputs: LossInputs, found: _Found) -> None:
+    """Wait for the report if it is to be raised now."""
+    if found.is_awaited:
+        assert found.report is not None
+        survey = _survey_of(found.report.tolist(), inputs.labels.shape)
+        refusal = checks.judge(survey, inputs.logits.shape[1], inputs.ignored)
+        label_check.settle(refusal, "raise")
+
+
+def _divisor(inputs: LossInputs) -> tuple[int, int]:
+    """What the divisor is, and the bits of its number if it is known already."""
+    normalization, shape = inputs.normalization, inputs.labels.shape
+    known = known_divisor(normalization, shape[0], shape.numel())
+    if known is not None:
+        return _value(kernels.CONSTANT), _bits(known)
+    by_weight = normalization in ("weight", "torch_mean") and inputs.is_weighted
+    if normalization == "torch_mean":
+        return _value(kernels.BARE_WEIGHT if by_weight else kernels.BARE_COUNT), _NO_NUMBER
+    return _value(kernels.WEIGHT if by_weight else kernels.COUNT), _NO_NUMBER
 
 
 _Context = tuple[torch.Size, int, tuple[int, ...]]  # of labels: shape, classes, ignored
@@ -391,7 +389,8 @@ def _survey_of(report: Sequence[int], shape: torch.Size) -> Survey:
 
 
 def _launch(
-    survey: _Survey,
+    inputs: LossInputs,
+    found: _Found,
     *,
     axes: Axes | None = None,
     gradient: Tensor | None = None,
@@ -407,7 +406,7 @@ def _launch(
 
     Without, small images are worked on as one. With `axes` it is that of upsampled scores.
     """
-    inputs, logits = survey.inputs, survey.inputs.logits
+    logits = inputs.logits
     source, target = logits, gradient
     is_small = logits.shape[2:].numel() < blocks.SMALL_IMAGE
     if axes is None and is_small and not keep_sums:
@@ -436,7 +435,7 @@ def _launch(
     partial = None
     if loss is not None or keep_sums:
         partial = torch.empty(programs, dtype=torch.float64, device=logits.device)
-    reports = survey.report is not None
+    reports = found.report is not None
     # With nothing to do one program still writes loss and report.
     if programs or loss is not None or reports:
         _run(
@@ -447,15 +446,15 @@ def _launch(
             outputs.get("prediction"), outputs.get("nll_map"), outputs.get("confidence_map"),
             outputs.get("entropy_map"), outputs.get("top_classes"),
             outputs.get("top_probabilities"),
-            survey.counts, survey.weights, survey.programs, divisor_given,
+            found.counts, found.weights, found.programs, divisor_given,
             outputs.get("divisor"), upstream,
             partial if programs or partial is None else partial.new_zeros(1),
-            survey.finished if loss is not None or reports else None, loss,
-            survey.report, survey.ticket,
-            cut.pixels if programs else 0, survey.shape.numel(), cut.rows, cut.columns,
+            found.finished if loss is not None or reports else None, loss,
+            found.report, found.ticket,
+            cut.pixels if programs else 0, inputs.labels.numel(), cut.rows, cut.columns,
             max(per_image, 1), per_program, inputs.ignored,
             *_numbers(inputs),
-            DIVISOR=DIVISOR, SURVEYED=survey.surveyed,
+            DIVISOR=DIVISOR, SURVEYED=found.room,
             HAS_TEMPERATURE=inputs.temperature != 1, IS_SMOOTHED=inputs.label_smoothing != 0,
             UNLESS_ONE=UNLESS_ONE, **cut.constants,
         )  # fmt: skip
@@ -467,7 +466,8 @@ def _launch(
 
 
 def _launch_upsampled(
-    survey: _Survey,
+    inputs: LossInputs,
+    found: _Found,
     axes: Axes,
     kind: int,
     given: int,
@@ -477,15 +477,17 @@ def _launch_upsampled(
     """Run `upsampled_cross_entropy_kernel`, after `cross_entropy_kernel` if there are so many
     classes that a program cannot hold a pixel's.
     """
-    inputs, scores = survey.inputs, survey.inputs.logits
+    scores, num_pixels = inputs.logits, inputs.labels.numel()
     rows, columns = axes
     num_images, num_classes = scores.shape[:2]
     cut = blocks.cells_for(num_classes, is_double=scores.dtype == torch.float64)
     slopes = None
     if cut.chunk is not None:
-        shape = (3 if inputs.label_smoothing == 0 else 4, survey.shape.numel())
+        shape = (3 if inputs.label_smoothing == 0 else 4, num_pixels)
         slopes = torch.empty(shape, dtype=loss.dtype, device=scores.device)
-        _launch(survey, axes=axes, slopes=slopes, DIVISOR=kind, divisor_given=given, loss=loss)
+        _launch(
+            inputs, found, axes=axes, slopes=slopes, DIVISOR=kind, divisor_given=given, loss=loss
+        )
         kind, given = _value(kernels.CONSTANT), _bits(1.0)  # it is in the slopes
     chunks = 1 if cut.chunk is None else -(-num_classes // cut.chunk)
     tiles = -(-columns.num_nodes // (cut.cells - 1))
@@ -502,19 +504,19 @@ def _launch_upsampled(
         scores, *scores.stride(), inputs.labels, inputs.class_weight, inputs.pixel_weight,
         gradient, *gradient.stride(), slopes,
         row_starts, row_weights, column_starts, column_weights,
-        survey.counts, survey.weights, survey.programs, given,
+        found.counts, found.weights, found.programs, given,
         torch.empty(max(programs, 1), dtype=torch.float64, device=scores.device)
         if finishes else None,
-        survey.finished if finishes else None, loss if finishes else None,
-        survey.report if finishes else None, survey.ticket,
+        found.finished if finishes else None, loss if finishes else None,
+        found.report if finishes else None, found.ticket,
         # With nothing to do one program still writes loss and report.
         rows.num_nodes if programs else -1, columns.num_nodes,
-        rows.num_positions, columns.num_positions, survey.shape.numel(),
+        rows.num_positions, columns.num_positions, num_pixels,
         bands, tiles, band_rows, inputs.ignored,
         *_numbers(inputs),
         C=num_classes, CHUNK=cut.chunk or num_classes, BLOCK_C=cut.classes,
         CELLS=cut.cells, PARTS=cut.parts,
-        DIVISOR=kind, SURVEYED=survey.surveyed, HAS_TEMPERATURE=inputs.temperature != 1,
+        DIVISOR=kind, SURVEYED=found.room, HAS_TEMPERATURE=inputs.temperature != 1,
         IS_SMOOTHED=inputs.label_smoothing != 0, SKIPS=columns.has_unread_nodes,
         num_warps=cut.num_warps, maxnreg=cut.max_registers,
     )  # fmt: skip
@@ -525,6 +527,18 @@ def _run(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
     first = arguments[0]
     with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
         kernel[(programs,)](*arguments, **constants, enable_fp_fusion=True)
+
+
+def _in_order(inputs: LossInputs) -> LossInputs:
+    """With labels and weights in the plain order of memory: they are small."""
+    class_weight, pixel_weight = inputs.class_weight, inputs.pixel_weight
+    return replace(
+        inputs,
+        labels=inputs.labels.contiguous(),
+        class_weight=None if class_weight is None else class_weight.contiguous(),
+        pixel_weight=None if pixel_weight is None else pixel_weight.contiguous(),
+        ignored=tuple(inputs.ignored),
+    )
 
 
 def _as_one_image(tensor: Tensor) -> Tensor:

@@ -32,8 +32,7 @@ def cross_entropy(
         size_average, reduce: deprecated, as in torch.
         ignore_index: the target that does not count.
         reduction: "mean", the sum over the weights of the valid targets, NaN if there are none;
-        "sum"; or
-            "none", the terms themselves.
+            "sum"; or "none", the terms themselves.
         label_smoothing: from 0 to 1.
 
     Raises:

@@ -476,7 +476,7 @@ def test_maps_and_rows_of_nodes_take_their_place_among_the_bytes_in_flight():
     path = f"/v1/evaluate?upsampling=bilinear&maps={maps}"
     headers = {**SAFETENSORS, "Accept": "application/x-safetensors"}
     map_bytes = 4 * 10 * 20 * 30
-    scratch = upsampling_bytes(tensors["logits"])
+    scratch = upsampling_bytes(tensors["logits"], Bilinear().axes((6, 7), SIZE))
     needed = map_bytes + scratch
     limits = {"max_body_bytes": body, "max_bytes_in_flight": body + needed, "num_threads": 2}
 
@@ -634,17 +634,25 @@ def test_maps_of_other_operations_need_no_room():
     needed = operations.working_bytes
     assert needed(upload, options.LossOptions()) == 0
     assert needed(upload, options.EvaluateOptions()) == 0
-    assert needed(upload, options.EvaluateOptions(maps=("nll",))) == 4 * 600
-    assert needed(upload, options.VisualizeOptions(kind="entropy")) == 4 * 600
+    assert needed(upload, options.EvaluateOptions(maps=("nll",))) == 4 * 42
+    assert needed(upload, options.VisualizeOptions(kind="entropy")) == 4 * 42
     assert needed(upload, options.VisualizeOptions(kind="labels")) == 0
-    photo = uploads.Upload(logits=upload.logits, image=np.zeros((4, 5, 3), np.uint8))
-    assert needed(photo, options.VisualizeOptions(kind="entropy")) == 4 * 20
+    alone = uploads.Upload(logits=upload.logits)
+    assert needed(alone, options.VisualizeOptions(kind="entropy")) == 4 * 42
+    upsampled = options.VisualizeOptions(kind="entropy", upsampling="bilinear")
+    assert needed(alone, upsampled) == 0  # it will be refused
+    photo = uploads.Upload(logits=upload.logits, image=np.zeros((8, 9, 3), np.uint8))
+    scratch = upsampling_bytes(upload.logits, Bilinear().axes((6, 7), (8, 9)))
+    assert needed(photo, upsampled) == 4 * 72 + scratch
 
 
 @pytest.mark.parametrize("function", ["loss_and_gradient", "evaluate"])
 @pytest.mark.parametrize("rows", [1, 2, 40])
-def test_wide_scores_of_few_rows_take_the_memory_that_was_reserved_for_them(function, rows):
-    scores, labels = torch.zeros(2, 5, rows, 20_000), torch.zeros(2, 1, 20_000).byte()
+@pytest.mark.parametrize(("nodes", "columns"), [(20_000, 20_000), (1, 20_000), (30, 20_000)])
+def test_wide_scores_and_labels_take_the_memory_that_was_reserved_for_them(
+    function, rows, nodes, columns
+):
+    scores, labels = torch.zeros(2, 5, rows, nodes), torch.zeros(2, 1, columns).byte()
     call = getattr(seg_loss, function)
     call(scores, labels, upsampling=Bilinear())  # whatever stays
     tracemalloc.start()  # NumPy's memory: not torch's, of which the gradient is
@@ -653,7 +661,7 @@ def test_wide_scores_of_few_rows_take_the_memory_that_was_reserved_for_them(func
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    reserved = upsampling_bytes(scores)
+    reserved = upsampling_bytes(scores, Bilinear().axes((rows, nodes), (1, columns)))
     assert peak < 1.1 * reserved + (1 << 20)
     if function == "loss_and_gradient":  # nor is much more reserved; the others have no seams
         assert reserved < 3 * peak + (1 << 20)

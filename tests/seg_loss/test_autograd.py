@@ -16,6 +16,7 @@ from cases import (
     seed_of,
 )
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 import seg_loss
 from seg_loss import Bilinear
@@ -167,6 +168,15 @@ DIFFERENTIABLE = {
     "pixel_nll": seg_loss.pixel_nll,
     "spatial_softmax": lambda x, y: seg_loss.spatial_softmax(x),
 }
+
+
+@pytest.mark.parametrize("function", DIFFERENTIABLE)
+def test_what_is_saved_is_unpacked_once_so_that_it_can_be_checkpointed(function):
+    logits, labels = given(torch.float32)
+    call = DIFFERENTIABLE[function]
+    (plain,) = torch.autograd.grad(call(logits, labels).sum(), logits)
+    again = checkpoint(lambda x: call(x, labels).sum(), logits, use_reentrant=False)
+    assert same_bits(torch.autograd.grad(again, logits)[0], plain)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # of torch.func.jvp
@@ -369,11 +379,12 @@ def test_what_is_no_operator_may_be_called_in_a_compiled_program(function, upsam
     logits = logits.detach()
 
     def step(x):
+        scores = (-2 * x)._neg_view()  # whose numbers in memory mean their negatives
         if function == "evaluate":
-            found = seg_loss.evaluate(x * 2, labels, upsampling=upsampling)
+            found = seg_loss.evaluate(scores, labels, upsampling=upsampling)
             return x.sum() + found.loss
         out = torch.empty_like(x)
-        loss, _ = seg_loss.loss_and_gradient(x * 2, labels, upsampling=upsampling, out=out)
+        loss, _ = seg_loss.loss_and_gradient(scores, labels, upsampling=upsampling, out=out)
         return out * 3 + loss
 
     assert same_bits(torch.compile(step, backend="aot_eager")(logits), step(logits))
