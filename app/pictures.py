@@ -102,10 +102,14 @@ def _check_sizes(scene: Scene) -> None:
         if not first:
             first, expected = where, (height, width)
         elif (height, width) != expected:
+            is_larger = height >= expected[0] and width >= expected[1]
             raise IllPosed.about(
                 where,
                 f"{expected[0]} x {expected[1]} (height x width) to match the {first}",
                 f"{height} x {width}",
+                "Scores of lower resolution? Use upsampling=bilinear."
+                if where == "image" and first != "labels" and is_larger
+                else "",
             )
 
 

@@ -376,6 +376,20 @@ def test_labels_larger_than_logits_are_refused_with_the_option_that_would_take_t
     assert run("loss scores.npy labels.png") == (1, "", f"seg-loss: {sentence}\n")
 
 
+@pytest.mark.parametrize(
+    ("size", "fix"),
+    [((8, 9), " Scores of lower resolution? Use upsampling=bilinear."), ((5, 9), "")],
+)
+def test_a_photo_larger_than_logits_is_refused_with_the_option_too(client, size, fix):
+    tensors = {"logits": example()["logits"], "image": torch.zeros(*size, 3).byte()}
+    answer = client.post_tensors("/v1/visualize?kind=overlay", **tensors)
+    assert assert_problem(answer, 422, "ill_posed")["detail"] == (
+        f"image: expected 6 x 7 (height x width) to match the prediction, got {size[0]} x 9.{fix}"
+    )
+    path = "/v1/visualize?kind=overlay&upsampling=bilinear"
+    assert client.post_tensors(path, **tensors).status_code == 200
+
+
 def test_labels_that_are_not_larger_are_not_sent_to_upsampling(client):
     for labels in (
         torch.zeros(1, 5, 9, dtype=torch.uint8),
