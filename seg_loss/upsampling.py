@@ -91,6 +91,11 @@ class Bilinear:
         if not isinstance(self.align_corners, bool):
             raise InvalidInput("align_corners", "True or False", repr(self.align_corners))
 
+    @property
+    def numbers(self) -> list[int]:
+        """All that it is, for torch's operators."""
+        return [int(self.align_corners)]
+
     def check_size(self, scores: Sequence[int], labels: Sequence[int]) -> None:
         """All sizes go together."""
 
@@ -138,17 +143,18 @@ class Deconvolution:
     def __post_init__(self) -> None:
         if not _is_count(self.stride, 1):
             raise InvalidInput("stride", f"an integer from 1 to {_MOST}", repr(self.stride))
-        if self.kernel_size is None:
-            object.__setattr__(self, "kernel_size", 2 * self.stride)
-        if not _is_count(self.kernel_size, 1, 2 * self.stride):
+        kernel_size = 2 * self.stride if self.kernel_size is None else self.kernel_size
+        if not _is_count(kernel_size, 1, 2 * self.stride):
             expected = f"an integer from 1 to 2 * stride = {2 * self.stride}"
             raise InvalidInput("kernel_size", expected, repr(self.kernel_size))
-        crop = (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
-        is_pair = isinstance(crop, list | tuple) and len(crop) == 2
-        if not (is_pair and all(_is_count(n, 0) for n in crop)):
+        crop = self.crop if isinstance(self.crop, list | tuple) else (self.crop, self.crop)
+        if len(crop) != 2 or not all(_is_count(number, 0) for number in crop):
             expected = f"an integer from 0 to {_MOST}, or two, of rows and columns"
             raise InvalidInput("crop", expected, repr(self.crop))
-        object.__setattr__(self, "crop", tuple(crop))
+        # NumPy's integers are taken, but torch's operators want Python's.
+        object.__setattr__(self, "stride", int(self.stride))
+        object.__setattr__(self, "kernel_size", int(kernel_size))
+        object.__setattr__(self, "crop", (int(crop[0]), int(crop[1])))
 
     @classmethod
     def of_fcn(cls, scores: Size, labels: Size) -> "Deconvolution":
@@ -173,17 +179,23 @@ class Deconvolution:
             "For other sizes use upsampling=bilinear, or Deconvolution in Python.",
         )
 
+    @property
+    def numbers(self) -> list[int]:
+        """All that it is, for torch's operators: stride, kernel size, crop of rows and columns."""
+        assert self.kernel_size is not None
+        assert isinstance(self.crop, tuple)
+        return [self.stride, self.kernel_size, *self.crop]
+
     def check_size(self, scores: Sequence[int], labels: Sequence[int]) -> None:
         """Labels may not reach beyond what is left after the crop.
 
         Raises:
             InvalidInput: if they do.
         """
-        assert self.kernel_size is not None
-        assert isinstance(self.crop, tuple)
+        stride, kernel_size, *crops = self.numbers
         left = [
-            max(0, (nodes - 1) * self.stride + self.kernel_size - crop)
-            for nodes, crop in zip(scores, self.crop, strict=True)
+            max(0, (nodes - 1) * stride + kernel_size - crop)
+            for nodes, crop in zip(scores, crops, strict=True)
         ]
         if labels[0] > left[0] or labels[1] > left[1]:
             expected = f"at most {left[0]} rows and {left[1]} columns, what upsampling leaves"
@@ -191,12 +203,10 @@ class Deconvolution:
 
     def axes(self, scores: Sequence[int], labels: Sequence[int]) -> Axes:
         """From scores of this height and width to labels of that."""
-        assert isinstance(self.crop, tuple)
-        rows, columns = self.crop
+        _, _, rows, columns = self.numbers
         return self._axis(scores[0], labels[0], rows), self._axis(scores[1], labels[1], columns)
 
     def _axis(self, num_nodes: int, num_positions: int, crop: int) -> Axis:
-        assert self.kernel_size is not None
         position = np.arange(num_positions, dtype=np.int64) + crop
         cells, phase = position // self.stride, position % self.stride
         before = np.where(cells > 0, self._filter(phase + self.stride), 0.0)
@@ -207,10 +217,10 @@ class Deconvolution:
         self, place: np.ndarray[Any, np.dtype[np.int64]]
     ) -> np.ndarray[Any, np.dtype[np.float64]]:
         """The filter's values at these places; 0 behind it."""
-        assert self.kernel_size is not None
-        half = (self.kernel_size + 1) // 2
-        centre = half - 1 if self.kernel_size % 2 else half - 0.5
-        return np.where(place < self.kernel_size, 1 - abs(place - centre) / half, 0.0)
+        _, size, _, _ = self.numbers
+        half = (size + 1) // 2
+        centre = half - 1 if size % 2 else half - 0.5
+        return np.where(place < size, 1 - abs(place - centre) / half, 0.0)
 
 
 Upsampling = Bilinear | Deconvolution
@@ -227,11 +237,7 @@ def numbers_for(upsampling: Upsampling, scores: Tensor, labels: Tensor) -> list[
     if not isinstance(upsampling, Bilinear | Deconvolution):
         raise InvalidInput("upsampling", "Bilinear(...) or Deconvolution(...)", repr(upsampling))
     upsampling.check_size(scores.shape[2:], labels.shape[1:])
-    if isinstance(upsampling, Bilinear):
-        return [int(upsampling.align_corners)]
-    assert upsampling.kernel_size is not None
-    assert isinstance(upsampling.crop, tuple)
-    return [upsampling.stride, upsampling.kernel_size, *upsampling.crop]
+    return upsampling.numbers
 
 
 def axes_of(numbers: Sequence[int], scores: Sequence[int], labels: Sequence[int]) -> Axes:
@@ -275,7 +281,9 @@ def _is_like_fcn_size(stride: int, scores: int, labels: int) -> bool:
 
 
 def _is_count(value: object, least: int, most: int = _MOST) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        return False
+    return bool(least <= value <= most)
 
 
 def _text(size: Sequence[int]) -> str:

@@ -538,3 +538,9 @@ def test_the_module_shows_its_upsampling():
     assert "upsampling=Deconvolution(stride=8, kernel_size=16, crop=(31, 31))" in repr(
         seg_loss.UpsampledCrossEntropy(upsampling=Deconvolution(8, crop=31))
     )
+
+
+def test_numpys_integers_are_integers():
+    given = Deconvolution(np.int64(4), np.uint8(7), (np.int32(1), 2))
+    assert given == Deconvolution(4, 7, (1, 2))
+    assert [type(number) for number in given.numbers] == [int] * 4
