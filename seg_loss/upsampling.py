@@ -143,16 +143,17 @@ class Deconvolution:
     def __post_init__(self) -> None:
         if not _is_count(self.stride, 1):
             raise InvalidInput("stride", f"an integer from 1 to {_MOST}", repr(self.stride))
-        kernel_size = 2 * self.stride if self.kernel_size is None else self.kernel_size
-        if not _is_count(kernel_size, 1, 2 * self.stride):
-            expected = f"an integer from 1 to 2 * stride = {2 * self.stride}"
+        stride = int(self.stride)
+        kernel_size = 2 * stride if self.kernel_size is None else self.kernel_size
+        if not _is_count(kernel_size, 1, 2 * stride):
+            expected = f"an integer from 1 to 2 * stride = {2 * stride}"
             raise InvalidInput("kernel_size", expected, repr(self.kernel_size))
         crop = self.crop if isinstance(self.crop, list | tuple) else (self.crop, self.crop)
         if len(crop) != 2 or not all(_is_count(number, 0) for number in crop):
             expected = f"an integer from 0 to {_MOST}, or two, of rows and columns"
             raise InvalidInput("crop", expected, repr(self.crop))
         # NumPy's integers are taken, but torch's operators want Python's.
-        object.__setattr__(self, "stride", int(self.stride))
+        object.__setattr__(self, "stride", stride)
         object.__setattr__(self, "kernel_size", int(kernel_size))
         object.__setattr__(self, "crop", (int(crop[0]), int(crop[1])))
 

@@ -544,3 +544,4 @@ def test_numpys_integers_are_integers():
     given = Deconvolution(np.int64(4), np.uint8(7), (np.int32(1), 2))
     assert given == Deconvolution(4, 7, (1, 2))
     assert [type(number) for number in given.numbers] == [int] * 4
+    assert Deconvolution(np.uint8(200)).kernel_size == 400
