@@ -502,7 +502,7 @@ def _upsampled_ways(*, quick: bool) -> list[UpsampledItem]:
 def _upsampled_classes(place: int, *, quick: bool) -> list[UpsampledItem]:
     """Every row of the table, from both ends."""
     if quick:
-        items = [UpsampledItem((1, n, 2, 2), (3, 4)) for n in (7, 19, 33, 150, 200)]
+        items = [UpsampledItem((1, n, 2, 2), (3, 4)) for n in (1, 3, 7, 19, 33, 150, 200)]
         items += [UpsampledItem((1, 257, 1, 2), (2, 3), option="everything")]
         return items[place::3]
     ends = [n + more for n in (6, 12, 24, 64, 160, 256) for more in (0, 1)]
