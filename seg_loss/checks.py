@@ -115,7 +115,7 @@ def loss_inputs(
     spatial: Sequence[int] = logits.shape[2:]
     if is_upsampled:
         spatial = size_to_upsample_to(logits, labels, where)
-    labels = check_labels_for(labels, logits, spatial)
+    labels = check_labels_for(labels, logits, spatial, where)
     if class_weight is not None:
         _check_class_weight(class_weight, logits)
         class_weight = class_weight.detach()  # the loss is differentiable in the logits alone
@@ -264,17 +264,22 @@ def size_to_upsample_to(scores: Tensor, labels: Tensor, where: str) -> Sequence[
     return scores.shape[2:]
 
 
-def check_labels_for(labels: Tensor, logits: Tensor, spatial: Sequence[int]) -> Tensor:
+def check_labels_for(
+    labels: Tensor, logits: Tensor, spatial: Sequence[int], where: str = "logits"
+) -> Tensor:
+    """Integers [N, *spatial], without an axis of length 1, for logits called `where`."""
     if not isinstance(labels, Tensor):
         raise InvalidInput("labels", "a torch.Tensor", type(labels).__name__)
     if labels.dtype not in LABEL_DTYPES:
         fix = "Class indices are integers." if labels.dtype in FLOAT_DTYPES else ""
         raise InvalidInput("labels", _one_of(LABEL_DTYPES), _name(labels.dtype), fix)
-    return _check_map("labels", labels, logits, spatial)
+    return _check_map("labels", labels, logits, spatial, f"{where} {_shape(logits)}")
 
 
-def _check_map(where: str, tensor: Tensor, logits: Tensor, spatial: Sequence[int]) -> Tensor:
-    """A tensor with one entry per pixel, as [N, *spatial] or [N, 1, *spatial]."""
+def _check_map(
+    where: str, tensor: Tensor, logits: Tensor, spatial: Sequence[int], model: str
+) -> Tensor:
+    """A tensor with one entry per pixel, as [N, *spatial] or [N, 1, *spatial], as `model` has."""
     wanted = (logits.shape[0], *spatial)
     if tensor.device != logits.device:
         raise InvalidInput(where, f"a tensor on {logits.device}", f"one on {tensor.device}")
@@ -291,13 +296,8 @@ def _check_map(where: str, tensor: Tensor, logits: Tensor, spatial: Sequence[int
         fix = "Height and width are exchanged."
     elif where == "labels" and _is_larger_map(tensor, wanted):
         fix = "Scores of lower resolution? Use upsampling=bilinear; in Python, seg_loss.Bilinear()."
-    is_as_logits = tuple(spatial) == tuple(logits.shape[2:]) or where == "labels"
     raise InvalidInput(
-        where,
-        f"shape {_text(wanted)} to match "
-        + (f"logits {_shape(logits)}" if is_as_logits else "the labels"),
-        f"shape {_shape(tensor)}",
-        fix,
+        where, f"shape {_text(wanted)} to match {model}", f"shape {_shape(tensor)}", fix
     )
 
 
@@ -330,7 +330,9 @@ def _check_pixel_weight(pixel_weight: Tensor, logits: Tensor, spatial: Sequence[
     if not isinstance(pixel_weight, Tensor):
         raise InvalidInput("pixel_weight", "a torch.Tensor", type(pixel_weight).__name__)
     check_float_dtype("pixel_weight", pixel_weight)
-    return _check_map("pixel_weight", pixel_weight, logits, spatial)
+    has_their_size = tuple(spatial) == tuple(logits.shape[2:])
+    model = f"logits {_shape(logits)}" if has_their_size else "the labels"
+    return _check_map("pixel_weight", pixel_weight, logits, spatial, model)
 
 
 def ignored_values(ignore_index: int | Sequence[int]) -> tuple[int, ...]:
