@@ -273,13 +273,16 @@ def check_labels_for(
     if labels.dtype not in LABEL_DTYPES:
         fix = "Class indices are integers." if labels.dtype in FLOAT_DTYPES else ""
         raise InvalidInput("labels", _one_of(LABEL_DTYPES), _name(labels.dtype), fix)
-    return _check_map("labels", labels, logits, spatial, f"{where} {_shape(logits)}")
+    return _check_map("labels", labels, logits, spatial, where)
 
 
 def _check_map(
     where: str, tensor: Tensor, logits: Tensor, spatial: Sequence[int], model: str
 ) -> Tensor:
-    """A tensor with one entry per pixel, as [N, *spatial] or [N, 1, *spatial], as `model` has."""
+    """A tensor with one entry per pixel, as [N, *spatial] or [N, 1, *spatial].
+
+    `model` is what the caller calls that which it must match: the logits, or "the labels".
+    """
     wanted = (logits.shape[0], *spatial)
     if tensor.device != logits.device:
         raise InvalidInput(where, f"a tensor on {logits.device}", f"one on {tensor.device}")
@@ -296,6 +299,8 @@ def _check_map(
         fix = "Height and width are exchanged."
     elif where == "labels" and _is_larger_map(tensor, wanted):
         fix = "Scores of lower resolution? Use upsampling=bilinear; in Python, seg_loss.Bilinear()."
+    if model != "the labels":
+        model += f" {_shape(logits)}"
     raise InvalidInput(
         where, f"shape {_text(wanted)} to match {model}", f"shape {_shape(tensor)}", fix
     )
@@ -331,7 +336,7 @@ def _check_pixel_weight(pixel_weight: Tensor, logits: Tensor, spatial: Sequence[
         raise InvalidInput("pixel_weight", "a torch.Tensor", type(pixel_weight).__name__)
     check_float_dtype("pixel_weight", pixel_weight)
     has_their_size = tuple(spatial) == tuple(logits.shape[2:])
-    model = f"logits {_shape(logits)}" if has_their_size else "the labels"
+    model = "logits" if has_their_size else "the labels"
     return _check_map("pixel_weight", pixel_weight, logits, spatial, model)
 
 
