@@ -25,7 +25,7 @@ from app.options import EvaluateOptions, GradientOptions, LossOptions, Visualize
 from app.uploads import Upload
 from seg_loss import Bilinear, Deconvolution, Evaluation
 from seg_loss.numba_backend import upsampling_bytes
-from seg_loss.upsampling import Size, Upsampling
+from seg_loss.upsampling import Size, Upsampling, axes_of
 
 DEFAULT_PALETTE = "voc"
 
@@ -167,7 +167,9 @@ def working_bytes(upload: Upload, options: LossOptions) -> int:
     upsampling = _upsampling(upload, options)
     if upsampling is not None:
         size = _upsampled_size(upload)
-        scratch = upsampling_bytes(logits, upsampling.axes(logits.shape[2:], size))
+        # From the cache that the work will ask again.
+        axes = axes_of(upsampling.numbers, logits.shape[2:], size)
+        scratch = upsampling_bytes(logits, axes)
     return scratch + 4 * _num_maps(options) * len(logits) * math.prod(size)
 
 

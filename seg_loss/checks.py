@@ -277,11 +277,11 @@ def check_labels_for(
 
 
 def _check_map(
-    where: str, tensor: Tensor, logits: Tensor, spatial: Sequence[int], model: str
+    where: str, tensor: Tensor, logits: Tensor, spatial: Sequence[int], model: str | None
 ) -> Tensor:
     """A tensor with one entry per pixel, as [N, *spatial] or [N, 1, *spatial].
 
-    `model` is what the caller calls that which it must match: the logits, or "the labels".
+    It must match the logits, which the caller calls `model`; if that is None, the labels.
     """
     wanted = (logits.shape[0], *spatial)
     if tensor.device != logits.device:
@@ -299,10 +299,9 @@ def _check_map(
         fix = "Height and width are exchanged."
     elif where == "labels" and _is_larger_map(tensor, wanted):
         fix = "Scores of lower resolution? Use upsampling=bilinear; in Python, seg_loss.Bilinear()."
-    if model != "the labels":
-        model += f" {_shape(logits)}"
+    matched = "the labels" if model is None else f"{model} {_shape(logits)}"
     raise InvalidInput(
-        where, f"shape {_text(wanted)} to match {model}", f"shape {_shape(tensor)}", fix
+        where, f"shape {_text(wanted)} to match {matched}", f"shape {_shape(tensor)}", fix
     )
 
 
@@ -336,7 +335,7 @@ def _check_pixel_weight(pixel_weight: Tensor, logits: Tensor, spatial: Sequence[
         raise InvalidInput("pixel_weight", "a torch.Tensor", type(pixel_weight).__name__)
     check_float_dtype("pixel_weight", pixel_weight)
     has_their_size = tuple(spatial) == tuple(logits.shape[2:])
-    model = "logits" if has_their_size else "the labels"
+    model = "logits" if has_their_size else None
     return _check_map("pixel_weight", pixel_weight, logits, spatial, model)
 
 

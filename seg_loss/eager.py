@@ -16,12 +16,15 @@ def eagerly(function: Callable[P, T]) -> Callable[P, T]:
 
     `torch.compiler.disable` alone would import all of the compiler, which takes two seconds.
     """
+    disabled: Callable[P, T] | None = None
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        nonlocal disabled
         if "torch._dynamo" not in sys.modules:
             return function(*args, **kwargs)
-        disabled: Callable[P, T] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+        if disabled is None:
+            disabled = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
         return disabled(*args, **kwargs)
 
     return call

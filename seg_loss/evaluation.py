@@ -16,7 +16,7 @@ from seg_loss.eager import eagerly
 from seg_loss.metrics import FcnMetrics, fcn_metrics
 from seg_loss.normalization import divisor
 from seg_loss.tallies import Tallies
-from seg_loss.upsampling import Upsampling, axes_of, numbers_for
+from seg_loss.upsampling import Upsampling, axes_for
 
 MAPS = ("prediction", "nll", "confidence", "entropy", "top_classes", "top_probabilities")
 _TOP = 3  # classes in them
@@ -150,8 +150,7 @@ def evaluate(
     )
     axes = None
     if upsampling is not None:
-        numbers = numbers_for(upsampling, logits, inputs.labels)
-        axes = axes_of(numbers, logits.shape[2:], inputs.labels.shape[1:])
+        axes = axes_for(upsampling, logits, inputs.labels)
     label_check.raise_deferred()
     inputs = inputs.as_they_lie()
     tallies = ops.backend_of(logits).evaluate(inputs, axes, _empty_maps(inputs, maps))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from seg_loss import checks
-from seg_loss.upsampling import Axes, Axis, Upsampling, axes_of, numbers_for
+from seg_loss.upsampling import Axes, Axis, Upsampling, axes_for
 
 
 def require_finite(
@@ -37,8 +37,7 @@ def require_finite(
         labels = checks.check_labels_for(
             labels, logits, checks.size_to_upsample_to(logits, labels, "logits")
         )
-        numbers = numbers_for(upsampling, logits, labels)
-        axes = axes_of(numbers, logits.shape[2:], labels.shape[1:])
+        axes = axes_for(upsampling, logits, labels)
         bad = _has_no_softmax_when_upsampled(logits, axes)
     for value in checks.ignored_labels(ignore_index, labels.dtype):
         bad &= labels != value

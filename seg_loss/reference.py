@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from seg_loss.upsampling import Upsampling, axes_of, numbers_for
+from seg_loss.upsampling import Upsampling, axes_for
 
 
 def pixel_terms(
@@ -74,8 +74,7 @@ def loss_and_gradient(
 
 def upsample(scores: Tensor, size: tuple[int, int], upsampling: Upsampling) -> Tensor:
     """[N, C, h, w] to [N, C, *size], float64, by dense matrices; differentiable."""
-    numbers = numbers_for(upsampling, scores, torch.empty(1, *size))
-    rows, columns = axes_of(numbers, scores.shape[2:], size)
+    rows, columns = axes_for(upsampling, scores, torch.empty(1, *size))
     down, across = torch.from_numpy(rows.matrix()), torch.from_numpy(columns.matrix())
     return down @ scores.double() @ across.T
 

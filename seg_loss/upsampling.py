@@ -246,6 +246,16 @@ def axes_of(numbers: Sequence[int], scores: Sequence[int], labels: Sequence[int]
     return _axes(tuple(numbers), (scores[0], scores[1]), (labels[0], labels[1]))
 
 
+def axes_for(upsampling: Upsampling, scores: Tensor, labels: Tensor) -> Axes:
+    """The two axes of what upsamples scores [N, C, h, w] to labels [N, H, W].
+
+    Raises:
+        InvalidInput: as `numbers_for`.
+    """
+    numbers = numbers_for(upsampling, scores, labels)
+    return axes_of(numbers, scores.shape[2:], labels.shape[1:])
+
+
 @lru_cache(maxsize=64)
 def _axes(numbers: tuple[int, ...], scores: Size, labels: Size) -> Axes:
     if len(numbers) == 1:  # of `Bilinear`; four are of `Deconvolution`
