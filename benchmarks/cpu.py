@@ -76,14 +76,35 @@ def check(problem: Problem) -> float:
     truth, gradient = gradient_of(problem.logits.double(), problem.long_labels)
     _, theirs = gradient_of(problem.logits, problem.long_labels)
     loss, ours = seg_loss.loss_and_gradient(problem.logits, problem.labels)
-    scale = gradient.abs().max()
-    error = ((ours - gradient).abs().max() / scale).item()
-    allowed = 2 * ((theirs - gradient).abs().max() / scale).item()
-    allowed += 4 * torch.finfo(problem.logits.dtype).eps
-    loss_error = abs(loss.item() / truth.item() - 1)
+    return judge(loss, ours, truth, gradient, theirs)
+
+
+def judge(
+    loss: Tensor, gradient: Tensor, true_loss: Tensor, true_gradient: Tensor, by_torch: Tensor
+) -> float:
+    """The largest error of a gradient, relative to its largest value; as `check`."""
+    scale = true_gradient.abs().max()
+    error = ((gradient - true_gradient).abs().max() / scale).item()
+    allowed = 2 * ((by_torch - true_gradient).abs().max() / scale).item()
+    allowed += 4 * torch.finfo(gradient.dtype).eps
+    loss_error = abs(loss.item() / true_loss.item() - 1)
     if error > allowed or loss_error > 1e-6:
-        raise AssertionError(f"{problem.name}: gradient off by {error}, loss by {loss_error}")
+        shape = "x".join(map(str, gradient.shape))
+        name = f"{shape} {str(gradient.dtype)[6:]}"
+        raise AssertionError(f"{name}: gradient off by {error}, loss by {loss_error}")
     return error
+
+
+def training(logits: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+    """A forward and a backward pass, and the gradient it leaves."""
+
+    def step() -> Tensor:
+        x = logits.detach().requires_grad_()
+        loss_of(x).backward()  # type: ignore[no-untyped-call]
+        assert x.grad is not None
+        return x.grad
+
+    return step
 
 
 def providers(problem: Problem) -> dict[str, Callable[[], object]]:
@@ -91,15 +112,6 @@ def providers(problem: Problem) -> dict[str, Callable[[], object]]:
         problem.logits, problem.labels, problem.long_labels, problem.out,
     )  # fmt: skip
     num_classes = logits.shape[1]
-
-    def train(loss: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
-        def step() -> Tensor:
-            x = logits.detach().requires_grad_()
-            loss(x).backward()  # type: ignore[no-untyped-call]
-            assert x.grad is not None
-            return x.grad
-
-        return step
 
     def eager(x: Tensor) -> Tensor:
         return F.cross_entropy(x, long_labels, ignore_index=255)
@@ -127,11 +139,11 @@ def providers(problem: Problem) -> dict[str, Callable[[], object]]:
         "copy": lambda: out.copy_(logits),
         "clone": lambda: logits.clone(),
         "eager forward": lambda: forward(eager),
-        "eager forward+backward": train(eager),
+        "eager forward+backward": training(logits, eager),
         "compiled forward": lambda: forward(compiled),
-        "compiled forward+backward": train(compiled),
+        "compiled forward+backward": training(logits, compiled),
         "spatial_cross_entropy forward": lambda: forward(ours),
-        "spatial_cross_entropy forward+backward": train(ours),
+        "spatial_cross_entropy forward+backward": training(logits, ours),
         "loss_and_gradient": lambda: seg_loss.loss_and_gradient(logits, labels),
         "loss_and_gradient out=": lambda: seg_loss.loss_and_gradient(logits, labels, out=out),
         "torch evaluate": torch_evaluate,

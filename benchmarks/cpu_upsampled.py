@@ -23,7 +23,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
 import seg_loss
-from benchmarks.cpu import IGNORED, machine, measure, ratio
+from benchmarks.cpu import IGNORED, judge, machine, measure, ratio, training
 from seg_loss import Bilinear
 
 SHAPES = (
@@ -68,12 +68,7 @@ def torch_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def check(problem: Problem) -> float:
-    """The largest error of the gradient, relative to its largest value.
-
-    Raises:
-        AssertionError: where it is larger than twice torch's own plus four times float32's
-            epsilon, or the loss is off by more than 1e-6.
-    """
+    """The largest error of the gradient, relative to its largest value; as in `benchmarks.cpu`."""
 
     def of_torch(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         x = problem.scores.to(dtype).requires_grad_()
@@ -83,26 +78,11 @@ def check(problem: Problem) -> float:
     truth, gradient = of_torch(torch.float64)
     _, theirs = of_torch(torch.float32)
     loss, ours = seg_loss.loss_and_gradient(problem.scores, problem.labels, upsampling=Bilinear())
-    scale = gradient.abs().max()
-    error = ((ours - gradient).abs().max() / scale).item()
-    allowed = 2 * ((theirs - gradient).abs().max() / scale).item() + 4 * torch.finfo().eps
-    loss_error = abs(loss.item() / truth.item() - 1)
-    if error > allowed or loss_error > 1e-6:
-        raise AssertionError(f"gradient off by {error}, loss by {loss_error}")
-    return error
+    return judge(loss, ours, truth, gradient, theirs)
 
 
 def providers(problem: Problem, *, is_compiled: bool) -> dict[str, Callable[[], object]]:
     scores, labels, long_labels = problem.scores, problem.labels, problem.long_labels
-
-    def train(loss: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
-        def step() -> Tensor:
-            x = scores.detach().requires_grad_()
-            loss(x).backward()  # type: ignore[no-untyped-call]
-            assert x.grad is not None
-            return x.grad
-
-        return step
 
     def eager(x: Tensor) -> Tensor:
         return torch_loss(x, long_labels)
@@ -114,11 +94,11 @@ def providers(problem: Problem, *, is_compiled: bool) -> dict[str, Callable[[], 
     def ours(x: Tensor) -> Tensor:
         return seg_loss.upsampled_cross_entropy(x, labels)
 
-    calls: dict[str, Callable[[], object]] = {EAGER: train(eager)}
+    calls: dict[str, Callable[[], object]] = {EAGER: training(scores, eager)}
     if is_compiled:
-        calls[COMPILED] = train(torch.compile(eager, dynamic=False))
-    calls[UNFUSED] = train(unfused)
-    calls[OURS] = train(ours)
+        calls[COMPILED] = training(scores, torch.compile(eager, dynamic=False))
+    calls[UNFUSED] = training(scores, unfused)
+    calls[OURS] = training(scores, ours)
     return calls
 
 

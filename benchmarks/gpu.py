@@ -277,6 +277,14 @@ def training(
     return step
 
 
+def forward(problem: Problem, loss_of: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        with torch.no_grad():
+            return loss_of(problem.logits)
+
+    return call
+
+
 def torch_evaluate(logits: Tensor, long_labels: Tensor) -> Tensor:
     """What `evaluate` tells, but for losses by image and class, as it is usually written."""
     num_classes = logits.shape[1]
@@ -304,13 +312,6 @@ def contenders(problem: Problem) -> list[Contender]:
     def torchs(x: Tensor) -> Tensor:
         return eager(x, long_labels)
 
-    def forward(loss_of: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
-        def call() -> Tensor:
-            with torch.no_grad():
-                return loss_of(logits)
-
-        return call
-
     def direct(**options: Any) -> Callable[[], tuple[Tensor, Tensor]]:
         return lambda: seg_loss.loss_and_gradient(logits, labels, **options)
 
@@ -323,12 +324,12 @@ def contenders(problem: Problem) -> list[Contender]:
                   need(2, 2), owns_gradient=False),
         Contender("loss_and_gradient, raise", direct(), "gradient", need(2, 2), in_graph=False,
                   has_wall=True),
-        Contender("forward", forward(ours), "forward", need(1, 2)),
+        Contender("forward", forward(problem, ours), "forward", need(1, 2)),
         Contender("forward+backward", training(problem, ours), "gradient", need(2, 2),
                   has_wall=True),
         Contender("forward+backward, upstream 0.5", training(problem, ours, problem.half),
                   "gradient", need(4, 3), upstream=0.5),
-        Contender("eager forward", forward(torchs), "forward", need(2, 8)),
+        Contender("eager forward", forward(problem, torchs), "forward", need(2, 8)),
         Contender("eager forward+backward", training(problem, torchs), "gradient", need(6, 16),
                   has_wall=True),
         Contender("evaluate", lambda: seg_loss.evaluate(logits, labels, check_labels="defer"),
@@ -353,18 +354,11 @@ def upsampled_contenders(problem: Problem) -> list[Contender]:
     def torchs(x: Tensor) -> Tensor:
         return eager_upsampled(x, long_labels)
 
-    def forward(loss_of: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
-        def call() -> Tensor:
-            with torch.no_grad():
-                return loss_of(scores)
-
-        return call
-
     return [
         Contender("loss_and_gradient", direct, "gradient", has_wall=True),
-        Contender("forward", forward(ours), "forward"),
+        Contender("forward", forward(problem, ours), "forward"),
         Contender("forward+backward", training(problem, ours), "gradient", has_wall=True),
-        Contender("eager forward", forward(torchs), "forward"),
+        Contender("eager forward", forward(problem, torchs), "forward"),
         Contender("eager forward+backward", training(problem, torchs), "gradient", has_wall=True),
         Contender("evaluate", lambda: seg_loss.evaluate(
             scores, labels, **problem.plan.options, check_labels="defer"
@@ -571,13 +565,13 @@ def _ratio(other: Row | None, row: Row | None) -> float | None:
 
 def targets(report: Report) -> list[tuple[str, str, str, str]]:
     """What, asked, got, and whether that is met."""
-    rows = {(row.case, row.contender): row for row in report.rows}
     told = []
     for plan in PLANS:
-        if not plan.has_target or not any(row.case == plan.name for row in report.rows):
+        rows = {row.contender: row for row in report.rows if row.case == plan.name}
+        if not plan.has_target or not rows:
             continue
         wanted_of = _wanted if plan.ratio is None else _wanted_of_upsampled
-        for what, sign, asked, got in wanted_of(plan, lambda name: rows.get((plan.name, name))):  # noqa: B023
+        for what, sign, asked, got in wanted_of(plan, rows):
             is_met = got is not None and (got >= asked if sign == ">=" else got <= asked)
             told.append(
                 (
@@ -589,42 +583,46 @@ def targets(report: Report) -> list[tuple[str, str, str, str]]:
     return told
 
 
-_Find = Callable[[str], Row | None]  # a contender's row
+_Rows = dict[str, Row]  # of a plan, by contender
 _Wanted = list[tuple[str, str, float, float | None]]  # what, >= or <=, asked, got
 
 
-def _wanted(plan: Plan, find: _Find) -> _Wanted:
-    direct, trained, evaluated = map(find, ("loss_and_gradient", "forward+backward", "evaluate"))
-    share = direct.share if direct else None
-    others = [("eager", 3.0), ("compiled", 1.5)] + [("max-autotune", 1.5)] * plan.autotuned
+def _wanted(plan: Plan, rows: _Rows) -> _Wanted:
+    direct, evaluated = rows.get("loss_and_gradient"), rows.get("evaluate")
+    others = {"eager": 3.0, "compiled": 1.5}
+    if plan.autotuned:
+        others["max-autotune"] = 1.5
     return [
-        ("loss_and_gradient, share of a copy's bandwidth", ">=", 0.85, share),
-        *(
-            (
-                f"forward+backward against {other}", ">=", least,
-                _ratio(find(f"{other} forward+backward"), trained),
-            )
-            for other, least in others
+        (
+            "loss_and_gradient, share of a copy's bandwidth", ">=", 0.85,
+            direct.share if direct else None,
         ),
-        ("evaluate against torch's way", ">=", 6.0, _ratio(find("torch evaluate"), evaluated)),
+        *_training_against(others, rows),
+        ("evaluate against torch's way", ">=", 6.0, _ratio(rows.get("torch evaluate"), evaluated)),
     ]  # fmt: skip
 
 
-def _wanted_of_upsampled(plan: Plan, find: _Find) -> _Wanted:
-    trained = find("forward+backward")
-    others = [("eager", 8.0)] + [("compiled", 4.0)] * plan.compiled
+def _wanted_of_upsampled(plan: Plan, rows: _Rows) -> _Wanted:
+    trained = rows.get("forward+backward")
+    others = {"eager": 8.0, "compiled": 4.0} if plan.compiled else {"eager": 8.0}
     return [
-        *(
-            (
-                f"forward+backward against {other}", ">=", least,
-                _ratio(find(f"{other} forward+backward"), trained),
-            )
-            for other, least in others
-        ),
+        *_training_against(others, rows),
         (
             "forward+backward, memory as a share of the upsampled logits", "<=", 0.03,
             trained.peak_share if trained else None,
         ),
+    ]  # fmt: skip
+
+
+def _training_against(others: dict[str, float], rows: _Rows) -> _Wanted:
+    """How many times as fast as others, at least."""
+    ours = rows.get("forward+backward")
+    return [
+        (
+            f"forward+backward against {other}", ">=", least,
+            _ratio(rows.get(f"{other} forward+backward"), ours),
+        )
+        for other, least in others.items()
     ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
@@ -307,7 +307,14 @@ def expect_close(what: str, got: float, truth: float, relative: float) -> None:
     expect(off <= relative * max(abs(truth), 1e-30) + 1e-12, f"{what}: {got!r}, not {truth!r}")
 
 
-def check_items(items: Sequence[Item], device: torch.device) -> str:
+_Item = TypeVar("_Item", Item, "UpsampledItem")
+
+
+def check_items(
+    items: Sequence[_Item],
+    device: torch.device,
+    check: Callable[[_Item, torch.device], None],
+) -> str:
     """All items, whatever fails.
 
     Raises:
@@ -316,7 +323,7 @@ def check_items(items: Sequence[Item], device: torch.device) -> str:
     failures = []
     for item in items:
         try:
-            check_item(item, device)
+            check(item, device)
         except Exception as failure:  # noqa: BLE001, RUF100 - a table of failures is the aim
             failures.append(f"{item.name}: {type(failure).__name__}: {failure}")
             if "CUDA error" in str(failure):
@@ -410,6 +417,7 @@ class UpsampledItem:
     layout: str = "contiguous"
     label_dtype: torch.dtype = torch.uint8
     option: str = "plain"
+    depth: int = FORWARD
 
     @property
     def name(self) -> str:
@@ -425,7 +433,7 @@ class UpsampledItem:
         return scores, labels, with_void(make_options(self.option, full), labels)
 
 
-def check_upsampled_item(item: UpsampledItem, device: torch.device, depth: int) -> None:
+def check_upsampled_item(item: UpsampledItem, device: torch.device) -> None:
     """Loss and gradient; when trained, autograd for an upstream of 3 and memory of the caller's."""
     scores, labels, options = item.tensors()
     x, y, its = placed(scores, device), placed(labels, device), on(device, options)
@@ -440,7 +448,7 @@ def check_upsampled_item(item: UpsampledItem, device: torch.device, depth: int) 
     assert_accurate("loss", loss.cpu(), truth, by_torch)
     expect_close("loss without gradient", float(forward), float(loss), 1e-6)
     assert_accurate("gradient", gradient.cpu(), truth_gradient, gradient_by_torch, scale=scale)
-    if depth < TRAINED:
+    if item.depth < TRAINED:
         return
     leaf = x.detach().requires_grad_()
     loss = seg_loss.upsampled_cross_entropy(leaf, y, **its, **how)
@@ -456,23 +464,6 @@ def check_upsampled_item(item: UpsampledItem, device: torch.device, depth: int) 
     expect_same_bits("out=", out, gradient)
     seg_loss.loss_and_gradient(out.copy_(x), y, **its, **how, out=out)
     expect_same_bits("out=scores", out, gradient)
-
-
-def check_upsampled_items(
-    items: Sequence[UpsampledItem], device: torch.device, depth: int = FORWARD
-) -> str:
-    """As `check_items`."""
-    failures = []
-    for item in items:
-        try:
-            check_upsampled_item(item, device, depth)
-        except Exception as failure:  # noqa: BLE001, RUF100 - a table of failures is the aim
-            failures.append(f"{item.name}: {type(failure).__name__}: {failure}")
-            if "CUDA error" in str(failure):
-                break
-    if failures:
-        raise AssertionError(f"{len(failures)} of {len(items)} failed; " + " | ".join(failures[:6]))
-    return f"{len(items)} cases"
 
 
 def _upsampled_ways(*, quick: bool) -> list[UpsampledItem]:
@@ -519,12 +510,12 @@ def _upsampled_options(*, quick: bool) -> list[UpsampledItem]:
     shape, size = ((2, 5, 2, 2), (3, 4)) if quick else ((2, 21, 9, 20), (67, 150))
     turns = itertools.cycle(FLOATS)
     items = [
-        UpsampledItem(shape, size, layout=layout, dtype=next(turns))
+        UpsampledItem(shape, size, layout=layout, dtype=next(turns), depth=TRAINED)
         for layout in (("channels_last", "sliced") if quick else ON_DEVICE)
     ]
     turns = itertools.cycle((torch.float32, torch.bfloat16))
     return items + [
-        UpsampledItem(shape, size, ALIGNED, next(turns), option=option)
+        UpsampledItem(shape, size, ALIGNED, next(turns), option=option, depth=TRAINED)
         for option in OPTIONS
         if option == "everything" or not quick
     ]
@@ -1166,7 +1157,16 @@ _MANY = (512, 1000, 2048, 4096, 5000)
 
 
 def _grid(name: str, items: Callable[[bool], list[Item]]) -> Check:
-    return Check(f"grid: {name}", lambda device, quick: check_items(items(quick), device))
+    return Check(
+        f"grid: {name}", lambda device, quick: check_items(items(quick), device, check_item)
+    )
+
+
+def _upsampled(name: str, items: Callable[[bool], list[UpsampledItem]]) -> Check:
+    return Check(
+        f"upsampled: {name}",
+        lambda device, quick: check_items(items(quick), device, check_upsampled_item),
+    )
 
 
 def _by_classes(name: str, classes: Sequence[int]) -> Check:
@@ -1195,25 +1195,15 @@ CHECKS = (
         )
         for place in range(3)
     ),
-    Check(
-        "upsampled: ways",
-        lambda device, quick: check_upsampled_items(_upsampled_ways(quick=quick), device),
-    ),
+    _upsampled("ways", lambda quick: _upsampled_ways(quick=quick)),
     *(
-        Check(
-            f"upsampled: classes {place + 1} of 3",
-            lambda device, quick, place=place: check_upsampled_items(  # type: ignore[misc]
-                _upsampled_classes(place, quick=quick), device
-            ),
+        _upsampled(
+            f"classes {place + 1} of 3",
+            lambda quick, place=place: _upsampled_classes(place, quick=quick),  # type: ignore[misc]
         )
         for place in range(3)
     ),
-    Check(
-        "upsampled: layouts and options",
-        lambda device, quick: check_upsampled_items(
-            _upsampled_options(quick=quick), device, TRAINED
-        ),
-    ),
+    _upsampled("layouts and options", lambda quick: _upsampled_options(quick=quick)),
     Check("upsampled: evaluate", check_upsampled_evaluate),
     Check("upsampled: edges", check_upsampled_edges),
     _grid("the tests' shapes", lambda quick: _items_of_shapes()[:: 3 if quick else 1]),
