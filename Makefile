@@ -9,7 +9,7 @@ SERVING := $(VENV)/.serving
 INSTALLED := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: serve test check bench bench-gpu clean
+.PHONY: serve test test-tritons check bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 serve: $(SERVING) sample/logits.npy ## start the service on loopback, with a sample to try
@@ -19,6 +19,20 @@ serve: $(SERVING) sample/logits.npy ## start the service on loopback, with a sam
 
 test: $(INSTALLED) ## all tests; ARGS="-k name" picks some
 	$(BIN)/python -m pytest $(ARGS)
+
+# The GPU kernels compiled ahead of time by the oldest Triton that pyproject.toml allows and by one in
+# between; `make test` does it with the pinned one.
+TRITONS := 3.4.0 3.6.0
+test-tritons: $(TRITONS:%=test-triton-%)
+
+test-triton-%: $(INSTALLED) .cache/triton-%/.installed
+	PYTHONPATH=.cache/triton-$* $(BIN)/python -m pytest tests/seg_loss/test_gpu_code.py $(ARGS)
+
+.PRECIOUS: .cache/triton-%/.installed
+.cache/triton-%/.installed: | $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(@D) triton==$*
+	@touch $@
 
 check: $(INSTALLED) ## lint, format and types
 	$(BIN)/ruff check .

@@ -35,6 +35,12 @@ class Blocks:
         """Blocks that make up a tile."""
         return -(-num_classes // self.classes)
 
+    def with_more_warps(self) -> "Blocks":
+        """Twice the warps, at most 8, for more than 64 classes: the maps of the top classes keep all
+        exponentials, and Triton 3.6 and 3.7 would spill registers.
+        """
+        return replace(self, num_warps=min(8, 2 * self.num_warps)) if self.max_classes > 64 else self
+
 
 # Above this many classes a column does not fit the registers: blocks are read once per pass
 # (maximum, sum, gradient), the later times from the second-level cache.
@@ -134,7 +140,7 @@ TALLY_PIXELS = 128
 TALLY_RUN = 4096
 MAX_TALLY_PROGRAMS = 1024
 TALLY_CLASSES = 16
-TALLY_WARPS = 4
+TALLY_WARPS = 8
 
 # Tiles in turn for a program, so that partial sums stay few; beyond this many programs only.
 MANY_PROGRAMS = 8192

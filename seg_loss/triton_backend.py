@@ -425,6 +425,8 @@ def _launch(
             written = target.contiguous() if UNLESS_ONE else torch.empty_like(source)
         cut = _cut(*([source] if written is None else [source, written]))
         assert cut is not None
+    if outputs.get("top_classes") is not None:
+        cut = replace(cut, blocks=cut.blocks.with_more_warps())
     # An image's sum must not depend on what else is in the batch.
     tiles = cut.tiles if keep_sums else cut.num_images * cut.tiles
     per_program = max(1, tiles // blocks.MANY_PROGRAMS)

@@ -137,10 +137,11 @@ def _store(target, at, classes, class_stride, inside, C: tl.constexpr, values):
 @triton.jit
 def _corners(pixel, inside, strides, rows, columns, mesh, AXES: tl.constexpr):
     """Where pixels find their logits, and with which weights: of the nodes above and below,
-    before and behind. Without a mesh they have logits of their own.
+    before and behind. Without a mesh they have logits of their own, and no weights: an empty tuple,
+    since Triton before 3.7 cannot return a tuple that holds None.
     """
     if mesh is None:
-        return _offsets(pixel, strides, rows, columns, AXES)[None, :], None
+        return _offsets(pixel, strides, rows, columns, AXES)[None, :], ()
     else:
         row_cells, row_weights, column_cells, column_weights = mesh
         y = pixel // columns
@@ -159,7 +160,7 @@ def _corners(pixel, inside, strides, rows, columns, mesh, AXES: tl.constexpr):
 @triton.jit
 def _load_logits(logits, at, shares, classes, strides, inside, C: tl.constexpr):
     """[classes, pixels] of the logits, -inf beyond them: from memory, or between four nodes."""
-    if shares is None:
+    if len(shares) == 0:
         return _load(logits, at, classes, strides[1], inside, C, -float("inf"))
     else:
         above, below, before, behind = shares
@@ -639,7 +640,7 @@ def cross_entropy_kernel(
             tl.store(entropy_map + place, log_s - tl.sum(moment, axis=0) / s, inside)
 
         if top_classes is not None:
-            DEPTH: tl.constexpr = min(C, TOP)
+            DEPTH: tl.constexpr = C if C < TOP else TOP  # min() is a tensor before Triton 3.6
             chosen = ()
             for rank in tl.static_range(DEPTH):
                 best = tl.full((BLOCK_C, BLOCK_P), -2, dtype)
