@@ -1,6 +1,6 @@
 """`python -m app` is `seg-loss`; the commands are in `app.cli`."""
 
-from app.cli import main
+from .cli import main
 
 if __name__ == "__main__":
     main()

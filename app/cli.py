@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from app.errors import IllPosed, RequestError
-from app.options import (
+from .errors import IllPosed, RequestError
+from .options import (
     EvaluateOptions,
     GradientOptions,
     LossOptions,
@@ -28,12 +28,12 @@ from app.options import (
     parse,
     shown,
 )
-from app.settings import PREFIX, Settings
-from app.tables import FORMS, Report, Table, render
+from .report import FORMS, Report, Table, render
+from .settings import PREFIX, Settings
 
 if TYPE_CHECKING:
-    from app.operations import Evaluated
-    from app.uploads import Upload
+    from .inputs import Upload
+    from .operations import Evaluated
 
 PROGRAM = "seg-loss"
 METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
@@ -147,7 +147,8 @@ def loss(
 ) -> None:
     """Print the loss, for the batch, each image and each class."""
     _check_form(form)
-    from app import answers, operations
+    from . import operations
+    from .http import responses as answers
 
     result = operations.loss(
         _upload(
@@ -181,8 +182,9 @@ def gradient(
     _check_form(form)
     if output.suffix not in (".npy", ".safetensors"):
         raise UsageError("--output: expected a name that ends in .npy or .safetensors.")
-    from app import answers, operations
-    from app.codecs import npy
+    from . import operations
+    from .formats import npy
+    from .http import responses as answers
 
     result = operations.gradient(
         _upload(
@@ -244,7 +246,8 @@ def evaluate(
         raise UsageError("--maps and --output: expected both or neither.")
     if output is not None and output.suffix != ".safetensors":
         raise UsageError("--output: expected a name that ends in .safetensors.")
-    from app import answers, operations
+    from . import operations
+    from .http import responses as answers
 
     result = operations.evaluate(
         _upload(
@@ -291,7 +294,7 @@ def visualize(
         raise UsageError("--labels: expected the labels once.")
     if output.suffix != ".png":
         raise UsageError("--output: expected a name that ends in .png.")
-    from app import operations
+    from . import operations
 
     upload = _upload(
         options,
@@ -312,7 +315,7 @@ def palettes(
 ) -> None:
     """List the palettes, or the classes and colours of one."""
     _check_form(form)
-    from app.palettes import PALETTES, palette
+    from .images.palettes import PALETTES, palette
 
     if name is None:
         rows = tuple(
@@ -352,7 +355,7 @@ def sample(
     width: Annotated[int, typer.Option("--width", min=32)] = 512,
 ) -> None:
     """Write a made-up street scene to try things with: photo, labels and logits."""
-    from app.sample import make_sample
+    from .images.sample import make_sample
 
     files = make_sample(directory, height=height, width=width)
     for path in (files.photo, files.labels, files.logits):
@@ -375,7 +378,7 @@ def serve(
 ) -> None:
     """Serve over HTTP until stopped."""
     settings = _settings(host=host, port=port)
-    from app import server
+    from .http import server
 
     server.serve(settings)
 
@@ -393,7 +396,7 @@ def _settings(**given: object) -> Settings:
 
 def _upload(options: LossOptions, **paths: Path | None) -> "Upload":
     """The inputs in these files, read as the parts of a multipart body would be."""
-    from app.uploads import assemble
+    from .inputs import assemble
 
     settings = _settings()
     files = {name: _read(path, name) for name, path in paths.items() if path is not None}
@@ -514,7 +517,7 @@ def _batch_tables(result: "Evaluated", rows: Iterable[tuple[str, Any]]) -> tuple
 
 
 def _class_names(result: "Evaluated", options: LossOptions) -> list[str]:
-    from app.palettes import palette
+    from .images.palettes import palette
 
     names = palette(options.palette).class_names if options.palette else ()
     num_classes = len(result.evaluation.per_class)

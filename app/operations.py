@@ -19,13 +19,15 @@ import torch
 from torch import Tensor
 
 import seg_loss
-from app import palettes, pictures
-from app.errors import IllPosed
-from app.options import EvaluateOptions, GradientOptions, LossOptions, VisualizeOptions
-from app.uploads import Upload
 from seg_loss import Bilinear, Deconvolution, Evaluation
-from seg_loss.numba_backend import upsampling_bytes
+from seg_loss.cpu.backend import upsampling_bytes
 from seg_loss.upsampling import Size, Upsampling, axes_of
+
+from .errors import IllPosed
+from .images import palettes
+from .images import render as pictures
+from .inputs import Upload
+from .options import EvaluateOptions, GradientOptions, LossOptions, VisualizeOptions
 
 DEFAULT_PALETTE = "voc"
 

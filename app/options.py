@@ -14,10 +14,10 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from app.errors import IllPosed, Malformed
-from app.label_maps import ENCODINGS, Encoding
-from app.palettes import PALETTES
-from app.pictures import KINDS
+from .errors import IllPosed, Malformed
+from .formats.png import ENCODINGS, Encoding
+from .images.palettes import PALETTES
+from .images.render import KINDS
 
 NORMALIZATIONS = ("valid", "full", "batch", "none", "weight")
 UPSAMPLINGS = ("none", "bilinear", "bilinear_aligned", "fcn")

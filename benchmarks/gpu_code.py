@@ -23,10 +23,11 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from seg_loss import blocks, triton_backend
-from seg_loss import triton_kernels as kernels
-from seg_loss import triton_upsampling as upsampling_kernels
-from seg_loss.checks import LossInputs
+from seg_loss._inputs import LossInputs
+from seg_loss.gpu import backend as triton_backend
+from seg_loss.gpu import kernels
+from seg_loss.gpu import tiling as blocks
+from seg_loss.gpu import upsampled as upsampling_kernels
 from seg_loss.upsampling import Axes, Bilinear, Upsampling
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

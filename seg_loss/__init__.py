@@ -4,7 +4,9 @@ Start at `loss`; the way goes on to `ops` and a backend for the device, `numba_b
 `triton_backend`. `reference` is the definition.
 """
 
-from seg_loss.checks import InvalidInput
+from seg_loss._finite import require_finite
+from seg_loss._inputs import InvalidInput
+from seg_loss._labels import check
 from seg_loss.diagnosis import Diagnosis
 from seg_loss.evaluation import (
     Calibration,
@@ -14,9 +16,7 @@ from seg_loss.evaluation import (
     ImageLoss,
     evaluate,
 )
-from seg_loss.finite import require_finite
-from seg_loss.label_check import check
-from seg_loss.loss import (
+from seg_loss.functional import (
     loss_and_gradient,
     pixel_nll,
     spatial_cross_entropy,
@@ -26,7 +26,7 @@ from seg_loss.loss import (
 from seg_loss.metrics import FcnMetrics
 from seg_loss.modules import SpatialCrossEntropy, SpatialSoftmax, UpsampledCrossEntropy
 from seg_loss.upsampling import Bilinear, Deconvolution
-from seg_loss.warmth import warm_up
+from seg_loss.warmup import warm_up
 
 __all__ = [
     "Bilinear",

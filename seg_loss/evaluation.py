@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seg_loss import checks, label_check, ops
+from seg_loss import _inputs as checks
+from seg_loss import _labels as label_check
+from seg_loss import _operators as ops
+from seg_loss._divisor import divisor
+from seg_loss._dynamo import eagerly
+from seg_loss._evaluation_sums import Tallies
 from seg_loss.diagnosis import Diagnosis, diagnose
-from seg_loss.eager import eagerly
 from seg_loss.metrics import FcnMetrics, fcn_metrics
-from seg_loss.normalization import divisor
-from seg_loss.tallies import Tallies
 from seg_loss.upsampling import Upsampling, axes_for
 
 MAPS = ("prediction", "nll", "confidence", "entropy", "top_classes", "top_probabilities")

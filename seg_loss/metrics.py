@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seg_loss.checks import LABEL_DTYPES, InvalidInput, ignored_values
+from seg_loss._inputs import LABEL_DTYPES, InvalidInput, ignored_values
 
 ABSENT = ("skip", "gt_only", "zero", "one")
 

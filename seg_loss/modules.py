@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from seg_loss.loss import spatial_cross_entropy, spatial_softmax, upsampled_cross_entropy
+from seg_loss.functional import spatial_cross_entropy, spatial_softmax, upsampled_cross_entropy
 from seg_loss.upsampling import Bilinear, Upsampling
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from seg_loss.checks import InvalidInput
+from seg_loss._inputs import InvalidInput
 
 Size = tuple[int, int]  # height and width
 

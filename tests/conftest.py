@@ -7,13 +7,13 @@ import numba
 import pytest
 import torch
 
-from seg_loss import ops
+from seg_loss import _operators as ops
 
 # In a process of its own, so that Triton sees it when it is imported: the library's tests then run
 # on the GPU's kernels, by Triton's interpreter.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if INTERPRETED:
-    ops.BACKENDS["cpu"] = "seg_loss.triton_backend"
+    ops.BACKENDS["cpu"] = "seg_loss.gpu.backend"
 
 
 def pytest_report_header() -> str:

@@ -13,7 +13,8 @@ from unittest import mock
 import torch
 
 from benchmarks import gpu_checks
-from seg_loss import blocks, ops
+from seg_loss import _operators as ops
+from seg_loss.gpu import tiling as blocks
 
 NUMBA, TRITON = ops.BACKENDS["cpu"], ops.BACKENDS["cuda"]
 

@@ -18,9 +18,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from seg_loss import checks, loss
-from seg_loss.checks import InvalidInput
-from seg_loss.loss import spatial_softmax
+from seg_loss import _inputs as checks
+from seg_loss import functional as loss
+from seg_loss._inputs import InvalidInput
+from seg_loss.functional import spatial_softmax
 
 _MAX_NLL = -math.log(torch.finfo(torch.float32).tiny)
 _NORMALIZATIONS = {"FULL": "full", "VALID": "valid", "BATCH_SIZE": "batch", "NONE": "none"}

@@ -9,8 +9,9 @@ import warnings
 
 from torch import Tensor, nn
 
-from seg_loss import checks, loss
-from seg_loss.checks import InvalidInput
+from seg_loss import _inputs as checks
+from seg_loss import functional as loss
+from seg_loss._inputs import InvalidInput
 
 
 def cross_entropy(

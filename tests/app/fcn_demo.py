@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from app import label_maps
-from app.palettes import palette
+from app.formats import png as label_maps
+from app.images.palettes import palette
 
 DIRECTORY = Path(__file__).parents[3] / "shared" / "data" / "fcn-demo"
 

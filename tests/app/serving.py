@@ -19,8 +19,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from app.codecs import safetensors
-from app.main import create_app
+from app.formats import safetensors
+from app.http.app import create_app
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]

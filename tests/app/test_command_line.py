@@ -16,8 +16,9 @@ from PIL import Image
 from serving import example, npy_file, packed
 
 import seg_loss
-from app import cli, label_maps
-from app.palettes import palette
+from app import cli
+from app.formats import png as label_maps
+from app.images.palettes import palette
 
 ROOT = Path(__file__).parents[2]
 

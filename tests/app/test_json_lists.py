@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.codecs import json_lists
 from app.errors import IllPosed, Malformed, RequestError
+from app.formats import json as json_lists
 
 GOLDEN = b'{"logits": [[[[0.5, 2.0]], [[1.5, -1.0]]]], "labels": [[[0, 255]]]}'
 

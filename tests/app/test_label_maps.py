@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageOps
 
-from app import label_maps
 from app.errors import IllPosed, RequestError, TooLarge
-from app.label_maps import Encoding, LabelMap
-from app.palettes import Palette, palette
+from app.formats import png as label_maps
+from app.formats.png import Encoding, LabelMap
+from app.images.palettes import Palette, palette
 
 _DEMO = Path(__file__).resolve().parents[3] / "shared" / "data" / "fcn-demo"
 needs_demo = pytest.mark.skipif(not _DEMO.is_dir(), reason="../shared/data/fcn-demo is not here")

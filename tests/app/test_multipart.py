@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.codecs import multipart
 from app.errors import Malformed, RequestError
+from app.formats import multipart
 
 TYPE = "multipart/form-data; boundary=cut-here"
 GOLDEN = (

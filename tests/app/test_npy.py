@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.codecs import npy
 from app.errors import IllPosed, Malformed, RequestError
+from app.formats import npy
 
 HEADER = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }"
 GOLDEN = (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from app.errors import IllPosed
-from app.palettes import NUM_COLOURS, PALETTES, palette
+from app.images.palettes import NUM_COLOURS, PALETTES, palette
 
 
 def test_voc_begins_with_the_published_colours() -> None:

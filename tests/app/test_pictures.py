@@ -9,10 +9,12 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from app import colour_maps, label_maps, pictures
 from app.errors import IllPosed
-from app.palettes import palette
-from app.pictures import Scene
+from app.formats import png as label_maps
+from app.images import colormaps as colour_maps
+from app.images import render as pictures
+from app.images.palettes import palette
+from app.images.render import Scene
 
 LABELS = np.array([[0, 1, 2], [255, 3, 3]])
 PREDICTION = np.array([[0, 1, 1], [4, 3, 0]])

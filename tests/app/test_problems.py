@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from serving import SAFETENSORS, Client, assert_well, example, npy_file, packed, served
 
+from app.http.v1 import OPERATIONS
+from app.images.render import KINDS
 from app.options import UPSAMPLINGS
-from app.pictures import KINDS
-from app.routes import OPERATIONS
 
 LOGITS, LABELS = example()["logits"], example()["labels"]
 
@@ -268,7 +268,7 @@ def test_a_file_that_cannot_be_used_is_refused(client, case):
 
 
 def test_colours_are_read_when_the_palette_is_named(client):
-    from app.palettes import palette
+    from app.images.palettes import palette
 
     colours = palette("voc").paint(LABELS[0].numpy())
     response = upload(client, png_file(colours), path="/v1/loss?palette=voc")
@@ -476,7 +476,7 @@ def test_unknown_paths_and_verbs_are_problems_too(client):
 
 
 def test_an_error_of_ours_says_nothing_but_its_id(client, monkeypatch, caplog):
-    from app import uploads
+    from app import inputs as uploads
 
     def broken(*_: object) -> None:
         raise RuntimeError("a secret path")
@@ -505,7 +505,7 @@ def test_a_slow_body_is_given_up():
 
 
 def test_a_slow_computation_is_answered_and_holds_its_place_until_it_ends(monkeypatch):
-    from app import uploads
+    from app import inputs as uploads
 
     decode = uploads.decode
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.codecs import safetensors
 from app.errors import IllPosed, Malformed, RequestError
+from app.formats import safetensors
 
 GOLDEN = (
     b"\x78\x00\x00\x00\x00\x00\x00\x00"

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from app import label_maps
-from app.palettes import palette
-from app.sample import SampleFiles, make_sample
+from app.formats import png as label_maps
+from app.images.palettes import palette
+from app.images.sample import SampleFiles, make_sample
 
 
 @pytest.fixture(scope="module")

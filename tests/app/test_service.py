@@ -13,11 +13,11 @@ from PIL import Image
 from serving import SAFETENSORS, example, npy_file, packed, served
 
 import seg_loss
-from app.answers import choose
 from app.errors import NotAcceptable
-from app.main import create_app
-from app.pictures import KINDS
-from app.routes import OPERATIONS
+from app.http.app import create_app
+from app.http.responses import choose
+from app.http.v1 import OPERATIONS
+from app.images.render import KINDS
 
 LOSS_MEMBERS = {
     "loss",

@@ -11,8 +11,11 @@ import zstandard
 from PIL import Image
 from serving import SAFETENSORS, example, npy_file, packed
 
-from app import body, label_maps, palettes, uploads
+from app import inputs as uploads
 from app.errors import Malformed, RequestError, TooLarge
+from app.formats import png as label_maps
+from app.http import body
+from app.images import palettes
 from app.options import LossOptions, parse
 from app.settings import Settings
 
@@ -183,7 +186,8 @@ def test_options_are_read_from_texts():
 
 def test_options_know_the_names_of_the_library():
     from app.options import MAPS, NORMALIZATIONS
-    from seg_loss import evaluation, normalization
+    from seg_loss import _divisor as normalization
+    from seg_loss import evaluation
 
     assert evaluation.MAPS == MAPS
     assert normalization.NORMALIZATIONS == NORMALIZATIONS

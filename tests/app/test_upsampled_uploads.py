@@ -18,13 +18,15 @@ from serving import SAFETENSORS, Client, assert_well, npy_file, packed, served
 from test_problems import assert_problem, bomb
 
 import seg_loss
-from app import cli, label_maps, operations, options, uploads
-from app.main import create_app
+from app import cli, operations, options
+from app import inputs as uploads
+from app.formats import png as label_maps
+from app.http.app import create_app
+from app.images.palettes import palette
+from app.images.render import KINDS
 from app.operations import UPSAMPLINGS
-from app.palettes import palette
-from app.pictures import KINDS
 from seg_loss import Bilinear, Deconvolution, InvalidInput, reference
-from seg_loss.numba_backend import upsampling_bytes
+from seg_loss.cpu.backend import upsampling_bytes
 from seg_loss.upsampling import Upsampling, axes_of, numbers_for
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "fcn_head"

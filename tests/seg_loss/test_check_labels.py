@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import seg_loss
-from seg_loss import label_check
+from seg_loss import _labels as label_check
 from tests.cases import make_labels, make_logits, same_bits
 
 SHAPE = (2, 5, 7, 9)

@@ -5,8 +5,9 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from benchmarks import gpu_code
-from seg_loss import blocks, triton_backend
-from seg_loss import triton_kernels as kernels
+from seg_loss.gpu import backend as triton_backend
+from seg_loss.gpu import kernels
+from seg_loss.gpu import tiling as blocks
 from tests.cases import FLOATS, LABEL_DTYPES, NORMALIZATIONS
 
 if not (gpu_code.TOOLS / "cuobjdump").exists():

@@ -37,7 +37,8 @@ from hypothesis import strategies as st
 from torch.library import opcheck
 
 import seg_loss
-from seg_loss import Bilinear, Deconvolution, InvalidInput, label_check, reference
+from seg_loss import Bilinear, Deconvolution, InvalidInput, reference
+from seg_loss import _labels as label_check
 
 U8 = torch.uint8
 ALIGNED = Bilinear(align_corners=True)

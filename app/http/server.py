@@ -1,0 +1,67 @@
+"""uvicorn with the settings of the service: what `seg-loss serve` runs.
+
+When told to stop, `/readyz` says no at once, and for `drain_seconds` more the service goes on to
+serve, so that a load balancer can look elsewhere before connections are refused.
+"""
+
+import asyncio
+from copy import deepcopy
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.config import LOGGING_CONFIG
+
+from ..settings import Settings
+from .app import create_app
+from .v1 import Service
+
+
+def _log_config() -> dict[str, Any]:
+    """uvicorn's, with every line on stderr, and the messages of `app` among them."""
+    config = deepcopy(LOGGING_CONFIG)
+    config["handlers"]["access"]["stream"] = "ext://sys.stderr"
+    config["loggers"]["seg_loss_app"] = {
+        "handlers": ["default"],
+        "level": "INFO",
+        "propagate": False,
+    }
+    return config
+
+
+class Server(uvicorn.Server):
+    """Drains before it stops."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        self._service: Service = app.state.service
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                log_config=_log_config(),
+                log_level=settings.log_level,
+                http="httptools",
+                ws="none",
+                lifespan="on",
+                server_header=False,
+                timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
+            )
+        )
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop at the second signal, or when the time to drain is over."""
+        wait = self._service.settings.drain_seconds
+        if self._service.is_draining or not wait:
+            self._service.is_draining = True
+            super().handle_exit(sig, frame)
+            return
+        self._service.is_draining = True
+        loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(loop.call_later, wait, super().handle_exit, sig, frame)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until told to stop."""
+    Server(create_app(settings), settings).run()

@@ -1,0 +1,1 @@
+"""Label maps as pictures: palettes, colour maps, rendering."""

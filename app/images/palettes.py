@@ -1,0 +1,166 @@
+"""Colours and class names: one row of `PALETTES` per data set.
+
+Every palette has 256 colours, one for each index that a P-mode PNG can hold, so that drawing never
+meets an index without a colour. Behind the classes that a palette names:
+
+- `voc` goes on with the formula that made its first 21 colours (Everingham's `labelcolormap`);
+- every other palette goes on with the VOC colours it does not use itself, in their order, so that
+  no two of its 256 colours are equal.
+
+`ignore_index` has the colour that the data set gives to its void.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import IllPosed
+
+NUM_COLOURS = 256
+"""As many as a P-mode PNG can hold."""
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Palette:
+    """What the indices of a data set are called and how they are painted.
+
+    Args:
+        name: what a request asks for, `palette=voc`.
+        colours: red, green and blue of the indices 0…255. Read-only.
+        class_names: the names of the indices 0…n-1; later indices have a colour and no name.
+        ignore_index: the index of pixels that do not count.
+        background_index: the class that an overlay leaves as photo, if the data set has one.
+        void_colours: further colours that mean `ignore_index` in coloured label maps.
+    """
+
+    name: str
+    colours: npt.NDArray[np.uint8]
+    class_names: tuple[str, ...]
+    ignore_index: int
+    background_index: int | None = None
+    void_colours: tuple[Colour, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert self.colours.shape == (NUM_COLOURS, 3), self.name
+        assert 0 <= self.ignore_index < NUM_COLOURS, self.name
+        self.colours.setflags(write=False)
+
+    def paint(self, indices: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
+        """Colours [H,W,3] of indices [H,W]; above 255, and below 0, the table starts again."""
+        return np.take(self.colours, indices & (NUM_COLOURS - 1), axis=0)
+
+
+def voc_colours() -> npt.NDArray[np.uint8]:
+    """The 256 VOC colours, by interleaving the bits of the index.
+
+    Bits 0, 1, 2 of the index become the highest bits of red, green, blue, bits 3, 4, 5 the next
+    ones, and so on. Index 0 is black and index 255 is (224, 224, 192).
+    """
+    index = np.arange(NUM_COLOURS, dtype=np.uint8)
+    colours = np.zeros((NUM_COLOURS, 3), dtype=np.uint8)
+    for bit in range(8):
+        channel, position = bit % 3, 7 - bit // 3
+        colours[:, channel] |= ((index >> bit) & 1) << position
+    return colours
+
+
+def _continue_with_voc(
+    own: tuple[Colour, ...], void: Colour, ignore_index: int
+) -> npt.NDArray[np.uint8]:
+    """256 distinct colours: `own`, then the VOC colours not used yet; `void` at `ignore_index`."""
+    used = {*own, void}
+    rest = [colour for colour in map(tuple, voc_colours().tolist()) if colour not in used]
+    colours = [*own, *rest][: NUM_COLOURS - 1]
+    colours.insert(ignore_index, void)
+    return np.array(colours, dtype=np.uint8)
+
+
+_VOC_NAMES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+
+# The evaluated classes in the order of their trainIds, as in cityscapesScripts' labels.py.
+_CITYSCAPES: dict[str, Colour] = {
+    "road": (128, 64, 128),
+    "sidewalk": (244, 35, 232),
+    "building": (70, 70, 70),
+    "wall": (102, 102, 156),
+    "fence": (190, 153, 153),
+    "pole": (153, 153, 153),
+    "traffic light": (250, 170, 30),
+    "traffic sign": (220, 220, 0),
+    "vegetation": (107, 142, 35),
+    "terrain": (152, 251, 152),
+    "sky": (70, 130, 180),
+    "person": (220, 20, 60),
+    "rider": (255, 0, 0),
+    "car": (0, 0, 142),
+    "truck": (0, 0, 70),
+    "bus": (0, 60, 100),
+    "train": (0, 80, 100),
+    "motorcycle": (0, 0, 230),
+    "bicycle": (119, 11, 32),
+}
+
+# The colours of the classes that Cityscapes annotates and does not evaluate, in *_color.png. The
+# licence plate is left out: it has the colour of cars, and never occurs in the files.
+_CITYSCAPES_VOID: dict[str, Colour] = {
+    "dynamic": (111, 74, 0),
+    "ground": (81, 0, 81),
+    "parking": (250, 170, 160),
+    "rail track": (230, 150, 140),
+    "guard rail": (180, 165, 180),
+    "bridge": (150, 100, 100),
+    "tunnel": (150, 120, 90),
+    "caravan": (0, 0, 90),
+    "trailer": (0, 0, 110),
+}
+
+PALETTES: dict[str, Palette] = {
+    row.name: row
+    for row in (
+        Palette("voc", voc_colours(), _VOC_NAMES, ignore_index=255, background_index=0),
+        Palette(
+            "cityscapes",
+            _continue_with_voc(tuple(_CITYSCAPES.values()), void=(0, 0, 0), ignore_index=255),
+            tuple(_CITYSCAPES),
+            ignore_index=255,
+            void_colours=tuple(_CITYSCAPES_VOID.values()),
+        ),
+    )
+}
+
+
+def palette(name: str) -> Palette:
+    """The palette of that name.
+
+    Raises:
+        IllPosed: there is none; the sentence lists those there are.
+    """
+    found = PALETTES.get(name)
+    if found is None:
+        raise IllPosed.about("palette", f"one of {', '.join(PALETTES)}", "an unknown name")
+    return found
