@@ -20,8 +20,7 @@ from torch import Tensor
 
 import seg_loss
 from seg_loss import Bilinear, Deconvolution, Evaluation
-from seg_loss.cpu.backend import upsampling_bytes
-from seg_loss.upsampling import Size, Upsampling, axes_of
+from seg_loss.upsampling import Size, Upsampling
 
 from .errors import IllPosed
 from .images import palettes
@@ -169,9 +168,7 @@ def working_bytes(upload: Upload, options: LossOptions) -> int:
     upsampling = _upsampling(upload, options)
     if upsampling is not None:
         size = _upsampled_size(upload)
-        # From the cache that the work will ask again.
-        axes = axes_of(upsampling.numbers, logits.shape[2:], size)
-        scratch = upsampling_bytes(logits, axes)
+        scratch = seg_loss.scratch_bytes(logits, size, upsampling=upsampling)
     return scratch + 4 * _num_maps(options) * len(logits) * math.prod(size)
 
 

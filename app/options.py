@@ -14,14 +14,14 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from seg_loss.constants import MAPS, NORMALIZATIONS
+
 from .errors import IllPosed, Malformed
 from .formats.png import ENCODINGS, Encoding
 from .images.palettes import PALETTES
 from .images.render import KINDS
 
-NORMALIZATIONS = ("valid", "full", "batch", "none", "weight")
 UPSAMPLINGS = ("none", "bilinear", "bilinear_aligned", "fcn")
-MAPS = ("prediction", "nll", "confidence", "entropy", "top_classes", "top_probabilities")
 MAX_IGNORED = 256
 MAX_TEXT = 4096
 MAX_EXAMPLE = 40

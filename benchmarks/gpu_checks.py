@@ -26,7 +26,8 @@ from torch import Tensor
 
 import seg_loss
 from seg_loss import Bilinear, Deconvolution, reference
-from seg_loss.evaluation import MAPS, Evaluation
+from seg_loss.constants import MAPS
+from seg_loss.evaluation import Evaluation
 from seg_loss.upsampling import Upsampling
 from tests.cases import (
     CASES,

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,21 +23,26 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from seg_loss._inputs import LossInputs
-from seg_loss.gpu import backend as triton_backend
-from seg_loss.gpu import kernels
-from seg_loss.gpu import tiling as blocks
-from seg_loss.gpu import upsampled as upsampling_kernels
-from seg_loss.upsampling import Axes, Bilinear, Upsampling
+from seg_loss._inputs import LossInputs, LossOptions
+from seg_loss.gpu import (
+    backend,
+    cross_entropy,
+    evaluate,
+    labels,
+    softmax,
+    tiling,
+    upsampled,
+)
+from seg_loss.upsampling import Axes, Bilinear, Upsampling, axes
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 RESULT = Path(__file__).parent / "results" / "gpu_code.md"
 KERNELS = {
-    "survey_kernel": kernels,
-    "cross_entropy_kernel": kernels,
-    "tally_kernel": kernels,
-    "softmax_kernel": kernels,
-    "upsampled_cross_entropy_kernel": upsampling_kernels,
+    "check_labels_kernel": labels,
+    "cross_entropy_kernel": cross_entropy,
+    "evaluate_kernel": evaluate,
+    "softmax_kernel": softmax,
+    "upsampled_cross_entropy_kernel": upsampled,
 }
 ARCHITECTURES = (80, 90)
 _DTYPES = {
@@ -228,8 +233,8 @@ class Row:
         return f"{order}, {self.num_classes} classes, {str(self.dtype).removeprefix('torch.')}"
 
     @property
-    def blocks(self) -> blocks.Blocks:
-        return blocks.blocks_for(
+    def tile_shape(self) -> tiling.TileShape:
+        return tiling.tile_shape(
             self.num_classes,
             channels_last=self.channels_last,
             is_double=self.dtype == torch.float64,
@@ -243,24 +248,28 @@ class Row:
 def rows(dtype: torch.dtype) -> list[Row]:
     """All rows of the table, at the most classes each holds, and FCN's, Cityscapes', ADE20K's."""
     return [
-        Row(num_classes, table is blocks.CHANNELS_LAST, dtype)
-        for table in (blocks.PLANES, blocks.CHANNELS_LAST)
+        Row(num_classes, table is tiling.CHANNELS_LAST, dtype)
+        for table in (tiling.PLANES, tiling.CHANNELS_LAST)
         for num_classes in sorted(
-            {min(row.max_classes, 2 * blocks.MAX_HELD_CLASSES) for row in table} | {19, 21, 150}
+            {min(row.max_classes, 2 * tiling.MAX_CLASSES_IN_REGISTERS) for row in table}
+            | {19, 21, 150}
         )
     ]
 
 
 def inputs_of(
-    logits: Tensor, size: Sequence[int], label_dtype: torch.dtype = torch.uint8, **options: Any
+    logits: Tensor,
+    size: Sequence[int],
+    label_dtype: torch.dtype = torch.uint8,
+    *,
+    class_weight: Tensor | None = None,
+    pixel_weight: Tensor | None = None,
+    **options: Any,
 ) -> LossInputs:
-    """Logits with labels of this size, and the fields of `LossInputs` that are not the usual."""
+    """Returns logits with labels of this size; by default the labels are not reported."""
     labels = torch.empty(logits.shape[0], *size, dtype=label_dtype, device="meta")
-    usual = LossInputs(
-        logits, labels, class_weight=None, pixel_weight=None, ignored=(255,), label_smoothing=0.0,
-        temperature=1.0, normalization="valid", check_labels="ignore", max_nll=float("inf"),
-    )  # fmt: skip
-    return replace(usual, **options)
+    options = {"check_labels": "ignore", **options}
+    return LossInputs(logits, labels, class_weight, pixel_weight, LossOptions(**options))
 
 
 def launches_of(row: Row, **options: Any) -> list[Launch]:
@@ -268,7 +277,7 @@ def launches_of(row: Row, **options: Any) -> list[Launch]:
     logits = row.logits()
     inputs = inputs_of(logits, logits.shape[2:], **options)
     with recorded() as launches:
-        triton_backend.cross_entropy(inputs, torch.empty_like(logits))
+        backend.cross_entropy(inputs, torch.empty_like(logits))
     return launches
 
 
@@ -283,29 +292,29 @@ class UpsampledRow:
     dtype: torch.dtype
     upsampling: Upsampling = BILINEAR
     size: tuple[int, int] = (128, 256)
-    nodes: tuple[int, int] = (16, 32)
+    sources: tuple[int, int] = (16, 32)
 
     @property
     def name(self) -> str:
-        ratio = self.size[0] // self.nodes[0]
+        ratio = self.size[0] // self.sources[0]
         dtype = str(self.dtype).removeprefix("torch.")
         return f"upsampled {ratio} times, {self.num_classes} classes, {dtype}"
 
     @property
-    def cut(self) -> blocks.Cells:
-        return blocks.cells_for(self.num_classes, is_double=self.dtype == torch.float64)
+    def tile_shape(self) -> tiling.UpsampledTileShape:
+        return tiling.upsampled_tile_shape(self.num_classes, is_double=self.dtype == torch.float64)
 
     @property
     def axes(self) -> Axes:
-        return self.upsampling.axes(self.nodes, self.size)
+        return axes(self.upsampling, self.sources, self.size)
 
     def scores(self) -> Tensor:
-        return torch.empty(2, self.num_classes, *self.nodes, dtype=self.dtype, device="meta")
+        return torch.empty(2, self.num_classes, *self.sources, dtype=self.dtype, device="meta")
 
 
 def upsampled_rows(dtype: torch.dtype) -> list[UpsampledRow]:
     """All rows of the table at the most classes, and FCN's, Cityscapes' and ADE20K's."""
-    most = {min(row.max_classes, 300) for row in blocks.CELLS}
+    most = {min(row.max_classes, 300) for row in tiling.UPSAMPLED}
     return [UpsampledRow(number, dtype) for number in sorted(most | {2, 19, 21, 60, 150})]
 
 
@@ -313,8 +322,8 @@ def upsampled_loss(row: UpsampledRow, *, with_gradient: bool = True, **options: 
     """Let the backend launch `loss_and_gradient`, or the loss alone, of upsampled scores."""
     scores = row.scores()
     gradient = torch.empty_like(scores) if with_gradient else None
-    inputs = inputs_of(scores, row.size, **options)
-    triton_backend.upsampled_cross_entropy(inputs, row.axes, gradient)
+    inputs = inputs_of(scores, row.size, upsampling=row.upsampling, **options)
+    backend.upsampled_cross_entropy(inputs, gradient)
 
 
 def upsampled_launches_of(row: UpsampledRow, **options: Any) -> list[Launch]:
@@ -349,11 +358,11 @@ def predicted(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Predictio
     logits = row.logits()
     one, count = (torch.empty((), dtype=kind, device="meta") for kind in (dtype, torch.float64))
     with recorded() as launches:
-        triton_backend.cross_entropy_gradient(
+        backend.cross_entropy_gradient(
             inputs_of(logits, logits.shape[2:]), count, one, torch.empty_like(logits),
-            unless_one=False,
+            skip_if_unit_grad=False,
         )  # fmt: skip
-    held = row.num_classes * row.blocks.pixels / (32 * row.blocks.num_warps)
+    held = row.num_classes * row.tile_shape.pixels / (32 * row.tile_shape.num_warps)
     instructions = compiled(launches[-1], 90).instructions / held
     elements = shape[0] * shape[1] * shape[2] * shape[3]
     moved = elements * 2 * dtype.itemsize + 2 * elements // shape[1]
@@ -367,9 +376,10 @@ SHAPES = (
 )  # fmt: skip
 
 
-def evaluate_all(logits: Tensor, axes: Axes | None = None) -> None:
-    """Let the backend launch `evaluate` with all maps."""
-    size = logits.shape[2:] if axes is None else [axis.num_positions for axis in axes]
+def evaluate_all(logits: Tensor, size: Sequence[int] | None = None) -> None:
+    """Let the backend launch `evaluate` with all maps; with a size, of upsampled scores."""
+    upsampling = None if size is None else BILINEAR
+    size = logits.shape[2:] if size is None else size
     shape = (logits.shape[0], *size)
     depth = min(3, logits.shape[1])
     index = torch.uint8 if logits.shape[1] <= 256 else torch.int16
@@ -386,15 +396,15 @@ def evaluate_all(logits: Tensor, axes: Axes | None = None) -> None:
     }
     # Its counts are not on the host, where they would be read: it ends there.
     with suppress(NotImplementedError, RuntimeError):
-        triton_backend.evaluate(inputs_of(logits, size), axes, maps)
+        backend.evaluate(inputs_of(logits, size, upsampling=upsampling), maps)
 
 
 def launches_of_the_rest(row: Row) -> list[Launch]:
     """What `spatial_softmax`, its gradient, and `evaluate` with all maps launch for a row."""
     logits = row.logits()
     with recorded() as launches:
-        triton_backend.softmax(logits, 1, 1.0)
-        triton_backend.softmax_gradient(torch.empty_like(logits), logits, 1, 1.0)
+        backend.softmax(logits, 1, 1.0)
+        backend.softmax_gradient(torch.empty_like(logits), logits, 1, 1.0)
         evaluate_all(logits)
     assert len(launches) == 5
     return launches
@@ -412,18 +422,20 @@ MIN_PIXEL_LOOP = 60
 
 def classes_of_thread(row: UpsampledRow) -> int:
     """Of a pixel, padding included."""
-    return -(-min(row.num_classes, row.cut.chunk or row.num_classes) // row.cut.classes)
+    return -(
+        -min(row.num_classes, row.tile_shape.chunk or row.num_classes) // row.tile_shape.classes
+    )
 
 
 def upsampled_ms(row: UpsampledRow, num_images: int, code: Code) -> float:
     """What the loop over pixels of all cells should take of an H200, by its instructions."""
-    cut, (rows, columns) = row.cut, row.axes
-    tiles = -(-columns.num_nodes // (cut.cells - 1))
-    band_rows = cut.band_rows(num_images * tiles, rows.num_nodes)
-    bands = -(-rows.num_nodes // band_rows)
-    cells = bands * (band_rows + 1) * tiles * cut.cells * num_images
-    pixels = cells * rows.max_positions * columns.max_positions
-    return 1e3 * pixels * cut.classes * code.loops[pixel_loop(code)] / ISSUE_RATE
+    shape, (rows, columns) = row.tile_shape, row.axes
+    tiles = -(-columns.num_sources // (shape.intervals - 1))
+    block_rows = shape.block_rows(num_images * tiles, rows.num_sources)
+    bands = -(-rows.num_sources // block_rows)
+    cells = bands * (block_rows + 1) * tiles * shape.intervals * num_images
+    pixels = cells * rows.max_targets * columns.max_targets
+    return 1e3 * pixels * shape.classes * code.loops[pixel_loop(code)] / ISSUE_RATE
 
 
 def main() -> None:
@@ -441,13 +453,13 @@ def main() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         for row in rows(dtype):
             launch = launches_of(row)[-1]
-            cut = row.blocks
-            values = row.num_classes * cut.pixels / (32 * cut.num_warps)
+            shape = row.tile_shape
+            values = row.num_classes * shape.pixels / (32 * shape.num_warps)
             for architecture in ARCHITECTURES:
                 code = compiled(launch, architecture)
                 lines.append(
-                    f"| {row.name} | {cut.classes}x{cut.pixels} | {cut.num_warps} | {architecture} "
-                    f"| {code.registers} | {code.spilled} | {code.instructions / values:.0f} "
+                    f"| {row.name} | {shape.classes}x{shape.pixels} | {shape.num_warps} "
+                    f"| {architecture} | {code.registers} | {code.spilled} | {code.instructions / values:.0f} "
                     f"| {_text(code.loads)} | {_text(code.stores)} |"
                 )
                 print(lines[-1], flush=True)
@@ -459,12 +471,13 @@ def main() -> None:
         "| shape | dtype | instructions a logit | ms by bytes | ms by instructions |",
         "|---|---|---|---|---|",
     ]
-    for shape in SHAPES:
+    for size in SHAPES:
         for dtype in (torch.float32, torch.bfloat16):
-            said = predicted(shape, dtype)
+            prediction = predicted(size, dtype)
             lines.append(
-                f"| {'x'.join(map(str, shape))} | {str(dtype).removeprefix('torch.')} "
-                f"| {said.instructions:.1f} | {said.by_bytes:.3f} | {said.by_instructions:.3f} |"
+                f"| {'x'.join(map(str, size))} | {str(dtype).removeprefix('torch.')} "
+                f"| {prediction.instructions:.1f} | {prediction.by_bytes:.3f} "
+                f"| {prediction.by_instructions:.3f} |"
             )
     print("\n".join(lines[-8:]))
     lines += _upsampled_lines()
@@ -489,13 +502,13 @@ def _upsampled_lines() -> list[str]:
     ]
     for dtype in (torch.float32, torch.bfloat16):
         for row in upsampled_rows(dtype):
-            launch, cut = upsampled_launches_of(row)[-1], row.cut
+            launch, shape = upsampled_launches_of(row)[-1], row.tile_shape
             for architecture in ARCHITECTURES:
                 code = compiled(launch, architecture)
                 a_logit = code.loops[pixel_loop(code)] / classes_of_thread(row)
                 lines.append(
-                    f"| {row.name} | {cut.parts}x{cut.cells}x{cut.classes} | {cut.num_warps} "
-                    f"| {architecture} | {code.registers} | {code.spilled} | {a_logit:.1f} |"
+                    f"| {row.name} | {shape.row_groups}x{shape.intervals}x{shape.classes} "
+                    f"| {shape.num_warps} | {architecture} | {code.registers} | {code.spilled} | {a_logit:.1f} |"
                 )
                 print(lines[-1], flush=True)
     lines += [
@@ -506,14 +519,14 @@ def _upsampled_lines() -> list[str]:
         "| scores | labels | dtype | instructions a logit | ms |",
         "|---|---|---|---|---|",
     ]
-    for num_images, num_classes, nodes, size in UPSAMPLED_SHAPES:
+    for num_images, num_classes, sources, size in UPSAMPLED_SHAPES:
         for dtype in (torch.float32, torch.bfloat16):
-            row = UpsampledRow(num_classes, dtype, size=size, nodes=nodes)
+            row = UpsampledRow(num_classes, dtype, size=size, sources=sources)
             code = compiled(upsampled_launches_of(row)[-1], 90)
             ms = upsampled_ms(row, num_images, code)
             logits = num_images * num_classes * size[0] * size[1]
             lines.append(
-                f"| {num_images}x{num_classes}x{nodes[0]}x{nodes[1]} | {size[0]}x{size[1]} "
+                f"| {num_images}x{num_classes}x{sources[0]}x{sources[1]} | {size[0]}x{size[1]} "
                 f"| {str(dtype).removeprefix('torch.')} "
                 f"| {1e-3 * ms * ISSUE_RATE / logits:.1f} | {ms:.3f} |"
             )

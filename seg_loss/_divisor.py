@@ -1,18 +1,16 @@
-"""What the sum of the terms is divided by. The one place that will know of ranks.
+"""The divisor D of the loss, for each `normalization`.
 
-A backend asks here once it has surveyed the labels; `triton_kernels` has the two formulas that need
-counts a second time, for the device. A true mean over several ranks will sum the counts over them
-before they come here.
+The CPU backend calls `divisor` after it has counted the labels. The GPU kernels compute "valid" and
+"weight" on the device (`gpu.math.load_divisor`). This is the only module that will use
+`torch.distributed`: a mean over several processes sums the counts over them first.
 """
-
-NORMALIZATIONS = ("valid", "full", "batch", "none", "weight")
 
 
 def known_divisor(normalization: str, num_images: int, num_pixels: int) -> float | None:
-    """The divisor where shapes alone tell it, at least 1 (Caffe's floor); None where labels must.
+    """Returns the divisor if it depends on the shapes alone, at least 1 as in Caffe; else None.
 
-    "full", all pixels (Caffe FULL); "batch", images (Caffe BATCH_SIZE, the FCN set-up); "none", 1
-    (Caffe NONE; torch's sum).
+    "full" divides by all pixels (Caffe FULL), "batch" by the images (Caffe BATCH_SIZE, the FCN
+    setup), "none" by 1 (Caffe NONE; torch's sum).
     """
     if normalization == "full":
         return float(max(num_pixels, 1))
@@ -23,32 +21,29 @@ def known_divisor(normalization: str, num_images: int, num_pixels: int) -> float
 
 def divisor(
     normalization: str,
+    *,
     valid_pixels: int,
-    weight: float | None,
+    weight_sum: float | None,
     num_images: int,
     num_pixels: int,
+    has_floor: bool = True,
 ) -> float:
-    """The divisor D of the loss.
+    """Returns the divisor D.
 
     Args:
-        normalization: "valid", number of valid pixels (Caffe VALID; torch's unweighted mean);
-            "weight", the weights of the valid pixels; those of `known_divisor`; or "torch_mean",
-            as "weight" but 0 where nothing is valid.
-        valid_pixels: their number.
-        weight: the sum of their weights; None where no weights are given: all are 1.
+        normalization: "valid" divides by the number of valid pixels (Caffe VALID; torch's
+            unweighted mean), "weight" by the sum of their weights (torch's weighted mean). For the
+            others see `known_divisor`.
+        valid_pixels: number of valid pixels.
+        weight_sum: sum of their weights; None if there are no weights, so that each weighs 1.
         num_images: N.
-        num_pixels: of all images together.
-
-    Returns:
-        D, at least 1 if it is a count, and 1 for a weight of 0: with nothing valid the loss is
-        0 / 1, never 0 / 0.
+        num_pixels: number of pixels of all images.
+        has_floor: whether a count is raised to at least 1, and a weight of 0 replaced by 1, so that
+            a batch without valid pixels has the loss 0. torch divides by 0 instead.
     """
     known = known_divisor(normalization, num_images, num_pixels)
     if known is not None:
         return known
-    total = float(valid_pixels if weight is None or normalization == "valid" else weight)
-    if normalization == "torch_mean":
-        return total
-    if normalization == "weight" and weight is not None:
-        return total if total > 0 else 1.0
-    return max(total, 1.0)
+    if normalization == "weight" and weight_sum is not None:
+        return weight_sum if weight_sum > 0 or not has_floor else 1.0
+    return float(max(valid_pixels, 1) if has_floor else valid_pixels)

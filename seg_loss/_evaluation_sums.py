@@ -1,4 +1,4 @@
-"""What a backend counts for `evaluate`, before anything is divided."""
+"""`EvaluationSums`: what a backend counts for `evaluate`, before anything is divided."""
 
 from dataclasses import dataclass
 
@@ -6,20 +6,20 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Tallies:
-    """Sums over the valid pixels of N images with C classes; on the CPU, but for the maps.
+class EvaluationSums:
+    """Sums over the valid pixels of N images with C classes; on the CPU, except for the maps.
 
     Attributes:
         loss: float64 [N], sums of the terms.
         valid_pixels: int64 [N].
-        weight: float64 [N], sums of pixel weight * class weight; None where no weights are given.
+        weight: float64 [N], sums of pixel weight * class weight; None if there are no weights.
         class_nll: float64 [C], sums of the nll by true class.
         confusion: int64 [C, C], rows = truth.
-        bin_pixels, bin_correct: int64 [15], by confidence.
-        bin_confidence: float64 [15], sums.
-        num_saturated: pixels whose true class has probability 0 in float32.
-        num_non_finite: pixels without a softmax.
-        maps: [N, *spatial], top [N, k, *spatial]; on the logits' device.
+        bin_pixels, bin_correct: int64 [15], pixels by confidence.
+        bin_confidence: float64 [15], sums of the confidence.
+        num_saturated: number of pixels whose true class has probability 0 in float32.
+        num_non_finite: number of pixels that have no softmax.
+        maps: [N, *spatial]; the maps of the top classes [N, k, *spatial]; on the logits' device.
     """
 
     loss: Tensor

@@ -1,4 +1,7 @@
-"""Which logits have no softmax. Reads all of them, so it is asked only when a loss came out NaN."""
+"""`require_finite`: finds logits that have no softmax.
+
+It reads all logits, so it is called only after a loss turned out to be NaN.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,8 +10,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from seg_loss import _inputs as checks
-from seg_loss.upsampling import Axes, Axis, Upsampling, axes_for
+from seg_loss._errors import InvalidInput, more_pixels, shape_text
+from seg_loss._inputs import LossOptions, check_labels_tensor, size_to_upsample_to
+from seg_loss.upsampling import Axes, Axis, Upsampling
+from seg_loss.upsampling import axes as axes_of
 
 
 def require_finite(
@@ -18,87 +23,92 @@ def require_finite(
     ignore_index: int | Sequence[int] = 255,
     upsampling: Upsampling | None = None,
 ) -> None:
-    """Refuse logits no softmax can be taken of: NaN, +inf, or all -inf, at a valid pixel.
+    """Raises if the logits of a valid pixel hold NaN or +inf, or are all -inf.
 
-    -inf is a legal logit, of probability 0. The library itself lets such values through to a loss
-    of NaN, as torch does; a service that must answer calls this when that has happened.
+    A single -inf is a legal logit, of probability 0. The library itself returns a loss of NaN for
+    such pixels, as torch does. A service that must answer with a number calls this function when
+    that has happened.
 
     Args:
-        upsampling: None, or how the logits, which then are scores [N, C, h, w], become as large as
-            the labels. What no valid pixel reads of them, or only with weight 0, may be anything.
+        logits: [N, C, *spatial]; scores [N, C, h, w] with an upsampling.
+        labels: as in `spatial_cross_entropy`.
+        ignore_index: as there.
+        upsampling: None, or how the scores become as large as the labels. Scores that no valid
+            pixel reads, or only with weight 0, may hold anything.
 
     Raises:
-        InvalidInput: with the number of pixels, and the first one's position and value.
+        InvalidInput: with the number of pixels, and the index and value of the first.
     """
+    options = LossOptions(ignore_index, upsampling=upsampling)
+    axes = None
     if upsampling is None:
-        labels = checks.check_labels_for(labels, logits, logits.shape[2:])
-        bad = ~logits.amax(dim=1).isfinite()  # NaN wins, then +inf; -inf only where all are
+        labels = check_labels_tensor(labels, logits, logits.shape[2:])
+        # amax returns NaN before +inf, and -inf only where all classes are.
+        non_finite = ~logits.amax(dim=1).isfinite()
     else:
-        labels = checks.check_labels_for(
-            labels, logits, checks.size_to_upsample_to(logits, labels, "logits")
-        )
-        axes = axes_for(upsampling, logits, labels)
-        bad = _has_no_softmax_when_upsampled(logits, axes)
-    for value in checks.ignored_labels(ignore_index, labels.dtype):
-        bad &= labels != value
-    count = int(bad.sum())
+        size = size_to_upsample_to(logits, labels, "logits")
+        labels = check_labels_tensor(labels, logits, size)
+        axes = axes_of(upsampling, logits.shape[2:], labels.shape[1:])
+        non_finite = _is_non_finite_when_upsampled(logits, axes)
+    for value in options.ignored_labels(labels.dtype):
+        non_finite &= labels != value
+    count = int(non_finite.sum())
     if not count:
         return
-    place = tuple(int(index) for index in bad.nonzero()[0])
-    if upsampling is None:
-        found = _wrong_number(logits, place)
+    index = tuple(int(i) for i in non_finite.nonzero()[0])
+    if axes is None:
+        got = _first_non_finite(logits, index)
     else:
-        image, row, column = place
-        read = product(_nodes_of(row, axes[0]), _nodes_of(column, axes[1]))
-        found = next(filter(None, (_wrong_number(logits, (image, *node)) for node in read)), "")
-        found = found and f"{found}, read by pixel {checks.text_of_place(place)}"
-    raise checks.InvalidInput(
+        image, row, column = index
+        sources = product(_sources_of(row, axes[0]), _sources_of(column, axes[1]))
+        found = (_first_non_finite(logits, (image, *source)) for source in sources)
+        got = next(filter(None, found), "")
+        got = got and f"{got}, read by pixel {shape_text(index)}"
+    raise InvalidInput(
         "logits",
         "finite numbers (or -inf in some classes) at valid pixels",
-        (found or f"-inf in every class at pixel {checks.text_of_place(place)}")
-        + checks.text_of_others(count),
+        (got or f"-inf in every class at pixel {shape_text(index)}") + more_pixels(count),
         "The network has diverged, or the file is damaged.",
     )
 
 
-def _wrong_number(logits: Tensor, place: tuple[int, ...]) -> str:
-    """NaN or +inf at a place [N, *spatial], with its class; empty if there is none."""
-    column = logits.movedim(1, -1)[place]
-    for wrong in (column.isnan(), column == math.inf):
-        if wrong.any():
-            number = int(wrong.nonzero()[0])
-            logit = place[0], number, *place[1:]
-            return f"{float(column[number])} at {checks.text_of_place(logit)}"
+def _first_non_finite(logits: Tensor, index: tuple[int, ...]) -> str:
+    """Returns NaN or +inf among the logits at [image, *spatial] with its index, or ""."""
+    values = logits.movedim(1, -1)[index]
+    for mask in (values.isnan(), values == math.inf):
+        if mask.any():
+            number = int(mask.nonzero()[0])
+            return f"{float(values[number])} at {shape_text((index[0], number, *index[1:]))}"
     return ""
 
 
-def _has_no_softmax_when_upsampled(scores: Tensor, axes: Axes) -> Tensor:
-    """Pixels [N, H, W] that read NaN or +inf, or -inf in every class."""
+def _is_non_finite_when_upsampled(scores: Tensor, axes: Axes) -> Tensor:
+    """Returns the target pixels, bool [N, H, W], that read NaN or +inf, or -inf in every class."""
     highest = scores.amax(dim=1)
-    bad = _reads(highest.isnan() | (highest == math.inf), axes)
-    # Not every class need be -inf in the same node, so that each is looked at by itself.
-    empty = torch.ones_like(bad)
+    non_finite = _reads(highest.isnan() | (highest == math.inf), axes)
+    # Classes may be -inf at different source pixels, so check each one separately.
+    all_minus_inf = torch.ones_like(non_finite)
     for scores_of_class in scores.unbind(dim=1):
-        empty &= _reads(scores_of_class == -math.inf, axes)
-        if not empty.any():
+        all_minus_inf &= _reads(scores_of_class == -math.inf, axes)
+        if not all_minus_inf.any():
             break
-    return bad | empty
+    return non_finite | all_minus_inf
 
 
-def _reads(nodes: Tensor, axes: Axes) -> Tensor:
-    """Pixels [N, H, W] that read one of these nodes, bool [N, h, w]."""
+def _reads(sources: Tensor, axes: Axes) -> Tensor:
+    """Returns the target pixels, bool [N, H, W], that read one of these source pixels [N, h, w]."""
     for dim, axis in enumerate(axes, start=1):
         shape = (-1, 1) if dim == 1 else (-1,)
-        cells = torch.from_numpy(axis.cells).to(nodes.device)
-        before, behind = torch.from_numpy(axis.weights != 0).to(nodes.device).view(2, *shape)
-        # A node that does not exist has weight 0, so that another one may stand for it.
-        left = nodes.index_select(dim, (cells - 1).clamp(min=0)) & before
-        right = nodes.index_select(dim, cells.clamp(max=axis.num_nodes - 1)) & behind
-        nodes = left | right
-    return nodes
+        intervals = torch.from_numpy(axis.intervals).to(sources.device)
+        before, behind = torch.from_numpy(axis.weights != 0).to(sources.device).view(2, *shape)
+        # A source that does not exist has weight 0, so any other one can be read in its place.
+        left = sources.index_select(dim, (intervals - 1).clamp(min=0)) & before
+        right = sources.index_select(dim, intervals.clamp(max=axis.num_sources - 1)) & behind
+        sources = left | right
+    return sources
 
 
-def _nodes_of(position: int, axis: Axis) -> list[int]:
-    """The nodes that a position reads."""
-    cell = int(axis.cells[position])
-    return [cell - 1 + side for side in (0, 1) if axis.weights[side, position]]
+def _sources_of(target: int, axis: Axis) -> list[int]:
+    """Returns the sources that a target reads."""
+    interval = int(axis.intervals[target])
+    return [interval - 1 + side for side in (0, 1) if axis.weights[side, target]]

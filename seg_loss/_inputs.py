@@ -1,83 +1,124 @@
-"""Whether a loss can be made of what the caller gave. All messages about tensors are made here.
+"""Checks the arguments of a loss: tensors become `LossInputs`, options become `LossOptions`.
 
-`loss` and `evaluation` call `loss_inputs` first; `judge` speaks on what a backend's survey of the
-labels found. Nothing here reads a logit.
+Every public function calls `check_inputs` first. No function in this module reads an element of the
+logits or the labels: invalid label values are found later, by a backend, and reported by `_labels`.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from seg_loss._divisor import NORMALIZATIONS
-from seg_loss._label_report import Survey
+from seg_loss import constants
+from seg_loss._errors import InvalidInput, dtype_name, shape_of, shape_text
+from seg_loss.upsampling import Axes, Upsampling, axes, check_size, check_upsampling
 
-FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-CHECK_LABELS = ("raise", "defer", "ignore")
-LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
-
-class InvalidInput(ValueError):
-    """An input no loss can be made of: `{where}: expected {expected}, got {got}. {fix}`.
-
-    Attributes:
-        where: the argument, such as "labels".
-        expected: what would have been accepted.
-        got: what there was.
-        fix: the likely cure, or an empty string.
-    """
-
-    def __init__(self, where: str, expected: str, got: str, fix: str = "") -> None:
-        super().__init__(f"{where}: expected {expected}, got {got}. {fix}".rstrip())
-        self.where = where
-        self.expected = expected
-        self.got = got
-        self.fix = fix
-
-    def __reduce__(self) -> tuple[type, tuple[str, str, str, str]]:
-        return type(self), (self.where, self.expected, self.got, self.fix)
+FLOAT_DTYPES = tuple(getattr(torch, name) for name in constants.FLOAT_DTYPES)
+LABEL_DTYPES = tuple(getattr(torch, name) for name in constants.LABEL_DTYPES)
 
 
 @dataclass(frozen=True)
-class LossInputs:
-    """All that a loss is made of: tensors and options that fit each other.
+class LossOptions:
+    """The options of a loss, checked; equal options are equal and have the same hash.
 
-    It goes as it is from the functions to the backends; a new option is a field here.
+    A new option of the loss is a field here. The public functions list the options that users set;
+    the last two are set by `seg_loss.compat` alone.
 
     Attributes:
-        logits: [N, C, *spatial]; scores [N, C, h, w] if they are to be upsampled.
+        ignore_index: labels of pixels that do not count; an int becomes a tuple of one.
+        label_smoothing, temperature, normalization, check_labels: as in `spatial_cross_entropy`.
+        upsampling: None, or how the logits become as large as the labels.
+        max_nll: upper bound of a pixel's nll, but not of its gradient, as in Caffe.
+        has_divisor_floor: whether the loss of no valid pixel is 0; torch divides 0 by 0 instead.
+
+    Raises:
+        InvalidInput: naming the option.
+    """
+
+    ignore_index: int | Sequence[int] = 255
+    label_smoothing: float = 0.0
+    temperature: float = 1.0
+    normalization: str = "valid"
+    check_labels: str = "raise"
+    upsampling: Upsampling | None = None
+    max_nll: float = math.inf
+    has_divisor_floor: bool = True
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+        if not (_is_number(self.label_smoothing) and 0 <= self.label_smoothing <= 1):
+            got = repr(self.label_smoothing)
+            raise InvalidInput("label_smoothing", "a number from 0 to 1", got)
+        check_choice("normalization", self.normalization, constants.NORMALIZATIONS)
+        check_choice("check_labels", self.check_labels, constants.CHECK_LABELS)
+        if self.upsampling is not None:
+            check_upsampling(self.upsampling)
+        normal = {
+            "ignore_index": ignored_values(self.ignore_index),
+            "label_smoothing": float(self.label_smoothing),
+            "temperature": float(self.temperature),
+        }
+        for name, value in normal.items():
+            object.__setattr__(self, name, value)
+
+    def ignored_labels(self, dtype: torch.dtype) -> tuple[int, ...]:
+        """Returns the ignored values that labels of this dtype can hold, without repetitions.
+
+        Any other value matches no pixel; a cast to the dtype would make it match a wrong one.
+        """
+        limits = torch.iinfo(dtype)
+        values: Any = self.ignore_index
+        return tuple(dict.fromkeys(v for v in values if limits.min <= v <= limits.max))
+
+
+@dataclass(frozen=True, eq=False)
+class LossInputs:
+    """The tensors of a loss, checked against each other, and its options.
+
+    Attributes:
+        logits: [N, C, *spatial]; scores [N, C, h, w] if the options have an upsampling.
         labels: [N, *spatial].
         class_weight: [C] or None.
         pixel_weight: [N, *spatial] or None.
-        ignored: the label values that are ignored and that the labels' dtype can hold.
-        label_smoothing, temperature, check_labels: as in `spatial_cross_entropy`.
-        normalization: as there, or "torch_mean", of `compat.torch`.
-        max_nll: bounds a pixel's nll, not its gradient, as Caffe does.
+        options: the options.
     """
 
     logits: Tensor
     labels: Tensor
     class_weight: Tensor | None
     pixel_weight: Tensor | None
-    ignored: Sequence[int]
-    label_smoothing: float
-    temperature: float
-    normalization: str
-    check_labels: str
-    max_nll: float
+    options: LossOptions
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.logits.shape[1]
+
+    @property
+    def ignored(self) -> tuple[int, ...]:
+        """The ignored values that the labels can hold."""
+        return self.options.ignored_labels(self.labels.dtype)
 
     @property
     def is_weighted(self) -> bool:
-        """Whether weights of either kind are given."""
+        """Whether there are class weights or pixel weights."""
         return self.class_weight is not None or self.pixel_weight is not None
 
-    def as_they_lie(self) -> "LossInputs":
-        """Numbers in memory as they are, where torch marks some as negated (z.conj().imag).
+    @property
+    def axes(self) -> Axes | None:
+        """The rows and columns of the upsampling; None without one."""
+        if self.options.upsampling is None:
+            return None
+        return axes(self.options.upsampling, self.logits.shape[2:], self.labels.shape[1:])
 
-        For what calls a backend by itself; the dispatcher does it for operators.
+    def resolve_neg(self) -> "LossInputs":
+        """Returns the inputs with torch's lazy negation bit resolved, as z.conj().imag has it.
+
+        torch's dispatcher does so for operators. Whatever calls a backend directly calls this.
         """
         class_weight, pixel_weight = self.class_weight, self.pixel_weight
         return replace(
@@ -88,79 +129,65 @@ class LossInputs:
         )
 
 
-def loss_inputs(
+def check_inputs(
     logits: Tensor,
     labels: Tensor,
     class_weight: Tensor | None,
-    *,
     pixel_weight: Tensor | None,
-    ignore_index: int | Sequence[int],
-    label_smoothing: float,
-    temperature: float,
-    normalization: str,
-    check_labels: str = "raise",
-    max_nll: float = math.inf,
-    is_upsampled: bool = False,
+    options: LossOptions,
+    *,
     where: str = "logits",
 ) -> LossInputs:
-    """Check shapes, dtypes, devices and options; drop the labels' axis of length 1.
+    """Checks shapes, dtypes and devices, and drops an axis of length 1 from the labels.
 
-    With `is_upsampled` labels may have another height and width than the logits, which the caller
-    calls `where`.
+    Args:
+        where: what messages call the logits.
 
     Raises:
         InvalidInput: naming the argument.
     """
     check_logits(logits, where)
     spatial: Sequence[int] = logits.shape[2:]
-    if is_upsampled:
+    if options.upsampling is not None:
         spatial = size_to_upsample_to(logits, labels, where)
-    labels = check_labels_for(labels, logits, spatial, where)
+    labels = check_labels_tensor(labels, logits, spatial, where)
     if class_weight is not None:
         _check_class_weight(class_weight, logits)
         class_weight = class_weight.detach()  # the loss is differentiable in the logits alone
     if pixel_weight is not None:
         pixel_weight = _check_pixel_weight(pixel_weight, logits, spatial).detach()
-    check_temperature(temperature)
-    if not (_is_number(label_smoothing) and 0 <= label_smoothing <= 1):
-        raise InvalidInput("label_smoothing", "a number from 0 to 1", repr(label_smoothing))
-    if normalization not in NORMALIZATIONS:
-        raise InvalidInput(
-            "normalization", f"one of {', '.join(NORMALIZATIONS)}", repr(normalization)
-        )
-    if check_labels not in CHECK_LABELS:
-        raise InvalidInput("check_labels", f"one of {', '.join(CHECK_LABELS)}", repr(check_labels))
-    return LossInputs(
-        logits,
-        labels,
-        class_weight,
-        pixel_weight,
-        ignored_labels(ignore_index, labels.dtype),
-        float(label_smoothing),
-        float(temperature),
-        normalization,
-        check_labels,
-        max_nll,
-    )
+    if options.upsampling is not None:
+        check_size(options.upsampling, logits.shape[2:], labels.shape[1:])
+    return LossInputs(logits, labels, class_weight, pixel_weight, options)
 
 
 def check_logits(logits: Tensor, where: str = "logits") -> None:
-    """A float tensor [N, C, *spatial] with at least one class."""
-    if not isinstance(logits, Tensor):
-        raise InvalidInput(where, "a torch.Tensor", type(logits).__name__)
+    """Checks for a float tensor [N, C, *spatial] with at least one class."""
+    check_tensor(where, logits)
     if logits.ndim < 2:
-        raise InvalidInput(
-            where, "[N, C, *spatial]", f"shape {_shape(logits)}", "Add the batch and class axes."
-        )
+        got = f"shape {shape_of(logits)}"
+        raise InvalidInput(where, "[N, C, *spatial]", got, "Add the batch and class axes.")
     check_device(where, logits)
     check_float_dtype(where, logits)
     check_tangent(where, logits)
     if logits.shape[1] < 1:
-        raise InvalidInput(where, "at least one class", f"shape {_shape(logits)}")
+        raise InvalidInput(where, "at least one class", f"shape {shape_of(logits)}")
+
+
+def check_tensor(where: str, value: object) -> None:
+    """Checks for a torch.Tensor."""
+    if not isinstance(value, Tensor):
+        raise InvalidInput(where, "a torch.Tensor", type(value).__name__)
+
+
+def check_choice(where: str, value: object, choices: Sequence[str]) -> None:
+    """Checks for one of several names."""
+    if value not in choices:
+        raise InvalidInput(where, f"one of {', '.join(choices)}", repr(value))
 
 
 def check_device(where: str, tensor: Tensor) -> None:
-    """One that there are kernels for."""
+    """Checks for a device that a backend has kernels for."""
     if tensor.device.type not in ("cpu", "cuda"):
         raise InvalidInput(
             where,
@@ -171,15 +198,15 @@ def check_device(where: str, tensor: Tensor) -> None:
 
 
 def check_float_dtype(where: str, tensor: Tensor) -> None:
-    """One of the four dtypes a softmax is computed of."""
+    """Checks for one of `FLOAT_DTYPES`."""
     if tensor.dtype not in FLOAT_DTYPES:
-        raise InvalidInput(where, _one_of(FLOAT_DTYPES), _name(tensor.dtype))
+        raise InvalidInput(where, _one_of(FLOAT_DTYPES), dtype_name(tensor.dtype))
 
 
 def check_tangent(where: str, tensor: Tensor) -> None:
-    """Without one: the operators would drop it, and derivatives of 0 come out.
+    """Refuses a tangent of forward-mode differentiation, which the operators would drop.
 
-    Not seen in a program that torch compiles.
+    A program compiled by torch is not checked.
     """
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return
@@ -193,137 +220,108 @@ def check_tangent(where: str, tensor: Tensor) -> None:
         )
 
 
-def map_dtype(logits: Tensor) -> torch.dtype:
-    """Dtype of a loss, and of a map of them: float32, or float64 of float64 logits."""
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
 def check_temperature(temperature: float) -> None:
-    """Positive, and such that logits times 1 / temperature stay numbers in float32."""
+    """Checks for a temperature whose reciprocal times a logit does not overflow in float32."""
     if not (_is_number(temperature) and 1e-30 <= temperature <= 1e30):
         raise InvalidInput("temperature", "a positive number, 1e-30...1e30", repr(temperature))
 
 
 def check_out(out: Tensor, logits: Tensor) -> None:
-    """Memory for a gradient: like the logits, which it may also be."""
-    if not isinstance(out, Tensor):
-        raise InvalidInput("out", "a torch.Tensor", type(out).__name__)
+    """Checks for memory that can hold the gradient: like the logits, or the logits themselves."""
+    check_tensor("out", out)
     if out.shape != logits.shape:
-        raise InvalidInput("out", f"shape {_shape(logits)} of the logits", f"shape {_shape(out)}")
+        expected = f"shape {shape_of(logits)} of the logits"
+        raise InvalidInput("out", expected, f"shape {shape_of(out)}")
     if out.dtype != logits.dtype:
-        raise InvalidInput("out", f"{_name(logits.dtype)} as the logits", _name(out.dtype))
+        expected = f"{dtype_name(logits.dtype)} as the logits"
+        raise InvalidInput("out", expected, dtype_name(out.dtype))
     if out.device != logits.device:
         raise InvalidInput("out", f"a tensor on {logits.device}", f"one on {out.device}")
     if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)):
-        raise InvalidInput("out", "an element of its own for each logit", "an expanded tensor")
+        raise InvalidInput("out", "separate memory for each element", "an expanded tensor")
     if out.is_neg():
-        raise InvalidInput("out", "memory that holds numbers as they are", "a view of negatives")
+        raise InvalidInput("out", "a tensor without torch's negation bit", "a negated view")
     same_memory = out.untyped_storage().data_ptr() == logits.untyped_storage().data_ptr()
-    same_places = out.data_ptr() == logits.data_ptr() and out.stride() == logits.stride()
-    if same_memory and not same_places and out.numel():
+    same_elements = out.data_ptr() == logits.data_ptr() and out.stride() == logits.stride()
+    if same_memory and not same_elements and out.numel():
         raise InvalidInput(
-            "out", "the logits themselves, or other memory", "another view of theirs"
+            "out", "the logits themselves, or other memory", "another view of the logits"
         )
-
-
-def judge(survey: Survey, num_classes: int, ignored: Sequence[int]) -> InvalidInput | None:
-    """The refusal for what the survey found: with the value, how many, and where the first is."""
-    found = survey.bad_class_weights
-    if found is not None:
-        return InvalidInput(
-            "class_weight",
-            "finite numbers that are not negative",
-            f"{found.value} for class {found.place[0]}",
-        )
-    found = survey.bad_labels
-    if found is not None:
-        names = ", ".join(str(value) for value in ignored)
-        return InvalidInput(
-            "labels",
-            f"0...{num_classes - 1}" + (f" or {names} (ignored)" if ignored else ""),
-            f"{found.value} at {text_of_place(found.place)}" + text_of_others(found.number),
-            _label_advice(int(found.value), num_classes),
-        )
-    found = survey.bad_weights
-    if found is not None:
-        return InvalidInput(
-            "pixel_weight",
-            "finite numbers that are not negative",
-            f"{found.value} at {text_of_place(found.place)}" + text_of_others(found.number),
-        )
-    return None
 
 
 def size_to_upsample_to(scores: Tensor, labels: Tensor, where: str) -> Sequence[int]:
-    """Height and width of the labels, which scores of any height and width can be upsampled to."""
+    """Returns height and width of the labels, after checking that the scores have two as well."""
     if scores.ndim != 4 or not scores.shape[2:].numel():
         expected = "[N, C, h, w] with h and w of at least 1, to be upsampled"
-        raise InvalidInput(where, expected, f"shape {_shape(scores)}")
+        raise InvalidInput(where, expected, f"shape {shape_of(scores)}")
     if isinstance(labels, Tensor) and labels.ndim in (2, 3, 4):
         return labels.shape[-2:]
     return scores.shape[2:]
 
 
-def check_labels_for(
+def check_labels_tensor(
     labels: Tensor, logits: Tensor, spatial: Sequence[int], where: str = "logits"
 ) -> Tensor:
-    """Integers [N, *spatial], without an axis of length 1, for logits called `where`."""
-    if not isinstance(labels, Tensor):
-        raise InvalidInput("labels", "a torch.Tensor", type(labels).__name__)
+    """Returns integer labels as [N, *spatial]; `where` is what messages call the logits."""
+    check_tensor("labels", labels)
     if labels.dtype not in LABEL_DTYPES:
         fix = "Class indices are integers." if labels.dtype in FLOAT_DTYPES else ""
-        raise InvalidInput("labels", _one_of(LABEL_DTYPES), _name(labels.dtype), fix)
+        raise InvalidInput("labels", _one_of(LABEL_DTYPES), dtype_name(labels.dtype), fix)
     return _check_map("labels", labels, logits, spatial, where)
 
 
 def _check_map(
-    where: str, tensor: Tensor, logits: Tensor, spatial: Sequence[int], model: str | None
+    where: str, tensor: Tensor, logits: Tensor, spatial: Sequence[int], reference: str | None
 ) -> Tensor:
-    """A tensor with one entry per pixel, as [N, *spatial] or [N, 1, *spatial].
+    """Returns a tensor with one entry per pixel, [N, *spatial] or [N, 1, *spatial], as the former.
 
-    It must match the logits, which the caller calls `model`; if that is None, the labels.
+    Args:
+        reference: what the message says that the shape must match: the name of the logits, or None
+            for the labels.
     """
-    wanted = (logits.shape[0], *spatial)
+    expected = (logits.shape[0], *spatial)
+    got = tuple(tensor.shape)
     if tensor.device != logits.device:
         raise InvalidInput(where, f"a tensor on {logits.device}", f"one on {tensor.device}")
-    if tuple(tensor.shape) == wanted:
+    if got == expected:
         return tensor
-    if tuple(tensor.shape) == (logits.shape[0], 1, *spatial):
+    if got == (logits.shape[0], 1, *spatial):
         return tensor.squeeze(1)
     fix = ""
-    if tuple(tensor.shape) == (*logits.shape[:2], *spatial):
+    if got == (*logits.shape[:2], *spatial):
         fix = "One-hot? Take argmax over axis 1."
-    elif tuple(tensor.shape) == wanted[1:] and wanted[0] == 1:
+    elif got == expected[1:] and expected[0] == 1:
         fix = "Add the batch axis: [None]."
-    elif len(wanted) == 3 and tuple(tensor.shape) == (wanted[0], wanted[2], wanted[1]):
+    elif len(expected) == 3 and got == (expected[0], expected[2], expected[1]):
         fix = "Height and width are exchanged."
-    elif where == "labels" and _is_larger_map(tensor, wanted):
+    elif where == "labels" and _is_larger_map(got, expected):
         fix = "Scores of lower resolution? Use upsampling=bilinear; in Python, seg_loss.Bilinear()."
-    matched = "the labels" if model is None else f"{model} {_shape(logits)}"
+    matched = "the labels" if reference is None else f"{reference} {shape_of(logits)}"
     raise InvalidInput(
-        where, f"shape {_text(wanted)} to match {matched}", f"shape {_shape(tensor)}", fix
+        where, f"shape {shape_text(expected)} to match {matched}", f"shape {shape_of(tensor)}", fix
     )
 
 
-def _is_larger_map(tensor: Tensor, wanted: Sequence[int]) -> bool:
-    """A map of more rows or columns, and not less of the others."""
-    if len(wanted) != 3 or tuple(tensor.shape[:-2]) not in ((), wanted[:1], (wanted[0], 1)):
+def _is_larger_map(got: Sequence[int], expected: Sequence[int]) -> bool:
+    """Returns whether a map has more rows or columns than expected, and fewer of neither."""
+    if len(expected) != 3 or tuple(got[:-2]) not in ((), expected[:1], (expected[0], 1)):
         return False
-    size = tuple(tensor.shape[-2:])
-    return len(size) == 2 and size != wanted[1:] and size[0] >= wanted[1] and size[1] >= wanted[2]
+    size = tuple(got[-2:])
+    return (
+        len(size) == 2
+        and size != tuple(expected[1:])
+        and size[0] >= expected[1]
+        and size[1] >= expected[2]
+    )
 
 
 def _check_class_weight(class_weight: Tensor, logits: Tensor) -> None:
     num_classes = logits.shape[1]
-    if not isinstance(class_weight, Tensor):
-        raise InvalidInput("class_weight", "a torch.Tensor", type(class_weight).__name__)
+    check_tensor("class_weight", class_weight)
     check_float_dtype("class_weight", class_weight)
     if tuple(class_weight.shape) != (num_classes,):
-        raise InvalidInput(
-            "class_weight",
-            f"shape ({num_classes},), one per class",
-            f"shape {_shape(class_weight)}",
-        )
+        expected = f"shape ({num_classes},), one per class"
+        raise InvalidInput("class_weight", expected, f"shape {shape_of(class_weight)}")
     if class_weight.device != logits.device:
         raise InvalidInput(
             "class_weight", f"a tensor on {logits.device}", f"one on {class_weight.device}"
@@ -331,16 +329,14 @@ def _check_class_weight(class_weight: Tensor, logits: Tensor) -> None:
 
 
 def _check_pixel_weight(pixel_weight: Tensor, logits: Tensor, spatial: Sequence[int]) -> Tensor:
-    if not isinstance(pixel_weight, Tensor):
-        raise InvalidInput("pixel_weight", "a torch.Tensor", type(pixel_weight).__name__)
+    check_tensor("pixel_weight", pixel_weight)
     check_float_dtype("pixel_weight", pixel_weight)
-    has_their_size = tuple(spatial) == tuple(logits.shape[2:])
-    model = "logits" if has_their_size else None
-    return _check_map("pixel_weight", pixel_weight, logits, spatial, model)
+    reference = "logits" if tuple(spatial) == tuple(logits.shape[2:]) else None
+    return _check_map("pixel_weight", pixel_weight, logits, spatial, reference)
 
 
 def ignored_values(ignore_index: int | Sequence[int]) -> tuple[int, ...]:
-    """One label or several, as several."""
+    """Returns one ignored label, or several, as a tuple."""
     values = tuple(ignore_index) if isinstance(ignore_index, Iterable) else (ignore_index,)
     for value in values:
         if not isinstance(value, int) or isinstance(value, bool):
@@ -348,49 +344,15 @@ def ignored_values(ignore_index: int | Sequence[int]) -> tuple[int, ...]:
     return values
 
 
-def ignored_labels(ignore_index: int | Sequence[int], dtype: torch.dtype) -> tuple[int, ...]:
-    values = ignored_values(ignore_index)
-    limits = torch.iinfo(dtype)
-    # A value the dtype cannot hold matches no pixel; cast to it, it would match another.
-    return tuple(dict.fromkeys(value for value in values if limits.min <= value <= limits.max))
-
-
-def _label_advice(value: int, num_classes: int) -> str:
-    if value == num_classes:
-        return f"If {value} marks void pixels, pass ignore_index={value}."
-    if value < 0 or value in (254, 255):
-        return f"If {value} marks void pixels, add it to ignore_index."
-    if num_classes == 19 and value <= 33:
-        return "Cityscapes ids? Map them to the 19 train ids."
-    return ""
+def loss_dtype(logits: Tensor) -> torch.dtype:
+    """Returns the dtype of a loss and of its maps: float32, or float64 for float64 logits."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _one_of(dtypes: Sequence[torch.dtype]) -> str:
-    *most, last = (_name(dtype) for dtype in dtypes)
+    *most, last = map(dtype_name, dtypes)
     return f"{', '.join(most)} or {last}"
-
-
-def _text(shape: Sequence[int]) -> str:
-    return "(" + ", ".join(str(size) for size in shape) + ("," if len(shape) == 1 else "") + ")"
-
-
-def _shape(tensor: Tensor) -> str:
-    return _text(tensor.shape)
-
-
-def text_of_place(place: Sequence[int]) -> str:
-    return _text(place)
-
-
-def text_of_others(number: int) -> str:
-    """Behind the first of so many pixels."""
-    others = number - 1
-    return f" and {others} pixel{'' if others == 1 else 's'} more" if others else ""

@@ -1,50 +1,122 @@
-"""When bad labels and weights are spoken of: at once, at the next call, or never.
+"""The label report: which labels and weights are invalid, and when the caller is told.
 
-On a GPU the labels are read by a kernel that the host does not wait for. "raise" waits for it at
-the end of the call, "defer" leaves a report that the next call finds, or `check`. A pixel with a
-bad label never harms anything: it counts as ignored.
+A backend reads the labels once and makes a `LabelReport`; `error_for` turns it into an error, and
+`raise_or_defer` raises it as `check_labels` says. On a GPU a kernel writes the report and the host
+does not wait for it: "raise" waits at the end of the call, "defer" leaves the report for the next
+call, or for `check`. A pixel with an invalid label counts as ignored, so that it harms nothing.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from seg_loss._inputs import InvalidInput
+from seg_loss._errors import InvalidInput, more_pixels, shape_text
+
+
+@dataclass(frozen=True)
+class InvalidValues:
+    """Invalid values of one kind.
+
+    Attributes:
+        count: number of them.
+        index: index of the first, [image, *spatial] or [class].
+        value: value of the first.
+    """
+
+    count: int
+    index: tuple[int, ...]
+    value: float
+
+
+@dataclass(frozen=True)
+class LabelReport:
+    """What is invalid in labels [N, *spatial] and weights; None where nothing is.
+
+    Attributes:
+        labels: labels that are neither a class nor ignored.
+        pixel_weights: weights of valid pixels that are negative, infinite or NaN.
+        class_weights: weights of classes that are negative, infinite or NaN.
+    """
+
+    labels: InvalidValues | None
+    pixel_weights: InvalidValues | None
+    class_weights: InvalidValues | None
+
+
+def error_for(report: LabelReport, num_classes: int, ignored: Sequence[int]) -> InvalidInput | None:
+    """Returns the error for a report: the value, how many there are, and where the first is."""
+    invalid = report.class_weights
+    if invalid is not None:
+        return InvalidInput(
+            "class_weight",
+            "finite numbers that are not negative",
+            f"{invalid.value} for class {invalid.index[0]}",
+        )
+    invalid = report.labels
+    if invalid is not None:
+        names = ", ".join(str(value) for value in ignored)
+        return InvalidInput(
+            "labels",
+            f"0...{num_classes - 1}" + (f" or {names} (ignored)" if ignored else ""),
+            f"{invalid.value} at {shape_text(invalid.index)}" + more_pixels(invalid.count),
+            _fix_for(int(invalid.value), num_classes),
+        )
+    invalid = report.pixel_weights
+    if invalid is not None:
+        return InvalidInput(
+            "pixel_weight",
+            "finite numbers that are not negative",
+            f"{invalid.value} at {shape_text(invalid.index)}" + more_pixels(invalid.count),
+        )
+    return None
+
+
+def _fix_for(label: int, num_classes: int) -> str:
+    if label == num_classes:
+        return f"If {label} marks void pixels, pass ignore_index={label}."
+    if label < 0 or label in (254, 255):
+        return f"If {label} marks void pixels, add it to ignore_index."
+    if num_classes == 19 and label <= 33:
+        return "Cityscapes ids? Map them to the 19 train ids."
+    return ""
+
 
 _deferred: deque[InvalidInput] = deque()
-# Reports elsewhere, such as those of kernels: each gives what it has found and forgets it. The
-# argument says whether to wait for what is still under way.
-_sources: list[Callable[[bool], InvalidInput | None]] = []
+_pending: list[Callable[[bool], InvalidInput | None]] = []
 
 
-def add_source(source: Callable[[bool], InvalidInput | None]) -> None:
-    """Ask `source` too, whenever reports are looked for."""
-    _sources.append(source)
+def register_pending(take_error: Callable[[bool], InvalidInput | None]) -> None:
+    """Registers a function that returns an error which a kernel has reported, and forgets it.
+
+    Its argument says whether to wait for kernels that still run.
+    """
+    _pending.append(take_error)
 
 
-def settle(refusal: InvalidInput | None, check_labels: str) -> None:
-    """Raise, keep or drop what was found wrong."""
-    if refusal is None or check_labels == "ignore":
+def raise_or_defer(error: InvalidInput | None, check_labels: str) -> None:
+    """Raises the error, keeps it for later, or drops it, as `check_labels` says."""
+    if error is None or check_labels == "ignore":
         return
     if check_labels == "raise":
-        raise refusal
-    _deferred.append(refusal)
+        raise error
+    _deferred.append(error)
 
 
 def raise_deferred(*, wait: bool = False) -> None:
-    """Raise what earlier calls reported, the oldest first."""
+    """Raises an error that an earlier call has reported, the oldest first."""
     if _deferred:
         raise _deferred.popleft()
-    for source in _sources:
-        refusal = source(wait)
-        if refusal is not None:
-            raise refusal
+    for take_error in _pending:
+        error = take_error(wait)
+        if error is not None:
+            raise error
 
 
 def check() -> None:
-    """Wait for all calls with `check_labels="defer"` and raise for bad labels among them.
+    """Waits for all calls with `check_labels="defer"` and raises what they have reported.
 
     Raises:
-        InvalidInput: as the call itself would have with `check_labels="raise"`. Each report is
-            raised once; of several calls on a GPU, it is the last.
+        InvalidInput: the error that the call would have raised with `check_labels="raise"`. Each
+            report is raised once. Of several invalid calls on a GPU, the last is reported.
     """
     raise_deferred(wait=True)

@@ -1,38 +1,37 @@
-"""The operators as torch sees them: name, shapes for tracing, gradient, a kernel for each device.
+"""The operators as torch sees them: schema, fake implementation, gradient, a kernel per device.
 
-`loss` calls these; torch's dispatcher goes by the device of the logits to a backend, imported on
-the first call: `numba_backend` on the CPU, `triton_backend` on a GPU.
+`functional` calls these functions. torch's dispatcher selects the backend by the device of the
+logits: `cpu.backend` or `gpu.backend`, each imported on its first call.
 
-The gradient is made in the forward pass, for an upstream gradient of 1, when there will be a
-backward pass: one read of the logits and one write for both. The backward pass hands it over if the
-upstream gradient is 1, which the device finds out for itself, and otherwise fills it anew from the
-logits: another read and write, two passes where a forward pass that made no gradient would have
-needed one, and never a gradient rounded twice. In a program that torch compiles the forward pass
-makes none, because handing over memory that is changed in place would cost the compiler a copy.
+If there will be a backward pass, the forward pass computes the gradient too, for a `grad_output` of
+1: one read of the logits and one write serve both. The backward pass returns that gradient if
+`grad_output` is 1, which is checked on the device, and otherwise computes it again from the logits,
+so that a gradient is never rounded twice. In a program compiled by torch the forward pass computes
+no gradient, because returning a buffer mutated in place would force Inductor to copy it.
 """
 
 import functools
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from seg_loss import _inputs as checks
-from seg_loss import _labels as label_check
-from seg_loss._dynamo import eagerly
-from seg_loss._inputs import InvalidInput, LossInputs
+from seg_loss import _labels
+from seg_loss._errors import InvalidInput
+from seg_loss._inputs import LossInputs, LossOptions, loss_dtype
 from seg_loss.cpu.memory import empty_gradient
-from seg_loss.upsampling import axes_of
+from seg_loss.upsampling import decode, encode
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# By the type of the device; the keys in upper case are torch's dispatch keys.
+# By device type. The same names in capitals are torch's dispatch keys.
 BACKENDS = {"cpu": "seg_loss.cpu.backend", "cuda": "seg_loss.gpu.backend"}
 
 _NO_SECOND_ORDER = (
@@ -42,66 +41,120 @@ _NO_SECOND_ORDER = (
 
 
 def backend_of(tensor: Tensor) -> ModuleType:
-    """The backend for the tensor's device.
+    """Returns the backend for the tensor's device.
 
     Raises:
         InvalidInput: for a GPU without Triton.
     """
     try:
         return importlib.import_module(BACKENDS[tensor.device.type])
-    except ModuleNotFoundError as missing:
-        if missing.name != "triton":
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
             raise
         got = f"a tensor on {tensor.device} without it"
         fix = "pip install triton, or call .cpu()."
-        raise InvalidInput("logits", "Triton to be installed", got, fix) from missing
+        raise InvalidInput("logits", "Triton to be installed", got, fix) from error
 
 
-def _refuse_second_order(context: Any, *gradients: Tensor) -> None:
-    raise NotImplementedError(_NO_SECOND_ORDER)
+def without_dynamo(function: Callable[P, T]) -> Callable[P, T]:
+    """Disables Dynamo for functions that are not custom operators.
+
+    `torch.compiler.disable` alone would import torch's compiler, which takes two seconds.
+    """
+    disabled: Callable[P, T] | None = None
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        nonlocal disabled
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        if disabled is None:
+            disabled = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+        return disabled(*args, **kwargs)
+
+    return call
+
+
+# -- from functions of `LossInputs` to operators ---------------------------------------------------
+
+
+def _schema_of_inputs(
+    logits: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    ignore_index: Sequence[int],
+    label_smoothing: float,
+    temperature: float,
+    normalization: str,
+    check_labels: str,
+    upsampling: Sequence[int],
+    max_nll: float,
+    has_divisor_floor: bool,
+) -> None:
+    """The arguments of an operator in place of one `LossInputs`, in the order of its fields."""
+
+
+_INPUTS = list(inspect.signature(_schema_of_inputs).parameters.values())
+_NUM_TENSORS = 4  # the first of them, which autograd saves
+
+
+def _flatten(inputs: LossInputs) -> tuple[Any, ...]:
+    options = inputs.options
+    return (
+        inputs.logits,
+        inputs.labels,
+        inputs.class_weight,
+        inputs.pixel_weight,
+        inputs.ignored,
+        options.label_smoothing,
+        options.temperature,
+        options.normalization,
+        options.check_labels,
+        encode(options.upsampling),
+        options.max_nll,
+        options.has_divisor_floor,
+    )
+
+
+def _unflatten(arguments: Sequence[Any]) -> LossInputs:
+    """Returns the `LossInputs` that `_flatten` made the first arguments of."""
+    logits, labels, class_weight, pixel_weight, *values = arguments[: len(_INPUTS)]
+    values[5] = decode(values[5])
+    return LossInputs(logits, labels, class_weight, pixel_weight, LossOptions(*values))
 
 
 _library = torch.library.Library("seg_loss", "DEF")  # type: ignore[no-untyped-call]
 
 
-_FIELDS = [field.name for field in fields(LossInputs)]
-_NUM_TENSORS = 4  # the first fields: what autograd saves
-
-
-def _flat(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """As torch's operators take them: the first field by field, if it is `LossInputs`."""
-    first, *others = arguments
-    if isinstance(first, LossInputs):
-        return (*(getattr(first, name) for name in _FIELDS), *others)
-    return arguments
-
-
 def _operator(
     fake: Callable[..., Any], *, mutates: Sequence[str] = ()
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Define `seg_loss::<name of the function>` with the function as its kernel on all devices.
+    """Defines the operator `seg_loss::<name of the function>`, the same on all devices.
 
-    `fake` makes the result's shapes and dtypes for tracing, of the arguments as torch has them: for
-    an `inputs: LossInputs`, which comes first, all its fields. Not `torch.library.custom_op`: its
-    wrapper imports all of torch's compiler at the first call, which takes longer than loading our
-    kernels.
+    An argument `inputs: LossInputs`, which must come first, becomes the arguments of
+    `_schema_of_inputs`. `fake` takes the operator's arguments and returns tensors of the result's
+    shapes and dtypes. `torch.library.custom_op` is not used: at the first call it imports torch's
+    compiler, which takes longer than loading the kernels.
     """
 
-    def define(kernel: Callable[P, T]) -> Callable[P, T]:
-        name, flat_kernel = kernel.__name__, _with_flat_inputs(kernel)
-        schema = torch.library.infer_schema(flat_kernel, mutates_args=mutates)
+    def define(function: Callable[P, T]) -> Callable[P, T]:
+        name, kernel = function.__name__, _with_flat_inputs(function)
+        schema = torch.library.infer_schema(kernel, mutates_args=mutates)
         _library.define(  # type: ignore[no-untyped-call]
             name + schema, tags=(torch.Tag.pt2_compliant_tag,)
         )
         for device in BACKENDS:
-            _library.impl(name, flat_kernel, device.upper())  # type: ignore[no-untyped-call]
+            _library.impl(name, kernel, device.upper())  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"seg_loss::{name}", fake)
         operator = getattr(torch.ops.seg_loss, name)
 
-        @functools.wraps(kernel)
-        def call(*arguments: P.args, **named: P.kwargs) -> T:
-            assert not named, "fakes and gradients know arguments by their places"
-            result: T = operator(*_flat(arguments))
+        @functools.wraps(function)
+        def call(*arguments: P.args, **keywords: P.kwargs) -> T:
+            assert not keywords, "gradients and fakes take their arguments by position"
+            first, *others = arguments
+            flat = _flatten(first) if isinstance(first, LossInputs) else (first,)
+            result: T = operator(*flat, *others)
             return result
 
         return call
@@ -109,58 +162,91 @@ def _operator(
     return define
 
 
-def _with_flat_inputs(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel, with the fields of its first argument in place of that, if it is `LossInputs`."""
-    first, *others = inspect.signature(kernel).parameters.values()
+def _with_flat_inputs(function: Callable[..., Any]) -> Callable[..., Any]:
+    first, *others = inspect.signature(function).parameters.values()
     if first.annotation is not LossInputs:
-        return kernel
+        return function
 
-    def flat_kernel(*arguments: Any) -> Any:
-        return kernel(LossInputs(*arguments[: len(_FIELDS)]), *arguments[len(_FIELDS) :])
+    def kernel(*arguments: Any) -> Any:
+        return function(_unflatten(arguments), *arguments[len(_INPUTS) :])
 
-    places = inspect.signature(LossInputs).parameters.values()
-    signature = inspect.signature(kernel).replace(parameters=[*places, *others])
-    flat_kernel.__signature__ = signature  # type: ignore[attr-defined]
-    return flat_kernel
+    signature = inspect.signature(function).replace(parameters=[*_INPUTS, *others])
+    kernel.__signature__ = signature  # type: ignore[attr-defined]
+    return kernel
 
 
-def _nothing_saved(ctx: Any, inputs: Any, output: Any) -> None:
+def _save_inputs(ctx: Any, arguments: tuple[Any, ...], *results: Tensor) -> None:
+    """Saves the arguments that are a flat `LossInputs`, and results."""
+    ctx.save_for_backward(*arguments[:_NUM_TENSORS], *results)
+    ctx.options = arguments[_NUM_TENSORS : len(_INPUTS)]
+
+
+def _saved_inputs(ctx: Any) -> tuple[LossInputs, list[Tensor]]:
+    saved = ctx.saved_tensors  # read once: each access unpacks them
+    return _unflatten([*saved[:_NUM_TENSORS], *ctx.options]), list(saved[_NUM_TENSORS:])
+
+
+def _save_nothing(ctx: Any, inputs: Any, output: Any) -> None:
     pass
+
+
+def _raise_no_second_order(context: Any, *gradients: Tensor) -> None:
+    raise NotImplementedError(_NO_SECOND_ORDER)
 
 
 # -- the loss --------------------------------------------------------------------------------------
 
 
+def cross_entropy(inputs: LossInputs, *, with_gradient: bool) -> tuple[Tensor, Tensor]:
+    """Returns the loss, differentiable, and its gradient or an empty tensor.
+
+    The gradient is like the logits. The gradient of upsampled scores has the loss's dtype.
+    """
+    if inputs.options.upsampling is not None:
+        return upsampled_cross_entropy(inputs, with_gradient)
+    loss, _, gradient = full_size_cross_entropy(
+        inputs, with_gradient and not torch.compiler.is_compiling()
+    )
+    return loss, gradient
+
+
+@without_dynamo
+def cross_entropy_into(out: Tensor, inputs: LossInputs) -> Tensor:
+    """Returns the loss and writes its gradient to `out`, which may be the logits themselves.
+
+    This is no operator, because a torch operator may not return or alias an argument that it
+    writes. Autograd is told that `out` has changed.
+    """
+    _labels.raise_deferred()
+    backend, inputs = backend_of(out), inputs.resolve_neg()
+    loss: Tensor
+    if inputs.options.upsampling is not None:
+        loss = backend.upsampled_cross_entropy(inputs, out)
+    else:
+        loss, _ = backend.cross_entropy(inputs, out)
+    torch.autograd.graph.increment_version(out)
+    return loss
+
+
 def _fake_cross_entropy(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     with_gradient = others[-1]
     return (
-        logits.new_empty((), dtype=checks.map_dtype(logits)),
+        logits.new_empty((), dtype=loss_dtype(logits)),
         logits.new_empty((), dtype=torch.float64),
         torch.empty_like(logits) if with_gradient else logits.new_empty(0),
     )
 
 
 @_operator(_fake_cross_entropy)
-def cross_entropy(inputs: LossInputs, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, its divisor (float64), and its gradient like the logits, or nothing for it."""
-    label_check.raise_deferred()
+def full_size_cross_entropy(
+    inputs: LossInputs, with_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the loss, its divisor in float64, and its gradient or an empty tensor."""
+    _labels.raise_deferred()
     logits = inputs.logits
     gradient = empty_gradient(logits) if with_gradient else None
     loss, divisor = backend_of(logits).cross_entropy(inputs, gradient)
     return loss, divisor, logits.new_empty(0) if gradient is None else gradient
-
-
-@eagerly
-def cross_entropy_into(out: Tensor, inputs: LossInputs) -> Tensor:
-    """The loss, its gradient in memory of the caller's, which may be the logits' own.
-
-    No operator: torch's operators may not alias an argument they write. Readers of `out` that
-    autograd holds are told that it changed.
-    """
-    label_check.raise_deferred()
-    loss: Tensor = backend_of(out).cross_entropy(inputs.as_they_lie(), out)[0]
-    torch.autograd.graph.increment_version(out)
-    return loss
 
 
 def _fake_cross_entropy_gradient(logits: Tensor, *others: Any) -> Tensor:
@@ -168,70 +254,62 @@ def _fake_cross_entropy_gradient(logits: Tensor, *others: Any) -> Tensor:
 
 
 @_operator(_fake_cross_entropy_gradient)
-def cross_entropy_gradient(inputs: LossInputs, divisor: Tensor, upstream: Tensor) -> Tensor:
-    """upstream / divisor * d(sum of the terms) / d(logits), from labels that were checked."""
+def cross_entropy_gradient(inputs: LossInputs, divisor: Tensor, grad_output: Tensor) -> Tensor:
+    """Returns grad_output / divisor * d(sum of terms) / d(logits), without checking the labels."""
     gradient = empty_gradient(inputs.logits)
     backend_of(gradient).cross_entropy_gradient(
-        inputs, divisor, upstream, gradient, unless_one=False
+        inputs, divisor, grad_output, gradient, skip_if_unit_grad=False
     )
     return gradient
 
 
-def _fake_adapt_gradient(*arguments: Any) -> None:
+def _fake_rescale_gradient_(*arguments: Any) -> None:
     pass
 
 
-@_operator(_fake_adapt_gradient, mutates=("gradient",))
-def adapt_gradient(inputs: LossInputs, divisor: Tensor, upstream: Tensor, gradient: Tensor) -> None:
-    """Make a gradient for an upstream gradient of 1 into `cross_entropy_gradient`, in place."""
+@_operator(_fake_rescale_gradient_, mutates=("gradient",))
+def rescale_gradient_(
+    inputs: LossInputs, divisor: Tensor, grad_output: Tensor, gradient: Tensor
+) -> None:
+    """Replaces a gradient for a `grad_output` of 1 by the one for this `grad_output`, in place."""
     backend_of(gradient).cross_entropy_gradient(
-        inputs, divisor, upstream, gradient, unless_one=True
+        inputs, divisor, grad_output, gradient, skip_if_unit_grad=True
     )
 
 
-def _keep_inputs(ctx: Any, arguments: tuple[Any, ...], *results: Tensor) -> None:
-    """Of arguments that begin with the fields of `LossInputs`; and results, or none."""
-    ctx.save_for_backward(*arguments[:_NUM_TENSORS], *results)
-    ctx.options = arguments[_NUM_TENSORS : len(_FIELDS)]
-
-
-def _kept_inputs(ctx: Any) -> tuple[LossInputs, list[Tensor]]:
-    saved = ctx.saved_tensors  # once: each reading unpacks them anew
-    inputs = LossInputs(*saved[:_NUM_TENSORS], *ctx.options)
-    return inputs, list(saved[_NUM_TENSORS:])
-
-
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_for_cross_entropy(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, divisor, gradient = output
     ctx.mark_non_differentiable(divisor, gradient)
-    ctx.set_materialize_grads(False)  # no zeros as large as the gradient for its own gradient
-    _keep_inputs(ctx, inputs, divisor)
+    ctx.set_materialize_grads(False)  # no zeros of the gradient's size for its own gradient
+    _save_inputs(ctx, inputs, divisor)
     with_gradient = inputs[-1]
     ctx.gradient = gradient if with_gradient else None
 
 
 def _cross_entropy_backward(
-    ctx: Any, upstream: Tensor | None, *_: None
+    ctx: Any, grad_output: Tensor | None, *_: None
 ) -> tuple[Tensor | None, ...]:
-    others = (None,) * len(_FIELDS)
-    if upstream is None:
+    others = (None,) * len(_INPUTS)
+    if grad_output is None:
         return None, *others
-    # Given away once: who backs through the same graph again gets memory of its own. With
-    # create_graph the operator is wanted, which refuses a second derivative.
+    # The gradient is handed out once. A second backward pass through the graph allocates its own.
+    # With create_graph the operator is called, so that its backward refuses a second derivative.
     gradient, ctx.gradient = ctx.gradient, None
-    inputs, (divisor,) = _kept_inputs(ctx)
+    inputs, (divisor,) = _saved_inputs(ctx)
     if gradient is None or torch.is_grad_enabled():
-        gradient = cross_entropy_gradient(inputs, divisor, upstream)
+        gradient = cross_entropy_gradient(inputs, divisor, grad_output)
     else:
-        adapt_gradient(inputs, divisor, upstream, gradient)
+        rescale_gradient_(inputs, divisor, grad_output, gradient)
     return gradient, *others
 
 
 torch.library.register_autograd(
-    "seg_loss::cross_entropy", _cross_entropy_backward, setup_context=_keep_for_backward
+    "seg_loss::full_size_cross_entropy",
+    _cross_entropy_backward,
+    setup_context=_save_for_cross_entropy,
 )
 torch.library.register_autograd(
-    "seg_loss::cross_entropy_gradient", _refuse_second_order, setup_context=_nothing_saved
+    "seg_loss::cross_entropy_gradient", _raise_no_second_order, setup_context=_save_nothing
 )
 
 
@@ -239,62 +317,42 @@ torch.library.register_autograd(
 
 
 def _fake_upsampled_cross_entropy(scores: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    dtype, with_gradient = checks.map_dtype(scores), others[-1]
+    dtype, with_gradient = loss_dtype(scores), others[-1]
     gradient = torch.empty_like(scores, dtype=dtype) if with_gradient else None
     nothing = scores.new_empty(0, dtype=dtype)
     return scores.new_empty((), dtype=dtype), nothing if gradient is None else gradient
 
 
 @_operator(_fake_upsampled_cross_entropy)
-def upsampled_cross_entropy(
-    inputs: LossInputs, upsampling: Sequence[int], with_gradient: bool
-) -> tuple[Tensor, Tensor]:
-    """The loss, and its gradient in the loss's dtype, or nothing for it.
+def upsampled_cross_entropy(inputs: LossInputs, with_gradient: bool) -> tuple[Tensor, Tensor]:
+    """Returns the loss, and its gradient in the loss's dtype or an empty tensor.
 
-    The gradient is as small as the scores: it is kept, and multiplied in the backward pass, before
-    it is rounded to the scores' dtype.
+    The gradient is as small as the scores: it is stored, multiplied in the backward pass, and only
+    then rounded to the scores' dtype.
     """
-    scores, dtype = inputs.logits, checks.map_dtype(inputs.logits)
+    _labels.raise_deferred()
+    scores, dtype = inputs.logits, loss_dtype(inputs.logits)
     gradient = torch.empty_like(scores, dtype=dtype) if with_gradient else None
-    loss = _upsampled_cross_entropy(gradient, inputs, upsampling)
+    loss: Tensor = backend_of(scores).upsampled_cross_entropy(inputs, gradient)
     return loss, scores.new_empty(0, dtype=dtype) if gradient is None else gradient
 
 
-@eagerly
-def upsampled_cross_entropy_into(
-    out: Tensor, inputs: LossInputs, upsampling: Sequence[int]
-) -> Tensor:
-    """The loss, its gradient in `out`, which may be the scores themselves."""
-    loss = _upsampled_cross_entropy(out, inputs.as_they_lie(), upsampling)
-    torch.autograd.graph.increment_version(out)
-    return loss
-
-
-def _upsampled_cross_entropy(
-    gradient: Tensor | None, inputs: LossInputs, upsampling: Sequence[int]
-) -> Tensor:
-    label_check.raise_deferred()
-    axes = axes_of(upsampling, inputs.logits.shape[2:], inputs.labels.shape[1:])
-    loss: Tensor = backend_of(inputs.logits).upsampled_cross_entropy(inputs, axes, gradient)
-    return loss
-
-
-def _fake_upsampled_gradient(scores: Tensor, gradient: Tensor, upstream: Tensor) -> Tensor:
+def _fake_upsampled_gradient(scores: Tensor, gradient: Tensor, grad_output: Tensor) -> Tensor:
     return torch.empty_like(scores)
 
 
 @_operator(_fake_upsampled_gradient)
-def upsampled_gradient(scores: Tensor, gradient: Tensor, upstream: Tensor) -> Tensor:
-    """upstream * gradient, rounded to the scores' dtype.
+def upsampled_gradient(scores: Tensor, gradient: Tensor, grad_output: Tensor) -> Tensor:
+    """Returns grad_output * gradient, rounded to the scores' dtype.
 
-    What is 0 stays +0, for an upstream gradient that is negative or infinite too. An operator with
-    the scores among its inputs, to refuse a second derivative.
+    Zeros stay +0, also for a `grad_output` that is negative or infinite. The scores are an argument
+    so that autograd reaches this operator, which refuses a second derivative.
     """
-    product = torch.mul(gradient, upstream, out=torch.empty_like(scores))
+    product = torch.mul(gradient, grad_output, out=torch.empty_like(scores))
     return product.masked_fill_(gradient == 0, 0)
 
 
-def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     _, gradient = output
     ctx.mark_non_differentiable(gradient)
     ctx.set_materialize_grads(False)
@@ -302,22 +360,22 @@ def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _upsampled_cross_entropy_backward(
-    ctx: Any, upstream: Tensor | None, _: None
+    ctx: Any, grad_output: Tensor | None, _: None
 ) -> tuple[Tensor | None, ...]:
-    others = (None,) * (len(_FIELDS) + 1)
-    if upstream is None:
+    others = (None,) * len(_INPUTS)
+    if grad_output is None:
         return None, *others
     scores, gradient = ctx.saved_tensors
-    return upsampled_gradient(scores, gradient, upstream), *others
+    return upsampled_gradient(scores, gradient, grad_output), *others
 
 
 torch.library.register_autograd(
     "seg_loss::upsampled_cross_entropy",
     _upsampled_cross_entropy_backward,
-    setup_context=_keep_gradient,
+    setup_context=_save_gradient,
 )
 torch.library.register_autograd(
-    "seg_loss::upsampled_gradient", _refuse_second_order, setup_context=_nothing_saved
+    "seg_loss::upsampled_gradient", _raise_no_second_order, setup_context=_save_nothing
 )
 
 
@@ -325,33 +383,33 @@ torch.library.register_autograd(
 
 
 def _fake_pixel_terms(logits: Tensor, labels: Tensor, *others: Any) -> Tensor:
-    return logits.new_empty(labels.shape, dtype=checks.map_dtype(logits))
+    return logits.new_empty(labels.shape, dtype=loss_dtype(logits))
 
 
 @_operator(_fake_pixel_terms)
 def pixel_terms(inputs: LossInputs) -> Tensor:
-    """The terms themselves, [N, *spatial], 0 where ignored."""
-    label_check.raise_deferred()
+    """Returns the terms, [N, *spatial], 0 where ignored."""
+    _labels.raise_deferred()
     logits, labels = inputs.logits, inputs.labels
-    terms = torch.empty(labels.shape, dtype=checks.map_dtype(logits), device=logits.device)
+    terms = torch.empty(labels.shape, dtype=loss_dtype(logits), device=logits.device)
     backend_of(logits).pixel_terms(inputs, terms)
     return terms
 
 
-def _keep_for_terms(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _keep_inputs(ctx, inputs)
+def _save_for_terms(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _save_inputs(ctx, inputs)
 
 
 def _pixel_terms_backward(ctx: Any, grad_terms: Tensor) -> tuple[Tensor | None, ...]:
-    inputs, _ = _kept_inputs(ctx)
+    inputs, _ = _saved_inputs(ctx)
     weight = inputs.pixel_weight
     inputs = replace(inputs, pixel_weight=grad_terms if weight is None else grad_terms * weight)
     one = grad_terms.new_ones((), dtype=torch.float64)
-    return cross_entropy_gradient(inputs, one, one), *[None] * (len(_FIELDS) - 1)
+    return cross_entropy_gradient(inputs, one, one), *[None] * (len(_INPUTS) - 1)
 
 
 torch.library.register_autograd(
-    "seg_loss::pixel_terms", _pixel_terms_backward, setup_context=_keep_for_terms
+    "seg_loss::pixel_terms", _pixel_terms_backward, setup_context=_save_for_terms
 )
 
 
@@ -364,36 +422,39 @@ def _fake_softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
 
 @_operator(_fake_softmax)
 def softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
-    """softmax(logits / temperature) along `axis`."""
+    """Returns softmax(logits / temperature) along `axis`."""
     probabilities: Tensor = backend_of(logits).softmax(logits, axis, temperature)
     return probabilities
 
 
 def _fake_softmax_gradient(
-    upstream: Tensor, logits: Tensor, axis: int, temperature: float
+    grad_output: Tensor, logits: Tensor, axis: int, temperature: float
 ) -> Tensor:
     return torch.empty_like(logits)
 
 
 @_operator(_fake_softmax_gradient)
-def softmax_gradient(upstream: Tensor, logits: Tensor, axis: int, temperature: float) -> Tensor:
-    """p (g - sum_c g_c p_c) / temperature, with p computed anew rather than read back rounded."""
+def softmax_gradient(grad_output: Tensor, logits: Tensor, axis: int, temperature: float) -> Tensor:
+    """Returns p (g - sum_c g_c p_c) / temperature for g = grad_output.
+
+    p is computed from the logits again, because the stored probabilities are rounded.
+    """
     backend = backend_of(logits)
-    gradient: Tensor = backend.softmax_gradient(upstream, logits, axis, temperature)
+    gradient: Tensor = backend.softmax_gradient(grad_output, logits, axis, temperature)
     return gradient
 
 
-def _keep_logits(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _save_logits(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     logits, ctx.axis, ctx.temperature = inputs
     ctx.save_for_backward(logits)
 
 
-def _softmax_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+def _softmax_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
     (logits,) = ctx.saved_tensors
-    return softmax_gradient(upstream, logits, ctx.axis, ctx.temperature), None, None
+    return softmax_gradient(grad_output, logits, ctx.axis, ctx.temperature), None, None
 
 
-torch.library.register_autograd("seg_loss::softmax", _softmax_backward, setup_context=_keep_logits)
+torch.library.register_autograd("seg_loss::softmax", _softmax_backward, setup_context=_save_logits)
 torch.library.register_autograd(
-    "seg_loss::softmax_gradient", _refuse_second_order, setup_context=_nothing_saved
+    "seg_loss::softmax_gradient", _raise_no_second_order, setup_context=_save_nothing
 )

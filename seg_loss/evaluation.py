@@ -1,6 +1,6 @@
-"""`evaluate`: all that one read of the logits can tell.
+"""`evaluate`: everything that one read of the logits can tell, without a gradient.
 
-The next stop is a backend's `evaluate`.
+It calls the `evaluate` of a backend, which returns `EvaluationSums`, and divides them.
 """
 
 import math
@@ -10,23 +10,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seg_loss import _inputs as checks
-from seg_loss import _labels as label_check
-from seg_loss import _operators as ops
+from seg_loss import _labels
 from seg_loss._divisor import divisor
-from seg_loss._dynamo import eagerly
-from seg_loss._evaluation_sums import Tallies
+from seg_loss._errors import InvalidInput
+from seg_loss._evaluation_sums import EvaluationSums
+from seg_loss._inputs import LossInputs, LossOptions, check_inputs
+from seg_loss._operators import backend_of, without_dynamo
+from seg_loss.constants import MAPS, NUM_TOP_CLASSES
 from seg_loss.diagnosis import Diagnosis, diagnose
 from seg_loss.metrics import FcnMetrics, fcn_metrics
-from seg_loss.upsampling import Upsampling, axes_for
-
-MAPS = ("prediction", "nll", "confidence", "entropy", "top_classes", "top_probabilities")
-_TOP = 3  # classes in them
+from seg_loss.upsampling import Upsampling
 
 
 @dataclass(frozen=True)
 class ImageLoss:
-    """The loss of one image, as if it were alone in the batch, and its pixels that count."""
+    """The loss of one image, as if it were alone in the batch, and the number of its valid pixels.
+
+    Attributes:
+        loss: the loss.
+        valid_pixels: the number of valid pixels.
+    """
 
     loss: float
     valid_pixels: int
@@ -34,7 +37,12 @@ class ImageLoss:
 
 @dataclass(frozen=True)
 class ClassLoss:
-    """The valid pixels of a class and their mean nll, unweighted; None where there are none."""
+    """The valid pixels of a class and their mean nll.
+
+    Attributes:
+        pixels: the number of valid pixels whose label is the class.
+        mean_nll: their mean nll, unweighted; None if there are none.
+    """
 
     pixels: int
     mean_nll: float | None
@@ -42,7 +50,14 @@ class ClassLoss:
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Valid pixels with a confidence in (lower, upper]; one of 0 is in the first bin."""
+    """The valid pixels with a confidence in (lower, upper].
+
+    Attributes:
+        lower, upper: the bounds.
+        pixels: the number of pixels.
+        accuracy: the share of pixels whose prediction is right; None without pixels.
+        confidence: the mean confidence; None without pixels.
+    """
 
     lower: float
     upper: float
@@ -53,12 +68,12 @@ class CalibrationBin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far confidence can be believed.
+    """How well the confidence of a prediction agrees with its accuracy.
 
     Attributes:
         ece: expected calibration error, sum_b pixels_b / pixels * |accuracy_b - confidence_b|
             (Guo et al., On Calibration of Modern Neural Networks, ICML 2017); None without pixels.
-        bins: 15 of them.
+        bins: the 15 bins.
     """
 
     ece: float | None
@@ -67,26 +82,26 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the logits say about the labels.
+    """The result of `evaluate`.
 
     Attributes:
         loss: the value of `spatial_cross_entropy` with the same options.
         normalization: the option.
-        divisor: D, what the sum of the terms was divided by.
-        valid_pixels, ignored_pixels: together all pixels.
-        uniform_loss: ln C, the cost of knowing nothing.
+        divisor: D, which divides the sum of the terms.
+        valid_pixels, ignored_pixels: their sum is the number of all pixels.
+        uniform_loss: ln C, the loss of a uniform prediction.
         per_image: for each image.
-        per_class: for each class, by truth.
-        confusion: int64 [C, C] over valid pixels, rows = truth; on the CPU.
-        metrics: of the confusion.
+        per_class: for each class, by the labels.
+        confusion: int64 [C, C] over the valid pixels, rows = truth; on the CPU.
+        metrics: the metrics of the confusion matrix.
         calibration: of the confidence, the highest probability of a pixel.
         diagnosis: what the loss says about the training.
-        non_finite_pixels: valid pixels without a softmax, for NaN or +inf among their logits.
-        maps: those asked for, over all pixels, ignored ones too (but `nll` is 0 there).
-            `prediction` is the most probable class, the first of equals; `confidence` its
-            probability; `entropy` in nats; `top_classes` and `top_probabilities` [N, k, *spatial]
-            the k = 3 most probable. Classes are uint8 up to 256 of them, int16 or int32 beyond; the
-            rest is float32.
+        non_finite_pixels: number of valid pixels whose logits hold NaN or +inf, or only -inf.
+        maps: the maps asked for, over all pixels, ignored ones included (where `nll` is 0).
+            `prediction` is the most probable class, the first of equal ones; `confidence` is its
+            probability; `entropy` is in nats; `top_classes` and `top_probabilities`
+            [N, k, *spatial] are the k = 3 most probable classes. Classes are uint8 for at most 256
+            classes, else int16 or int32; the other maps are float32.
     """
 
     loss: float
@@ -105,7 +120,7 @@ class Evaluation:
     maps: dict[str, Tensor]
 
 
-@eagerly
+@without_dynamo
 @torch.no_grad()
 def evaluate(
     logits: Tensor,
@@ -121,14 +136,22 @@ def evaluate(
     upsampling: Upsampling | None = None,
     maps: Sequence[str] = (),
 ) -> Evaluation:
-    """Loss, losses per image and class, confusion, metrics, calibration and maps, without a
-    gradient.
+    """Returns the loss with losses per image and class, confusion, metrics, calibration and maps.
 
     Arguments, meaning and errors are those of `spatial_cross_entropy`.
 
     Args:
-        upsampling: None, or how the logits, which then are scores [N, C, h, w], become as large as
-            the labels: as in `upsampled_cross_entropy`. Maps are as large as the labels.
+        logits: [N, C, *spatial]; scores [N, C, h, w] with an upsampling.
+        labels: as in `spatial_cross_entropy`, like the arguments that follow.
+        class_weight: as there.
+        pixel_weight: as there.
+        ignore_index: as there.
+        label_smoothing: as there.
+        temperature: as there.
+        normalization: as there.
+        check_labels: as there.
+        upsampling: None, or how the scores become as large as the labels, as in
+            `upsampled_cross_entropy`. The maps have the labels' size.
         maps: names of the maps to return: prediction, nll, confidence, entropy, top_classes,
             top_probabilities.
 
@@ -137,72 +160,58 @@ def evaluate(
     'at_chance'
     """
     if isinstance(maps, str) or any(name not in MAPS for name in maps):
-        raise checks.InvalidInput("maps", f"names among {', '.join(MAPS)}", repr(maps))
-    inputs = checks.loss_inputs(
-        logits,
-        labels,
-        class_weight,
-        pixel_weight=pixel_weight,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        temperature=temperature,
-        normalization=normalization,
-        check_labels=check_labels,
-        is_upsampled=upsampling is not None,
+        raise InvalidInput("maps", f"names among {', '.join(MAPS)}", repr(maps))
+    options = LossOptions(
+        ignore_index, label_smoothing, temperature, normalization, check_labels, upsampling
     )
-    axes = None
-    if upsampling is not None:
-        axes = axes_for(upsampling, logits, inputs.labels)
-    label_check.raise_deferred()
-    inputs = inputs.as_they_lie()
-    tallies = ops.backend_of(logits).evaluate(inputs, axes, _empty_maps(inputs, maps))
-    weight = None if tallies.weight is None else float(tallies.weight.sum())
-    valid_pixels = int(tallies.valid_pixels.sum())
-    num_images, num_pixels = inputs.labels.shape[0], inputs.labels.numel()
-    count = divisor(normalization, valid_pixels, weight, num_images, num_pixels)
-    num_classes = logits.shape[1]
-    truth = tallies.confusion.sum(dim=1).tolist()
-    total_nll = float(tallies.class_nll.sum())
+    inputs = check_inputs(logits, labels, class_weight, pixel_weight, options).resolve_neg()
+    _labels.raise_deferred()
+    sums: EvaluationSums = backend_of(logits).evaluate(inputs, _empty_maps(inputs, maps))
+    valid_pixels = int(sums.valid_pixels.sum())
+    total = divisor(
+        normalization,
+        valid_pixels=valid_pixels,
+        weight_sum=None if sums.weight is None else float(sums.weight.sum()),
+        num_images=inputs.labels.shape[0],
+        num_pixels=inputs.labels.numel(),
+    )
+    class_pixels = sums.confusion.sum(dim=1).tolist()
     return Evaluation(
-        loss=float(tallies.loss.sum()) / count,
+        loss=float(sums.loss.sum()) / total,
         normalization=normalization,
-        divisor=count,
+        divisor=total,
         valid_pixels=valid_pixels,
         ignored_pixels=inputs.labels.numel() - valid_pixels,
-        uniform_loss=math.log(num_classes),
-        per_image=_per_image(inputs, tallies),
+        uniform_loss=math.log(inputs.num_classes),
+        per_image=_per_image(inputs, sums),
         per_class=tuple(
             ClassLoss(pixels, nll / pixels if pixels else None)
-            for pixels, nll in zip(truth, tallies.class_nll.tolist(), strict=True)
+            for pixels, nll in zip(class_pixels, sums.class_nll.tolist(), strict=True)
         ),
-        confusion=tallies.confusion,
-        metrics=fcn_metrics(tallies.confusion),
-        calibration=_calibration(
-            tallies.bin_pixels.tolist(),
-            tallies.bin_correct.tolist(),
-            tallies.bin_confidence.tolist(),
-        ),
+        confusion=sums.confusion,
+        metrics=fcn_metrics(sums.confusion),
+        calibration=_calibration(sums),
         diagnosis=diagnose(
-            num_classes=num_classes,
+            num_classes=inputs.num_classes,
             valid_pixels=valid_pixels,
-            mean_nll=total_nll / valid_pixels if valid_pixels else 0.0,
-            saturated_pixels=tallies.num_saturated,
-            non_finite_pixels=tallies.num_non_finite,
+            mean_nll=float(sums.class_nll.sum()) / valid_pixels if valid_pixels else 0.0,
+            saturated_pixels=sums.num_saturated,
+            non_finite_pixels=sums.num_non_finite,
         ),
-        non_finite_pixels=tallies.num_non_finite,
-        maps={name: tallies.maps[name] for name in maps},
+        non_finite_pixels=sums.num_non_finite,
+        maps={name: sums.maps[name] for name in maps},
     )
 
 
-def _empty_maps(inputs: checks.LossInputs, names: Sequence[str]) -> dict[str, Tensor]:
-    """Memory for the maps asked for, on the logits' device; the two of `top_` come together."""
-    num_classes = inputs.logits.shape[1]
+def _empty_maps(inputs: LossInputs, names: Sequence[str]) -> dict[str, Tensor]:
+    """Returns memory for the maps asked for; the two maps of the top classes come together."""
+    num_classes = inputs.num_classes
     # The smallest integers that hold the classes.
     index = torch.uint8 if num_classes <= 1 << 8 else torch.int16
     index = index if num_classes <= 1 << 15 else torch.int32
     shape = inputs.labels.shape
-    top = torch.Size([shape[0], min(_TOP, num_classes), *shape[1:]])
-    every = {
+    top = torch.Size([shape[0], min(NUM_TOP_CLASSES, num_classes), *shape[1:]])
+    all_maps = {
         "prediction": (shape, index),
         "nll": (shape, torch.float32),
         "confidence": (shape, torch.float32),
@@ -210,40 +219,46 @@ def _empty_maps(inputs: checks.LossInputs, names: Sequence[str]) -> dict[str, Te
         "top_classes": (top, index),
         "top_probabilities": (top, torch.float32),
     }
-    both = {"top_classes", "top_probabilities"}
-    wanted = set(names) | (both if both & set(names) else set())
+    pair = {"top_classes", "top_probabilities"}
+    needed = set(names) | (pair if pair & set(names) else set())
     return {
         name: torch.empty(size, dtype=dtype, device=inputs.logits.device)
-        for name, (size, dtype) in every.items()
-        if name in wanted
+        for name, (size, dtype) in all_maps.items()
+        if name in needed
     }
 
 
-def _per_image(inputs: checks.LossInputs, tallies: Tallies) -> tuple[ImageLoss, ...]:
-    sums, valid_pixels = tallies.loss.tolist(), tallies.valid_pixels.tolist()
-    weights = [None] * len(sums) if tallies.weight is None else tallies.weight.tolist()
-    pixels = inputs.labels[0].numel() if sums else 0
-    counts = (
-        divisor(inputs.normalization, valid, weight, 1, pixels)
-        for valid, weight in zip(valid_pixels, weights, strict=True)
-    )
-    return tuple(
-        ImageLoss(total / count, valid)
-        for total, count, valid in zip(sums, counts, valid_pixels, strict=True)
-    )
+def _per_image(inputs: LossInputs, sums: EvaluationSums) -> tuple[ImageLoss, ...]:
+    losses, valid_pixels = sums.loss.tolist(), sums.valid_pixels.tolist()
+    weights = [None] * len(losses) if sums.weight is None else sums.weight.tolist()
+    pixels = inputs.labels[0].numel() if losses else 0
+
+    def of_image(loss: float, valid: int, weight: float | None) -> ImageLoss:
+        total = divisor(
+            inputs.options.normalization,
+            valid_pixels=valid,
+            weight_sum=weight,
+            num_images=1,
+            num_pixels=pixels,
+        )
+        return ImageLoss(loss / total, valid)
+
+    return tuple(map(of_image, losses, valid_pixels, weights))
 
 
-def _calibration(pixels: list[int], correct: list[int], confidence: list[float]) -> Calibration:
-    number, total = len(pixels), sum(pixels)
+def _calibration(sums: EvaluationSums) -> Calibration:
+    pixels, correct = sums.bin_pixels.tolist(), sums.bin_correct.tolist()
+    confidence = sums.bin_confidence.tolist()
+    num_bins, total = len(pixels), sum(pixels)
     bins = tuple(
         CalibrationBin(
-            lower=place / number,
-            upper=(place + 1) / number,
-            pixels=pixels[place],
-            accuracy=correct[place] / pixels[place] if pixels[place] else None,
-            confidence=confidence[place] / pixels[place] if pixels[place] else None,
+            lower=k / num_bins,
+            upper=(k + 1) / num_bins,
+            pixels=pixels[k],
+            accuracy=correct[k] / pixels[k] if pixels[k] else None,
+            confidence=confidence[k] / pixels[k] if pixels[k] else None,
         )
-        for place in range(number)
+        for k in range(num_bins)
     )
     gaps = (abs(right - sure) for right, sure in zip(correct, confidence, strict=True))
     return Calibration(sum(gaps) / total if total else None, bins)

@@ -1,4 +1,4 @@
-"""Segmentation metrics from a confusion matrix of integers: those of FCN's `score.py`.
+"""Segmentation metrics of a confusion matrix of integers, as in FCN's `score.py`.
 
 With n_ij the pixels of class i predicted as j, t_i = sum_j n_ij and p_i = sum_j n_ji:
 
@@ -17,21 +17,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seg_loss._inputs import LABEL_DTYPES, InvalidInput, ignored_values
-
-ABSENT = ("skip", "gt_only", "zero", "one")
+from seg_loss._errors import InvalidInput, dtype_name, shape_of
+from seg_loss._inputs import LABEL_DTYPES, check_choice, ignored_values
+from seg_loss.constants import ABSENT
 
 
 @dataclass(frozen=True)
 class FcnMetrics:
-    """Figures between 0 and 1; None where there is nothing to divide by.
+    """Metrics between 0 and 1; None where the divisor is 0.
 
     Attributes:
         pixel_accuracy, mean_accuracy, mean_iu, frequency_weighted_iu: as in the module's formulas.
         iu: of each class; None for a class in neither truth nor prediction.
         accuracy: of each class; None for a class not in the truth.
-        num_classes_averaged: classes that `mean_iu` is the mean of.
-        absent: how it treats classes that do not occur.
+        num_classes_averaged: number of classes that `mean_iu` is the mean of.
+        absent: how `mean_iu` treats classes that do not occur.
     """
 
     pixel_accuracy: float | None
@@ -51,63 +51,63 @@ def confusion_matrix(
     *,
     ignore_index: int | Sequence[int] = 255,
 ) -> Tensor:
-    """Count pixels by truth (rows) and prediction (columns).
+    """Counts pixels by truth (rows) and prediction (columns).
 
     Args:
         prediction: class indices, any integer dtype.
         labels: the truth, of the same shape.
         num_classes: C.
-        ignore_index: labels of the truth that do not count. The prediction is never ignored.
+        ignore_index: labels of pixels that do not count. Predictions are never ignored.
 
     Returns:
         int64 [C, C]. Its sum is the number of valid pixels.
 
     Raises:
-        InvalidInput: for another shape or dtype, and for a label or a prediction at a valid pixel
-            that is no class.
+        InvalidInput: for another shape or dtype, or if a label or a prediction at a valid pixel is
+            not a class.
 
     >>> confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 255]), 2).tolist()
     [[1, 0], [0, 1]]
     """
     for where, tensor in (("prediction", prediction), ("labels", labels)):
         if tensor.dtype not in LABEL_DTYPES:
-            raise InvalidInput(where, "class indices", str(tensor.dtype).removeprefix("torch."))
+            raise InvalidInput(where, "class indices", dtype_name(tensor.dtype))
     if prediction.shape != labels.shape:
-        shape, other = tuple(prediction.shape), tuple(labels.shape)
-        raise InvalidInput("prediction", f"shape {other} of the labels", f"shape {shape}")
+        expected = f"shape {shape_of(labels)} of the labels"
+        raise InvalidInput("prediction", expected, f"shape {shape_of(prediction)}")
     truth = labels.long()
     valid = torch.ones_like(truth, dtype=torch.bool)
     for value in ignored_values(ignore_index):
         valid &= truth != value
     truth, predicted = truth[valid], prediction[valid].long()
     for where, classes in (("labels", truth), ("prediction", predicted)):
-        bad = (classes < 0) | (classes >= num_classes)
-        if bool(bad.any()):
-            value, count = int(classes[bad][0]), int(bad.sum())
+        invalid = (classes < 0) | (classes >= num_classes)
+        if bool(invalid.any()):
+            value, count = int(classes[invalid][0]), int(invalid.sum())
             raise InvalidInput(where, f"0...{num_classes - 1}", f"{value} ({count} such pixels)")
     counts = torch.bincount(truth * num_classes + predicted, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes)
 
 
 def fcn_metrics(confusion: Tensor, *, absent: str = "skip") -> FcnMetrics:
-    """The metrics of a confusion matrix.
+    """Returns the metrics of a confusion matrix.
 
     Args:
-        confusion: [C, C] counts, rows = truth; those of a data set are the sum of its pictures'.
-        absent: a class in neither truth nor prediction is left out of the mean IU ("skip", as FCN),
-            counts as "zero" (as CSAIL's ADE20K) or as "one"; "gt_only" leaves out every class not
-            in the truth.
+        confusion: [C, C] counts, rows = truth. The matrix of a data set is the sum of the matrices
+            of its images.
+        absent: how mean IU treats a class in neither truth nor prediction: "skip" leaves it out, as
+            FCN does, "zero" counts it as 0, as CSAIL's ADE20K does, and "one" as 1. "gt_only"
+            leaves out every class that is not in the truth.
 
     Raises:
-        InvalidInput: for another shape, or another `absent`.
+        InvalidInput: for another shape or another `absent`.
 
     >>> fcn_metrics(torch.tensor([[3, 1], [0, 4]])).pixel_accuracy
     0.875
     """
     if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
-        raise InvalidInput("confusion", "[C, C]", f"shape {tuple(confusion.shape)}")
-    if absent not in ABSENT:
-        raise InvalidInput("absent", f"one of {', '.join(ABSENT)}", repr(absent))
+        raise InvalidInput("confusion", "[C, C]", f"shape {shape_of(confusion)}")
+    check_choice("absent", absent, ABSENT)
     counts = confusion.double()
     right, truth, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
     union = truth + predicted - right
@@ -118,18 +118,18 @@ def fcn_metrics(confusion: Tensor, *, absent: str = "skip") -> FcnMetrics:
         averaged = iu.nan_to_num(nan=0.0 if absent == "zero" else 1.0)
     present = truth > 0
     return FcnMetrics(
-        pixel_accuracy=_figure(right.sum() / total),
-        mean_accuracy=_figure(accuracy[present].mean()),
-        mean_iu=_figure(averaged.mean()),
-        frequency_weighted_iu=_figure((truth[present] / total * iu[present]).sum())
+        pixel_accuracy=_none_if_nan(right.sum() / total),
+        mean_accuracy=_none_if_nan(accuracy[present].mean()),
+        mean_iu=_none_if_nan(averaged.mean()),
+        frequency_weighted_iu=_none_if_nan((truth[present] / total * iu[present]).sum())
         if total
         else None,
-        iu=tuple(_figure(value) for value in iu),
-        accuracy=tuple(_figure(value) for value in accuracy),
+        iu=tuple(_none_if_nan(value) for value in iu),
+        accuracy=tuple(_none_if_nan(value) for value in accuracy),
         num_classes_averaged=len(averaged),
         absent=absent,
     )
 
 
-def _figure(value: Tensor) -> float | None:
+def _none_if_nan(value: Tensor) -> float | None:
     return None if bool(value.isnan()) else float(value)

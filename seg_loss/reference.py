@@ -1,6 +1,6 @@
-"""The definition: log-sum-exp minus the picked logit, in float64, with nothing clever.
+"""The definition of the loss: log-sum-exp minus the target logit, in float64, in plain torch.
 
-The oracle of all tests and benchmarks; the product does not use it.
+Tests and benchmarks compare with it; the library itself does not use it.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from seg_loss.upsampling import Upsampling, axes_for
+from seg_loss.upsampling import Upsampling, axes
 
 
 def pixel_terms(
@@ -21,13 +21,13 @@ def pixel_terms(
     label_smoothing: float = 0.0,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """The terms of the valid pixels, in the labels' order, and their weights; float64 [valid]."""
+    """Returns the terms of the valid pixels, in the labels' order, and their weights; float64."""
     num_classes = logits.shape[1]
     values = (ignore_index,) if isinstance(ignore_index, int) else ignore_index
-    truth = labels.reshape(-1).long()
-    valid = torch.tensor([int(label) not in values for label in truth.tolist()], dtype=torch.bool)
-    columns = logits.double().movedim(1, -1).reshape(-1, num_classes)
-    x, y = columns[valid] / temperature, truth[valid]
+    target = labels.reshape(-1).long()
+    valid = torch.tensor([int(label) not in values for label in target.tolist()], dtype=torch.bool)
+    by_pixel = logits.double().movedim(1, -1).reshape(-1, num_classes)
+    x, y = by_pixel[valid] / temperature, target[valid]
     weights = torch.ones(num_classes).double() if class_weight is None else class_weight.double()
     pixels = torch.ones(len(y)).double()
     if pixel_weight is not None:
@@ -49,7 +49,7 @@ def spatial_cross_entropy(
     normalization: str = "valid",
     **options: object,
 ) -> Tensor:
-    """The loss, float64, differentiable by autograd; options as in `seg_loss`."""
+    """Returns the loss, float64, differentiable by autograd; options as in `seg_loss`."""
     terms, weights = pixel_terms(logits, labels, class_weight, **options)  # type: ignore[arg-type]
     divisor: float | Tensor = {
         "valid": max(len(terms), 1),
@@ -58,14 +58,14 @@ def spatial_cross_entropy(
         "none": 1,
         "weight": weights.sum() if weights.sum() > 0 else 1,
     }[normalization]
-    # The sum over no pixels is attached to the logits all the same.
+    # A sum over no pixels is attached to the logits as well.
     return terms.sum() / divisor
 
 
 def loss_and_gradient(
     logits: Tensor, labels: Tensor, class_weight: Tensor | None = None, **options: object
 ) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient by the logits, both float64."""
+    """Returns the loss and its gradient in the logits, both float64."""
     x = logits.detach().double().requires_grad_()
     loss = spatial_cross_entropy(x, labels, class_weight, **options)  # type: ignore[arg-type]
     (gradient,) = torch.autograd.grad(loss, x)
@@ -73,12 +73,12 @@ def loss_and_gradient(
 
 
 def upsample(scores: Tensor, size: tuple[int, int], upsampling: Upsampling) -> Tensor:
-    """[N, C, h, w] to [N, C, *size], float64, by dense matrices; differentiable."""
-    rows, columns = axes_for(upsampling, scores, torch.empty(1, *size))
-    down, across = torch.from_numpy(rows.matrix()), torch.from_numpy(columns.matrix())
-    return down @ scores.double() @ across.T
+    """Returns scores [N, C, h, w] as logits [N, C, *size], float64, by dense matrices."""
+    rows, columns = axes(upsampling, scores.shape[2:], size)
+    by_row, by_column = torch.from_numpy(rows.matrix()), torch.from_numpy(columns.matrix())
+    return by_row @ scores.double() @ by_column.T
 
 
 def spatial_softmax(logits: Tensor, *, axis: int = 1, temperature: float = 1.0) -> Tensor:
-    """Probabilities, float64."""
+    """Returns the probabilities, float64."""
     return torch.softmax(logits.double() / temperature, axis)

@@ -1,16 +1,17 @@
-"""How scores [N, C, h, w] become logits [N, C, H, W]: what the kernels of the upsampled loss read.
+"""How scores [N, C, h, w] become logits [N, C, H, W]: `Bilinear` and `Deconvolution`.
 
-Both ways are linear, act on each axis by itself, and give a position at most two nodes of the axis:
+Both are linear, act on each axis separately, and read at most two scores per axis:
 
     logits[y, x] = sum_ij  rows[y, i] columns[x, j] scores[i, j]
 
-`Axis` is one such matrix. Nodes bound cells: node -1, cell 0, node 0, cell 1, node 1, ..., cell n,
-node n, of which nodes -1 and n do not exist. Position p lies in `cells[p]` and is
+`Axis` is one of the two matrices. Scores are source pixels, logits are target pixels. The source
+pixels of an axis bound intervals: source -1, interval 0, source 0, interval 1, source 1, ...,
+interval n, source n, of which the sources -1 and n do not exist. Target p lies in `intervals[p]`:
 
-    x_p = weights[0, p] * node[cell - 1] + weights[1, p] * node[cell].
+    x_p = weights[0, p] * source[interval - 1] + weights[1, p] * source[interval]
 
-A node that does not exist has weight 0, and one of weight 0 is not read: neither NaN nor infinity
-comes out of it, where 0 * infinity would be NaN.
+A source that does not exist has the weight 0. The kernels do not read sources of weight 0, so that
+a NaN or an infinity there reaches no target; torch computes 0 * infinity = NaN.
 """
 
 from collections.abc import Sequence
@@ -19,13 +20,15 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from seg_loss._inputs import InvalidInput
+from seg_loss._errors import InvalidInput, shape_text
+from seg_loss.constants import FCN_CROPS
 
 Size = tuple[int, int]  # height and width
+_Integers = np.ndarray[Any, np.dtype[np.int64]]
+_Floats = np.ndarray[Any, np.dtype[np.float64]]
 
-_MOST = 1 << 30  # positions times this are integers yet
+_MAX_INT = 1 << 30  # a product of two sizes below it fits int64
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,41 +36,41 @@ class Axis:
     """One axis of an upsampling.
 
     Attributes:
-        num_nodes: n, of the scores.
-        num_positions: of the labels.
-        cells: int32 [positions], ascending, from 0 to n.
-        weights: float64 [2, positions], of the nodes before and behind.
+        num_sources: n, the size of the scores.
+        num_targets: the size of the labels.
+        intervals: int32 [targets], ascending, from 0 to n.
+        weights: float64 [2, targets], of the sources before and behind each target.
     """
 
-    num_nodes: int
-    num_positions: int
-    cells: np.ndarray[Any, np.dtype[np.int32]]
-    weights: np.ndarray[Any, np.dtype[np.float64]]
+    num_sources: int
+    num_targets: int
+    intervals: np.ndarray[Any, np.dtype[np.int32]]
+    weights: _Floats
 
     @cached_property
     def starts(self) -> np.ndarray[Any, np.dtype[np.int32]]:
-        """int32 [n + 2]: the first position of each cell; its last is before that of the next."""
-        places = np.searchsorted(self.cells, np.arange(self.num_nodes + 2))
-        return places.astype(np.int32)
+        """int32 [n + 2]: the first target of each interval; the next entry is its end."""
+        starts = np.searchsorted(self.intervals, np.arange(self.num_sources + 2))
+        return starts.astype(np.int32)
 
     @cached_property
-    def max_positions(self) -> int:
-        """The most positions that a cell has."""
+    def max_targets(self) -> int:
+        """The largest number of targets in an interval."""
         return int(np.diff(self.starts).max(initial=0))
 
     @cached_property
-    def has_unread_nodes(self) -> bool:
-        """Whether some position gives a node that exists the weight 0."""
-        nodes = np.stack([self.cells - 1, self.cells])
-        exists = (nodes >= 0) & (nodes < self.num_nodes)
+    def has_zero_weights(self) -> bool:
+        """Whether some target gives an existing source the weight 0."""
+        sources = np.stack([self.intervals - 1, self.intervals])
+        exists = (sources >= 0) & (sources < self.num_sources)
         return bool(np.any(exists & (self.weights == 0)))
 
-    def matrix(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """The whole of it, float64 [positions, nodes]."""
-        matrix = np.zeros((self.num_positions, self.num_nodes + 2))
-        position = np.arange(self.num_positions)
-        matrix[position, self.cells] = self.weights[0]
-        matrix[position, self.cells + 1] = self.weights[1]
+    def matrix(self) -> _Floats:
+        """Returns the dense matrix, float64 [targets, sources]."""
+        matrix = np.zeros((self.num_targets, self.num_sources + 2))
+        target = np.arange(self.num_targets)
+        matrix[target, self.intervals] = self.weights[0]
+        matrix[target, self.intervals + 1] = self.weights[1]
         return matrix[:, 1:-1]
 
 
@@ -78,11 +81,12 @@ Axes = tuple[Axis, Axis]  # rows and columns
 class Bilinear:
     """`F.interpolate(scores, size, mode="bilinear", align_corners=...)`, for sizes of any ratio.
 
-    Where torch computes positions and weights in float32, here positions are integers, and weights
-    their quotients in float64.
+    torch computes source positions and weights in float32. Here positions are integer fractions,
+    and weights are their quotients in float64.
 
     Attributes:
-        align_corners: whether first and last pixels coincide, rather than the pixels' outer edges.
+        align_corners: whether the centres of the corner pixels coincide, rather than the outer
+            edges of the images.
     """
 
     align_corners: bool = False
@@ -91,49 +95,44 @@ class Bilinear:
         if not isinstance(self.align_corners, bool):
             raise InvalidInput("align_corners", "True or False", repr(self.align_corners))
 
-    @property
-    def numbers(self) -> list[int]:
-        """All that it is, for torch's operators."""
-        return [int(self.align_corners)]
+    def max_size(self, scores: Size) -> Size:
+        """Returns the largest height and width of labels: there is no limit."""
+        return _MAX_INT, _MAX_INT
 
-    def check_size(self, scores: Sequence[int], labels: Sequence[int]) -> None:
-        """All sizes go together."""
-
-    def axes(self, scores: Sequence[int], labels: Sequence[int]) -> Axes:
-        """From scores of this height and width to labels of that."""
-        return self._axis(scores[0], labels[0]), self._axis(scores[1], labels[1])
-
-    def _axis(self, num_nodes: int, num_positions: int) -> Axis:
-        position = np.arange(num_positions, dtype=np.int64)
-        # Where a position lies among the nodes, as a fraction.
+    def row_axis(self, num_sources: int, num_targets: int) -> Axis:
+        """Returns the axis of rows; columns are alike."""
+        target = np.arange(num_targets, dtype=np.int64)
+        # The position of a target among the sources is the fraction position / unit.
         if self.align_corners:
-            whole = max(num_positions - 1, 1)
-            place = position * (num_nodes - 1)
+            unit = max(num_targets - 1, 1)
+            position = target * (num_sources - 1)
         else:
-            whole = 2 * num_positions
-            place = (2 * position + 1) * num_nodes - num_positions
-        place = place.clip(0, (num_nodes - 1) * whole)
-        behind = (place % whole) / whole
-        # On the first node or before it: in cell 0, with nothing of the node that is not there.
-        is_first = place == 0
-        cells = np.where(is_first, 0, place // whole + 1).astype(np.int32)
+            unit = 2 * num_targets
+            position = (2 * target + 1) * num_sources - num_targets
+        position = position.clip(0, (num_sources - 1) * unit)
+        behind = (position % unit) / unit
+        # A target at the first source, or before it, lies in interval 0, whose source before it
+        # does not exist.
+        is_first = position == 0
+        intervals = np.where(is_first, 0, position // unit + 1).astype(np.int32)
         behind = np.where(is_first, 1.0, behind)
-        return Axis(num_nodes, num_positions, cells, np.stack([1 - behind, behind]))
+        return Axis(num_sources, num_targets, intervals, np.stack([1 - behind, behind]))
+
+    column_axis = row_axis
 
 
 @dataclass(frozen=True)
 class Deconvolution:
-    """FCN's way: a deconvolution with the fixed bilinear filter, then Caffe's Crop.
+    """FCN's upsampling: a deconvolution with a fixed bilinear filter, then Caffe's Crop.
 
-    The filter is surgery.py's, 1 - |i - c| / f on each axis with f = (kernel_size + 1) // 2 and
-    c = f - 1 (odd) or f - 0.5 (even). At borders, where only part of the filter meets scores, the
-    result is attenuated, as in Caffe. FCN's nets crop 19 at stride 32, 27 at 16 and 31 at 8.
+    The filter is `bilinear_filter`. At the borders only a part of the filter meets scores, and the
+    logits are attenuated, as in Caffe. FCN crops 19 pixels at stride 32, 27 at 16 and 31 at 8.
 
     Attributes:
-        stride: of the deconvolution, at least 1.
-        kernel_size: of the filter; 2 * stride, the usual one, is also the largest: beyond it more
-            than two nodes would meet in a pixel.
-        crop: how many rows and columns are cut off before the first; a number or a pair.
+        stride: stride of the deconvolution, at least 1.
+        kernel_size: size of the filter, 2 * stride by default. That is also the largest size
+            allowed: a larger filter would read more than two scores per axis.
+        crop: number of rows and columns to cut off before the first; a number or a pair.
     """
 
     stride: int
@@ -141,134 +140,161 @@ class Deconvolution:
     crop: int | Size = 0
 
     def __post_init__(self) -> None:
-        if not _is_count(self.stride, 1):
-            raise InvalidInput("stride", f"an integer from 1 to {_MOST}", repr(self.stride))
+        if not _is_int(self.stride, 1):
+            raise InvalidInput("stride", f"an integer from 1 to {_MAX_INT}", repr(self.stride))
         stride = int(self.stride)
         kernel_size = 2 * stride if self.kernel_size is None else self.kernel_size
-        if not _is_count(kernel_size, 1, 2 * stride):
+        if not _is_int(kernel_size, 1, 2 * stride):
             expected = f"an integer from 1 to 2 * stride = {2 * stride}"
             raise InvalidInput("kernel_size", expected, repr(self.kernel_size))
         crop = self.crop if isinstance(self.crop, list | tuple) else (self.crop, self.crop)
-        if len(crop) != 2 or not all(_is_count(number, 0) for number in crop):
-            expected = f"an integer from 0 to {_MOST}, or two, of rows and columns"
+        if len(crop) != 2 or not all(_is_int(pixels, 0) for pixels in crop):
+            expected = f"an integer from 0 to {_MAX_INT}, or two, of rows and columns"
             raise InvalidInput("crop", expected, repr(self.crop))
-        # NumPy's integers are taken, but torch's operators want Python's.
+        # NumPy integers are accepted, but torch's operators require Python's.
         object.__setattr__(self, "stride", stride)
         object.__setattr__(self, "kernel_size", int(kernel_size))
         object.__setattr__(self, "crop", (int(crop[0]), int(crop[1])))
 
     @classmethod
     def of_fcn(cls, scores: Size, labels: Size) -> "Deconvolution":
-        """The last layers of FCN-8s, 16s or 32s, whichever has scores of this size.
+        """Returns the last layer of FCN-8s, 16s or 32s, found by the size of the scores.
 
-        Where no net has just this size for such labels, the smallest stride of which the crop
-        leaves what labels need, and about as much more as it leaves in the nets.
+        If none of the three nets makes scores of this size for such labels, returns the layer with
+        the smallest stride whose crop leaves at least the labels' size, and not much more.
 
         Raises:
-            InvalidInput: for scores of another size than any of theirs.
+            InvalidInput: if no layer fits.
         """
-        for fits in (_is_fcn_size, _is_like_fcn_size):
+        for fits in (_is_fcn_size, _is_near_fcn_size):
             for stride, crop in FCN_CROPS.items():
                 if all(map(fits, (stride, stride), scores, labels)):
                     return cls(stride, crop=crop)
         sizes = (tuple(_fcn_size(stride, size) for size in labels) for stride in FCN_CROPS)
-        expected = " or ".join(map(_text, sizes))
+        expected = " or ".join(map(shape_text, sizes))
         raise InvalidInput(
             "logits",
-            f"height and width {expected}, FCN-8s', 16s' or 32s' for labels {_text(labels)}",
-            _text(scores),
+            f"height and width {expected}, FCN-8s', 16s' or 32s' for labels {shape_text(labels)}",
+            shape_text(scores),
             "For other sizes use upsampling=bilinear, or Deconvolution in Python.",
         )
 
-    @property
-    def numbers(self) -> list[int]:
-        """All that it is, for torch's operators: stride, kernel size, crop of rows and columns."""
-        assert self.kernel_size is not None
-        assert isinstance(self.crop, tuple)
-        return [self.stride, self.kernel_size, *self.crop]
+    def max_size(self, scores: Size) -> Size:
+        """Returns the largest height and width of labels: what the crop leaves."""
+        _, kernel_size, *crops = encode(self)
+        rows, columns = (
+            max(0, (size - 1) * self.stride + kernel_size - crop)
+            for size, crop in zip(scores, crops, strict=True)
+        )
+        return rows, columns
 
-    def check_size(self, scores: Sequence[int], labels: Sequence[int]) -> None:
-        """Labels may not reach beyond what is left after the crop.
+    def row_axis(self, num_sources: int, num_targets: int) -> Axis:
+        """Returns the axis of rows."""
+        return self._axis(num_sources, num_targets, encode(self)[2])
 
-        Raises:
-            InvalidInput: if they do.
-        """
-        stride, kernel_size, *crops = self.numbers
-        left = [
-            max(0, (nodes - 1) * stride + kernel_size - crop)
-            for nodes, crop in zip(scores, crops, strict=True)
-        ]
-        if labels[0] > left[0] or labels[1] > left[1]:
-            expected = f"at most {left[0]} rows and {left[1]} columns, what upsampling leaves"
-            raise InvalidInput("labels", expected, f"{labels[0]} and {labels[1]}")
+    def column_axis(self, num_sources: int, num_targets: int) -> Axis:
+        """Returns the axis of columns."""
+        return self._axis(num_sources, num_targets, encode(self)[3])
 
-    def axes(self, scores: Sequence[int], labels: Sequence[int]) -> Axes:
-        """From scores of this height and width to labels of that."""
-        _, _, rows, columns = self.numbers
-        return self._axis(scores[0], labels[0], rows), self._axis(scores[1], labels[1], columns)
-
-    def _axis(self, num_nodes: int, num_positions: int, crop: int) -> Axis:
-        position = np.arange(num_positions, dtype=np.int64) + crop
-        cells, phase = position // self.stride, position % self.stride
-        before = np.where(cells > 0, self._filter(phase + self.stride), 0.0)
-        behind = np.where(cells < num_nodes, self._filter(phase), 0.0)
-        return Axis(num_nodes, num_positions, cells.astype(np.int32), np.stack([before, behind]))
-
-    def _filter(
-        self, place: np.ndarray[Any, np.dtype[np.int64]]
-    ) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """The filter's values at these places; 0 behind it."""
-        _, size, _, _ = self.numbers
-        half = (size + 1) // 2
-        centre = half - 1 if size % 2 else half - 0.5
-        return np.where(place < size, 1 - abs(place - centre) / half, 0.0)
+    def _axis(self, num_sources: int, num_targets: int, crop: int) -> Axis:
+        position = np.arange(num_targets, dtype=np.int64) + crop
+        intervals, phase = position // self.stride, position % self.stride
+        _, kernel_size, _, _ = encode(self)
+        before = _filter_at(phase + self.stride, kernel_size)
+        behind = _filter_at(phase, kernel_size)
+        before[intervals == 0] = 0
+        behind[intervals >= num_sources] = 0
+        return Axis(
+            num_sources, num_targets, intervals.astype(np.int32), np.stack([before, behind])
+        )
 
 
 Upsampling = Bilinear | Deconvolution
 
-FCN_CROPS = {8: 31, 16: 27, 32: 19}  # by stride
 
+def bilinear_filter(kernel_size: int) -> _Floats:
+    """Returns one axis of the filter that FCN's `surgery.py` writes into deconvolutions.
 
-def numbers_for(upsampling: Upsampling, scores: Tensor, labels: Tensor) -> list[int]:
-    """An upsampling of scores [N, C, h, w] to labels [N, H, W], as torch's operators can take it.
-
-    Raises:
-        InvalidInput: for another thing than an upsampling, or sizes that do not go with it.
+    With f = (k + 1) // 2 and the centre c = f - 1 (k odd) or f - 0.5 (k even), it is
+    1 - |i - c| / f for i from 0 to k - 1; float64 [k].
     """
+    return _filter_at(np.arange(kernel_size), kernel_size)
+
+
+def _filter_at(position: _Integers, kernel_size: int) -> _Floats:
+    """Returns the values of the filter at these positions; 0 behind its end."""
+    factor = (kernel_size + 1) // 2
+    centre = factor - 1 if kernel_size % 2 else factor - 0.5
+    return np.where(position < kernel_size, 1 - abs(position - centre) / factor, 0.0)
+
+
+def check_upsampling(upsampling: object) -> None:
+    """Checks for `Bilinear` or `Deconvolution`."""
     if not isinstance(upsampling, Bilinear | Deconvolution):
         raise InvalidInput("upsampling", "Bilinear(...) or Deconvolution(...)", repr(upsampling))
-    upsampling.check_size(scores.shape[2:], labels.shape[1:])
-    return upsampling.numbers
 
 
-def axes_of(numbers: Sequence[int], scores: Sequence[int], labels: Sequence[int]) -> Axes:
-    """The two axes of what `numbers_for` was asked about, from sizes (h, w) to (H, W)."""
-    return _axes(tuple(numbers), (scores[0], scores[1]), (labels[0], labels[1]))
-
-
-def axes_for(upsampling: Upsampling, scores: Tensor, labels: Tensor) -> Axes:
-    """The two axes of what upsamples scores [N, C, h, w] to labels [N, H, W].
+def check_size(upsampling: Upsampling, scores: Sequence[int], labels: Sequence[int]) -> None:
+    """Checks that scores of height and width (h, w) can be upsampled to (H, W).
 
     Raises:
-        InvalidInput: as `numbers_for`.
+        InvalidInput: if the labels are larger than what a crop leaves.
     """
-    numbers = numbers_for(upsampling, scores, labels)
-    return axes_of(numbers, scores.shape[2:], labels.shape[1:])
+    rows, columns = upsampling.max_size((scores[0], scores[1]))
+    if labels[0] > rows or labels[1] > columns:
+        expected = f"at most {rows} rows and {columns} columns, what upsampling leaves"
+        raise InvalidInput("labels", expected, f"{labels[0]} and {labels[1]}")
+
+
+def axes(upsampling: Upsampling, scores: Sequence[int], labels: Sequence[int]) -> Axes:
+    """Returns the axes of rows and columns from scores (h, w) to labels (H, W); cached.
+
+    Raises:
+        InvalidInput: as `check_size`.
+    """
+    check_size(upsampling, scores, labels)
+    return _axes(upsampling, (scores[0], scores[1]), (labels[0], labels[1]))
 
 
 @lru_cache(maxsize=64)
-def _axes(numbers: tuple[int, ...], scores: Size, labels: Size) -> Axes:
-    if len(numbers) == 1:  # of `Bilinear`; four are of `Deconvolution`
-        return Bilinear(align_corners=bool(numbers[0])).axes(scores, labels)
-    stride, kernel_size, *crop = numbers
-    return Deconvolution(stride, kernel_size, (crop[0], crop[1])).axes(scores, labels)
+def _axes(upsampling: Upsampling, scores: Size, labels: Size) -> Axes:
+    return (
+        upsampling.row_axis(scores[0], labels[0]),
+        upsampling.column_axis(scores[1], labels[1]),
+    )
+
+
+def encode(upsampling: Upsampling | None) -> list[int]:
+    """Returns an upsampling as integers, which torch.library operators accept as an argument.
+
+    None becomes no integer, `Bilinear` one, and `Deconvolution` four: stride, kernel size, and the
+    crop of rows and of columns.
+    """
+    if upsampling is None:
+        return []
+    if isinstance(upsampling, Bilinear):
+        return [int(upsampling.align_corners)]
+    assert upsampling.kernel_size is not None
+    assert isinstance(upsampling.crop, tuple)
+    return [upsampling.stride, upsampling.kernel_size, *upsampling.crop]
+
+
+def decode(encoding: Sequence[int]) -> Upsampling | None:
+    """Returns the upsampling that `encode` made the integers of."""
+    if not encoding:
+        return None
+    if len(encoding) == 1:
+        return Bilinear(align_corners=bool(encoding[0]))
+    stride, kernel_size, *crop = encoding
+    return Deconvolution(stride, kernel_size, (crop[0], crop[1]))
 
 
 def _fcn_size(stride: int, size: int) -> int:
-    """The height or width of an FCN's last scores for a picture's.
+    """Returns the height or width of an FCN's last scores for an image of height or width `size`.
 
-    VGG16 pads 100 before its first 3x3 convolution, which pads 1 itself; pooling halves and rounds
-    up five times; fc6 takes 7x7 without padding. FCN-16s and 8s double that by deconvolutions of 4.
+    VGG16 pads 100 pixels before its first 3x3 convolution, which itself pads 1. Pooling halves the
+    size five times, rounding up; fc6 is a 7x7 convolution without padding. FCN-16s and 8s double
+    the result with deconvolutions of kernel size 4.
     """
     size += 2 * 100 - 2
     for _ in range(5):
@@ -283,19 +309,16 @@ def _is_fcn_size(stride: int, scores: int, labels: int) -> bool:
     return scores == _fcn_size(stride, labels)
 
 
-def _is_like_fcn_size(stride: int, scores: int, labels: int) -> bool:
-    """What is cut off behind the labels is, in the nets, what is cut off before them or up to 31
-    more: a node more is let through.
+def _is_near_fcn_size(stride: int, scores: int, labels: int) -> bool:
+    """Returns whether the crop behind the labels is of a plausible size.
+
+    In the nets it is the crop before the labels plus up to 31 pixels. One more score is tolerated.
     """
     behind = (scores + 1) * stride - FCN_CROPS[stride] - labels
     return 0 <= behind <= FCN_CROPS[stride] + 31 + stride
 
 
-def _is_count(value: object, least: int, most: int = _MOST) -> bool:
+def _is_int(value: object, least: int, most: int = _MAX_INT) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         return False
     return bool(least <= value <= most)
-
-
-def _text(size: Sequence[int]) -> str:
-    return "(" + ", ".join(map(str, size)) + ")"

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import gpu_checks
 from seg_loss import _operators as ops
-from seg_loss.gpu import tiling as blocks
+from seg_loss.gpu import tiling
 
 NUMBA, TRITON = ops.BACKENDS["cpu"], ops.BACKENDS["cuda"]
 
@@ -36,8 +36,8 @@ def main(name: str) -> None:
     # The interpreter takes a second for what a device does in a microsecond: the same cuts smaller.
     gpu_checks.USUAL, gpu_checks.MORE_CLASSES = (2, 21, 9, 11), (2, 150, 9, 11)
     gpu_checks.LARGER, gpu_checks.SMALLER = (23, 29), (3, 5)
-    blocks.SMALL_IMAGE = 400
-    blocks.MULTIPROCESSORS = 1  # fewer programs, of more rows
+    tiling.SMALL_IMAGE = 400
+    tiling.MULTIPROCESSORS = 1  # fewer programs, of more rows
     gpu_checks.on_cpu = by_numba(gpu_checks.on_cpu)
     gpu_checks.evaluate_on_cpu = by_numba(gpu_checks.evaluate_on_cpu)
     (check,) = (check for check in gpu_checks.CHECKS if check.name == name)

@@ -1,1 +1,1 @@
-"""The loss in the words of others: `compat.torch` and `compat.caffe`."""
+"""The loss under the names, and with the defaults and results, of torch and of Caffe."""

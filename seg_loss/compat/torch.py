@@ -1,17 +1,18 @@
 """`torch.nn.functional.cross_entropy` and `torch.nn.CrossEntropyLoss`, for class-index targets.
 
-Same signatures, defaults and results, NaN of an empty mean included; more target dtypes. Targets
-given as probabilities are refused.
+Signatures, defaults and results are those of torch, the NaN of an empty mean included; targets may
+have more integer dtypes. Targets given as probabilities are refused.
 """
 
-import dataclasses
 import warnings
 
 from torch import Tensor, nn
 
-from seg_loss import _inputs as checks
-from seg_loss import functional as loss
-from seg_loss._inputs import InvalidInput
+from seg_loss._errors import InvalidInput
+from seg_loss._inputs import LossOptions, check_choice, check_inputs
+from seg_loss.functional import loss_of, terms_of
+
+_NORMALIZATIONS = {"mean": "weight", "sum": "none", "none": "none"}  # by reduction
 
 
 def cross_entropy(
@@ -24,61 +25,56 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """`torch.nn.functional.cross_entropy` with class indices for targets.
+    """`torch.nn.functional.cross_entropy` with class indices as targets.
 
     Args:
         input: logits, [N, C, *spatial] or [C].
         target: class indices, [N, *spatial] or a scalar; any integer dtype.
-        weight: of the classes, [C].
-        size_average, reduce: deprecated, as in torch.
+        weight: weights of the classes, [C].
+        size_average: deprecated, as in torch.
         ignore_index: the target that does not count.
-        reduction: "mean", the sum over the weights of the valid targets, NaN if there are none;
-            "sum"; or "none", the terms themselves.
+        reduce: deprecated, as in torch.
+        reduction: "mean" divides the sum by the weights of the valid targets, and is NaN if there
+            are none; "sum"; or "none", the terms themselves.
         label_smoothing: from 0 to 1.
 
     Raises:
-        InvalidInput: for what does not fit, targets out of range included (torch: IndexError).
+        InvalidInput: if shapes, dtypes or options do not fit, or a target is out of range (where
+            torch raises IndexError).
     """
     if size_average is not None or reduce is not None:
         reduction = _legacy_reduction(size_average, reduce)
-    if reduction not in ("mean", "sum", "none"):
-        raise InvalidInput("reduction", "mean, sum or none", repr(reduction))
+    check_choice("reduction", reduction, tuple(_NORMALIZATIONS))
     if target.is_floating_point():
         raise InvalidInput(
             "target", "class indices", f"probabilities ({target.dtype})", "Take argmax over axis 1."
         )
-    if input.ndim == 1:
-        unbatched = cross_entropy(
-            input[None],
-            target.reshape(1),
-            weight,
-            None,
-            ignore_index,
-            None,
-            reduction,
-            label_smoothing,
-        )
-        return unbatched.reshape(())
-    inputs = checks.loss_inputs(
-        input,
-        target,
-        weight,
-        pixel_weight=None,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        temperature=1.0,
-        normalization="none",
+    options = LossOptions(
+        ignore_index,
+        label_smoothing,
+        normalization=_NORMALIZATIONS[reduction],
+        has_divisor_floor=False,  # 0 / 0 = NaN where nothing is valid, as in torch
     )
-    if reduction == "none":
-        return loss.pixel_terms_of(inputs).to(input.dtype)
-    if reduction == "mean":
-        # 0 / 0 where nothing is valid: NaN, as in torch.
-        inputs = dataclasses.replace(inputs, normalization="torch_mean")
-    return loss.loss_of(inputs).to(input.dtype)
+    is_batched = input.ndim != 1
+    if not is_batched:
+        input, target = input[None], target.reshape(1)  # noqa: A001 - torch's name
+    inputs = check_inputs(input, target, weight, None, options)
+    loss = terms_of(inputs) if reduction == "none" else loss_of(inputs)
+    loss = loss.to(input.dtype)
+    return loss if is_batched else loss.reshape(())
 
 
 class CrossEntropyLoss(nn.Module):
-    """`torch.nn.CrossEntropyLoss` with class indices for targets."""
+    """`torch.nn.CrossEntropyLoss` with class indices as targets.
+
+    Args:
+        weight: as in `cross_entropy`, like the arguments that follow.
+        size_average: as there.
+        ignore_index: as there.
+        reduce: as there.
+        reduction: as there.
+        label_smoothing: as there.
+    """
 
     weight: Tensor | None
 
@@ -100,6 +96,7 @@ class CrossEntropyLoss(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        """Returns the loss of logits and class indices."""
         return cross_entropy(
             input,
             target,

@@ -1,9 +1,9 @@
-"""Where compiled kernels are kept on disk. Used by `numba_kernels` alone.
+"""The on-disk cache of compiled kernels, used by `kernels` and `upsampled` only.
 
-Numba's own cache asks for a folder it can write to, and fails without one; it watches only the file
-that a function stands in. Ours also reads a folder it may not write (kernels compiled into an image
-whose root is read-only), does without a folder where there is none, and knows the kernels by the
-contents of all files that they are made of.
+Numba's own cache fails if it has no folder that it can write to, and it notices changes only of the
+file that a function is defined in. This cache also reads a folder that it cannot write, such as
+kernels compiled into a read-only image. Without any folder it compiles in memory. It identifies a
+kernel by the contents of all files that kernels are made of.
 """
 
 import contextlib
@@ -16,17 +16,18 @@ from numba import config, njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("kernels.py", "upsampled.py", "simd.py")
+_SOURCES = ("kernels.py", "simd.py", "upsampled.py")
 
 
 class _Locator(_CacheLocator):
-    """The first folder that can be written: NUMBA_CACHE_DIR, beside the sources, the user's cache.
+    """Selects the first folder that can be written.
 
-    Where none can be, the first that exists, to be read.
+    The candidates are NUMBA_CACHE_DIR if it is set, else the folder beside the sources and the
+    user's cache folder. If none can be written, the first that exists is read.
     """
 
     def __init__(self, py_func, py_file):
-        self._py_file = py_file  # numba names it in warnings
+        self._py_file = py_file  # Numba's warnings name it
         home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
         folders = [_FOLDER / "__pycache__", Path(home) / "seg_loss"]
         if config.CACHE_DIR:
@@ -66,17 +67,17 @@ class _Cache(FunctionCache):
         try:
             return super().load_overload(sig, target_context)
         except Exception:
-            # A file that another version or a full disk left damaged: compile anew.
+            # Another version or a full disk has left a damaged file: compile again.
             return None
 
     def save_overload(self, sig, data):
-        # Nowhere to write, or no room: the next process compiles again.
+        # Without a writable folder, or without space, the next process compiles again.
         with contextlib.suppress(OSError):
             super().save_overload(sig, data)
 
 
 def kernel(function):
-    """Compile `function` on its first call, without the GIL, and keep the result on disk."""
+    """Compiles `function` on its first call, without the GIL, and caches the result on disk."""
     dispatcher = njit(nogil=True, error_model="numpy")(function)
     dispatcher._cache = _Cache(function)
     return dispatcher

@@ -1,58 +1,58 @@
 """The CPU kernels: one read of the logits, one write of the gradient.
 
-Called by `numba_backend`; `numba_upsampling` has other ways of filling and emptying a tile.
+`backend` calls them for chunks of the pixels of one image. `upsampled` reuses them for upsampled
+scores. A kernel processes its chunk in tiles that fit the second-level cache:
 
-A chunk of one image's pixels is worked through in tiles that stay in the second-level cache:
-
-    load_rows     C planes -> rows of a scratch buffer, converted to float32 (float64 for float64);
-                  rows lie a cache line further apart than the tile is long, so that planes a power
-                  of two apart do not evict each other
-    _take_own     x_y is moved out of the rows, -inf left in its place
+    load_rows     converts C planes to rows of a scratch buffer, float32 (float64 for float64).
+                  Rows lie a cache line further apart than a tile is long, so that planes a
+                  power of two apart do not evict each other.
+    take_target   moves the target logit x_y out of the rows and leaves -inf in its place.
     strips        LANES pixels at a time, all classes, in registers:
                       m = max(x_y, max_c x_c)     t = sum_{c != y} exp(x_c - m)
                       s = t + exp(x_y - m)
                       nll = ln s - (x_y - m)      ln s = log1p(t) where x_y is the maximum
-                  rows now hold exp(x_c - m)
-    put_own       -t into the place of x_y
-    store_rows    row * w / (D s), so that  grad_c = w p_c / D  and  grad_y = -w (t / s) / D
+                  The rows now hold exp(x_c - m).
+    put_target    writes -t to the place of x_y.
+    store_rows    writes row * w / (D s), so that  grad_c = w p_c / D  and  grad_y = -w (t / s) / D.
 
-Keeping the true class out of the sum is what makes nll and gradient right to the last bits where
-the prediction is sure: neither ln(1 + tiny) nor p - 1 is ever rounded away.
+The target class is kept out of the sum t. This makes nll and gradient accurate to the last bits
+where the prediction is sure, because neither ln(1 + tiny) nor p - 1 is computed.
 
-Ignored pixels are labelled C, a row of the scratch buffer that nobody reads: no branch per pixel.
-No label is used as an index before it was compared with the classes. Sums run in float64, lane by
-lane, tile by tile, in an order that depends on the shape alone.
+Ignored pixels get class C, a dummy row, which avoids a branch per pixel. A label is compared with
+the number of classes before it is used as an index. Sums are float64 and run lane by lane and tile
+by tile, in an order that depends on the shape alone.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
+from seg_loss.constants import NUM_CONFIDENCE_BINS, NUM_TOP_CLASSES, SATURATED_NLL
 from seg_loss.cpu.cache import kernel
 from seg_loss.cpu.simd import (
-    KINDS,
+    DTYPES,
+    ITEMSIZES,
     LANES,
-    SIZES,
     any_lane,
     at,
-    both,
+    broadcast,
     equal,
     exp,
-    filled,
+    in_range,
     is_nan,
     lane,
     less,
-    lesser,
     load,
     load_float,
     load_integer,
     load_integers,
     load_row,
     log1p,
+    mask_and,
     maximum,
     memory,
+    min_int,
     narrowed,
     pointer,
     splat,
@@ -63,26 +63,22 @@ from seg_loss.cpu.simd import (
     two_sum,
     where,
     widened,
-    within,
 )
 
-UINT8, INT16 = KINDS.index("uint8"), KINDS.index("int16")
-NUM_BINS = 15  # of the calibration, (0, 1/15] ... (14/15, 1]
-TOP = 3
-# Beyond this nll the probability of the true class is 0 in float32, subnormals included.
-SATURATED_NLL = 150 * math.log(2)
+UINT8, INT16 = DTYPES.index("uint8"), DTYPES.index("int16")
+NUM_BINS, TOP = NUM_CONFIDENCE_BINS, NUM_TOP_CLASSES
 
 
 class View(NamedTuple):
-    """A tensor [N, C, *spatial] as the kernels see it: an address and strides, counted in elements.
+    """A tensor [N, C, *spatial] as the kernels see it: an address, and strides in elements.
 
     The spatial axes are merged to at most three: slices of `num_rows` rows of `num_columns`
-    columns. Labels and maps have one class. What is `streamed` is written past the caches. An
-    absent tensor has address 0.
+    columns. Labels and maps have one class. A `streamed` tensor is written with stores that bypass
+    the caches. A missing tensor has the address 0.
     """
 
     address: int
-    kind: int
+    dtype_code: int
     num_classes: int
     streamed: int
     image_stride: int
@@ -95,7 +91,7 @@ class View(NamedTuple):
 
 
 class Options(NamedTuple):
-    """The numbers of the loss, as the kernels use them."""
+    """The options of the loss as numbers."""
 
     inverse_temperature: float
     label_smoothing: float
@@ -106,10 +102,10 @@ class Options(NamedTuple):
 
 
 class EvaluationMaps(NamedTuple):
-    """Addresses of the maps to write, contiguous [N, pixels] or [N, k, pixels]; 0 if unwanted."""
+    """Addresses of the maps to write, contiguous [N, pixels] or [N, k, pixels]; 0 if not wanted."""
 
     prediction: int
-    prediction_kind: int
+    prediction_dtype: int
     nll: int
     confidence: int
     entropy: int
@@ -117,26 +113,44 @@ class EvaluationMaps(NamedTuple):
     top_probabilities: int
 
 
-# A kernel gets these records as arrays (a named tuple takes Python 10 microseconds a field
-# to pass, an array takes none) and reads a field by its place.
+# A kernel takes these records as arrays, because passing a named tuple costs 10 microseconds for
+# each field. It reads a field by its index.
 (
-    ADDRESS, KIND, NUM_CLASSES, STREAMED, IMAGE_STRIDE, CLASS_STRIDE, NUM_ROWS, NUM_COLUMNS,
-    SLICE_STRIDE, ROW_STRIDE, COLUMN_STRIDE,
-) = range(11)  # fmt: skip
+    ADDRESS,
+    DTYPE,
+    NUM_CLASSES,
+    STREAMED,
+    IMAGE_STRIDE,
+    CLASS_STRIDE,
+    NUM_ROWS,
+    NUM_COLUMNS,
+    SLICE_STRIDE,
+    ROW_STRIDE,
+    COLUMN_STRIDE,
+) = range(11)
 (
-    INVERSE_TEMPERATURE, LABEL_SMOOTHING, MAX_NLL, GRADIENT_SCALE, IS_CLASS_WEIGHTED,
+    INVERSE_TEMPERATURE,
+    LABEL_SMOOTHING,
+    MAX_NLL,
+    GRADIENT_SCALE,
+    IS_CLASS_WEIGHTED,
     SUM_OF_CLASS_WEIGHTS,
-) = range(6)  # fmt: skip
+) = range(6)
 (
-    PREDICTION_MAP, PREDICTION_KIND, NLL_MAP, CONFIDENCE_MAP, ENTROPY_MAP, TOP_CLASSES_MAP,
+    PREDICTION_MAP,
+    PREDICTION_DTYPE,
+    NLL_MAP,
+    CONFIDENCE_MAP,
+    ENTROPY_MAP,
+    TOP_CLASSES_MAP,
     TOP_PROBABILITIES_MAP,
-) = range(7)  # fmt: skip
-# Where in the array `views` the fields of each begin:
-LOGITS, LABELS, PIXEL_WEIGHT, TERMS, GRADIENT, UPSTREAM, VIEWS_SIZE = range(0, 7 * 11, 11)
+) = range(7)
+# Where each view begins in the array `views`.
+LOGITS, LABELS, PIXEL_WEIGHT, TERMS, GRADIENT, GRAD_OUTPUT, VIEWS_SIZE = range(0, 7 * 11, 11)
 
-# What a chunk reports, by place in its `sums` (float64) and `counts` (int64).
+# Indices into the `sums` (float64) and `counts` (int64) of a chunk.
 LOSS, WEIGHT, NUM_SUMS = 0, 1, 2
-VALID, BAD_LABELS, FIRST_BAD_LABEL, BAD_WEIGHTS, FIRST_BAD_WEIGHT = 0, 1, 2, 3, 4
+VALID, INVALID_LABELS, FIRST_INVALID_LABEL, INVALID_WEIGHTS, FIRST_INVALID_WEIGHT = 0, 1, 2, 3, 4
 NON_FINITE, SATURATED, NUM_COUNTS = 5, 6, 7
 
 
@@ -144,22 +158,22 @@ inner = njit(error_model="numpy")
 
 
 def tile_pixels(num_classes: int) -> int:
-    """Pixels in a tile: its float32 rows take about 75 KiB, so that a thread needs little memory.
+    """Returns the pixels of a tile: its float32 rows take about 75 KiB.
 
-    They fit a second-level cache, and larger tiles are no faster.
+    They fit the second-level cache, and a thread needs little memory. Larger tiles are no faster.
     """
     return max(64, min(1024, -(-18432 // max(num_classes, 1)) + 63) // 64 * 64)
 
 
 def row_stride(num_classes: int) -> int:
-    """Elements from one row of the scratch buffer to the next."""
+    """Returns the elements from one row of the scratch buffer to the next."""
     return tile_pixels(num_classes) + 16
 
 
-# Rows of the scratch buffer behind the C rows of the classes.
+# Rows of the scratch buffer after the C rows of the classes.
 (
-    _NOBODY,
-    OWN,
+    _DUMMY,
+    TARGET,
     FACTOR,
     PIXEL_WEIGHTS,
     _CLASS_WEIGHT,
@@ -172,12 +186,12 @@ def row_stride(num_classes: int) -> int:
 ) = range(11)
 
 
-# -- from strided memory of any kind to rows and back ----------------------------------------------
+# -- from strided memory of any dtype to rows and back ---------------------------------------------
 
 
 @inner
-def _run(view, first, count):
-    """Offset of pixel `first`; how many of `count` pixels follow it one column stride apart."""
+def _run_at(view, first, count):
+    """Returns the offset of pixel `first` and how many of `count` pixels follow it in its row."""
     column = first % view[NUM_COLUMNS]
     row = first // view[NUM_COLUMNS]
     offset = (
@@ -185,83 +199,83 @@ def _run(view, first, count):
         + (row % view[NUM_ROWS]) * view[ROW_STRIDE]
         + column * view[COLUMN_STRIDE]
     )
-    return offset, lesser(count, view[NUM_COLUMNS] - column)
+    return offset, min_int(count, view[NUM_COLUMNS] - column)
 
 
 @inner
 def load_rows(view, image, first, n, scale, rows, stride):
-    """Pixels [first, first + n), times `scale`: class c to row c; a map has one row."""
-    kind, num_classes, class_stride = view[KIND], view[NUM_CLASSES], view[CLASS_STRIDE]
-    size, column_stride = SIZES[kind], view[COLUMN_STRIDE]
+    """Loads pixels [first, first + n), times `scale`: class c to row c; a map has one row."""
+    dtype_code, num_classes, class_stride = view[DTYPE], view[NUM_CLASSES], view[CLASS_STRIDE]
+    size, column_stride = ITEMSIZES[dtype_code], view[COLUMN_STRIDE]
     step = size * column_stride
-    factor = filled(rows, scale)
+    factor = broadcast(rows, scale)
     done = 0
     while done < n:
-        offset, run = _run(view, first + done, n - done)
+        offset, run = _run_at(view, first + done, n - done)
         whole = run - run % LANES if column_stride == 1 else 0
         for c in range(num_classes):
             address = view[ADDRESS] + size * (
                 offset + image * view[IMAGE_STRIDE] + c * class_stride
             )
             row = at(rows, c * stride + done)
-            load_row(row, address, kind, factor, whole)
+            load_row(row, address, dtype_code, factor, whole)
             for i in range(whole, run):
-                row[i] = load_float(rows, address + i * step, kind) * lane(factor, 0)
+                row[i] = load_float(rows, address + i * step, dtype_code) * lane(factor, 0)
         done += run
 
 
 @inner
 def store_rows(view, image, first, n, rows, factors, stride):
-    """Rows times `factors` to where pixels [first, first + n) lie: the mirror of `load_rows`."""
-    kind, num_classes, class_stride = view[KIND], view[NUM_CLASSES], view[CLASS_STRIDE]
-    size, column_stride, streamed = SIZES[kind], view[COLUMN_STRIDE], view[STREAMED]
+    """Stores rows times `factors` to pixels [first, first + n), the reverse of `load_rows`."""
+    dtype_code, num_classes, class_stride = view[DTYPE], view[NUM_CLASSES], view[CLASS_STRIDE]
+    size, column_stride, streamed = ITEMSIZES[dtype_code], view[COLUMN_STRIDE], view[STREAMED]
     step = size * column_stride
     done = 0
     while done < n:
-        offset, run = _run(view, first + done, n - done)
+        offset, run = _run_at(view, first + done, n - done)
         for c in range(num_classes):
             address = view[ADDRESS] + size * (
                 offset + image * view[IMAGE_STRIDE] + c * class_stride
             )
             row = at(rows, c * stride + done)
             factor = at(factors, done)
-            # Only whole vectors that begin at a multiple of their size may pass the caches.
-            start = lesser(run, (-address % (LANES * size)) // size) if streamed else 0
+            # Stores that bypass the caches require whole vectors at a multiple of their size.
+            start = min_int(run, (-address % (LANES * size)) // size) if streamed else 0
             whole = start + (run - start) // LANES * LANES
             if column_stride != 1:
                 start = whole = 0
             for i in range(start):
-                store_float(address + i * step, kind, row[i] * factor[i])
-            store_row(address, kind, streamed, row, factor, start, whole)
+                store_float(address + i * step, dtype_code, row[i] * factor[i])
+            store_row(address, dtype_code, streamed, row, factor, start, whole)
             for i in range(whole, run):
-                store_float(address + i * step, kind, row[i] * factor[i])
+                store_float(address + i * step, dtype_code, row[i] * factor[i])
         done += run
 
 
 @inner
 def load_classes(view, ignored, num_classes, image, first, n, classes):
-    """The classes of pixels [first, first + n): C where ignored, C + 1 where it is neither."""
-    kind, column_stride = view[KIND], view[COLUMN_STRIDE]
-    size = SIZES[kind]
+    """Loads the classes of pixels [first, first + n): C where ignored, C + 1 where invalid."""
+    dtype_code, column_stride = view[DTYPE], view[COLUMN_STRIDE]
+    size = ITEMSIZES[dtype_code]
     step = size * column_stride
-    nobody, bad = splat(np.int64(num_classes)), splat(np.int64(num_classes + 1))
+    dummy, invalid = splat(np.int64(num_classes)), splat(np.int64(num_classes + 1))
     done = 0
     while done < n:
-        offset, run = _run(view, first + done, n - done)
+        offset, run = _run_at(view, first + done, n - done)
         address = view[ADDRESS] + size * (offset + image * view[IMAGE_STRIDE])
         whole = run - run % LANES if column_stride == 1 else 0
         for i in range(0, whole, LANES):
-            label = load_integers(address + i * size, kind)
-            place = where(within(label, num_classes), label, bad)
+            label = load_integers(address + i * size, dtype_code)
+            index = where(in_range(label, num_classes), label, invalid)
             for k in range(ignored.size):
-                place = where(equal(label, splat(ignored[k])), nobody, place)
-            store(classes, done + i, narrowed(place))
+                index = where(equal(label, splat(ignored[k])), dummy, index)
+            store(classes, done + i, narrowed(index))
         for i in range(whole, run):
-            label = splat(load_integer(address + i * step, kind))
-            place = where(within(label, num_classes), label, bad)
+            label = splat(load_integer(address + i * step, dtype_code))
+            index = where(in_range(label, num_classes), label, invalid)
             for k in range(ignored.size):
-                place = where(equal(label, splat(ignored[k])), nobody, place)
-            classes[done + i] = np.int32(lane(place, 0))
+                index = where(equal(label, splat(ignored[k])), dummy, index)
+            classes[done + i] = np.int32(lane(index, 0))
         done += run
     for i in range(n, n + -n % LANES):
         classes[i] = num_classes
@@ -269,71 +283,83 @@ def load_classes(view, ignored, num_classes, image, first, n, classes):
 
 @inner
 def fill(row, n, value):
-    """`value` to elements [0, n), and on to a whole vector."""
+    """Writes `value` to elements [0, n), rounded up to whole vectors."""
     for i in range(0, n, LANES):
-        store(row, i, filled(row, value))
+        store(row, i, broadcast(row, value))
 
 
 @inner
-def _take_own(num_classes, n, classes, rows, stride):
-    """Move the true class's logit of each pixel to the row `OWN`; leave -inf in its place."""
-    own = at(rows, (num_classes + OWN) * stride)
+def take_target(num_classes, n, classes, rows, stride):
+    """Moves the target logit of each pixel to the row `TARGET` and leaves -inf in its place."""
+    target_logit = at(rows, (num_classes + TARGET) * stride)
     fill(at(rows, num_classes * stride), n, -np.inf)
-    fill(own, n, -np.inf)
+    fill(target_logit, n, -np.inf)
     for i in range(n):
-        place = lesser(classes[i], num_classes) * stride + i
-        own[i] = rows[place]
-        rows[place] = -np.inf
+        offset = min_int(classes[i], num_classes) * stride + i
+        target_logit[i] = rows[offset]
+        rows[offset] = -np.inf
 
 
 @inner
-def put_own(num_classes, n, classes, rows, stride):
-    """Write the row `OWN` back to the places of the true classes."""
-    own = at(rows, (num_classes + OWN) * stride)
+def put_target(num_classes, n, classes, rows, stride):
+    """Writes the row `TARGET` back to the places of the target classes."""
+    target_logit = at(rows, (num_classes + TARGET) * stride)
     for i in range(n):
-        rows[lesser(classes[i], num_classes) * stride + i] = own[i]
+        rows[min_int(classes[i], num_classes) * stride + i] = target_logit[i]
 
 
 @inner
-def add_up(total, lost, sums):
-    """The lanes of a chunk's terms, and what rounding lost of them, to its LOSS."""
+def add_chunk_sums(total, compensation, sums):
+    """Adds the lanes of the terms, and their compensation, to the LOSS of a chunk."""
     sums[LOSS] += sum_of_lanes(total)
-    if abs(sum_of_lanes(lost)) < np.inf:  # of an infinite sum nothing was lost
-        sums[LOSS] += sum_of_lanes(lost)
+    if abs(sum_of_lanes(compensation)) < np.inf:  # an infinite sum has none
+        sums[LOSS] += sum_of_lanes(compensation)
 
 
 # -- the loss and its gradient ---------------------------------------------------------------------
 
 
 @kernel
-def survey_chunk(classes, views, ignored, num_classes, tile, image, first, last, counts):
-    """Count valid pixels and bad labels without reading the logits."""
+def check_labels_chunk(classes, views, ignored, num_classes, tile, image, first, last, counts):
+    """Counts valid pixels and invalid labels without reading the logits."""
     views = memory(views)
     labels = at(views, LABELS)
     classes = memory(classes)
     for start in range(first, last, tile):
-        n = lesser(tile, last - start)
+        n = min_int(tile, last - start)
         load_classes(labels, ignored, num_classes, image, start, n, classes)
-        valid = bad = 0
+        valid = invalid = 0
         for i in range(n):
             valid += classes[i] < num_classes
-            bad += classes[i] > num_classes
+            invalid += classes[i] > num_classes
         counts[VALID] += valid
-        if bad and not counts[BAD_LABELS]:
-            counts[FIRST_BAD_LABEL] = start
-            while classes[counts[FIRST_BAD_LABEL] - start] <= num_classes:
-                counts[FIRST_BAD_LABEL] += 1
-        counts[BAD_LABELS] += bad
+        if invalid and not counts[INVALID_LABELS]:
+            counts[FIRST_INVALID_LABEL] = start
+            while classes[counts[FIRST_INVALID_LABEL] - start] <= num_classes:
+                counts[FIRST_INVALID_LABEL] += 1
+        counts[INVALID_LABELS] += invalid
 
 
 @kernel
-def survey_weights_chunk(
-    buffer, classes, views, class_weight, ignored, num_classes, stride, tile,
-    image, first, last, sums, counts,
-):  # fmt: skip
-    """Sum the weights of the valid pixels; count pixel weights that are negative, infinite or NaN.
+def check_weights_chunk(
+    buffer,
+    classes,
+    views,
+    class_weight,
+    ignored,
+    num_classes,
+    stride,
+    tile,
+    image,
+    first,
+    last,
+    sums,
+    counts,
+):
+    """Sums the weights of the valid pixels and counts pixel weights that are invalid.
 
-    `class_weight` has C + 2 entries, the last two for ignored and bad labels.
+    A weight is invalid if it is negative, infinite or NaN. `class_weight` has C + 2 entries, the
+    last two for ignored and invalid labels.
     """
     views = memory(views)
     labels, pixel_weight = at(views, LABELS), at(views, PIXEL_WEIGHT)
@@ -341,51 +367,57 @@ def survey_weights_chunk(
     classes = memory(classes)
     fill(rows, tile, 1.0)
     for start in range(first, last, tile):
-        n = lesser(tile, last - start)
+        n = min_int(tile, last - start)
         load_classes(labels, ignored, num_classes, image, start, n, classes)
         if pixel_weight[ADDRESS]:
             load_rows(pixel_weight, image, start, n, 1.0, rows, stride)
         for i in range(n):
             if classes[i] < num_classes:
                 if not 0 <= rows[i] < np.inf:
-                    if not counts[BAD_WEIGHTS]:
-                        counts[FIRST_BAD_WEIGHT] = start + i
-                    counts[BAD_WEIGHTS] += 1
+                    if not counts[INVALID_WEIGHTS]:
+                        counts[FIRST_INVALID_WEIGHT] = start + i
+                    counts[INVALID_WEIGHTS] += 1
                 sums[WEIGHT] += np.float64(rows[i]) * class_weight[classes[i]]
 
 
 @inner
 def _non_finite_strip(num_classes, n, i, classes, s, rows, stride, counts):
-    """Some lane of the strip at `i` has no finite sum: count it if valid, forget it if ignored."""
+    """Counts the valid pixels of a strip that have no finite sum, and clears the ignored ones.
+
+    It is called only if some lane of the strip at `i` is NaN.
+    """
     sums = at(rows, (num_classes + FACTOR) * stride)
     store(sums, i, s)
-    for j in range(i, lesser(i + LANES, n)):
+    for j in range(i, min_int(i + LANES, n)):
         if sums[j] != sums[j]:
             if classes[j] < num_classes:
                 counts[NON_FINITE] += 1
             else:
-                # The gradient of an ignored pixel is assigned 0: NaN times 0 would stay NaN.
+                # Assign 0 to the gradient of an ignored pixel: NaN times 0 would stay NaN.
                 for c in range(num_classes):
                     rows[c * stride + j] = 0
 
 
 @inner
-def _weighted_distance(num_classes, y, own_distance, m, class_weight, rows, stride, i):
-    """sum_c weight_c (x_c - m), for label smoothing; the true class's place in `rows` is taken."""
+def _weighted_distance(num_classes, y, target_distance, m, class_weight, rows, stride, i):
+    """Returns sum_c weight_c (x_c - m), for label smoothing.
+
+    The rows hold -inf in place of the target logit, so its distance is an argument.
+    """
     zero = m - m
     total = zero
     for c in range(num_classes):
         weight = class_weight[c]
         if weight != 0:
-            taken = equal(y, splat(np.int32(c)))
-            distance = where(taken, own_distance, load(rows, c * stride + i) - m)
-            total = total + filled(rows, weight) * distance
+            is_target = equal(y, splat(np.int32(c)))
+            distance = where(is_target, target_distance, load(rows, c * stride + i) - m)
+            total = total + broadcast(rows, weight) * distance
     return total
 
 
 @inner
 def _load_class_weights(n, classes, class_weight, options, row):
-    """The weight of each pixel's true class."""
+    """Loads the weight of the target class of each pixel."""
     if options[IS_CLASS_WEIGHTED]:
         for i in range(n):
             row[i] = class_weight[classes[i]]
@@ -394,64 +426,67 @@ def _load_class_weights(n, classes, class_weight, options, row):
 
 
 @inner
-def _term(num_classes, nll, log_s, soft, pixel_weight, class_weight, options, rows):
-    """A pixel's term, and with what weight its nll and, smoothed, those of all classes are in it.
+def _term(num_classes, nll, log_s, smoothing_sum, pixel_weight, class_weight, options, rows):
+    """Returns the term of a pixel, and the weights of its nll and of the nll of all classes in it.
 
-    `soft` is sum_c weight_c (x_c - m), so that those sum up to sum_c weight_c log_s - soft.
+    `smoothing_sum` is sum_c weight_c (x_c - m), so that sum_c weight_c nll_c is
+    sum_c weight_c log_s - smoothing_sum.
     """
     smoothing = options[LABEL_SMOOTHING]
-    weight, soft_weight = pixel_weight * class_weight, pixel_weight
-    term = weight * nll
+    target_weight, uniform_weight = pixel_weight * class_weight, pixel_weight
+    term = target_weight * nll
     if smoothing:
-        weight = weight * filled(rows, 1.0 - smoothing)
-        soft_weight = soft_weight * filled(rows, smoothing / num_classes)
-        all_weights = filled(rows, options[SUM_OF_CLASS_WEIGHTS])
-        term = weight * nll + soft_weight * (all_weights * log_s - soft)
-    return term, weight, soft_weight
+        target_weight = target_weight * broadcast(rows, 1.0 - smoothing)
+        uniform_weight = uniform_weight * broadcast(rows, smoothing / num_classes)
+        all_weights = broadcast(rows, options[SUM_OF_CLASS_WEIGHTS])
+        term = target_weight * nll + uniform_weight * (all_weights * log_s - smoothing_sum)
+    return term, target_weight, uniform_weight
 
 
 @inner
 def terms_of_tile(
-    num_classes, n, classes, class_weight, options, rows, stride, total, lost, counts
-):  # fmt: skip
-    """Turn the rows of a tile of `n` logits into what is left to be multiplied and summed.
+    num_classes, n, classes, class_weight, options, rows, stride, total, compensation, counts
+):
+    """Computes the terms of a tile of `n` pixels and prepares its gradient.
 
-    Rows become exponentials (with label smoothing gradients), times the row `FACTOR` the gradient;
-    the true class's is in the row `OWN`, its place not yet filled; the row `MAP` has the terms.
-    `classes` and the row `PIXEL_WEIGHTS` must be there. Returns `total` and `lost` with the terms
-    added.
+    The rows become exponentials (with label smoothing, gradients); times the row `FACTOR` they are
+    the gradient. The entry of the target class is in the row `TARGET`, and the row `MAP` has the
+    terms. `classes` and the row `PIXEL_WEIGHTS` must be filled. Returns `total` and `compensation`
+    with the terms added.
     """
-    own_row = at(rows, (num_classes + OWN) * stride)
+    target_row = at(rows, (num_classes + TARGET) * stride)
     factor_row = at(rows, (num_classes + FACTOR) * stride)
     pixel_row = at(rows, (num_classes + PIXEL_WEIGHTS) * stride)
     class_row = at(rows, (num_classes + _CLASS_WEIGHT) * stride)
     map_row = at(rows, (num_classes + MAP) * stride)
-    zero = filled(rows, 0.0)
-    one = filled(rows, 1.0)
-    scale = filled(rows, options[GRADIENT_SCALE])
-    max_nll = filled(rows, options[MAX_NLL])
+    zero = broadcast(rows, 0.0)
+    one = broadcast(rows, 1.0)
+    scale = broadcast(rows, options[GRADIENT_SCALE])
+    max_nll = broadcast(rows, options[MAX_NLL])
     _load_class_weights(n, classes, class_weight, options, class_row)
-    _take_own(num_classes, n, classes, rows, stride)
+    take_target(num_classes, n, classes, rows, stride)
 
     for i in range(0, n, LANES):
         y = load(classes, i)
         valid = less(y, splat(np.int32(num_classes)))
-        own = load(own_row, i)
-        m = own
+        target_logit = load(target_row, i)
+        m = target_logit
         for c in range(num_classes):
             m = maximum(load(rows, c * stride + i), m)
-        distance = own - m
+        distance = target_logit - m
         if options[LABEL_SMOOTHING]:
-            soft = _weighted_distance(num_classes, y, distance, m, class_weight, rows, stride, i)
+            smoothing_sum = _weighted_distance(
+                num_classes, y, distance, m, class_weight, rows, stride, i
+            )
         else:
-            soft = zero
+            smoothing_sum = zero
         t = zero
         for c in range(num_classes):
             e = exp(load(rows, c * stride + i) - m)
             store(rows, c * stride + i, e)
             t = t + e
-        own_e = exp(distance)
-        s = t + own_e
+        target_exp = exp(distance)
+        s = t + target_exp
         if any_lane(is_nan(s)):
             _non_finite_strip(num_classes, n, i, classes, s, rows, stride, counts)
 
@@ -459,37 +494,52 @@ def terms_of_tile(
         nll = log_s - distance
         nll = where(less(max_nll, nll), max_nll, nll)
         pixel_weight = where(valid, load(pixel_row, i), zero)
-        term, weight, soft_weight = _term(
-            num_classes, nll, log_s, soft, pixel_weight, load(class_row, i), options, rows
+        term, target_weight, uniform_weight = _term(
+            num_classes, nll, log_s, smoothing_sum, pixel_weight, load(class_row, i), options, rows
         )
         term = where(valid, term, zero)
         total, rounding = two_sum(total, widened(term))
-        lost = lost + rounding
+        compensation = compensation + rounding
         store(map_row, i, term)
 
         factor = where(valid, scale / s, zero)
         if options[LABEL_SMOOTHING]:
-            spread = soft_weight * filled(rows, options[SUM_OF_CLASS_WEIGHTS])
-            rise = (weight + spread) * factor
-            fall = soft_weight * scale
+            uniform_sum = uniform_weight * broadcast(rows, options[SUM_OF_CLASS_WEIGHTS])
+            grad_scale = (target_weight + uniform_sum) * factor
+            smoothing_grad = uniform_weight * scale
             for c in range(num_classes):
                 e = load(rows, c * stride + i)
-                store(rows, c * stride + i, e * rise - filled(rows, class_weight[c]) * fall)
-            own_fall = fall * load(class_row, i)
-            store(own_row, i, (own_e * spread - t * weight) * factor - own_fall)
+                store(
+                    rows,
+                    c * stride + i,
+                    e * grad_scale - broadcast(rows, class_weight[c]) * smoothing_grad,
+                )
+            target_grad = (target_exp * uniform_sum - t * target_weight) * factor
+            store(target_row, i, target_grad - smoothing_grad * load(class_row, i))
             store(factor_row, i, where(valid, one, zero))
         else:
-            store(own_row, i, -t)
-            store(factor_row, i, weight * factor)
-    return total, lost
+            store(target_row, i, -t)
+            store(factor_row, i, target_weight * factor)
+    return total, compensation
 
 
 @kernel
 def cross_entropy_chunk(
-    buffer, classes, views, class_weight, ignored, options, stride, tile,
-    image, first, last, sums, counts,
-):  # fmt: skip
-    """Add the terms of pixels [first, last) of one image; write their map and gradient if wanted.
+    buffer,
+    classes,
+    views,
+    class_weight,
+    ignored,
+    options,
+    stride,
+    tile,
+    image,
+    first,
+    last,
+    sums,
+    counts,
+):
+    """Adds the terms of pixels [first, last) of one image; writes their map and gradient if wanted.
 
     gradient = options[GRADIENT_SCALE] * d(sum of terms) / d(logits / temperature).
     """
@@ -503,62 +553,74 @@ def cross_entropy_chunk(
     factor_row = at(rows, (num_classes + FACTOR) * stride)
     pixel_row = at(rows, (num_classes + PIXEL_WEIGHTS) * stride)
     fill(pixel_row, tile, 1.0)
-    total = lost = widened(filled(rows, 0.0))
+    total = compensation = widened(broadcast(rows, 0.0))
     for start in range(first, last, tile):
-        n = lesser(tile, last - start)
+        n = min_int(tile, last - start)
         load_classes(labels, ignored, num_classes, image, start, n, classes)
         if pixel_weight[ADDRESS]:
             load_rows(pixel_weight, image, start, n, 1.0, pixel_row, stride)
         load_rows(logits, image, start, n, options[INVERSE_TEMPERATURE], rows, stride)
-        total, lost = terms_of_tile(
-            num_classes, n, classes, class_weight, options, rows, stride, total, lost, counts
+        total, compensation = terms_of_tile(
+            num_classes,
+            n,
+            classes,
+            class_weight,
+            options,
+            rows,
+            stride,
+            total,
+            compensation,
+            counts,
         )
         if gradient[ADDRESS]:
-            put_own(num_classes, n, classes, rows, stride)
+            put_target(num_classes, n, classes, rows, stride)
             store_rows(gradient, image, start, n, rows, factor_row, stride)
         if terms[ADDRESS]:
             fill(factor_row, n, 1.0)
             map_row = at(rows, (num_classes + MAP) * stride)
             store_rows(terms, image, start, n, map_row, factor_row, stride)
-    add_up(total, lost, sums)
+    add_chunk_sums(total, compensation, sums)
 
 
-# -- everything else one read of the logits can tell -----------------------------------------------
+# -- the sums and maps of `evaluate` ---------------------------------------------------------------
 
 
 @inner
-def _write_classes(source, places, address, kind, first, n):
-    """int32 class indices as the smallest of uint8, int16 and int32 that was chosen for them."""
-    if kind == UINT8:
+def _write_classes(source, offsets, address, dtype_code, first, n):
+    """Writes int32 class indices as uint8, int16 or int32."""
+    if dtype_code == UINT8:
         target = pointer(address, np.uint8)
         for i in range(n):
-            if places[i] >= 0:
-                target[first + places[i]] = np.uint8(source[i])
-    elif kind == INT16:
+            if offsets[i] >= 0:
+                target[first + offsets[i]] = np.uint8(source[i])
+    elif dtype_code == INT16:
         wide_target = pointer(address, np.int16)
         for i in range(n):
-            if places[i] >= 0:
-                wide_target[first + places[i]] = np.int16(source[i])
+            if offsets[i] >= 0:
+                wide_target[first + offsets[i]] = np.int16(source[i])
     else:
         widest_target = pointer(address, np.int32)
         for i in range(n):
-            if places[i] >= 0:
-                widest_target[first + places[i]] = source[i]
+            if offsets[i] >= 0:
+                widest_target[first + offsets[i]] = source[i]
 
 
 @inner
-def _write_row(row, places, address, first, n):
+def _write_row(row, offsets, address, first, n):
     target = pointer(address, np.float32)
     for i in range(n):
-        if places[i] >= 0:
-            target[first + places[i]] = np.float32(row[i])
+        if offsets[i] >= 0:
+            target[first + offsets[i]] = np.float32(row[i])
 
 
 @inner
 def _find_top(num_classes, n, predicted, rows, stride):
-    """The TOP most probable classes: rows hold exp(x_c - m), the row `CONFIDENCE` 1 / s."""
+    """Finds the TOP most probable classes.
+
+    The rows hold exp(x_c - m), the row `CONFIDENCE` holds 1 / s.
+    """
     for i in range(0, n, LANES):
-        first = second = third = filled(rows, -1.0)
+        first = second = third = broadcast(rows, -1.0)
         first_class = second_class = third_class = splat(np.int32(0))
         for c in range(num_classes):
             e = load(rows, c * stride + i)
@@ -572,7 +634,7 @@ def _find_top(num_classes, n, predicted, rows, stride):
             first_class = where(above_first, here, first_class)
             first = where(above_first, e, first)
         confidence = load(rows, (num_classes + CONFIDENCE) * stride + i)
-        # All classes of this strip are read: the first rows (there are at least TOP) are free.
+        # All classes of this strip have been read, so the first rows (at least TOP) can be reused.
         store(rows, i, first * confidence)
         store(rows, stride + i, second * confidence)
         store(rows, 2 * stride + i, third * confidence)
@@ -582,64 +644,84 @@ def _find_top(num_classes, n, predicted, rows, stride):
 
 
 @inner
-def tallies_of_tile(
-    num_classes, n, classes, predicted, class_weight, options, maps, rows, stride, total, lost,
-    counts, class_nll, bin_confidence, confusion, bin_pixels,
-):  # fmt: skip
-    """`terms_of_tile` without gradient, counting all that `Evaluation` holds.
+def accumulate_tile(
+    num_classes,
+    n,
+    classes,
+    predicted,
+    class_weight,
+    options,
+    maps,
+    rows,
+    stride,
+    total,
+    compensation,
+    counts,
+    class_nll,
+    bin_confidence,
+    confusion,
+    bin_pixels,
+):
+    """Like `terms_of_tile` without a gradient; also counts all that `EvaluationSums` holds.
 
-    Leaves the tile's maps in the rows `MAP` (nll), `CONFIDENCE` and `ENTROPY`, and the classes
-    in `predicted`, if wanted the TOP ones behind, their probabilities in the first rows.
+    Leaves the maps of the tile in the rows `MAP` (nll), `CONFIDENCE` and `ENTROPY`, and the
+    predicted classes in `predicted`. If the TOP classes are wanted, they follow in `predicted`, and
+    their probabilities are in the first rows.
     """
-    own_row = at(rows, (num_classes + OWN) * stride)
+    target_row = at(rows, (num_classes + TARGET) * stride)
     pixel_row = at(rows, (num_classes + PIXEL_WEIGHTS) * stride)
     class_row = at(rows, (num_classes + _CLASS_WEIGHT) * stride)
     nll_row = at(rows, (num_classes + MAP) * stride)
     confidence_row = at(rows, (num_classes + CONFIDENCE) * stride)
     entropy_row = at(rows, (num_classes + ENTROPY) * stride)
-    zero = filled(rows, 0.0)
-    one = filled(rows, 1.0)
-    num_bins = lane(filled(rows, float(NUM_BINS)), 0)  # in the precision of the confidence
-    least = filled(rows, -1000.0)  # exp is 0 there, and 0 times it is 0, not NaN as with -inf
+    zero = broadcast(rows, 0.0)
+    one = broadcast(rows, 1.0)
+    num_bins = lane(broadcast(rows, float(NUM_BINS)), 0)  # in the precision of the confidence
+    least = broadcast(rows, -1000.0)  # exp is 0 there, and 0 times it is 0, not NaN as with -inf
     _load_class_weights(n, classes, class_weight, options, class_row)
-    _take_own(num_classes, n, classes, rows, stride)
+    take_target(num_classes, n, classes, rows, stride)
 
     for i in range(0, n, LANES):
         y = load(classes, i)
         valid = less(y, splat(np.int32(num_classes)))
-        own = load(own_row, i)
-        m = filled(rows, -np.inf)
+        target_logit = load(target_row, i)
+        m = broadcast(rows, -np.inf)
         best = splat(np.int32(0))
         for c in range(num_classes):
             x = load(rows, c * stride + i)
             higher = less(m, x)
             m = where(higher, x, m)
             best = where(higher, splat(np.int32(c)), best)
-        # The first of equals wins, as in argmax: the true class stands apart and is put in
-        # order.
-        best = where(less(m, own), y, where(both(equal(m, own), less(y, best)), y, best))
-        m = maximum(own, m)
-        distance = own - m
+        # The first of equal classes wins, as in argmax; the target class is compared last.
+        best = where(
+            less(m, target_logit),
+            y,
+            where(mask_and(equal(m, target_logit), less(y, best)), y, best),
+        )
+        m = maximum(target_logit, m)
+        distance = target_logit - m
         if options[LABEL_SMOOTHING]:
-            soft = _weighted_distance(num_classes, y, distance, m, class_weight, rows, stride, i)
+            smoothing_sum = _weighted_distance(
+                num_classes, y, distance, m, class_weight, rows, stride, i
+            )
         else:
-            soft = zero
+            smoothing_sum = zero
         t = zero
-        own_e = exp(distance)
+        target_exp = exp(distance)
         if maps[ENTROPY_MAP] or maps[TOP_CLASSES_MAP]:
-            moment = own_e * maximum(distance, least)
+            moment = target_exp * maximum(distance, least)
             for c in range(num_classes):
                 d = load(rows, c * stride + i) - m
                 e = exp(d)
                 store(rows, c * stride + i, e)
                 t = t + e
                 moment = moment + e * maximum(d, least)
-            store(own_row, i, own_e)
+            store(target_row, i, target_exp)
         else:
             moment = zero
             for c in range(num_classes):
                 t = t + exp(load(rows, c * stride + i) - m)
-        s = t + own_e
+        s = t + target_exp
         if any_lane(is_nan(s)):
             _non_finite_strip(num_classes, n, i, classes, s, rows, stride, counts)
 
@@ -647,10 +729,10 @@ def tallies_of_tile(
         nll = log_s - distance
         pixel_weight = where(valid, load(pixel_row, i), zero)
         term, _, _ = _term(
-            num_classes, nll, log_s, soft, pixel_weight, load(class_row, i), options, rows
+            num_classes, nll, log_s, smoothing_sum, pixel_weight, load(class_row, i), options, rows
         )
         total, rounding = two_sum(total, widened(where(valid, term, zero)))
-        lost = lost + rounding
+        compensation = compensation + rounding
         store(nll_row, i, where(valid, nll, zero))
         store(confidence_row, i, one / s)
         store(entropy_row, i, log_s - moment / s)
@@ -667,53 +749,71 @@ def tallies_of_tile(
             saturated += nll_row[i] > SATURATED_NLL
             confidence = confidence_row[i]
             if 0 < confidence <= 1:  # not NaN
-                share = confidence * num_bins
-                whole = np.int64(share)
-                place = whole - (whole == share)  # the upper bound belongs to the bin
-                bin_pixels[2 * place + (prediction == label)] += 1
-                bin_confidence[place] += confidence
+                scaled = confidence * num_bins
+                whole = np.int64(scaled)
+                bin_index = whole - (whole == scaled)  # a bin includes its upper bound
+                bin_pixels[2 * bin_index + (prediction == label)] += 1
+                bin_confidence[bin_index] += confidence
     counts[VALID] += valid_pixels
     counts[SATURATED] += saturated
     if maps[TOP_CLASSES_MAP]:
-        put_own(num_classes, n, classes, rows, stride)
+        put_target(num_classes, n, classes, rows, stride)
         _find_top(num_classes, n, predicted, rows, stride)
-    return total, lost
+    return total, compensation
 
 
 @inner
-def write_maps(num_classes, maps, image, pixels, places, n, predicted, rows, stride):
-    """Write the maps that `tallies_of_tile` left to `places` in the image; -1 is nowhere."""
-    first, kind = image * pixels, maps[PREDICTION_KIND]
+def write_maps(num_classes, maps, image, pixels, offsets, n, predicted, rows, stride):
+    """Writes the maps that `accumulate_tile` left to `offsets` in the image; -1 writes nothing."""
+    first, dtype_code = image * pixels, maps[PREDICTION_DTYPE]
     if maps[PREDICTION_MAP]:
-        _write_classes(predicted, places, maps[PREDICTION_MAP], kind, first, n)
+        _write_classes(predicted, offsets, maps[PREDICTION_MAP], dtype_code, first, n)
     if maps[NLL_MAP]:
-        _write_row(at(rows, (num_classes + MAP) * stride), places, maps[NLL_MAP], first, n)
+        _write_row(at(rows, (num_classes + MAP) * stride), offsets, maps[NLL_MAP], first, n)
     if maps[CONFIDENCE_MAP]:
         confidence = at(rows, (num_classes + CONFIDENCE) * stride)
-        _write_row(confidence, places, maps[CONFIDENCE_MAP], first, n)
+        _write_row(confidence, offsets, maps[CONFIDENCE_MAP], first, n)
     if maps[ENTROPY_MAP]:
         entropy = at(rows, (num_classes + ENTROPY) * stride)
-        _write_row(entropy, places, maps[ENTROPY_MAP], first, n)
+        _write_row(entropy, offsets, maps[ENTROPY_MAP], first, n)
     if maps[TOP_CLASSES_MAP]:
-        depth = lesser(TOP, num_classes)
+        depth = min_int(TOP, num_classes)
         for k in range(depth):
             first = (image * depth + k) * pixels
-            _write_row(at(rows, k * stride), places, maps[TOP_PROBABILITIES_MAP], first, n)
+            _write_row(at(rows, k * stride), offsets, maps[TOP_PROBABILITIES_MAP], first, n)
             top = at(predicted, (k + 1) * stride)
-            _write_classes(top, places, maps[TOP_CLASSES_MAP], kind, first, n)
+            _write_classes(top, offsets, maps[TOP_CLASSES_MAP], dtype_code, first, n)
 
 
 @kernel
 def evaluate_chunk(
-    buffer, classes, predicted, places, confusion, bin_pixels, views, class_weight, ignored,
-    options, maps, stride, tile, pixels,
-    image, first, last, sums, counts, class_nll, bin_confidence,
-):  # fmt: skip
-    """`cross_entropy_chunk` without gradient, and all that `Evaluation` holds.
+    buffer,
+    classes,
+    predicted,
+    offsets,
+    confusion,
+    bin_pixels,
+    views,
+    class_weight,
+    ignored,
+    options,
+    maps,
+    stride,
+    tile,
+    pixels,
+    image,
+    first,
+    last,
+    sums,
+    counts,
+    class_nll,
+    bin_confidence,
+):
+    """Like `cross_entropy_chunk` without a gradient; also counts all that `EvaluationSums` holds.
 
-    `class_nll` [C] and `bin_confidence` [NUM_BINS] are float sums of this chunk; `confusion` [C, C]
-    and `bin_pixels` [NUM_BINS, 2], the wrong and the right ones, are integers, which the calling
-    thread may gather over its chunks.
+    `class_nll` [C] and `bin_confidence` [NUM_BINS] are float sums of this chunk. `confusion` [C, C]
+    and `bin_pixels` [NUM_BINS, 2], the wrong and the right pixels, are integers, which a thread may
+    accumulate over its chunks.
     """
     views = memory(views)
     logits, labels, pixel_weight = at(views, LOGITS), at(views, LABELS), at(views, PIXEL_WEIGHT)
@@ -724,36 +824,50 @@ def evaluate_chunk(
     confusion, bin_pixels = memory(confusion), memory(bin_pixels)
     rows = memory(buffer)
     classes = memory(classes)
-    predicted, places = memory(predicted), memory(places)
+    predicted, offsets = memory(predicted), memory(offsets)
     pixel_row = at(rows, (num_classes + PIXEL_WEIGHTS) * stride)
     fill(pixel_row, tile, 1.0)
-    total = lost = widened(filled(rows, 0.0))
+    total = compensation = widened(broadcast(rows, 0.0))
     for start in range(first, last, tile):
-        n = lesser(tile, last - start)
+        n = min_int(tile, last - start)
         load_classes(labels, ignored, num_classes, image, start, n, classes)
         if pixel_weight[ADDRESS]:
             load_rows(pixel_weight, image, start, n, 1.0, pixel_row, stride)
         load_rows(logits, image, start, n, options[INVERSE_TEMPERATURE], rows, stride)
-        total, lost = tallies_of_tile(
-            num_classes, n, classes, predicted, class_weight, options, maps, rows, stride,
-            total, lost, counts, class_nll, bin_confidence, confusion, bin_pixels,
-        )  # fmt: skip
+        total, compensation = accumulate_tile(
+            num_classes,
+            n,
+            classes,
+            predicted,
+            class_weight,
+            options,
+            maps,
+            rows,
+            stride,
+            total,
+            compensation,
+            counts,
+            class_nll,
+            bin_confidence,
+            confusion,
+            bin_pixels,
+        )
         for i in range(n):
-            places[i] = start + i
-        write_maps(num_classes, maps, image, pixels, places, n, predicted, rows, stride)
-    add_up(total, lost, sums)
+            offsets[i] = start + i
+        write_maps(num_classes, maps, image, pixels, offsets, n, predicted, rows, stride)
+    add_chunk_sums(total, compensation, sums)
 
 
-# -- the softmax itself ----------------------------------------------------------------------------
+# -- the softmax -----------------------------------------------------------------------------------
 
 
 @inner
 def _exponentials(num_classes, rows, stride, i):
-    """Turn the rows of a strip into exp(x_c - max); return their sum."""
+    """Replaces the rows of a strip by exp(x_c - max) and returns their sum."""
     m = load(rows, i)
     for c in range(1, num_classes):
         m = maximum(load(rows, c * stride + i), m)
-    s = filled(rows, 0.0)
+    s = broadcast(rows, 0.0)
     for c in range(num_classes):
         e = exp(load(rows, c * stride + i) - m)
         store(rows, c * stride + i, e)
@@ -763,17 +877,24 @@ def _exponentials(num_classes, rows, stride, i):
 
 @kernel
 def softmax_chunk(
-    buffer, views, stride, tile, inverse_temperature, image, first, last,
-):  # fmt: skip
-    """softmax(logits / temperature) of pixels [first, last) of one image, to the view GRADIENT."""
+    buffer,
+    views,
+    stride,
+    tile,
+    inverse_temperature,
+    image,
+    first,
+    last,
+):
+    """Writes softmax(logits / temperature) of pixels [first, last) to the view GRADIENT."""
     views = memory(views)
     logits, probabilities = at(views, LOGITS), at(views, GRADIENT)
     num_classes = logits[NUM_CLASSES]
     rows = memory(buffer)
     factor_row = at(rows, (num_classes + FACTOR) * stride)
-    one = filled(rows, 1.0)
+    one = broadcast(rows, 1.0)
     for start in range(first, last, tile):
-        n = lesser(tile, last - start)
+        n = min_int(tile, last - start)
         load_rows(logits, image, start, n, inverse_temperature, rows, stride)
         for i in range(0, n, LANES):
             store(factor_row, i, one / _exponentials(num_classes, rows, stride, i))
@@ -782,28 +903,39 @@ def softmax_chunk(
 
 @kernel
 def softmax_gradient_chunk(
-    buffer, upstream_buffer, views, stride, tile, inverse_temperature, image, first, last,
-):  # fmt: skip
-    """gradient = p (g - sum_c g_c p_c) / temperature, with p computed anew from the logits."""
+    buffer,
+    grad_output_buffer,
+    views,
+    stride,
+    tile,
+    inverse_temperature,
+    image,
+    first,
+    last,
+):
+    """Writes p (g - sum_c g_c p_c) / temperature to the view GRADIENT, for g = grad_output.
+
+    p is computed from the logits again.
+    """
     views = memory(views)
-    logits, upstream, gradient = at(views, LOGITS), at(views, UPSTREAM), at(views, GRADIENT)
+    logits, grad_output, gradient = at(views, LOGITS), at(views, GRAD_OUTPUT), at(views, GRADIENT)
     num_classes = logits[NUM_CLASSES]
     rows = memory(buffer)
-    upstream_rows = memory(upstream_buffer)
+    grad_output_rows = memory(grad_output_buffer)
     factor_row = at(rows, (num_classes + FACTOR) * stride)
-    scale = filled(rows, inverse_temperature)
+    scale = broadcast(rows, inverse_temperature)
     for start in range(first, last, tile):
-        n = lesser(tile, last - start)
+        n = min_int(tile, last - start)
         load_rows(logits, image, start, n, inverse_temperature, rows, stride)
-        load_rows(upstream, image, start, n, 1.0, upstream_rows, stride)
+        load_rows(grad_output, image, start, n, 1.0, grad_output_rows, stride)
         for i in range(0, n, LANES):
             s = _exponentials(num_classes, rows, stride, i)
-            dot = filled(rows, 0.0)
+            dot = broadcast(rows, 0.0)
             for c in range(num_classes):
-                dot = dot + load(upstream_rows, c * stride + i) * load(rows, c * stride + i)
+                dot = dot + load(grad_output_rows, c * stride + i) * load(rows, c * stride + i)
             mean = dot / s
             for c in range(num_classes):
                 e = load(rows, c * stride + i)
-                store(rows, c * stride + i, e * (load(upstream_rows, c * stride + i) - mean))
+                store(rows, c * stride + i, e * (load(grad_output_rows, c * stride + i) - mean))
             store(factor_row, i, scale / s)
         store_rows(gradient, image, start, n, rows, factor_row, stride)

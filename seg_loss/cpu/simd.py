@@ -1,13 +1,13 @@
 """Short vectors for Numba kernels: `LANES` pixels side by side, held in registers.
 
-Numba leaves vectorisation to LLVM's guesses, which fail on loops with several arrays, and it has no
-vectorised exp. Here a vector is a value of its own: `load` it from memory, compute with `+ - * /`,
-`fma`, `maximum`, `where`, and `store` it. LLVM splits or joins the lanes to what the processor has,
-so the same code runs on AVX2, AVX-512 and NEON, and every lane goes through the same operations in
-the same order wherever a tile begins or ends.
+Numba leaves vectorisation to LLVM, which fails on loops with several arrays, and it has no
+vectorised exp. This module makes a vector a Numba type: `load` it from memory, compute with
+`+ - * /`, `fma`, `maximum`, `where`, and `store` it. LLVM splits or joins the lanes to the width of
+the processor, so the same code runs on AVX2, AVX-512 and NEON. Every lane goes through the same
+operations in the same order wherever a tile begins or ends.
 
-Only kernels import this file. Memory is named by address; memory whose dtype is known only at run
-time is read by `load_row` and `load_integers`, so that one compiled kernel serves every dtype.
+Only kernels import this module. Memory is named by its address. Memory whose dtype is known only at
+run time is read by `load_row` and `load_integers`, so that one compiled kernel serves every dtype.
 """
 
 import functools
@@ -27,11 +27,11 @@ from numba.extending import (
     type_callable,
 )
 
-LANES = 16  # a cache line of float32; measured: 8 is 12 % slower on AVX2 at 19 classes
+LANES = 16  # a cache line of float32; 8 lanes are 12 % slower on AVX2 at 19 classes
 
 
 class VectorType(types.Type):
-    """`LANES` elements of one scalar type: a float, an integer, or boolean for masks."""
+    """`LANES` elements of one scalar type: a float, an integer, or a boolean for masks."""
 
     def __init__(self, element):
         self.element = element
@@ -72,12 +72,12 @@ def _splat(builder, scalar):
 
 
 def _call_llvm(builder, name, args):
-    """LLVM's own elementwise operation, such as `llvm.fma.v8f32`, on vectors of one type."""
-    kind = args[0].type
-    suffix = {ir.FloatType(): "f32", ir.DoubleType(): "f64"}[kind.element]
+    """Calls LLVM's elementwise operation, such as `llvm.fma.v8f32`, on vectors of one type."""
+    dtype_code = args[0].type
+    suffix = {ir.FloatType(): "f32", ir.DoubleType(): "f64"}[dtype_code.element]
     function = cgutils.get_or_insert_function(
         builder.module,
-        ir.FunctionType(kind, [kind] * len(args)),
+        ir.FunctionType(dtype_code, [dtype_code] * len(args)),
         f"llvm.{name}.v{LANES}{suffix}",
     )
     return builder.call(function, args)
@@ -88,7 +88,7 @@ def _call_llvm(builder, name, args):
 
 @intrinsic
 def pointer(typingctx, address, dtype):
-    """The address as a pointer to elements of `dtype`."""
+    """Returns the address as a pointer to elements of `dtype`."""
     element = dtype.dtype
 
     def codegen(context, builder, signature, args):
@@ -99,7 +99,7 @@ def pointer(typingctx, address, dtype):
 
 @intrinsic
 def memory(typingctx, array):
-    """The pointer to the first element of a NumPy array."""
+    """Returns the pointer to the first element of a NumPy array."""
 
     def codegen(context, builder, signature, args):
         return context.make_array(array)(context, builder, args[0]).data
@@ -109,7 +109,7 @@ def memory(typingctx, array):
 
 @intrinsic
 def at(typingctx, array, index):
-    """The pointer to element `index` of `array`."""
+    """Returns the pointer to element `index` of `array`."""
 
     def codegen(context, builder, signature, args):
         return builder.gep(args[0], [args[1]])
@@ -125,7 +125,7 @@ def _vector_address(builder, array, index):
 
 @intrinsic
 def load(typingctx, array, index):
-    """Elements [index, index + LANES) of `array`; any alignment."""
+    """Loads elements [index, index + LANES) of `array`; any alignment."""
 
     def codegen(context, builder, signature, args):
         value = builder.load(_vector_address(builder, *args))
@@ -137,7 +137,7 @@ def load(typingctx, array, index):
 
 @intrinsic
 def store(typingctx, array, index, vector):
-    """Write `vector` to elements [index, index + LANES) of `array`; any alignment."""
+    """Stores `vector` to elements [index, index + LANES) of `array`; any alignment."""
 
     def codegen(context, builder, signature, args):
         instruction = builder.store(args[2], _vector_address(builder, *args[:2]))
@@ -147,30 +147,39 @@ def store(typingctx, array, index, vector):
     return types.void(array, types.int64, vector), codegen
 
 
-# -- memory of any kind ----------------------------------------------------------------------------
+# -- memory of any dtype ---------------------------------------------------------------------------
 
-KINDS = (
-    "float32", "float64", "float16", "bfloat16", "uint8", "int8", "int16", "int32", "int64",
-)  # fmt: skip
-SIZES = (4, 8, 2, 2, 1, 1, 2, 4, 8)
+DTYPES = (
+    "float32",
+    "float64",
+    "float16",
+    "bfloat16",
+    "uint8",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+)
+ITEMSIZES = (4, 8, 2, 2, 1, 1, 2, 4, 8)
 
 
-def _by_kind(builder, kind, emit):
-    """Emit `emit[k]()` for the k that `kind` turns out to be at run time; its value, if it has
-    one.
+def _by_dtype(builder, dtype_code, emit):
+    """Emits a branch for each dtype code k, in which `emit[k]()` emits code.
+
+    Returns the value of the branch taken, if `emit` returns values.
     """
     end = builder.append_basic_block("end")
     values = []
     for k, body in emit.items():
-        match = builder.append_basic_block(KINDS[k])
+        match = builder.append_basic_block(DTYPES[k])
         other = builder.append_basic_block("other")
-        is_k = builder.icmp_signed("==", kind, ir.Constant(kind.type, k))
+        is_k = builder.icmp_signed("==", dtype_code, ir.Constant(dtype_code.type, k))
         builder.cbranch(is_k, match, other)
         builder.position_at_end(match)
         values.append((body(), builder.block))
         builder.branch(end)
         builder.position_at_end(other)
-    # The caller sends no other kind than those of the table.
+    # The caller passes no other code.
     builder.unreachable()
     builder.position_at_end(end)
     if values[0][0] is None:
@@ -190,18 +199,18 @@ def _load_raw(builder, address, element, lanes, align):
 _FLOAT32, _FLOAT64, _FLOAT16, _BFLOAT16 = range(4)
 
 
-def _kinds_of(element):
-    """The kinds of memory that rows of `element` are read from and written to."""
+def _dtype_codes_for(element):
+    """Returns the codes of the dtypes that rows of `element` are loaded from and stored to."""
     return (_FLOAT64,) if element == ir.DoubleType() else (_FLOAT32, _FLOAT16, _BFLOAT16)
 
 
-def _emit_load_float(builder, address, kind, element, lanes):
-    """Lanes of float32 or float64 from memory of a known kind; exact."""
+def _emit_load_float(builder, address, dtype_code, element, lanes):
+    """Loads lanes of float32 or float64 from memory of a known dtype; exact."""
     target = ir.VectorType(element, lanes)
-    if kind in (_FLOAT32, _FLOAT64):
-        return _load_raw(builder, address, element, lanes, SIZES[kind])
+    if dtype_code in (_FLOAT32, _FLOAT64):
+        return _load_raw(builder, address, element, lanes, ITEMSIZES[dtype_code])
     bits = _load_raw(builder, address, ir.IntType(16), lanes, 2)
-    if kind == _FLOAT16:
+    if dtype_code == _FLOAT16:
         return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), lanes)), target)
     # bfloat16 is the upper half of float32.
     word = ir.VectorType(ir.IntType(32), lanes)
@@ -209,14 +218,14 @@ def _emit_load_float(builder, address, kind, element, lanes):
     return builder.bitcast(builder.shl(builder.zext(bits, word), sixteen), target)
 
 
-def _emit_store_float(builder, address, kind, value, streamed):
-    """The mirror of `_emit_load_float`, rounding to nearest even; NaN stays NaN."""
+def _emit_store_float(builder, address, dtype_code, value, streamed):
+    """The reverse of `_emit_load_float`; rounds to nearest even and keeps NaN."""
     lanes = value.type.count
     short = ir.VectorType(ir.IntType(16), lanes)
-    if kind == _FLOAT16:
+    if dtype_code == _FLOAT16:
         half = builder.fptrunc(value, ir.VectorType(ir.HalfType(), lanes))
         value = builder.bitcast(half, short)
-    elif kind == _BFLOAT16:
+    elif dtype_code == _BFLOAT16:
         word = ir.VectorType(ir.IntType(32), lanes)
 
         def constant(number):
@@ -225,39 +234,41 @@ def _emit_store_float(builder, address, kind, value, streamed):
         bits = builder.bitcast(value, word)
         odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
         rounded = builder.add(bits, builder.add(odd, constant(0x7FFF)))
-        # Rounding could carry a NaN's payload over into infinity or the sign.
+        # Rounding could carry the payload of a NaN into the exponent or the sign.
         quiet = builder.or_(bits, constant(0x400000))
         bits = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
         value = builder.trunc(builder.lshr(bits, constant(16)), short)
     instruction = builder.store(value, builder.inttoptr(address, value.type.as_pointer()))
-    instruction.align = SIZES[kind] * (lanes if streamed else 1)
+    instruction.align = ITEMSIZES[dtype_code] * (lanes if streamed else 1)
     if streamed:
         one = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
         instruction.set_metadata("nontemporal", one)
 
 
 @intrinsic
-def load_row(typingctx, row, address, kind, factor, n):
-    """Elements [0, n) of memory of `kind` times `factor` to `row`; n is a multiple of LANES.
+def load_row(typingctx, row, address, dtype_code, factor, n):
+    """Loads elements [0, n) of memory, times `factor`, to `row`; n is a multiple of LANES.
 
-    Rows of float32 take float32 and halves, rows of float64 take float64. The kind is asked for
-    here, once a row, and not in each turn of the loop.
+    Rows of float32 accept float32, float16 and bfloat16; rows of float64 accept float64. The dtype
+    is compared once per row and not in each turn of the loop.
     """
 
     def codegen(context, builder, signature, args):
         row_, address_, kind_, factor_, n_ = args
         element = _LLVM_ELEMENT[row.dtype]
 
-        def copy_from(source_kind):
+        def copy_from(source_dtype):
             with cgutils.for_range_slice(builder, n_.type(0), n_, n_.type(LANES)) as (i, _):
-                place = builder.add(address_, builder.mul(i, i.type(SIZES[source_kind])))
-                value = _emit_load_float(builder, place, source_kind, element, LANES)
+                position = builder.add(address_, builder.mul(i, i.type(ITEMSIZES[source_dtype])))
+                value = _emit_load_float(builder, position, source_dtype, element, LANES)
                 target = builder.store(
                     builder.fmul(value, factor_), _vector_address(builder, row_, i)
                 )
                 target.align = _BYTES[row.dtype]
 
-        _by_kind(builder, kind_, {k: functools.partial(copy_from, k) for k in _kinds_of(element)})
+        _by_dtype(
+            builder, kind_, {k: functools.partial(copy_from, k) for k in _dtype_codes_for(element)}
+        )
         return context.get_dummy_value()
 
     arguments = (row, types.int64, types.int64, VectorType(row.dtype), types.int64)
@@ -265,36 +276,38 @@ def load_row(typingctx, row, address, kind, factor, n):
 
 
 @intrinsic
-def store_row(typingctx, address, kind, streamed, row, factors, start, end):
-    """Elements [start, end) of `row` times those of `factors` to memory of `kind`: whole vectors.
+def store_row(typingctx, address, dtype_code, streamed, row, factors, start, end):
+    """Stores elements [start, end) of `row`, times those of `factors`, to memory: whole vectors.
 
-    Streamed, they go past the caches, so that memory is not read first; then element `start` must
-    lie at a multiple of a vector's size.
+    If `streamed`, the stores bypass the caches, so that memory is not read first. Element `start`
+    must then lie at a multiple of a vector's size.
     """
 
     def codegen(context, builder, signature, args):
         address_, kind_, streamed_, row_, factors_, start_, end_ = args
         element = _LLVM_ELEMENT[row.dtype]
 
-        def write_loop(target_kind, past_caches):
+        def write_loop(target_dtype, is_streamed):
             with cgutils.for_range_slice(builder, start_, end_, end_.type(LANES)) as (i, _):
                 values = []
                 for source in (row_, factors_):
                     values.append(builder.load(_vector_address(builder, source, i)))
                     values[-1].align = _BYTES[row.dtype]
-                place = builder.add(address_, builder.mul(i, i.type(SIZES[target_kind])))
+                position = builder.add(address_, builder.mul(i, i.type(ITEMSIZES[target_dtype])))
                 value = builder.fmul(*values)
-                _emit_store_float(builder, place, target_kind, value, past_caches)
+                _emit_store_float(builder, position, target_dtype, value, is_streamed)
 
-        def copy_to(target_kind):
-            past = builder.icmp_signed("!=", streamed_, streamed_.type(0))
-            with builder.if_else(past) as (then, otherwise):
+        def copy_to(target_dtype):
+            streams = builder.icmp_signed("!=", streamed_, streamed_.type(0))
+            with builder.if_else(streams) as (then, otherwise):
                 with then:
-                    write_loop(target_kind, True)
+                    write_loop(target_dtype, True)
                 with otherwise:
-                    write_loop(target_kind, False)
+                    write_loop(target_dtype, False)
 
-        _by_kind(builder, kind_, {k: functools.partial(copy_to, k) for k in _kinds_of(element)})
+        _by_dtype(
+            builder, kind_, {k: functools.partial(copy_to, k) for k in _dtype_codes_for(element)}
+        )
         return context.get_dummy_value()
 
     word = types.int64
@@ -302,42 +315,42 @@ def store_row(typingctx, address, kind, streamed, row, factors, start, end):
 
 
 @intrinsic
-def load_float(typingctx, rows, address, kind):
-    """One element of memory of `kind`, as an element of `rows`."""
+def load_float(typingctx, rows, address, dtype_code):
+    """Loads one element of memory as an element of `rows`."""
 
     def codegen(context, builder, signature, args):
         element = _LLVM_ELEMENT[rows.dtype]
         first = ir.Constant(ir.IntType(32), 0)
 
-        def load_from(source_kind):
-            value = _emit_load_float(builder, args[1], source_kind, element, 1)
+        def load_from(source_dtype):
+            value = _emit_load_float(builder, args[1], source_dtype, element, 1)
             return builder.extract_element(value, first)
 
-        kinds = {k: functools.partial(load_from, k) for k in _kinds_of(element)}
-        return _by_kind(builder, args[2], kinds)
+        dtype_codes = {k: functools.partial(load_from, k) for k in _dtype_codes_for(element)}
+        return _by_dtype(builder, args[2], dtype_codes)
 
     return rows.dtype(rows, types.int64, types.int64), codegen
 
 
 @intrinsic
-def store_float(typingctx, address, kind, scalar):
-    """One element to memory of `kind`."""
+def store_float(typingctx, address, dtype_code, scalar):
+    """Stores one element to memory."""
 
     def codegen(context, builder, signature, args):
         one = ir.Constant(ir.VectorType(args[2].type, 1), ir.Undefined)
         one = builder.insert_element(one, args[2], ir.Constant(ir.IntType(32), 0))
 
-        def store_to(target_kind):
-            _emit_store_float(builder, args[0], target_kind, one, False)
+        def store_to(target_dtype):
+            _emit_store_float(builder, args[0], target_dtype, one, False)
 
-        kinds = {k: functools.partial(store_to, k) for k in _kinds_of(args[2].type)}
-        _by_kind(builder, args[1], kinds)
+        dtype_codes = {k: functools.partial(store_to, k) for k in _dtype_codes_for(args[2].type)}
+        _by_dtype(builder, args[1], dtype_codes)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, scalar), codegen
 
 
-def _emit_load_integers(builder, address, kind, lanes):
+def _emit_load_integers(builder, address, dtype_code, lanes):
     wide = ir.VectorType(ir.IntType(64), lanes)
 
     def read(bits, extend):
@@ -351,12 +364,12 @@ def _emit_load_integers(builder, address, kind, lanes):
         7: lambda: read(32, builder.sext),
         8: lambda: read(64, builder.sext),
     }
-    return _by_kind(builder, kind, emit)
+    return _by_dtype(builder, dtype_code, emit)
 
 
 @intrinsic
-def load_integers(typingctx, address, kind):
-    """A vector of int64 from memory of an integer `kind`."""
+def load_integers(typingctx, address, dtype_code):
+    """Loads a vector of int64 from integer memory."""
 
     def codegen(context, builder, signature, args):
         return _emit_load_integers(builder, *args, LANES)
@@ -365,8 +378,8 @@ def load_integers(typingctx, address, kind):
 
 
 @intrinsic
-def load_integer(typingctx, address, kind):
-    """`load_integers` of one element."""
+def load_integer(typingctx, address, dtype_code):
+    """Loads one int64 from integer memory."""
 
     def codegen(context, builder, signature, args):
         value = _emit_load_integers(builder, *args, 1)
@@ -380,7 +393,7 @@ def load_integer(typingctx, address, kind):
 
 @intrinsic
 def splat(typingctx, scalar):
-    """The same scalar in every lane."""
+    """Returns a vector with the same scalar in every lane."""
 
     def codegen(context, builder, signature, args):
         return _splat(builder, args[0])
@@ -389,19 +402,19 @@ def splat(typingctx, scalar):
 
 
 @intrinsic
-def filled(typingctx, array, value):
-    """A vector of the kind that `array` points to, with the float64 `value` in every lane."""
+def broadcast(typingctx, array, value):
+    """Returns a vector of the type that `array` points to, `value` (float64) in every lane."""
 
     def codegen(context, builder, signature, args):
-        kind = _LLVM_ELEMENT[array.dtype]
-        value = args[1] if kind == args[1].type else builder.fptrunc(args[1], kind)
+        dtype_code = _LLVM_ELEMENT[array.dtype]
+        value = args[1] if dtype_code == args[1].type else builder.fptrunc(args[1], dtype_code)
         return _splat(builder, value)
 
     return VectorType(array.dtype)(array, types.float64), codegen
 
 
 def _operator(symbol, emit, arity):
-    """Teach Numba `symbol` between vectors of one type."""
+    """Defines the operator `symbol` between vectors of one type."""
 
     @type_callable(symbol)
     def typing(context):
@@ -425,8 +438,8 @@ _operator(operator.neg, lambda builder, a: builder.fneg(a), 1)
 
 
 @intrinsic
-def both(typingctx, a, b):
-    """The lanes set in mask `a` and in mask `b`."""
+def mask_and(typingctx, a, b):
+    """Returns the lanes set in both masks."""
 
     def codegen(context, builder, signature, args):
         return builder.and_(*args)
@@ -452,8 +465,8 @@ equal = _comparison("==")
 
 
 @intrinsic
-def within(typingctx, a, num_classes):
-    """0 <= a < num_classes in each lane of integers, in one comparison without sign."""
+def in_range(typingctx, a, num_classes):
+    """Returns the lanes of integers with 0 <= a < num_classes, by one unsigned comparison."""
 
     def codegen(context, builder, signature, args):
         return builder.icmp_unsigned("<", args[0], _splat(builder, args[1]))
@@ -463,7 +476,7 @@ def within(typingctx, a, num_classes):
 
 @intrinsic
 def narrowed(typingctx, a):
-    """int64 lanes as int32; their upper halves are dropped."""
+    """Returns int64 lanes as int32; the upper halves are dropped."""
 
     def codegen(context, builder, signature, args):
         return builder.trunc(args[0], _llvm_vector(types.int32))
@@ -473,7 +486,7 @@ def narrowed(typingctx, a):
 
 @intrinsic
 def sum_of_lanes(typingctx, vector):
-    """The float64 lanes added in their order."""
+    """Returns the sum of float64 lanes, added in their order."""
 
     def codegen(context, builder, signature, args):
         lanes = [
@@ -486,7 +499,7 @@ def sum_of_lanes(typingctx, vector):
 
 @intrinsic
 def is_nan(typingctx, a):
-    """The lanes that hold NaN."""
+    """Returns the lanes that hold NaN."""
 
     def codegen(context, builder, signature, args):
         return builder.fcmp_unordered("uno", args[0], args[0])
@@ -496,7 +509,7 @@ def is_nan(typingctx, a):
 
 @intrinsic
 def where(typingctx, mask, a, b):
-    """`a` in the lanes where `mask` is set, `b` in the others."""
+    """Returns `a` in the lanes where `mask` is set, and `b` in the others."""
 
     def codegen(context, builder, signature, args):
         return builder.select(*args)
@@ -506,7 +519,7 @@ def where(typingctx, mask, a, b):
 
 @intrinsic
 def maximum(typingctx, a, b):
-    """The larger of each pair; `b` where either is NaN (one instruction on x86)."""
+    """Returns the larger of each pair, and `b` where either is NaN (one instruction on x86)."""
 
     def codegen(context, builder, signature, args):
         return builder.select(builder.fcmp_ordered(">", *args), *args)
@@ -516,7 +529,7 @@ def maximum(typingctx, a, b):
 
 @intrinsic
 def fma(typingctx, a, b, c):
-    """a * b + c, rounded once."""
+    """Returns a * b + c, rounded once."""
 
     def codegen(context, builder, signature, args):
         return _call_llvm(builder, "fma", args)
@@ -526,21 +539,21 @@ def fma(typingctx, a, b, c):
 
 @intrinsic
 def two_sum(typingctx, a, b):
-    """a + b, and what rounding it lost (Knuth)."""
+    """Returns a + b and its rounding error (Knuth)."""
 
     def codegen(context, builder, signature, args):
         a, b = args
         total = builder.fadd(a, b)
-        taken = builder.fsub(total, a)
-        lost = builder.fadd(builder.fsub(a, builder.fsub(total, taken)), builder.fsub(b, taken))
-        return context.make_tuple(builder, signature.return_type, [total, lost])
+        added = builder.fsub(total, a)
+        error = builder.fadd(builder.fsub(a, builder.fsub(total, added)), builder.fsub(b, added))
+        return context.make_tuple(builder, signature.return_type, [total, error])
 
     return types.UniTuple(a, 2)(a, b), codegen
 
 
 @intrinsic
-def lesser(typingctx, a, b):
-    """The smaller of two integers; Numba's own `min` takes long to compile."""
+def min_int(typingctx, a, b):
+    """Returns the smaller of two integers; Numba's own `min` takes long to compile."""
 
     def codegen(context, builder, signature, args):
         return builder.select(builder.icmp_signed("<", *args), *args)
@@ -550,7 +563,7 @@ def lesser(typingctx, a, b):
 
 @intrinsic
 def any_lane(typingctx, mask):
-    """Whether any lane of `mask` is set."""
+    """Returns whether any lane of `mask` is set."""
 
     def codegen(context, builder, signature, args):
         bits = builder.bitcast(args[0], ir.IntType(LANES))
@@ -561,7 +574,7 @@ def any_lane(typingctx, mask):
 
 @intrinsic
 def lane(typingctx, vector, index):
-    """One element."""
+    """Returns one element."""
 
     def codegen(context, builder, signature, args):
         return builder.extract_element(args[0], args[1])
@@ -571,7 +584,7 @@ def lane(typingctx, vector, index):
 
 @intrinsic
 def widened(typingctx, vector):
-    """float32 or float64 lanes as float64."""
+    """Returns float32 or float64 lanes as float64."""
 
     def codegen(context, builder, signature, args):
         if vector.element == types.float64:
@@ -586,8 +599,9 @@ def widened(typingctx, vector):
 
 @intrinsic
 def _power_of_two(typingctx, shifted):
-    """2**n, where the low bits of `shifted` hold n + 127: float32's own exponent, 0 for n =
-    -127.
+    """Returns 2**n, where the low bits of `shifted` hold n + 127, float32's own exponent.
+
+    It is 0 for n = -127.
     """
 
     def codegen(context, builder, signature, args):
@@ -600,10 +614,10 @@ def _power_of_two(typingctx, shifted):
 
 @intrinsic
 def _split_exponent(typingctx, value):
-    """Positive normal float32 as (n, m): value = m * 2**n with m in [sqrt(1/2), sqrt(2))."""
+    """Returns positive normal float32 as (n, m): value = m * 2**n, m in [sqrt(1/2), sqrt(2))."""
 
     def codegen(context, builder, signature, args):
-        # Adding the distance from sqrt(1/2) to 1 carries into the exponent just where m >= sqrt(2).
+        # Adding 1 - sqrt(1/2) carries into the exponent exactly where m >= sqrt(2).
         bits = builder.bitcast(args[0], _llvm_vector(types.int32))
         raised = builder.add(bits, _constant(types.int32, 0x3F800000 - 0x3F3504F3))
         n = builder.ashr(raised, _constant(types.int32, 23))
@@ -632,7 +646,7 @@ _log_float64 = _libm("log")
 _f32 = np.float32
 _LOG2_E = _f32(math.log2(math.e))
 _ROUNDING = _f32(1.5 * 2**23 + 127)  # adding it rounds to an integer and biases it for the exponent
-_LEAST = _f32(-88.02)  # rounds to 2**-127, which float32 has no normal number for: exp is 0 there
+_LEAST = _f32(-88.02)  # rounds to 2**-127, below the normal range of float32: exp is 0
 # 2**f = 1 + f * (E1 + E2 f + ...) on [-1/2, 1/2]: minimax in relative error, 2e-9 before rounding.
 _E1 = _f32(6.93147203e-01)
 _E2 = _f32(2.40226479e-01)
@@ -686,7 +700,7 @@ def _log1p_float32(x):
     square = f * f
     p = fma(p * f, square, n * splat(_LN2_LOW))
     p = fma(square, splat(_f32(-0.5)), p)
-    # What rounding 1 + x lost, times the slope of ln there; for tiny x that is x itself.
+    # Add the rounding error of 1 + x times the slope of ln; for tiny x this is x itself.
     return fma(n, splat(_LN2_HIGH), f + p) + (x - (w - one)) / w
 
 
@@ -697,9 +711,9 @@ def _log1p_float64(x):
 
 
 def exp(x):
-    """e**x in every lane, for x <= 0 or NaN; 0 below ln FLT_MIN in float32.
+    """Returns e**x in every lane, for x <= 0 or NaN; 0 below ln FLT_MIN in float32.
 
-    In float32 the relative error is within 1 ulp near 0 and grows by 1.3e-8 |x|.
+    In float32 the relative error is at most 1 ulp near 0 and grows by 1.3e-8 |x|.
     """
     raise NotImplementedError
 
@@ -710,7 +724,7 @@ def _exp(x):
 
 
 def log1p(x):
-    """ln(1 + x) in every lane, for x >= 0 or NaN, accurate to the last bits also near 0."""
+    """Returns ln(1 + x) in every lane, for x >= 0 or NaN, accurate to the last bits also near 0."""
     raise NotImplementedError
 
 

@@ -1,7 +1,7 @@
-"""Work on the CPU, split over threads that hold no lock while a kernel runs.
+"""Splits work over threads, which release the GIL while a kernel runs.
 
-As many threads as torch uses (`torch.set_num_threads`), the calling one among them. Which thread
-does which piece of work is left to chance; no result may depend on it.
+There are as many threads as torch uses (`torch.set_num_threads`), the calling thread included. The
+threads take items in no fixed order, so no result may depend on which thread computes an item.
 """
 
 import os
@@ -22,10 +22,10 @@ def run(
     work: Callable[[_State, _Item], None],
     num_threads: int,
 ) -> list[_State]:
-    """Call `work(state, item)` for every item, each thread with a state of its own.
+    """Calls `work(state, item)` for every item; each thread has its own state.
 
     Returns:
-        The threads' states.
+        The states of the threads.
     """
     remaining = iter(list(items))
 
@@ -35,23 +35,23 @@ def run(
             work(state, item)
         return state
 
-    others = [_workers().submit(take) for _ in range(num_threads - 1)]
+    others = [_thread_pool().submit(take) for _ in range(num_threads - 1)]
     try:
         states = [take()]
     finally:
-        # What has not begun by now is not needed. What has must end before the caller goes on, even
-        # after a failure: it writes into memory that the caller then frees.
-        begun = [future for future in others if not future.cancel()]
-        wait(begun)
-    return states + [future.result() for future in begun]
+        # Threads that have not started by now are not needed. The others must end before this
+        # function returns, even after an error: they write to memory that the caller then frees.
+        started = [future for future in others if not future.cancel()]
+        wait(started)
+    return states + [future.result() for future in started]
 
 
 def num_threads_for(num_items: int) -> int:
-    """Torch's number of threads, or less where there is less to do."""
+    """Returns torch's number of threads, or `num_items` if that is less."""
     return max(1, min(torch.get_num_threads(), num_items))
 
 
-def _workers() -> ThreadPoolExecutor:
+def _thread_pool() -> ThreadPoolExecutor:
     global _pool
     if _pool is None:
         _pool = ThreadPoolExecutor(
@@ -60,11 +60,11 @@ def _workers() -> ThreadPoolExecutor:
     return _pool
 
 
-def _forget_pool() -> None:
+def _drop_pool() -> None:
     global _pool
     _pool = None
 
 
-# A forked child (a DataLoader worker) inherits the pool object but none of its threads.
+# A forked child (a DataLoader worker) inherits the pool object, but none of its threads.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    os.register_at_fork(after_in_child=_drop_pool)

@@ -1,1 +1,1 @@
-"""The GPU backend: Triton kernels."""
+"""The GPU backend: Triton kernels. `backend` is called by the operators and by `evaluate`."""

@@ -112,7 +112,7 @@ ILL_POSED = {
     ),
     "a label out of range": (
         {"labels": with_label(31, (2, 3), (4, 4), (5, 6))},
-        "labels: expected 0...4 or 255 (ignored), got 31 at (0, 2, 3) and 2 pixels more.",
+        "labels: expected 0...4 or 255 (ignored), got 31 at (0, 2, 3) and 2 more pixels.",
     ),
     "a label that may be void": (
         {"labels": with_label(-1, (2, 3))},

@@ -182,12 +182,3 @@ def test_options_are_read_from_texts():
     assert options.temperature == 2
     assert options.label_smoothing == 0.5
     assert parse(LossOptions, [("ignore_index", "none")]).ignore_index == ()
-
-
-def test_options_know_the_names_of_the_library():
-    from app.options import MAPS, NORMALIZATIONS
-    from seg_loss import _divisor as normalization
-    from seg_loss import evaluation
-
-    assert evaluation.MAPS == MAPS
-    assert normalization.NORMALIZATIONS == NORMALIZATIONS

@@ -26,8 +26,7 @@ from app.images.palettes import palette
 from app.images.render import KINDS
 from app.operations import UPSAMPLINGS
 from seg_loss import Bilinear, Deconvolution, InvalidInput, reference
-from seg_loss.cpu.backend import upsampling_bytes
-from seg_loss.upsampling import Upsampling, axes_of, numbers_for
+from seg_loss.upsampling import Upsampling, axes
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "fcn_head"
 NAMES = [name for name in UPSAMPLINGS if name != "none"]
@@ -345,7 +344,7 @@ ILL_POSED = {
     "a label out of range": (
         "bilinear",
         {"labels": torch.full((1, *SIZE), 31, dtype=torch.uint8)},
-        "labels: expected 0...4 or 255 (ignored), got 31 at (0, 0, 0) and 599 pixels more.",
+        "labels: expected 0...4 or 255 (ignored), got 31 at (0, 0, 0) and 599 more pixels.",
     ),
 }
 
@@ -492,7 +491,7 @@ def test_maps_and_rows_of_nodes_take_their_place_among_the_bytes_in_flight():
     path = f"/v1/evaluate?upsampling=bilinear&maps={maps}"
     headers = {**SAFETENSORS, "Accept": "application/x-safetensors"}
     map_bytes = 4 * 10 * 20 * 30
-    scratch = upsampling_bytes(tensors["logits"], Bilinear().axes((6, 7), SIZE))
+    scratch = seg_loss.scratch_bytes(tensors["logits"], SIZE, upsampling=Bilinear())
     needed = map_bytes + scratch
     limits = {"max_body_bytes": body, "max_bytes_in_flight": body + needed, "num_threads": 2}
 
@@ -533,7 +532,7 @@ def test_a_score_that_is_not_finite_is_refused_with_its_position(client, operati
     problem = assert_problem(client.post_tensors(path, **tensors), 422, "ill_posed")
     assert problem["where"] == "logits"
     # Between its neighbours lie rows 8 to 14 and columns 15 to 23.
-    assert problem["got"] == f"{value} at (0, 2, 3, 4), read by pixel (0, 8, 15) and 62 pixels more"
+    assert problem["got"] == f"{value} at (0, 2, 3, 4), read by pixel (0, 8, 15) and 62 more pixels"
     assert problem["fix"] == "The network has diverged, or the file is damaged."
 
 
@@ -560,7 +559,7 @@ def test_scores_that_are_all_minus_infinity_together_are_refused(client):
     assert client.post_tensors(path, **tensors).status_code == 200
     tensors["logits"][0, 1, 0, 1] = float("-inf")
     problem = assert_problem(client.post_tensors(path, **tensors), 422, "ill_posed")
-    assert problem["got"] == "-inf in every class at pixel (0, 0, 2) and 1 pixel more"
+    assert problem["got"] == "-inf in every class at pixel (0, 0, 2) and 1 more pixel"
 
 
 def test_the_command_line_shows_scores_that_are_not_finite(run):
@@ -597,8 +596,7 @@ def test_require_finite_refuses_what_has_no_softmax_and_the_loss_is_nan_of(upsam
     scores = torch.where(share < (0.7 if minus else 0.12), values, share)
     labels = torch.randint(0, 3, (1, 7, 9), generator=random, dtype=torch.uint8)
     labels[torch.rand(1, 7, 9, generator=random) < 0.6] = 255
-    numbers = numbers_for(upsampling, scores, labels)
-    rows, columns = (axis.matrix() for axis in axes_of(numbers, (3, 3), (7, 9)))
+    rows, columns = (axis.matrix() for axis in axes(upsampling, (3, 3), (7, 9)))
     bad = []
     for y, x in (labels[0] != 255).nonzero().tolist():
         read = [(i, j) for i in rows[y].nonzero()[0] for j in columns[x].nonzero()[0]]
@@ -617,7 +615,7 @@ def test_require_finite_refuses_what_has_no_softmax_and_the_loss_is_nan_of(upsam
         seg_loss.require_finite(scores, labels, upsampling=upsampling)
     y, x = bad[0]
     assert f"(0, {y}, {x})" in refusal.value.got
-    more = f" and {len(bad) - 1} pixel" if len(bad) > 1 else ""
+    more = f" and {len(bad) - 1} more pixel" if len(bad) > 1 else ""
     assert more in refusal.value.got
     if "read by" in refusal.value.got:
         value, place = refusal.value.got.split(", read by")[0].split(" at ")
@@ -658,7 +656,7 @@ def test_maps_of_other_operations_need_no_room():
     upsampled = options.VisualizeOptions(kind="entropy", upsampling="bilinear")
     assert needed(alone, upsampled) == 0  # it will be refused
     photo = uploads.Upload(logits=upload.logits, image=np.zeros((8, 9, 3), np.uint8))
-    scratch = upsampling_bytes(upload.logits, Bilinear().axes((6, 7), (8, 9)))
+    scratch = seg_loss.scratch_bytes(upload.logits, (8, 9), upsampling=Bilinear())
     assert needed(photo, upsampled) == 4 * 72 + scratch
 
 
@@ -677,7 +675,7 @@ def test_wide_scores_and_labels_take_the_memory_that_was_reserved_for_them(
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    reserved = upsampling_bytes(scores, Bilinear().axes((rows, nodes), (1, columns)))
+    reserved = seg_loss.scratch_bytes(scores, (1, columns), upsampling=Bilinear())
     assert peak < 1.1 * reserved + (1 << 20)
     if function == "loss_and_gradient":  # nor is much more reserved; the others have no seams
         assert reserved < 3 * peak + (1 << 20)

@@ -282,16 +282,16 @@ def test_weights_that_ask_for_a_gradient_get_none_and_disturb_nothing(dtype, nor
 
 WEIGHTS = (torch.rand(4), torch.rand(2, 3, 5))
 ONE = torch.ones((), dtype=torch.float64)
-OPTIONS_OF_ALL = ([255], 0.1, 2.0, "valid", "raise", math.inf)
-PLAIN = ([255, 0], 0.0, 1.0, "valid", "raise", 87.3)
-# In torch's form: the fields of `LossInputs` first.
+OPTIONS_OF_ALL = ([255], 0.1, 2.0, "valid", "raise", [], math.inf, True)
+PLAIN = ([255, 0], 0.0, 1.0, "valid", "raise", [], 87.3, True)
+# The arguments of an operator: first those that stand for a `LossInputs`.
 OPERATORS = {
     # Under tracing, the forward pass of a loss makes no gradient.
-    "cross_entropy": lambda x, y: (x, y, *WEIGHTS, *OPTIONS_OF_ALL, not x.requires_grad),
-    "cross_entropy without weights": lambda x, y: (x, y, None, None, *PLAIN, False),
+    "full_size_cross_entropy": lambda x, y: (x, y, *WEIGHTS, *OPTIONS_OF_ALL, not x.requires_grad),
+    "full_size_cross_entropy without weights": lambda x, y: (x, y, None, None, *PLAIN, False),
     "pixel_terms": lambda x, y: (x, y, *WEIGHTS, *OPTIONS_OF_ALL),
     "cross_entropy_gradient": lambda x, y: (x, y, *WEIGHTS, *OPTIONS_OF_ALL, 9 * ONE, 2 * ONE),
-    "adapt_gradient": lambda x, y: (
+    "rescale_gradient_": lambda x, y: (
         x, y, *WEIGHTS, *OPTIONS_OF_ALL, 9 * ONE, 2 * ONE, torch.zeros_like(x),
     ),
     "softmax": lambda x, y: (x, 1, 2.0),
@@ -303,7 +303,7 @@ OPERATORS = {
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_torch_finds_nothing_wrong_with_the_operator(operator, differentiable):
     logits, labels = given(torch.float32)
-    if operator.endswith("_gradient") or not differentiable:
+    if "_gradient" in operator or not differentiable:
         logits = logits.detach()  # no derivative of a derivative
     function = getattr(torch.ops.seg_loss, operator.split()[0])
     torch.library.opcheck(function, OPERATORS[operator](logits, labels))
@@ -314,7 +314,7 @@ def test_torch_finds_nothing_wrong_with_other_dtypes_and_layouts(dtype):
     logits, labels = given(dtype)
     for x in (logits, logits.detach().to(memory_format=torch.channels_last).requires_grad_()):
         arguments = x, labels, None, None, *PLAIN, False
-        torch.library.opcheck(torch.ops.seg_loss.cross_entropy, arguments)
+        torch.library.opcheck(torch.ops.seg_loss.full_size_cross_entropy, arguments)
         torch.library.opcheck(torch.ops.seg_loss.softmax, (x, 1, 1.0))
 
 

@@ -8,7 +8,7 @@ from seg_loss import _labels as label_check
 from tests.cases import make_labels, make_logits, same_bits
 
 SHAPE = (2, 5, 7, 9)
-MESSAGE = "labels: expected 0...4 or 255 (ignored), got 77 at (0, 2, 3) and 1 pixel more."
+MESSAGE = "labels: expected 0...4 or 255 (ignored), got 77 at (0, 2, 3) and 1 more pixel."
 
 
 def given():

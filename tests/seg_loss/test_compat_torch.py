@@ -162,12 +162,12 @@ def test_the_module_is_the_function():
         ),
         (
             lambda x: ours.cross_entropy(x, torch.zeros(2, 4, 5).long(), reduction="max"),
-            "reduction: expected mean, sum or none, got 'max'.",
+            "reduction: expected one of mean, sum, none, got 'max'.",
         ),
         (
             lambda x: ours.cross_entropy(x, torch.full((2, 4, 5), 3)),
             (
-                "labels: expected 0...2 or -100 (ignored), got 3 at (0, 0, 0) and 39 pixels more. "
+                "labels: expected 0...2 or -100 (ignored), got 3 at (0, 0, 0) and 39 more pixels. "
                 "If 3 marks void pixels, pass ignore_index=3."
             ),
         ),

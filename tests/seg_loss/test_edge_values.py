@@ -273,7 +273,7 @@ def test_bad_labels_are_counted_and_the_first_is_shown():
     labels[1, 0, 1] = 3
     refused(
         lambda: seg_loss.spatial_cross_entropy(torch.zeros(2, 3, 3, 4), labels),
-        "labels: expected 0...2 or 255 (ignored), got 3 at (1, 0, 1) and 1 pixel more. "
+        "labels: expected 0...2 or 255 (ignored), got 3 at (1, 0, 1) and 1 more pixel. "
         "If 3 marks void pixels, pass ignore_index=3.",
     )
     labels[1, 0, 0] = -1
@@ -281,7 +281,7 @@ def test_bad_labels_are_counted_and_the_first_is_shown():
         lambda: seg_loss.spatial_cross_entropy(
             torch.zeros(2, 3, 3, 4), labels, ignore_index=(255, 9)
         ),
-        "labels: expected 0...2 or 255, 9 (ignored), got -1 at (1, 0, 0) and 2 pixels more. "
+        "labels: expected 0...2 or 255, 9 (ignored), got -1 at (1, 0, 0) and 2 more pixels. "
         "If -1 marks void pixels, add it to ignore_index.",
     )
 
@@ -307,7 +307,7 @@ def test_the_first_bad_label_of_a_large_batch_is_found_in_any_layout(layout):
     logits = torch.zeros(3, 21, 1, 1).expand(3, 21, 301, 299)
     refused(
         lambda: seg_loss.spatial_cross_entropy(logits, laid),
-        "labels: expected 0...20 or 255 (ignored), got 21 at (1, 200, 298) and 3 pixels more. "
+        "labels: expected 0...20 or 255 (ignored), got 21 at (1, 200, 298) and 3 more pixels. "
         "If 21 marks void pixels, pass ignore_index=21.",
     )
 
@@ -413,7 +413,7 @@ def test_bad_weights_are_refused():
                 logits, labels, pixel_weight=pixels
             ),
             "pixel_weight: expected finite numbers that are not negative, "
-            f"got {bad} at (1, 0, 1) and 1 pixel more.",
+            f"got {bad} at (1, 0, 1) and 1 more pixel.",
         )
 
 
@@ -487,10 +487,10 @@ WRONG_OUT = [
     (X, X[:1].clone(), "out: expected shape (2, 3, 4, 5) of the logits, got shape (1, 3, 4, 5)."),
     (X, X.half(), "out: expected float32 as the logits, got float16."),
     (X, torch.empty(X.shape, device="meta"), "out: expected a tensor on cpu, got one on meta."),
-    (X, torch.zeros(1, 3, 4, 5).expand(2, 3, 4, 5), "out: expected an element of its own for each logit, got an expanded tensor."),
-    (X[..., :1].expand(X.shape), X[..., :1].expand(X.shape), "out: expected an element of its own for each logit, got an expanded tensor."),
-    (X, X.clone()._neg_view(), "out: expected memory that holds numbers as they are, got a view of negatives."),
-    (MEMORY[0], MEMORY.flatten()[60:180].view(2, 3, 4, 5), "out: expected the logits themselves, or other memory, got another view of theirs."),
+    (X, torch.zeros(1, 3, 4, 5).expand(2, 3, 4, 5), "out: expected separate memory for each element, got an expanded tensor."),
+    (X[..., :1].expand(X.shape), X[..., :1].expand(X.shape), "out: expected separate memory for each element, got an expanded tensor."),
+    (X, X.clone()._neg_view(), "out: expected a tensor without torch's negation bit, got a negated view."),
+    (MEMORY[0], MEMORY.flatten()[60:180].view(2, 3, 4, 5), "out: expected the logits themselves, or other memory, got another view of the logits."),
 ]  # fmt: skip
 
 
@@ -564,12 +564,12 @@ def test_require_finite_names_the_first_bad_logit_and_counts_the_pixels(dtype):
     logits[1, 1, 0, 2] = math.nan
     refused(
         lambda: seg_loss.require_finite(logits, labels),
-        start + "nan at (1, 1, 0, 2) and 1 pixel more." + end,
+        start + "nan at (1, 1, 0, 2) and 1 more pixel." + end,
     )
     logits[0, :, 2, 2] = -math.inf
     refused(
         lambda: seg_loss.require_finite(logits, labels),
-        start + "-inf in every class at pixel (0, 2, 2) and 2 pixels more." + end,
+        start + "-inf in every class at pixel (0, 2, 2) and 2 more pixels." + end,
     )
     seg_loss.require_finite(logits, torch.full_like(labels, 7), ignore_index=(255, 7))
 

@@ -262,13 +262,13 @@ def row(*values):
          "grown too large, or the labels are shifted; lower the learning rate and compare a label map "
          "with its prediction.")),
         (row(0.0, 100.0), 0, "worse_than_chance",
-         ("The mean loss of a pixel, 100, is above ln C = 0.6931, the cost of knowing nothing: the "
+         ("The mean loss of a pixel, 100, is above ln C = 0.6931, the loss of a uniform prediction: the "
          "network is confidently wrong; check the order of the classes.")),
         (row(0.0, 0.0), 0, "at_chance",
-         ("The mean loss of a pixel, 0.6931, is that of knowing nothing, ln C = 0.6931: normal before "
+         ("The mean loss of a pixel, 0.6931, is that of a uniform prediction, ln C = 0.6931: normal before "
          "the first steps; later, raise the learning rate and check that the scores reach the loss.")),
         (row(2.0, 0.0), 0, "learning",
-         ("The mean loss of a pixel, 0.1269, is below ln C = 0.6931, the cost of knowing nothing: the "
+         ("The mean loss of a pixel, 0.1269, is below ln C = 0.6931, the loss of a uniform prediction: the "
          "network tells the classes apart.")),
         (row(-math.inf, 0.0), 0, "saturated", None),
     ],

@@ -5,9 +5,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from benchmarks import gpu_code
-from seg_loss.gpu import backend as triton_backend
-from seg_loss.gpu import kernels
-from seg_loss.gpu import tiling as blocks
+from seg_loss.gpu import backend, labels, tiling
 from tests.cases import FLOATS, LABEL_DTYPES, NORMALIZATIONS
 
 if not (gpu_code.TOOLS / "cuobjdump").exists():
@@ -29,10 +27,10 @@ def by_name(value):
 @pytest.mark.parametrize(("row", "architecture"), ROWS, ids=by_name)
 def test_a_row_of_the_block_table_compiles_without_spills(row, architecture):
     launches = gpu_code.launches_of(row)
-    assert [launch.name for launch in launches] == ["survey_kernel", "cross_entropy_kernel"]
+    assert [launch.name for launch in launches] == ["check_labels_kernel", "cross_entropy_kernel"]
     code = gpu_code.compiled(launches[-1], architecture)
     assert code.spilled == 0
-    threads = 32 * row.blocks.num_warps
+    threads = 32 * row.tile_shape.num_warps
     assert code.registers * threads <= 1 << 16, "not even one program fits a multiprocessor"
 
 
@@ -47,13 +45,14 @@ UPSAMPLED_ROWS = [
 @pytest.mark.parametrize(("row", "architecture"), UPSAMPLED_ROWS, ids=by_name)
 def test_a_row_of_the_table_for_upsampled_scores_compiles_without_spills(row, architecture):
     launches = gpu_code.upsampled_launches_of(row)
-    has_slopes = row.cut.chunk is not None
+    has_planes = row.tile_shape.chunk is not None
     assert [launch.name for launch in launches] == [
-        "survey_kernel", *["cross_entropy_kernel"] * has_slopes, "upsampled_cross_entropy_kernel",
+        "check_labels_kernel", *["cross_entropy_kernel"] * has_planes,
+        "upsampled_cross_entropy_kernel",
     ]  # fmt: skip
     code = gpu_code.compiled(launches[-1], architecture)
     assert code.spilled == 0
-    assert code.registers * 32 * row.cut.num_warps <= 1 << 16
+    assert code.registers * 32 * row.tile_shape.num_warps <= 1 << 16
     # Warps that share a pixel would wait for each other at every pixel.
     assert code.barriers[gpu_code.pixel_loop(code)] == 0
 
@@ -64,8 +63,8 @@ def test_loss_and_evaluation_of_upsampled_scores_compile_without_spills(architec
     row = gpu_code.UpsampledRow(num_classes, torch.float32)
     launches = gpu_code.upsampled_launches_of(row, with_gradient=False)
     with gpu_code.recorded() as more:
-        gpu_code.evaluate_all(row.scores(), row.axes)
-    assert [launch.name for launch in launches] == ["survey_kernel", "cross_entropy_kernel"]
+        gpu_code.evaluate_all(row.scores(), row.size)
+    assert [launch.name for launch in launches] == ["check_labels_kernel", "cross_entropy_kernel"]
     for launch in (*launches, *more):
         assert gpu_code.compiled(launch, architecture).spilled == 0, launch.name
 
@@ -75,8 +74,8 @@ def test_the_logits_are_loaded_and_the_gradient_is_stored_once(num_classes):
     # Planes: every access of the tile is a vector of 4 pixels, and there are as many as it needs.
     row = gpu_code.Row(num_classes, False, torch.float32)
     code = gpu_code.compiled(gpu_code.launches_of(row)[-1], 90)
-    blocks_of_tile = row.blocks.num_blocks(num_classes)
-    a_block = row.blocks.classes * row.blocks.pixels // (32 * row.blocks.num_warps) // 4
+    blocks_of_tile = row.tile_shape.num_blocks(num_classes)
+    a_block = row.tile_shape.classes * row.tile_shape.pixels // (32 * row.tile_shape.num_warps) // 4
     assert code.loads[16] == code.stores[16] == blocks_of_tile * a_block
 
 
@@ -102,34 +101,34 @@ def test_softmax_and_evaluation_compile_without_spills(architecture, num_classes
 
 
 def test_the_table_is_in_order_and_in_powers_of_two():
-    for table in (blocks.PLANES, blocks.CHANNELS_LAST):
+    for table in (tiling.PLANES, tiling.CHANNELS_LAST):
         assert [row.max_classes for row in table] == sorted({row.max_classes for row in table})
-        assert any(row.max_classes == blocks.MAX_HELD_CLASSES for row in table)
+        assert any(row.max_classes == tiling.MAX_CLASSES_IN_REGISTERS for row in table)
         for row in table:
             assert row.reason
             for size in (row.classes, row.pixels, row.num_warps):
                 assert size & (size - 1) == 0
-    most = [row.max_classes for row in blocks.CELLS]
+    most = [row.max_classes for row in tiling.UPSAMPLED]
     assert most == sorted(set(most))
-    for row in blocks.CELLS:
+    for row in tiling.UPSAMPLED:
         assert row.reason
         assert row.classes <= 32, "the lanes of a pixel are those of a warp"
-        assert row.parts >= 2, "nodes would be as many as threads"
-        assert row.parts * row.cells * row.classes == 32 * row.num_warps
+        assert row.row_groups >= 2, "nodes would be as many as threads"
+        assert row.row_groups * row.intervals * row.classes == 32 * row.num_warps
 
 
 def test_bands_of_rows_cover_an_image_and_grow_with_the_batch():
-    row = blocks.cells_for(19, is_double=False)
-    sizes = [row.band_rows(18 * num_images, 128) for num_images in (0, 1, 4, 64)]
+    row = tiling.upsampled_tile_shape(19, is_double=False)
+    sizes = [row.block_rows(18 * num_images, 128) for num_images in (0, 1, 4, 64)]
     assert sizes == sorted(sizes)
     assert sizes[0] >= 1
-    assert sizes[-1] <= blocks.MAX_BAND_ROWS
-    assert row.band_rows(1, 0) == 1
+    assert sizes[-1] <= tiling.MAX_BLOCK_ROWS
+    assert row.block_rows(1, 0) == 1
 
 
 def test_the_report_has_room_for_every_field():
-    assert kernels.TICKET.value == kernels.NUM_COUNTS.value
-    assert kernels.TICKET.value + 1 == kernels.REPORT_SIZE
+    assert labels.CALL_ID.value == labels.NUM_COUNTS.value
+    assert labels.CALL_ID.value + 1 == labels.REPORT_SIZE
 
 
 # -- every path through the kernels: what the interpreter runs as Python may still not compile --
@@ -146,20 +145,20 @@ def loss(num_classes=5, dtype=torch.float32, *, x=None, **options):
     """What a loss with its gradient launches."""
     x = empty(2, num_classes, 16, 24, dtype=dtype) if x is None else x
     inputs = gpu_code.inputs_of(x, x.shape[2:], **options)
-    triton_backend.cross_entropy(inputs, torch.empty_like(x))
+    backend.cross_entropy(inputs, torch.empty_like(x))
 
 
 def backward(num_classes=5, *, unless_one):
     x = empty(2, num_classes, 16, 24)
     inputs = gpu_code.inputs_of(x, (16, 24), torch.int64)
-    triton_backend.cross_entropy_gradient(
-        inputs, empty(dtype=torch.float64), empty(), empty(*x.shape), unless_one=unless_one
+    backend.cross_entropy_gradient(
+        inputs, empty(dtype=torch.float64), empty(), empty(*x.shape), skip_if_unit_grad=unless_one
     )
 
 
 def terms(how):
     inputs = gpu_code.inputs_of(empty(2, 5, 16, 24), (16, 24), torch.int32, check_labels=how)
-    triton_backend.pixel_terms(inputs, empty(2, 16, 24))
+    backend.pixel_terms(inputs, empty(2, 16, 24))
 
 
 def weights(num_classes):
@@ -170,14 +169,14 @@ def evaluation(num_classes, dtype=torch.float32, **options):
     gpu_code.evaluate_all(empty(2, num_classes, 16, 24, dtype=dtype), **options)
 
 
-def upsampled(num_classes=5, dtype=torch.float32, *, nodes=(3, 5), **options):
-    row = gpu_code.UpsampledRow(num_classes, dtype, size=(16, 24), nodes=nodes)
+def upsampled(num_classes=5, dtype=torch.float32, *, sources=(3, 5), **options):
+    row = gpu_code.UpsampledRow(num_classes, dtype, size=(16, 24), sources=sources)
     gpu_code.upsampled_loss(row, **options)
 
 
 def upsampled_evaluation(num_classes, dtype=torch.float32):
-    row = gpu_code.UpsampledRow(num_classes, dtype, size=(16, 24), nodes=(3, 5))
-    gpu_code.evaluate_all(row.scores(), row.axes)
+    row = gpu_code.UpsampledRow(num_classes, dtype, size=(16, 24), sources=(3, 5))
+    gpu_code.evaluate_all(row.scores(), row.size)
 
 
 PATHS = {
@@ -192,7 +191,7 @@ PATHS = {
         )
         for number in (1, 21, 150, 300)
     },
-    "upsampled, equal size": lambda: upsampled(nodes=(16, 24)),
+    "upsampled, equal size": lambda: upsampled(sources=(16, 24)),
     "upsampled, defer": lambda: upsampled(check_labels="defer"),
     "upsampled, raise": lambda: upsampled(check_labels="raise"),
     "upsampled, loss alone": lambda: upsampled(with_gradient=False),
@@ -206,11 +205,14 @@ PATHS = {
     **{f"{dtype} labels": lambda dtype=dtype: loss(label_dtype=dtype) for dtype in LABEL_DTYPES},
     **{
         f"normalization {name}, weighted": lambda name=name: loss(normalization=name, **weights(5))
-        for name in (*NORMALIZATIONS, "torch_mean")
+        for name in NORMALIZATIONS
     },
-    "torch_mean": lambda: loss(normalization="torch_mean"),
-    "several ignored": lambda: loss(label_dtype=torch.int64, ignored=(255, -1, 1, 1 << 40)),
-    "none ignored": lambda: loss(ignored=()),
+    "torch mean": lambda: loss(normalization="weight", has_divisor_floor=False),
+    "torch mean, weighted": lambda: loss(
+        normalization="weight", has_divisor_floor=False, **weights(5)
+    ),
+    "several ignored": lambda: loss(label_dtype=torch.int64, ignore_index=(255, -1, 1, 1 << 40)),
+    "none ignored": lambda: loss(ignore_index=()),
     "two axes": lambda: loss(x=empty(2, 5, 18, 30)[:, :, 1:17, 3:27]),
     "three axes": lambda: loss(x=empty(2, 5, 9, 18, 30)[:, :, :8, 1:17, 3:27]),
     "four axes": lambda: loss(x=empty(2, 5, 4, 9, 18, 30)[:, :, :3, :8, 1:17, 3:27]),
@@ -232,9 +234,9 @@ PATHS = {
     "evaluate, 2 classes": lambda: evaluation(2),
     "evaluate, float64": lambda: evaluation(5, torch.float64),
     "evaluate, not held": lambda: evaluation(5000),
-    "softmax, not held": lambda: triton_backend.softmax(empty(2, 5000, 4, 4), 1, 2.0),
-    "softmax, float64": lambda: triton_backend.softmax(empty(5, 4, dtype=torch.float64), 1, 2.0),
-    "softmax gradient, not held": lambda: triton_backend.softmax_gradient(
+    "softmax, not held": lambda: backend.softmax(empty(2, 5000, 4, 4), 1, 2.0),
+    "softmax, float64": lambda: backend.softmax(empty(5, 4, dtype=torch.float64), 1, 2.0),
+    "softmax gradient, not held": lambda: backend.softmax_gradient(
         empty(2, 5000, 4, 4), empty(2, 5000, 4, 4), 1, 2.0
     ),
 }
@@ -242,9 +244,9 @@ PATHS = {
 
 @pytest.mark.parametrize("path", PATHS)
 def test_every_path_compiles(path, monkeypatch):
-    monkeypatch.setattr(triton_backend.label_check, "settle", lambda *_: None)
-    monkeypatch.setattr(triton_backend, "_survey_of", lambda *_: None)
-    monkeypatch.setattr(triton_backend.checks, "judge", lambda *_: None)
+    monkeypatch.setattr(backend._labels, "raise_or_defer", lambda *_: None)
+    monkeypatch.setattr(backend, "_label_report", lambda *_: None)
+    monkeypatch.setattr(backend._labels, "error_for", lambda *_: None)
     monkeypatch.setattr(torch.Tensor, "tolist", lambda _: [])
     with gpu_code.recorded() as launches:
         PATHS[path]()

@@ -53,7 +53,8 @@ def test_numba_lives_in_the_files_named_for_it_behind_their_backend():
 
 
 def test_triton_lives_in_the_files_of_its_kernels():
-    assert importers("triton") == {"gpu/kernels.py", "gpu/upsampled.py"}
+    names = ("cross_entropy", "evaluate", "labels", "math", "softmax", "upsampled")
+    assert importers("triton") == {f"gpu/{name}.py" for name in names}
 
 
 def test_a_gpu_without_triton_is_refused_by_name():
@@ -76,8 +77,9 @@ def test_kernels_are_reached_through_their_backend_alone():
     assert importers("seg_loss.cpu.simd") == {"cpu/kernels.py", "cpu/upsampled.py"}
     assert importers("seg_loss.cpu.kernels") == {"cpu/backend.py", "cpu/upsampled.py"}
     assert importers("seg_loss.cpu.upsampled") == {"cpu/backend.py"}
-    assert importers("seg_loss.gpu.kernels") == {"gpu/backend.py", "gpu/upsampled.py"}
-    assert importers("seg_loss.gpu.upsampled") == {"gpu/backend.py"}
+    for name in ("evaluate", "softmax", "upsampled"):
+        assert importers(f"seg_loss.gpu.{name}") == {"gpu/backend.py"}
+    assert importers("seg_loss.gpu.cross_entropy") == {"gpu/backend.py", "gpu/upsampled.py"}
     # By the device of the tensors, in `ops`, and there by name.
     assert importers("seg_loss.cpu.backend", "seg_loss.gpu.backend") == set()
     assert ops.BACKENDS == {"cpu": "seg_loss.cpu.backend", "cuda": "seg_loss.gpu.backend"}
@@ -128,8 +130,9 @@ def test_public_names_are_frozen():
     assert set(seg_loss.__all__) == {
         "Bilinear", "Calibration", "CalibrationBin", "ClassLoss", "Deconvolution", "Diagnosis",
         "Evaluation", "FcnMetrics", "ImageLoss", "InvalidInput", "SpatialCrossEntropy",
+        "__version__",
         "SpatialSoftmax", "UpsampledCrossEntropy", "check", "evaluate", "loss_and_gradient",
-        "pixel_nll", "require_finite", "spatial_cross_entropy", "spatial_softmax",
+        "pixel_nll", "require_finite", "scratch_bytes", "spatial_cross_entropy", "spatial_softmax",
         "upsampled_cross_entropy", "warm_up",
     }  # fmt: skip
     for name in seg_loss.__all__:

@@ -21,6 +21,7 @@ import seg_loss
 from seg_loss import Bilinear, Deconvolution, reference
 from seg_loss.evaluation import MAPS
 from seg_loss.metrics import confusion_matrix, fcn_metrics
+from seg_loss.upsampling import axes
 
 SHAPE, SIZE = (2, 7, 9, 11), (61, 83)
 FULL = (*SHAPE[:2], *SIZE)
@@ -348,7 +349,7 @@ def readers(nodes, size, upsampling):
     """Pixels [N, H, W] that read one of the nodes [N, h, w] with another weight than 0."""
     rows, columns = (
         torch.from_numpy(axis.matrix() != 0).double()
-        for axis in upsampling.axes(nodes.shape[1:], size)
+        for axis in axes(upsampling, nodes.shape[1:], size)
     )
     return (rows @ nodes.double() @ columns.T) > 0
 
@@ -374,7 +375,7 @@ def test_pixels_without_a_softmax_are_those_that_read_what_is_not_finite(way, sh
     assert math.isnan(seg_loss.upsampled_cross_entropy(scores, labels, upsampling=upsampling))
     message = refusal_of(scores, labels, upsampling)
     others = int(bad.sum()) - 1
-    assert f" and {others} pixel{'' if others == 1 else 's'} more." in message
+    assert f" and {others} more pixel{'' if others == 1 else 's'}." in message
     # Without those, the rest is finite.
     labels[bad] = 255
     seg_loss.require_finite(scores, labels, upsampling=upsampling)
@@ -392,7 +393,7 @@ def test_require_finite_names_the_score_and_the_first_pixel_that_reads_it():
     labels[1, 2] = 255  # the first row that reads it
     message = refusal_of(scores, labels, Bilinear())
     assert message == (
-        f"{START}inf at (1, 2, 1, 3), read by pixel (1, 3, 10) and 55 pixels more.{END}"
+        f"{START}inf at (1, 2, 1, 3), read by pixel (1, 3, 10) and 55 more pixels.{END}"
     )
     scores[1, 2, 1, 3] = -math.inf
     seg_loss.require_finite(scores, labels, upsampling=Bilinear())
@@ -408,7 +409,7 @@ def test_each_class_may_be_minus_infinity_in_a_node_of_its_own():
     scores, labels = torch.zeros(1, 2, 1, 2), torch.zeros(1, 1, 8, dtype=torch.uint8)
     scores[0, 0, 0, 0] = scores[0, 1, 0, 1] = -math.inf
     assert refusal_of(scores, labels, Bilinear()) == (
-        f"{START}-inf in every class at pixel (0, 0, 2) and 3 pixels more.{END}"
+        f"{START}-inf in every class at pixel (0, 0, 2) and 3 more pixels.{END}"
     )
     assert seg_loss.evaluate(scores, labels, upsampling=Bilinear()).non_finite_pixels == 4
 

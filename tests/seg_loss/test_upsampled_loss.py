@@ -39,6 +39,7 @@ from torch.library import opcheck
 import seg_loss
 from seg_loss import Bilinear, Deconvolution, InvalidInput, reference
 from seg_loss import _labels as label_check
+from seg_loss.upsampling import axes
 
 U8 = torch.uint8
 ALIGNED = Bilinear(align_corners=True)
@@ -294,7 +295,7 @@ def reads(labels, shape, upsampling, valid=None):
     """Which scores [N, 1, h, w] some valid pixel reads: has in its sum with another weight than 0."""
     rows, columns = (
         torch.from_numpy(axis.matrix() != 0).double()
-        for axis in upsampling.axes(shape[2:], labels.shape[1:])
+        for axis in axes(upsampling, shape[2:], labels.shape[1:])
     )
     valid = (labels != 255) if valid is None else valid
     return ((rows.T @ valid.double() @ columns) > 0)[:, None]
@@ -364,7 +365,7 @@ def test_out_of_the_wrong_kind_is_refused():
     )
     refused(
         lambda: both_of(scores, labels, upsampling, out=scores.flip(0)[:1].expand(scores.shape)),
-        "out: expected an element of its own for each logit, got an expanded tensor.",
+        "out: expected separate memory for each element, got an expanded tensor.",
     )
 
 
@@ -455,7 +456,7 @@ def test_the_gradient_is_that_of_the_logits_brought_back(way):
     loss, full = seg_loss.loss_and_gradient(logits, labels)
     rows, columns = (
         torch.from_numpy(axis.matrix())
-        for axis in upsampling.axes(scores.shape[2:], labels.shape[1:])
+        for axis in axes(upsampling, scores.shape[2:], labels.shape[1:])
     )
     got, gradient = both_of(scores, labels, upsampling)
     assert float(got) == pytest.approx(float(loss), rel=1e-13)
@@ -468,7 +469,7 @@ def test_one_valid_pixel_gives_to_its_nodes_by_their_weights(way):
     scores, labels = scores[:1], labels[:1]
     size = labels.shape[1:]
     logits = reference.upsample(scores, size, upsampling)
-    rows, columns = (axis.matrix() for axis in upsampling.axes(scores.shape[2:], size))
+    rows, columns = (axis.matrix() for axis in axes(upsampling, scores.shape[2:], size))
     places = torch.randint(0, labels.numel(), (12,), generator=seed_of(way)).tolist()
     for place in (0, size[1] - 1, labels.numel() - 1, *places):
         y, x = divmod(place, size[1])
@@ -909,7 +910,7 @@ def test_scores_of_any_layout_get_a_gradient_like_them():
 
 def operators(x, y, *, weighted):
     weights = (torch.rand(4), torch.rand(y.shape)) if weighted else (None, None)
-    return (x, y, *weights, [255], 0.1, 2.0, "valid", "raise", math.inf, [0])
+    return (x, y, *weights, [255], 0.1, 2.0, "valid", "raise", [0], math.inf, True)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -1000,11 +1001,11 @@ def test_the_module_is_the_function_with_its_options_kept():
 # -- what unread scores hold -------------------------------------------------------------------
 
 
-def only_on_nodes(labels, shape, upsampling, axes):
+def only_on_nodes(labels, shape, upsampling, dims):
     """The labels, ignored wherever a pixel's row or column, or both, is not that of one node."""
     rows, columns = (
-        torch.from_numpy((axis.matrix() == 1).any(axis=1)) if which in axes else torch.tensor(True)
-        for which, axis in enumerate(upsampling.axes(shape[2:], labels.shape[1:]))
+        torch.from_numpy((axis.matrix() == 1).any(axis=1)) if which in dims else torch.tensor(True)
+        for which, axis in enumerate(axes(upsampling, shape[2:], labels.shape[1:]))
     )
     return torch.where(rows.unsqueeze(-1) & columns, labels, 255)
 
@@ -1079,7 +1080,7 @@ def test_nan_and_infinity_at_valid_pixels_are_not_hidden_and_stay_near(way, dtyp
     loss, gradient = both_of(spoilt, labels, upsampling, **options)
     rows, columns = (
         torch.from_numpy(axis.matrix())
-        for axis in upsampling.axes(scores.shape[2:], labels.shape[1:])
+        for axis in axes(upsampling, scores.shape[2:], labels.shape[1:])
     )
     pixels = (rows[:, 3] != 0)[:, None] & (columns[:, 4] != 0)
     if not pixels.any():  # down: nobody reads it
@@ -1142,7 +1143,7 @@ def test_a_single_minus_infinity_takes_its_class_from_the_pixels_that_read_it(wa
     scores[0, 2, 3, 4] = -math.inf
     rows, columns = (
         torch.from_numpy(axis.matrix() != 0)
-        for axis in upsampling.axes(scores.shape[2:], labels.shape[1:])
+        for axis in axes(upsampling, scores.shape[2:], labels.shape[1:])
     )
     readers = rows[:, 3][:, None] & columns[:, 4]
     labels[0][readers & (labels[0] == 2)] = 1
@@ -1323,7 +1324,7 @@ def bad():
     return scores, labels
 
 
-BAD = "labels: expected 0...4 or 255 (ignored), got 77 at (0, 2, 3) and 1 pixel more."
+BAD = "labels: expected 0...4 or 255 (ignored), got 77 at (0, 2, 3) and 1 more pixel."
 CALLS = {
     "upsampled_cross_entropy": seg_loss.upsampled_cross_entropy,
     "loss_and_gradient": lambda x, y, **options: both_of(x, y, Bilinear(), **options),
@@ -1412,7 +1413,7 @@ def test_bad_weights_are_refused():
                 scores, labels, pixel_weight=pixels
             ),
             "pixel_weight: expected finite numbers that are not negative, "
-            f"got {wrong} at (1, 0, 4) and 1 pixel more.",
+            f"got {wrong} at (1, 0, 4) and 1 more pixel.",
         )
 
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 import seg_loss
 from seg_loss import Bilinear, Deconvolution, InvalidInput, reference
-from seg_loss.upsampling import FCN_CROPS, axes_of, numbers_for
+from seg_loss.constants import FCN_CROPS
+from seg_loss.upsampling import axes, check_size, check_upsampling, decode, encode
 
 # Nodes and positions of an axis, and what could go wrong with them.
 SIZES = {
@@ -74,14 +75,14 @@ def refused(call, message):
 
 
 def bilinear_axis(num_nodes, num_positions, align_corners):
-    axis, same = Bilinear(align_corners).axes([num_nodes] * 2, [num_positions] * 2)
+    axis, same = axes(Bilinear(align_corners), [num_nodes] * 2, [num_positions] * 2)
     assert np.array_equal(axis.matrix(), same.matrix())
     return axis
 
 
 def deconvolution_axis(stride, kernel_size, num_nodes, crop, num_positions):
     upsampling = Deconvolution(stride, kernel_size, crop)
-    return upsampling.axes([num_nodes] * 2, [num_positions] * 2)[0]
+    return axes(upsampling, [num_nodes] * 2, [num_positions] * 2)[0]
 
 
 def surgery_filter(size):
@@ -93,38 +94,38 @@ def surgery_filter(size):
 
 def check_axis(axis, num_nodes, num_positions):
     """What the kernels rely on, for any axis."""
-    assert (axis.num_nodes, axis.num_positions) == (num_nodes, num_positions)
-    assert axis.cells.dtype == axis.starts.dtype == np.int32
+    assert (axis.num_sources, axis.num_targets) == (num_nodes, num_positions)
+    assert axis.intervals.dtype == axis.starts.dtype == np.int32
     assert axis.weights.dtype == np.float64
-    assert axis.cells.shape == (num_positions,)
+    assert axis.intervals.shape == (num_positions,)
     assert axis.weights.shape == (2, num_positions)
     assert axis.weights.flags.c_contiguous
-    assert (np.diff(axis.cells) >= 0).all()
-    assert ((axis.cells >= 0) & (axis.cells <= num_nodes)).all()
+    assert (np.diff(axis.intervals) >= 0).all()
+    assert ((axis.intervals >= 0) & (axis.intervals <= num_nodes)).all()
     # Nodes that do not exist have the weight +0, and none has a negative one.
-    assert not axis.weights[0][axis.cells == 0].any()
-    assert not axis.weights[1][axis.cells == num_nodes].any()
+    assert not axis.weights[0][axis.intervals == 0].any()
+    assert not axis.weights[1][axis.intervals == num_nodes].any()
     assert not np.signbit(axis.weights).any()
     assert (axis.weights.sum(axis=0) <= 1).all()
 
-    members = [np.flatnonzero(axis.cells == cell) for cell in range(num_nodes + 1)]
+    members = [np.flatnonzero(axis.intervals == cell) for cell in range(num_nodes + 1)]
     assert axis.starts.shape == (num_nodes + 2,)
     for cell, found in enumerate(members):
         assert list(range(axis.starts[cell], axis.starts[cell + 1])) == list(found)
     assert axis.starts[0] == 0
     assert axis.starts[-1] == num_positions
-    assert axis.max_positions == max(map(len, members))
-    assert isinstance(axis.max_positions, int)
+    assert axis.max_targets == max(map(len, members))
+    assert isinstance(axis.max_targets, int)
 
     matrix = np.zeros((num_positions, num_nodes))
     has_unread_nodes = False
-    for position, cell in enumerate(axis.cells):
+    for position, cell in enumerate(axis.intervals):
         for node, weight in ((cell - 1, axis.weights[0]), (cell, axis.weights[1])):
             if 0 <= node < num_nodes:
                 matrix[position, node] += weight[position]
                 has_unread_nodes |= bool(weight[position] == 0)
     assert np.array_equal(axis.matrix(), matrix)
-    assert axis.has_unread_nodes is has_unread_nodes
+    assert axis.has_zero_weights is has_unread_nodes
 
 
 # -- bilinear ----------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ def test_bilinear_weights_are_fractions_rounded_once(size, align_corners):
 def test_equal_sizes_are_the_identity(size, align_corners):
     axis = bilinear_axis(size, size, align_corners)
     assert np.array_equal(axis.matrix(), np.eye(size))
-    assert axis.has_unread_nodes == (size > 2)  # first and last lie in the outer cells
+    assert axis.has_zero_weights == (size > 2)  # first and last lie in the outer cells
 
 
 def test_which_bilinear_upsamplings_leave_nodes_unread():
@@ -202,21 +203,21 @@ def test_which_bilinear_upsamplings_leave_nodes_unread():
         (500, 20, False, True),
         (7, 14, False, False),
     ):
-        assert bilinear_axis(nodes, positions, align_corners).has_unread_nodes is unread, nodes
+        assert bilinear_axis(nodes, positions, align_corners).has_zero_weights is unread, nodes
 
 
 def test_positions_beyond_the_first_and_last_centre_read_one_node():
     axis = bilinear_axis(3, 24, False)
     assert axis.matrix()[:4].tolist() == [[1.0, 0.0, 0.0]] * 4
     assert axis.matrix()[-4:].tolist() == [[0.0, 0.0, 1.0]] * 4
-    assert axis.cells.tolist() == [0] * 4 + [1] * 8 + [2] * 8 + [3] * 4
+    assert axis.intervals.tolist() == [0] * 4 + [1] * 8 + [2] * 8 + [3] * 4
     assert axis.starts.tolist() == [0, 4, 12, 20, 24]
-    assert axis.max_positions == 8
+    assert axis.max_targets == 8
 
 
 def test_a_cell_without_positions_has_none():
     axis = bilinear_axis(9, 3, True)
-    assert axis.cells.tolist() == [0, 5, 9]
+    assert axis.intervals.tolist() == [0, 5, 9]
     assert axis.starts.tolist() == [0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3]
 
 
@@ -224,14 +225,14 @@ def test_an_axis_of_no_positions_is_empty():
     for axis in (bilinear_axis(3, 0, False), bilinear_axis(3, 0, True),
                  deconvolution_axis(8, 16, 3, 0, 0)):  # fmt: skip
         check_axis(axis, 3, 0)
-        assert axis.max_positions == 0
-        assert axis.has_unread_nodes is False
+        assert axis.max_targets == 0
+        assert axis.has_zero_weights is False
         assert axis.matrix().shape == (0, 3)
 
 
 def test_large_sizes_do_not_overflow():
     # 2 * position * nodes is beyond 32 bits.
-    axis, _ = Bilinear().axes((70_000, 1), (140_000, 1))
+    axis, _ = axes(Bilinear(), (70_000, 1), (140_000, 1))
     assert axis.weights[:, -1].tolist() == [1.0, 0.0]
     assert axis.weights[:, -2].tolist() == [0.25, 0.75]
     assert axis.weights[:, 1].tolist() == [0.75, 0.25]
@@ -278,14 +279,14 @@ def test_a_deconvolution_of_the_usual_kernel_keeps_sums_inside_and_loses_some_at
 
 
 def test_rows_and_columns_have_crops_of_their_own():
-    rows, columns = Deconvolution(2, crop=(3, 4)).axes((6, 7), (10, 11))
+    rows, columns = axes(Deconvolution(2, crop=(3, 4)), (6, 7), (10, 11))
     assert np.array_equal(rows.matrix(), deconvolution_axis(2, 4, 6, 3, 10).matrix())
     assert np.array_equal(columns.matrix(), deconvolution_axis(2, 4, 7, 4, 11).matrix())
 
 
 @pytest.mark.parametrize("upsampling", [Bilinear(), Bilinear(align_corners=True)], ids=str)
 def test_rows_and_columns_have_sizes_of_their_own(upsampling):
-    rows, columns = upsampling.axes((3, 5), (12, 7))
+    rows, columns = axes(upsampling, (3, 5), (12, 7))
     assert np.array_equal(rows.matrix(), bilinear_axis(3, 12, upsampling.align_corners).matrix())
     assert np.array_equal(columns.matrix(), bilinear_axis(5, 7, upsampling.align_corners).matrix())
 
@@ -302,7 +303,7 @@ def test_which_deconvolutions_leave_nodes_unread():
         ((1, 2, 7, 0, 8), False),
         ((3, 5, 1, 0, 5), False),
     ):
-        assert deconvolution_axis(*case).has_unread_nodes is unread, case
+        assert deconvolution_axis(*case).has_zero_weights is unread, case
 
 
 # -- the definition ----------------------------------------------------------------------------
@@ -366,7 +367,7 @@ def test_every_picture_from_1_to_700_gets_back_the_stride_of_its_net():
         for stride in (32, 16, 8):
             found = Deconvolution.of_fcn((last.shape[2],) * 2, (size, size))
             assert found == Deconvolution(stride, 2 * stride, FCN_CROPS[stride]), size
-            found.check_size(last.shape[2:] * 2, (size, size))
+            check_size(found, last.shape[2:] * 2, (size, size))
             last = twice(last)
 
 
@@ -391,7 +392,7 @@ def test_sizes_near_those_of_a_net_get_the_smallest_stride_that_is_large_enough(
     ):
         found = Deconvolution.of_fcn(scores, labels)
         assert found == Deconvolution(stride, crop=FCN_CROPS[stride]), scores
-        found.check_size(scores, labels)
+        check_size(found, scores, labels)
 
 
 def test_scores_of_other_nets_are_refused():
@@ -448,10 +449,6 @@ def test_wrong_arguments_are_named_with_what_was_expected(make, message):
     refused(make, message)
 
 
-def numbers(upsampling, small, large):
-    return numbers_for(upsampling, torch.empty(2, 3, *small), torch.empty(2, *large))
-
-
 def reference_upsample(upsampling, small, large):
     return reference.upsample(torch.empty(2, 3, *small), large, upsampling)
 
@@ -465,16 +462,16 @@ def test_labels_beyond_what_the_crop_leaves_are_refused():
     ):
         message = f"labels: expected at most {left} columns, what upsampling leaves, got "
         message += f"{large[0]} and {large[1]}."
-        for call in (numbers, lambda u, s, t: u.check_size(s, t), reference_upsample):
+        for call in (check_size, axes, reference_upsample):
             refused(functools.partial(call, upsampling, small, large), message)
-    Deconvolution(8, crop=31).check_size((6, 7), (25, 33))
-    Deconvolution(4, 3).check_size((6, 7), (23, 27))
+    check_size(Deconvolution(8, crop=31), (6, 7), (25, 33))
+    check_size(Deconvolution(4, 3), (6, 7), (23, 27))
 
 
 @pytest.mark.parametrize("wrong", ["bilinear", 8, (8, 16, 31), True, Bilinear, {"stride": 8}])
 def test_another_thing_than_an_upsampling_is_refused(wrong):
     refused(
-        lambda: numbers(wrong, (2, 2), (4, 4)),
+        lambda: check_upsampling(wrong),
         f"upsampling: expected Bilinear(...) or Deconvolution(...), got {wrong!r}.",
     )
 
@@ -511,23 +508,19 @@ def test_upsamplings_are_values_frozen_hashable_and_distinct():
 
 
 @pytest.mark.parametrize("upsampling", VALUES, ids=str)
-def test_the_numbers_for_torchs_operators_say_it_all(upsampling):
-    small, large = (6, 7), (11, 13)
-    found = numbers(upsampling, small, large)
-    assert all(type(number) is int for number in found)
-    for again, axis in zip(
-        axes_of(found, torch.Size(small), torch.Size(large)),
-        upsampling.axes(small, large),
-        strict=True,
-    ):
-        assert np.array_equal(again.cells, axis.cells)
-        assert np.array_equal(again.weights, axis.weights)
-        assert (again.num_nodes, again.num_positions) == (axis.num_nodes, axis.num_positions)
+def test_the_encoding_for_operators_is_of_integers_and_can_be_decoded(upsampling):
+    encoding = encode(upsampling)
+    assert all(type(number) is int for number in encoding)
+    assert decode(encoding) == upsampling
 
 
-def test_numbers_of_different_upsamplings_differ():
-    found = [tuple(numbers(value, (6, 7), (11, 13))) for value in VALUES]
-    assert len(set(found)) == len(VALUES)
+def test_no_upsampling_has_an_encoding_too():
+    assert encode(None) == []
+    assert decode([]) is None
+
+
+def test_encodings_of_different_upsamplings_differ():
+    assert len({tuple(encode(value)) for value in VALUES}) == len(VALUES)
 
 
 def test_the_module_shows_its_upsampling():
@@ -543,5 +536,5 @@ def test_the_module_shows_its_upsampling():
 def test_numpys_integers_are_integers():
     given = Deconvolution(np.int64(4), np.uint8(7), (np.int32(1), 2))
     assert given == Deconvolution(4, 7, (1, 2))
-    assert [type(number) for number in given.numbers] == [int] * 4
+    assert [type(number) for number in encode(given)] == [int] * 4
     assert Deconvolution(np.uint8(200)).kernel_size == 400

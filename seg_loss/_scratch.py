@@ -1,0 +1,30 @@
+"""`scratch_bytes`: the memory that an upsampled loss needs beside its tensors."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from seg_loss._operators import backend_of
+from seg_loss.upsampling import Upsampling, axes, check_upsampling
+
+
+def scratch_bytes(scores: Tensor, size: Sequence[int], *, upsampling: Upsampling) -> int:
+    """Returns the bytes of temporary memory that a loss of upsampled scores allocates.
+
+    Most of it is proportional to the width of the scores, so that wide scores of few rows, or wide
+    labels of few scores, need many times the memory of their tensors. A service can refuse them
+    before the computation starts.
+
+    Args:
+        scores: [N, C, h, w].
+        size: height and width of the labels.
+        upsampling: as in `upsampled_cross_entropy`.
+
+    Raises:
+        InvalidInput: if the sizes do not fit the upsampling.
+    """
+    check_upsampling(upsampling)
+    num_bytes: int = backend_of(scores).scratch_bytes(
+        scores, axes(upsampling, scores.shape[2:], size)
+    )
+    return num_bytes
