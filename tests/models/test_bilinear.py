@@ -1,4 +1,4 @@
-"""The filter against hand-worked fractions and what the real Caffe fills in."""
+"""The filter against fractions computed by hand, and against Caffe's filler."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_an_odd_size_has_its_peak_in_the_middle() -> None:
 
 
 @pytest.mark.parametrize("kernel_size", [2, 4, 16, 32, 64])
-def test_each_output_pixel_of_a_stride_of_half_the_size_gets_weights_that_sum_to_one(
+def test_weights_of_a_stride_of_half_the_size_sum_to_one(
     kernel_size: int,
 ) -> None:
     stride = kernel_size // 2
@@ -33,13 +33,13 @@ def test_each_output_pixel_of_a_stride_of_half_the_size_gets_weights_that_sum_to
     assert torch.allclose(sums, torch.ones_like(sums), atol=1e-7, rtol=0)
 
 
-def test_a_size_below_one_is_refused() -> None:
+def test_a_size_below_one_raises() -> None:
     with pytest.raises(ValueError, match="kernel_size: expected at least 1, got 0"):
         bilinear_kernel(0)
 
 
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason="../shared/golden is not on this machine")
-def test_caffe_fills_in_the_same() -> None:
+def test_caffes_filler_is_the_same() -> None:
     cases = json.loads((GOLDEN / "cases.json").read_text())["cases"]
     present = [case for case in cases if (GOLDEN.parent / case["file"]).is_file()]
     assert present

@@ -1,226 +1,357 @@
-"""What the loss must obey without any oracle: sums, shifts, permutations, parts, repetition."""
+"""Identities that the loss obeys: sums, shifts, permutations, parts of a batch, repetition."""
 
 import math
 
 import pytest
 import torch
-from cases import (
+
+import seg_loss
+from seg_loss import Bilinear, Deconvolution
+from seg_loss.constants import MAPS
+from tests.support.cases import (
+    ALIGNED,
     CASES,
+    FCN_8S,
     FLOATS,
     OPTIONS,
+    UPSAMPLINGS,
+    Case,
+    evaluation_of,
     is_positive_zero,
+    is_read,
+    loss_and_gradient_of,
+    loss_of,
+    make_inputs,
     make_labels,
     make_logits,
     make_options,
     same_bits,
+    seed_of,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-import seg_loss
-
-SHAPE = (2, 5, 9, 11)
+PLAIN = Case((2, 5, 9, 11), "odd planes")
+EACH_UPSAMPLING = pytest.mark.parametrize("case", UPSAMPLINGS.values(), ids=UPSAMPLINGS)
 
 
-def loss_of(logits, labels, **options):
-    return seg_loss.spatial_cross_entropy(logits, labels, **options)
+# -- sums over classes, ignored pixels ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [*CASES, *UPSAMPLINGS.values()], ids=[*(case.name for case in CASES), *UPSAMPLINGS]
+)
 def test_the_gradient_sums_to_zero_over_the_classes(case, option):
-    logits, labels = make_logits(case.shape, torch.float64), make_labels(case.shape)
-    options = make_options(option, case.shape)
-    _, gradient = seg_loss.loss_and_gradient(logits, labels, **options)
+    scores, labels, upsampling = make_inputs(case, torch.float64)
+    options = make_options(option, case.full_shape)
+    _, gradient = loss_and_gradient_of(scores, labels, upsampling, **options)
     largest = float(gradient.abs().max())
+    read = is_read(labels, case.shape, upsampling, options.get("ignore_index", 255))
+    assert largest > 0 or case.shape[1] == 1 or not read.any()
     assert float(gradient.sum(dim=1).abs().max()) <= 1e-14 * max(largest, 1.0)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_ignored_pixels_have_exactly_positive_zero_gradient(dtype, option, sign):
-    logits, labels = make_logits(SHAPE, dtype).requires_grad_(), make_labels(SHAPE)
-    options = {**make_options(option, SHAPE), "ignore_index": (255, 3)}
-    (sign * loss_of(logits, labels, **options)).backward()
-    ignored = (labels == 255) | (labels == 3)
-    assert is_positive_zero(logits.grad.movedim(1, -1)[ignored])
-    assert logits.grad.movedim(1, -1)[~ignored].any(dim=-1).all()
-
-
-@pytest.mark.parametrize("shift", [1.0, -1000.0, 2.0**20])
-def test_a_constant_added_to_all_classes_changes_nothing(shift):
-    logits = (
-        make_logits(SHAPE).round(decimals=1).mul(8).round().div(8)
-    )  # no bit is lost by the shift
-    labels = make_labels(SHAPE)
-    plain, gradient = seg_loss.loss_and_gradient(logits, labels)
-    moved, same_gradient = seg_loss.loss_and_gradient(logits + shift, labels)
-    assert torch.equal(plain, moved)
-    assert same_bits(gradient, same_gradient)
-
-
-def test_a_constant_of_its_own_for_each_pixel_changes_nothing():
-    logits = make_logits(SHAPE).mul(8).round().div(8)
-    shifts = torch.randint(-500, 500, (2, 1, 9, 11)).float()
-    labels = make_labels(SHAPE)
-    plain, gradient = seg_loss.loss_and_gradient(logits, labels)
-    moved, same_gradient = seg_loss.loss_and_gradient(logits + shifts, labels)
-    assert torch.equal(plain, moved)
-    assert same_bits(gradient, same_gradient)
-
-
-def test_permuting_the_classes_with_the_labels_permutes_the_gradient():
-    logits, labels = make_logits(SHAPE), make_labels(SHAPE)
-    order = torch.tensor([3, 0, 4, 2, 1])
-    renamed = torch.cat([order.argsort(), torch.zeros(251, dtype=torch.int64)])
-    renamed[255] = 255
-    plain, gradient = seg_loss.loss_and_gradient(logits, labels)
-    other, permuted = seg_loss.loss_and_gradient(logits[:, order], renamed[labels.long()])
-    assert float(other) == pytest.approx(float(plain), rel=1e-7)
-    assert torch.allclose(permuted, gradient[:, order], rtol=1e-5, atol=1e-9)
+@pytest.mark.parametrize("case", [PLAIN, UPSAMPLINGS["bilinear"]], ids=["plain", "bilinear"])
+def test_scores_that_no_valid_pixel_reads_have_gradient_plus_zero(case, dtype, option, sign):
+    scores, labels, upsampling = make_inputs(case, dtype)
+    labels[:, : labels.shape[1] // 2] = 255
+    scores.requires_grad_()
+    options = {**make_options(option, case.full_shape), "ignore_index": (255, 3)}
+    (sign * loss_of(scores, labels, upsampling, **options)).backward()
+    read = is_read(labels, case.shape, upsampling, (255, 3))[:, 0]
+    assert not read.all()
+    assert is_positive_zero(scores.grad.movedim(1, -1)[~read])
+    assert scores.grad.movedim(1, -1)[read].any(dim=-1).all()
 
 
 def test_ignored_is_the_same_as_removed():
-    logits, labels = make_logits(SHAPE), make_labels(SHAPE)
+    logits, labels, _ = make_inputs(PLAIN)
     valid = labels != 255
-    kept = logits.movedim(1, -1)[valid]
     loss, gradient = seg_loss.loss_and_gradient(logits, labels)
-    less, rows = seg_loss.loss_and_gradient(kept, labels[valid])
-    assert float(less) == pytest.approx(float(loss), rel=1e-7)
-    assert same_bits(gradient.movedim(1, -1)[valid], rows)
+    rows = logits.movedim(1, -1)[valid]
+    loss_of_rows, gradient_of_rows = seg_loss.loss_and_gradient(rows, labels[valid])
+    assert float(loss_of_rows) == pytest.approx(float(loss), rel=1e-7)
+    assert same_bits(gradient.movedim(1, -1)[valid], gradient_of_rows)
 
 
-def test_the_parts_of_a_batch_add_up():
-    logits, labels = make_logits((5, 3, 15, 17)), make_labels((5, 3, 15, 17))
-    whole, gradient = seg_loss.loss_and_gradient(logits, labels, normalization="none")
+# -- shifts and permutations -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", [1.0, -1000.0, 2.0**20])
+def test_adding_a_constant_to_all_logits_changes_no_bit(shift):
+    # Rounded so that the shift loses no bit.
+    logits = make_logits(PLAIN.shape).round(decimals=1).mul(8).round().div(8)
+    labels = make_labels(PLAIN.shape)
+    loss, gradient = seg_loss.loss_and_gradient(logits, labels)
+    shifted, same_gradient = seg_loss.loss_and_gradient(logits + shift, labels)
+    assert torch.equal(loss, shifted)
+    assert same_bits(gradient, same_gradient)
+
+
+def test_adding_a_constant_to_each_pixel_changes_no_bit():
+    logits = make_logits(PLAIN.shape).mul(8).round().div(8)
+    shifts = torch.randint(-500, 500, (2, 1, 9, 11)).float()
+    labels = make_labels(PLAIN.shape)
+    loss, gradient = seg_loss.loss_and_gradient(logits, labels)
+    shifted, same_gradient = seg_loss.loss_and_gradient(logits + shifts, labels)
+    assert torch.equal(loss, shifted)
+    assert same_bits(gradient, same_gradient)
+
+
+@pytest.mark.parametrize("shift", [1.0, -1000.0, 2.0**20])
+@EACH_UPSAMPLING
+def test_adding_a_constant_to_all_scores_changes_nothing(case, shift):
+    scores, labels, upsampling = make_inputs(case, torch.float64)
+    loss, gradient = loss_and_gradient_of(scores, labels, upsampling)
+    shifted, same_gradient = loss_and_gradient_of(scores + shift, labels, upsampling)
+    assert float(shifted) == pytest.approx(float(loss), rel=1e-13 * max(abs(shift), 1))
+    assert torch.allclose(gradient, same_gradient, rtol=0, atol=1e-15 * max(abs(shift), 1))
+
+
+@EACH_UPSAMPLING
+def test_adding_a_constant_to_each_source_pixel_changes_nothing(case):
+    scores, labels, upsampling = make_inputs(case, torch.float64)
+    shifts = 10 * torch.randn(2, 1, 7, 9, dtype=torch.float64)
+    loss, gradient = loss_and_gradient_of(scores, labels, upsampling)
+    shifted, same_gradient = loss_and_gradient_of(scores + shifts, labels, upsampling)
+    assert float(shifted) == pytest.approx(float(loss), rel=1e-12)
+    assert torch.allclose(gradient, same_gradient, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("case", [PLAIN, *UPSAMPLINGS.values()], ids=["larger", *UPSAMPLINGS])
+def test_permuting_the_classes_permutes_the_gradient(case):
+    scores, labels, upsampling = make_inputs(case)
+    order = torch.tensor([3, 0, 4, 2, 1])
+    renamed = torch.cat([order.argsort(), torch.full((251,), 255)])
+    loss, gradient = loss_and_gradient_of(scores, labels, upsampling)
+    permuted, got = loss_and_gradient_of(scores[:, order], renamed[labels.long()], upsampling)
+    rel, atol = (1e-7, 1e-9) if upsampling is None else (1e-6, 1e-7)
+    assert float(permuted) == pytest.approx(float(loss), rel=rel)
+    assert torch.allclose(got, gradient[:, order], rtol=1e-5, atol=atol)
+
+
+@pytest.mark.parametrize("axes", [(2,), (3,), (2, 3)], ids=["rows", "columns", "both"])
+@pytest.mark.parametrize("name", ["plain", "bilinear", "aligned", "equal", "down"])
+def test_a_mirrored_image_has_a_mirrored_gradient(name, axes):
+    scores, labels, upsampling = make_inputs(UPSAMPLINGS[name], torch.float64)
+    loss, gradient = loss_and_gradient_of(scores, labels, upsampling)
+    mirrored = labels.flip([axis - 1 for axis in axes])
+    same, got = loss_and_gradient_of(scores.flip(axes), mirrored, upsampling)
+    assert float(same) == pytest.approx(float(loss), rel=1e-13)
+    assert torch.allclose(got.flip(axes), gradient, rtol=1e-11, atol=1e-15)
+
+
+@EACH_UPSAMPLING
+def test_a_transposed_image_has_a_transposed_gradient(case):
+    scores, labels, upsampling = make_inputs(case, torch.float64)
+    transposed = upsampling
+    if isinstance(upsampling, Deconvolution):
+        transposed = Deconvolution(upsampling.stride, upsampling.kernel_size, upsampling.crop[::-1])
+    loss, gradient = loss_and_gradient_of(scores, labels, upsampling)
+    same, got = loss_and_gradient_of(scores.mT, labels.mT, transposed)
+    assert float(same) == pytest.approx(float(loss), rel=1e-13)
+    assert torch.allclose(got.mT, gradient, rtol=1e-11, atol=1e-15)
+
+
+# -- parts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("case", "rel"),
+    [(Case((5, 3, 15, 17), "odd planes"), 1e-7), *((case, 1e-6) for case in UPSAMPLINGS.values())],
+    ids=["larger", *UPSAMPLINGS],
+)
+def test_the_parts_of_a_batch_add_up(case, rel):
+    scores, labels, upsampling = make_inputs(case)
+    whole, gradient = loss_and_gradient_of(scores, labels, upsampling, normalization="none")
+    bounds = ((0, 2), (2, 3), (3, 5)) if len(scores) == 5 else ((0, 1), (1, 2))
     parts = [
-        seg_loss.loss_and_gradient(logits[a:b], labels[a:b], normalization="none")
-        for a, b in ((0, 2), (2, 3), (3, 5))
+        loss_and_gradient_of(scores[a:b], labels[a:b], upsampling, normalization="none")
+        for a, b in bounds
     ]
-    assert float(whole) == pytest.approx(sum(float(loss) for loss, _ in parts), rel=1e-7)
+    assert float(whole) == pytest.approx(sum(float(loss) for loss, _ in parts), rel=rel)
     assert same_bits(gradient, torch.cat([part for _, part in parts]))
 
 
-def test_a_mean_over_parts_is_right_when_sum_and_count_are_kept_apart():
-    # The mean of the parts' means is wrong where their valid counts differ.
-    logits, labels = make_logits(SHAPE), make_labels(SHAPE)
+@EACH_UPSAMPLING
+def test_the_pixels_of_a_batch_add_up(case):
+    # Two calls, each with a part of the pixels ignored.
+    scores, labels, upsampling = make_inputs(case, torch.float64, ignored=0.0)
+    first = torch.rand(labels.shape, generator=seed_of(case.name)) < 0.5
+    whole = loss_and_gradient_of(scores, labels, upsampling, normalization="none")
+    parts = [
+        loss_and_gradient_of(
+            scores, torch.where(part, labels, 255), upsampling, normalization="none"
+        )
+        for part in (first, ~first)
+    ]
+    assert float(whole[0]) == pytest.approx(float(parts[0][0] + parts[1][0]), rel=1e-13)
+    assert torch.allclose(whole[1], parts[0][1] + parts[1][1], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("case", [PLAIN, UPSAMPLINGS["bilinear"]], ids=["plain", "bilinear"])
+def test_losses_times_divisors_of_parts_add_up(case):
+    # The mean of the parts' means is wrong if their numbers of valid pixels differ.
+    scores, labels, upsampling = make_inputs(case)
     labels[0, 1:] = 255
-    whole = seg_loss.evaluate(logits, labels)
-    parts = [seg_loss.evaluate(logits[k : k + 1], labels[k : k + 1]) for k in range(2)]
+    whole = evaluation_of(scores, labels, upsampling)
+    parts = [evaluation_of(scores[k : k + 1], labels[k : k + 1], upsampling) for k in range(2)]
     assert parts[0].divisor != parts[1].divisor
     total = sum(part.loss * part.divisor for part in parts)
     assert total / sum(part.divisor for part in parts) == pytest.approx(whole.loss, rel=1e-12)
 
 
-def test_ignoring_each_class_in_turn_adds_up_to_one_less_than_the_classes():
+@pytest.mark.parametrize(
+    ("case", "rtol", "atol"),
+    [
+        (Case((10, 5, 2, 3), "the shape of Caffe's own test"), 1e-6, 0),
+        (UPSAMPLINGS["deconvolution"], 1e-5, 1e-5),
+    ],
+    ids=["plain", "deconvolution"],
+)
+def test_ignoring_each_class_in_turn_adds_up_to_classes_minus_one(case, rtol, atol):
     # Caffe's own test of ignore_label.
-    logits, labels = make_logits((10, 5, 2, 3)), make_labels((10, 5, 2, 3), ignored=0.0)
-    full, gradient = seg_loss.loss_and_gradient(logits, labels, normalization="none")
-    turns = [
-        seg_loss.loss_and_gradient(logits, labels, ignore_index=c, normalization="none")
+    scores, labels, upsampling = make_inputs(case, ignored=0.0)
+    full, gradient = loss_and_gradient_of(scores, labels, upsampling, normalization="none")
+    parts = [
+        loss_and_gradient_of(scores, labels, upsampling, ignore_index=c, normalization="none")
         for c in range(5)
     ]
-    assert sum(float(loss) for loss, _ in turns) == pytest.approx(4 * float(full), rel=1e-6)
-    assert torch.allclose(sum(part for _, part in turns), 4 * gradient, rtol=1e-6, atol=0)
+    assert sum(float(loss) for loss, _ in parts) == pytest.approx(4 * float(full), rel=1e-6)
+    total = sum(part.double() for _, part in parts)
+    assert torch.allclose(total, 4 * gradient.double(), rtol=rtol, atol=atol)
+
+
+# -- known values ------------------------------------------------------------------------------
+
+# Four source pixels get equal shares of the gradient of this many target pixels. FCN's borders are
+# attenuated, so that they get less. The rounding is in steps of the dtype.
+EQUAL_SHARES = [
+    (Case((1, 1, 4, 5), "logits"), 1.0, 4),
+    (Case((1, 1, 2, 2), "bilinear", (8, 8), Bilinear()), 16.0, 8),
+    (Case((1, 1, 2, 2), "aligned", (8, 8), ALIGNED), 16.0, 8),
+    (Case((1, 1, 2, 2), "cropped", (8, 8), Deconvolution(4, crop=2)), 12.25, 8),
+    (Case((1, 1, 2, 2), "not cropped", (12, 12), Deconvolution(4)), 16.0, 8),
+]
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("num_classes", [2, 3, 21, 150, 1000])
-def test_zero_logits_cost_ln_c_and_pull_by_one_minus_one_over_c(num_classes, dtype):
-    logits = torch.zeros(1, num_classes, 4, 5, dtype=dtype)
-    loss, gradient = seg_loss.loss_and_gradient(
-        logits, torch.ones(1, 4, 5, dtype=torch.int16), normalization="none"
-    )
-    kind = torch.float64 if dtype == torch.float64 else torch.float32
-    tolerance = 4 * torch.finfo(kind).eps
-    assert float(loss) == pytest.approx(20 * math.log(num_classes), rel=tolerance)
-    rounding = 4 * torch.finfo(dtype).eps
-    assert float(gradient[0, 0, 0, 0]) == pytest.approx(1 / num_classes, rel=rounding)
-    assert float(gradient[0, 1, 0, 0]) == pytest.approx(1 / num_classes - 1, rel=rounding)
+@pytest.mark.parametrize(
+    ("case", "share", "steps"), EQUAL_SHARES, ids=[case.reason for case, *_ in EQUAL_SHARES]
+)
+def test_zero_scores_cost_ln_c_and_pull_by_one_minus_one_over_c(
+    case, share, steps, num_classes, dtype
+):
+    scores = torch.zeros(1, num_classes, *case.shape[2:], dtype=dtype)
+    labels = torch.ones(1, *case.full_shape[2:], dtype=torch.int16)
+    loss, gradient = loss_and_gradient_of(scores, labels, case.upsampling, normalization="none")
+    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+    tolerance = steps * torch.finfo(accumulator).eps
+    assert float(loss) == pytest.approx(labels.numel() * math.log(num_classes), rel=tolerance)
+    rounding = steps * torch.finfo(dtype).eps
+    for c, part in ((0, 1 / num_classes), (1, 1 / num_classes - 1)):
+        got = gradient[0, c].flatten().tolist()
+        assert got == pytest.approx([part * share] * len(got), rel=rounding)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_one_class_costs_exactly_nothing(dtype):
-    logits = make_logits((2, 1, 5, 7), dtype, spread=100.0)
-    loss, gradient = seg_loss.loss_and_gradient(logits, torch.zeros(2, 5, 7, dtype=torch.uint8))
+@pytest.mark.parametrize(
+    ("case", "share", "steps"), EQUAL_SHARES, ids=[case.reason for case, *_ in EQUAL_SHARES]
+)
+def test_a_target_class_of_minus_infinity_costs_infinity(case, share, steps, dtype):
+    scores = torch.zeros(1, 3, *case.shape[2:], dtype=dtype)
+    scores[:, 1] = -math.inf
+    labels = torch.ones(1, *case.full_shape[2:], dtype=torch.uint8)
+    loss, gradient = loss_and_gradient_of(scores, labels, case.upsampling, normalization="none")
+    assert float(loss) == math.inf
+    rounding = steps * torch.finfo(dtype).eps
+    for c, pull in enumerate((0.5, -1.0, 0.5)):
+        got = gradient[0, c].flatten().tolist()
+        assert got == pytest.approx([pull * share] * len(got), rel=rounding)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@EACH_UPSAMPLING
+def test_one_class_costs_exactly_nothing(case, dtype):
+    scores = make_logits((2, 1, *case.shape[2:]), dtype, spread=100.0)
+    labels = torch.zeros(2, *case.full_shape[2:], dtype=torch.uint8)
+    loss, gradient = loss_and_gradient_of(scores, labels, case.upsampling)
     assert float(loss) == 0
     assert not gradient.any()
 
 
-def everything_of(logits, labels, options):
-    maps = ("prediction", "nll", "confidence", "entropy", "top_classes", "top_probabilities")
-    x = logits.detach().clone().requires_grad_()
-    loss, gradient = seg_loss.loss_and_gradient(logits, labels, **options)
-    evaluation = seg_loss.evaluate(logits, labels, **options, maps=maps)
-    softmax = seg_loss.spatial_softmax(x)
-    (softmax_gradient,) = torch.autograd.grad(softmax, x, logits.detach())
+# -- repetition --------------------------------------------------------------------------------
+
+
+def everything_of(scores, labels, upsampling, options):
+    loss, gradient = loss_and_gradient_of(scores, labels, upsampling, **options)
+    evaluation = evaluation_of(scores, labels, upsampling, **options, maps=MAPS)
     numbers = [evaluation.loss, evaluation.divisor, evaluation.calibration.ece]
     numbers += [part.loss for part in evaluation.per_image]
     numbers += [part.mean_nll or 0.0 for part in evaluation.per_class]
-    return [
-        loss,
-        gradient,
-        softmax.detach(),
-        softmax_gradient,
-        torch.tensor(numbers, dtype=torch.float64),
-        evaluation.confusion,
-        *evaluation.maps.values(),
-    ]
+    results = [loss, gradient, torch.tensor(numbers, dtype=torch.float64), evaluation.confusion]
+    results += evaluation.maps.values()
+    if upsampling is None:
+        x = scores.detach().clone().requires_grad_()
+        softmax = seg_loss.spatial_softmax(x)
+        (softmax_gradient,) = torch.autograd.grad(softmax, x, scores.detach())
+        results += [softmax.detach(), softmax_gradient]
+    return results
 
 
 @pytest.mark.parametrize("option", ["plain", "everything"])
-def test_results_are_bitwise_equal_between_runs_and_for_any_number_of_threads(option):
-    shape = (2, 7, 150, 171)
-    logits, labels = make_logits(shape), make_labels(shape)
-    options = make_options(option, shape)
-    once = everything_of(logits, labels, options)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((2, 7, 150, 171), "several chunks"),
+        Case((2, 7, 60, 47), "several row blocks", (440, 338), Bilinear()),
+        Case((2, 7, 60, 47), "several row blocks", (440, 338), ALIGNED),
+        Case((2, 7, 60, 47), "several row blocks", (440, 338), FCN_8S),
+    ],
+    ids=lambda case: case.name,
+)
+def test_results_are_repeatable_for_any_number_of_threads(case, option):
+    inputs, options = make_inputs(case), make_options(option, case.full_shape)
+    expected = everything_of(*inputs, options)
     for num_threads in (1, 1, 2, 3, 8):
         torch.set_num_threads(num_threads)
-        for a, b in zip(once, everything_of(logits, labels, options), strict=True):
+        for a, b in zip(expected, everything_of(*inputs, options), strict=True):
             assert same_bits(a, b)
 
 
 @pytest.mark.parametrize("option", ["plain", "everything"])
-def test_an_image_gives_the_same_bits_alone_and_in_a_batch(option):
-    shape = (3, 7, 97, 101)
-    logits, labels = make_logits(shape), make_labels(shape)
-    options = {**make_options(option, shape), "normalization": "none"}
-    nll = seg_loss.pixel_nll(logits, labels)
-    softmax = seg_loss.spatial_softmax(logits)
-    _, gradient = seg_loss.loss_and_gradient(logits, labels, **options)
-    per_image = seg_loss.evaluate(logits, labels, **options).per_image
-    for k in range(3):
-        one = slice(k, k + 1)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((3, 7, 97, 101), "several chunks"),
+        *(Case((5, *case.shape[1:]), case.reason, case.size, case.upsampling)
+          for case in UPSAMPLINGS.values()),
+    ],
+    ids=["larger", *UPSAMPLINGS],
+)  # fmt: skip
+def test_an_image_has_the_same_bits_alone_and_in_a_batch(case, option):
+    scores, labels, upsampling = make_inputs(case)
+    options = {**make_options(option, case.full_shape), "normalization": "none"}
+    _, gradient = loss_and_gradient_of(scores, labels, upsampling, **options)
+    per_image = evaluation_of(scores, labels, upsampling, **options).per_image
+    for k in range(len(scores)):
+        image = scores[k : k + 1], labels[k : k + 1], upsampling
         alone = {**options}
         if "pixel_weight" in options:
-            alone["pixel_weight"] = options["pixel_weight"][one]
-        assert same_bits(nll[one], seg_loss.pixel_nll(logits[one], labels[one]))
-        assert same_bits(softmax[one], seg_loss.spatial_softmax(logits[one]))
-        loss, part = seg_loss.loss_and_gradient(logits[one], labels[one], **alone)
-        assert same_bits(gradient[one], part)
-        assert per_image[k].loss == seg_loss.evaluate(logits[one], labels[one], **alone).loss
+            alone["pixel_weight"] = options["pixel_weight"][k : k + 1]
+        loss, part = loss_and_gradient_of(*image, **alone)
+        assert same_bits(gradient[k : k + 1], part)
+        assert per_image[k].loss == evaluation_of(*image, **alone).loss
         assert float(loss) == pytest.approx(per_image[k].loss, rel=1e-7)
 
 
-shapes = st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
-
-
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
-@given(shapes, st.sampled_from(FLOATS), st.floats(0, 1), st.integers(0, 2**31))
-def test_any_shape_gives_torchs_loss_and_clean_ignored_pixels(shape, dtype, ignored, seed):
-    source = torch.Generator().manual_seed(seed)
-    logits = torch.randn(shape, generator=source).to(dtype)
-    labels = torch.randint(0, shape[1], (shape[0], *shape[2:]), generator=source)
-    labels[torch.rand(labels.shape, generator=source) < ignored] = 255
-    if shape[1] == 1 and not (labels == 255).all():
-        labels[labels != 255] = 0
-    loss, gradient = seg_loss.loss_and_gradient(logits, labels)
-    assert is_positive_zero(gradient.movedim(1, -1)[labels == 255])
-    x = logits.double().requires_grad_()
-    total = torch.nn.functional.cross_entropy(x, labels, ignore_index=255, reduction="sum")
-    mean = total / max(int((labels != 255).sum()), 1)
-    mean.backward()
-    assert float(loss) == pytest.approx(float(mean.detach()), rel=1e-6, abs=1e-7)
-    rounding = 2 * torch.finfo(dtype).eps
-    assert torch.allclose(gradient.double(), x.grad, rtol=rounding + 1e-5, atol=1e-7)
+def test_softmax_and_nll_of_an_image_have_the_same_bits_in_a_batch():
+    logits, labels, _ = make_inputs(Case((3, 7, 97, 101), "several chunks"))
+    nll, softmax = seg_loss.pixel_nll(logits, labels), seg_loss.spatial_softmax(logits)
+    for k in range(3):
+        one = slice(k, k + 1)
+        assert same_bits(nll[one], seg_loss.pixel_nll(logits[one], labels[one]))
+        assert same_bits(softmax[one], seg_loss.spatial_softmax(logits[one]))

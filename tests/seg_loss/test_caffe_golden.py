@@ -1,4 +1,4 @@
-"""`compat.caffe` against the numbers that Caffe itself gave, see `golden/README.md`."""
+"""`compat.caffe` against results of Caffe itself, see `golden/README.md`."""
 
 import functools
 import json
@@ -20,42 +20,42 @@ GOLDEN = Path(__file__).parent / "golden"
 def family(name):
     cases = json.loads((GOLDEN / f"{name}.json").read_text())["cases"]
     arrays = np.load(GOLDEN / f"{name}.npz")
-    found = {}
+    cases_by_name = {}
     for case in cases:
-        own = [key for key in arrays.files if key.startswith(case["name"] + "/")]
-        found[case["name"]] = case | {
-            key.rpartition("/")[2]: torch.from_numpy(arrays[key]) for key in own
+        keys = [key for key in arrays.files if key.startswith(case["name"] + "/")]
+        cases_by_name[case["name"]] = case | {
+            key.rpartition("/")[2]: torch.from_numpy(arrays[key]) for key in keys
         }
-    return found
+    return cases_by_name
 
 
 def names(*families):
     return [pytest.param(name, case, id=case) for name in families for case in family(name)]
 
 
-def close_where_finite(got, caffe, tolerance):
+def assert_close_if_finite(got, caffe, tolerance):
     assert torch.equal(got.isnan(), caffe.isnan())
     assert float((got - caffe).nan_to_num(0.0).abs().max()) <= tolerance
 
 
-def test_every_case_is_here():
+def test_every_case_is_included():
     assert [len(family(name)) for name in ("softmax", "softmax_loss", "softmax_loss_grid",
                                            "softmax_loss_two_tops")] == [13, 43, 60, 3]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "case"), names("softmax"))
-def test_softmax_gives_caffes_probabilities_and_gradients(name, case):
+def test_softmax_equals_caffes(name, case):
     golden = family(name)[case]
     x = golden["x"].clone().requires_grad_()
     axis = {"axis": golden["params"]["axis"]} if golden["params"]["axis_given"] else {}
     y = Softmax(**axis)(x)
     y.backward(golden["dy"])
-    close_where_finite(y.detach(), golden["y"], 1e-6)
-    close_where_finite(x.grad, golden["dx"], 1e-6 * max(1.0, float(golden["dy"].abs().max())))
+    assert_close_if_finite(y.detach(), golden["y"], 1e-6)
+    assert_close_if_finite(x.grad, golden["dx"], 1e-6 * max(1.0, float(golden["dy"].abs().max())))
 
 
 @pytest.mark.parametrize(("name", "case"), names("softmax_loss", "softmax_loss_grid"))
-def test_softmax_with_loss_gives_caffes_loss_and_gradients(name, case):
+def test_softmax_with_loss_equals_caffes(name, case):
     golden = family(name)[case]
     params = golden["params"]
     given = {"ignore_label", "normalization", "normalize", "loss_weight"}
@@ -66,8 +66,8 @@ def test_softmax_with_loss_gives_caffes_loss_and_gradients(name, case):
 
 
 @pytest.mark.parametrize(("name", "case"), names("softmax_loss_two_tops"))
-def test_softmax_with_loss_gives_what_caffe_with_two_tops_gave(name, case):
-    # The second top's weight adds to the net's loss only; its probabilities are those of Softmax.
+def test_softmax_with_loss_equals_caffes_with_two_tops(name, case):
+    # The weight of the second top changes the net's loss only; its probabilities are Softmax's.
     golden = family(name)[case]
     weight = golden["params"]["loss_weight"][0]
     options = {"loss_weight": weight}
@@ -88,18 +88,18 @@ def check_loss(golden, options, loss_weight):
         assert math.isnan(loss.detach())
     else:
         assert float(loss.detach()) == pytest.approx(weight * truth, rel=1e-6, abs=1e-12)
-        # Caffe's float32 sum, one pixel after another, is off by up to 2e-5.
+        # Caffe's running sum in float32 has an error of up to 2e-5.
         assert float(golden["loss"]) == pytest.approx(truth, rel=2e-5, abs=1e-6)
-    close_where_finite(x.grad, golden["dx"], 1e-6 * abs(weight))
+    assert_close_if_finite(x.grad, golden["dx"], 1e-6 * abs(weight))
     if "prob" in golden:
-        close_where_finite(Softmax(layer.axis)(golden["x"]), golden["prob"], 1e-6)
+        assert_close_if_finite(Softmax(layer.axis)(golden["x"]), golden["prob"], 1e-6)
     assert torch.equal(x.detach().nan_to_num(), golden["x"].nan_to_num())
 
 
-# -- the rules by hand, where no golden case speaks --------------------------------------------
+# -- rules without a golden case ---------------------------------------------------------------
 
 
-def test_normalize_counts_only_while_normalization_is_absent_and_false_is_batch_size():
+def test_normalize_matters_only_without_a_normalization():
     for normalization, normalize, effective in (
         (None, None, "VALID"),
         (None, True, "VALID"),
@@ -112,7 +112,7 @@ def test_normalize_counts_only_while_normalization_is_absent_and_false_is_batch_
         assert layer.normalization == effective
 
 
-def test_the_loss_of_a_pixel_stops_at_87_3365_but_its_gradient_does_not():
+def test_the_loss_of_a_pixel_is_at_most_87_3365_its_gradient_is_not():
     x = torch.tensor([[0.0, 1000.0], [0.0, 90.0], [0.0, 87.0]], requires_grad=True)
     losses = [float(SoftmaxWithLoss()(x[k : k + 1], torch.zeros(1)).detach()) for k in range(3)]
     bound = -math.log(1.17549435e-38)
@@ -126,18 +126,20 @@ def test_the_bound_does_not_hide_nan():
     assert math.isnan(SoftmaxWithLoss()(x, torch.zeros(1)))
 
 
-def test_fcn_set_up_is_the_sum_over_the_images_pixels():
+def test_fcns_options_sum_over_the_pixels_of_an_image():
     x, label = torch.zeros(1, 21, 4, 5), torch.zeros(1, 1, 4, 5)
     label[0, 0, 0] = 255
     loss = SoftmaxWithLoss(ignore_label=255, normalize=False)(x, label)
     assert float(loss) == pytest.approx(15 * math.log(21), rel=1e-6)
 
 
-def test_float_labels_are_cut_toward_zero():
+def test_float_labels_are_truncated_toward_zero():
     x = torch.randn(6, 3)
-    cut = SoftmaxWithLoss(ignore_label=255)(x, torch.tensor([0.9, 1.5, 2.99, -0.9, 255.7, 0.0]))
+    truncated = SoftmaxWithLoss(ignore_label=255)(
+        x, torch.tensor([0.9, 1.5, 2.99, -0.9, 255.7, 0.0])
+    )
     whole = SoftmaxWithLoss(ignore_label=255)(x, torch.tensor([0, 1, 2, 0, 255, 0]))
-    assert torch.equal(cut, whole)
+    assert torch.equal(truncated, whole)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_float_labels_are_cut_toward_zero():
             "axis: expected an axis of the 2 that x has, got 2.",
         ),
         (
-            # Caffe reads and writes foreign memory here.
+            # Caffe reads and writes outside its arrays here.
             lambda: SoftmaxWithLoss()(torch.zeros(2, 3), torch.tensor([0.0, 3.0])),
             "labels: expected 0...2, got 3 at (1, 0). If 3 marks void pixels, pass ignore_index=3.",
         ),
@@ -172,8 +174,8 @@ def test_float_labels_are_cut_toward_zero():
             ),
         ),
     ],
-    ids=["normalization", "count", "first axis", "axis", "bad label", "NaN label"],
+    ids=["normalization", "count", "first axis", "axis", "invalid label", "NaN label"],
 )
-def test_wrong_calls_are_refused(call, message):
+def test_wrong_calls_raise(call, message):
     with pytest.raises(seg_loss.InvalidInput, match="^" + re.escape(message) + "$"):
         call()

@@ -7,10 +7,17 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
-from cases import CASES, FLOATS, LABEL_DTYPES, assert_accurate, make_labels, make_logits
 
 import seg_loss
 from seg_loss.compat import torch as ours
+from tests.support.cases import (
+    CASES,
+    FLOATS,
+    LABEL_DTYPES,
+    assert_accurate,
+    make_labels,
+    make_logits,
+)
 
 
 def targets(shape):
@@ -61,7 +68,7 @@ def test_results_and_gradients_are_torchs(case, reduction, weighted, smoothing):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_the_result_has_the_inputs_dtype(dtype, reduction):
+def test_the_result_has_the_dtype_of_the_input(dtype, reduction):
     logits, target = make_logits((2, 3, 4, 5), dtype), targets((2, 3, 4, 5))
     got = ours.cross_entropy(logits, target, reduction=reduction)
     truth = F.cross_entropy(logits.double(), target, reduction=reduction)
@@ -71,7 +78,7 @@ def test_the_result_has_the_inputs_dtype(dtype, reduction):
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (0, 3), (0, 3, 4, 5)], ids=str)
-def test_the_mean_of_nothing_is_nan_the_sum_zero(shape, weighted):
+def test_the_mean_of_no_pixel_is_nan_and_the_sum_is_zero(shape, weighted):
     logits = torch.zeros(shape, requires_grad=True)
     target = torch.full((shape[0], *shape[2:]), -100)
     weight = torch.ones(3) if weighted else None
@@ -90,7 +97,7 @@ def test_a_mean_over_weights_of_zero_is_nan():
     assert math.isnan(ours.cross_entropy(logits, target, weight))
 
 
-def test_one_sample_without_a_batch():
+def test_a_sample_may_have_no_batch_axis():
     logits = make_logits((1, 7))[0]
     for reduction in ("mean", "sum", "none"):
         got = ours.cross_entropy(logits, torch.tensor(3), reduction=reduction)
@@ -100,14 +107,14 @@ def test_one_sample_without_a_batch():
 
 
 @pytest.mark.parametrize("dtype", LABEL_DTYPES, ids=str)
-def test_targets_of_every_integer_dtype(dtype):
+def test_targets_may_have_any_integer_dtype(dtype):
     shape = (2, 3, 4, 5)
     labels = make_labels(shape, ignored=0.0)
     got = ours.cross_entropy(make_logits(shape), labels.to(dtype))
     assert torch.equal(got, ours.cross_entropy(make_logits(shape), labels.long()))
 
 
-def test_any_target_may_be_the_one_ignored():
+def test_any_target_can_be_ignored():
     logits, target = make_logits((2, 3, 4, 5)), make_labels((2, 3, 4, 5), ignored=0.0).long()
     for ignored in (0, 2, 255, -1):
         got = ours.cross_entropy(logits, target, ignore_index=ignored)
@@ -117,7 +124,7 @@ def test_any_target_may_be_the_one_ignored():
 
 @pytest.mark.parametrize("size_average", [None, True, False])
 @pytest.mark.parametrize("reduce", [None, True, False])
-def test_the_deprecated_arguments_mean_what_they_mean_in_torch(size_average, reduce):
+def test_deprecated_arguments_mean_the_same_as_in_torch(size_average, reduce):
     if size_average is None and reduce is None:
         return
     logits, target = make_logits((2, 3, 4, 5)), targets((2, 3, 4, 5))
@@ -132,7 +139,7 @@ def test_the_deprecated_arguments_mean_what_they_mean_in_torch(size_average, red
     assert torch.equal(module(logits, target), got)
 
 
-def test_the_module_is_the_function():
+def test_the_module_equals_the_function():
     logits, target, weight = make_logits((2, 3, 4, 5)), targets((2, 3, 4, 5)), torch.rand(3)
     module = ours.CrossEntropyLoss(weight, ignore_index=1, reduction="none", label_smoothing=0.1)
     assert torch.equal(
@@ -172,8 +179,8 @@ def test_the_module_is_the_function():
             ),
         ),
     ],
-    ids=["probabilities", "reduction", "bad target"],
+    ids=["probabilities", "reduction", "invalid target"],
 )
-def test_what_torch_has_and_this_has_not_is_refused(call, message):
+def test_what_only_torch_supports_raises(call, message):
     with pytest.raises(seg_loss.InvalidInput, match="^" + re.escape(message) + "$"):
         call(torch.zeros(2, 3, 4, 5))

@@ -1,4 +1,4 @@
-"""The examples in the docstrings are run, and there are some."""
+"""The examples in docstrings are correct, and the main functions have one."""
 
 import doctest
 import importlib
@@ -14,7 +14,7 @@ MODULES = ["seg_loss"] + [
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_in_docstrings_are_true(name):
+def test_examples_in_docstrings_are_correct(name):
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
 

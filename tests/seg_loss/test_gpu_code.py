@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 from benchmarks import gpu_code
 from seg_loss.gpu import backend, labels, tiling
-from tests.cases import FLOATS, LABEL_DTYPES, NORMALIZATIONS
+from tests.support.cases import FLOATS, LABEL_DTYPES, NORMALIZATIONS
 
 if not (gpu_code.TOOLS / "cuobjdump").exists():
     pytest.skip("Triton came without NVIDIA's tools", allow_module_level=True)

@@ -52,7 +52,7 @@ def test_axes_that_cannot_be_cut_keep_the_gradient_of_the_forward_pass():
     script = (
         "import os; os.environ['TRITON_INTERPRET'] = '1'\n"
         "import torch, seg_loss\nfrom seg_loss import _operators as ops\n"
-        "from tests.cases import *\n"
+        "from tests.support.cases import *\n"
         "x = make_logits((2, 3, 6, 5, 4))[:, :, 1:-1, 1:-1, 1:-1].detach()\n"
         "x = x.permute(0, 1, 4, 3, 2).requires_grad_(); y = make_labels(x.shape)\n"
         "for factor in (1, 3):\n"

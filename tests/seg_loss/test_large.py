@@ -1,4 +1,4 @@
-"""Tensors beyond 2^31 elements: every offset in 64 bits. SEG_LOSS_LARGE=1 runs these."""
+"""Tensors of more than 2^31 elements, whose offsets need 64 bits. SEG_LOSS_LARGE=1 runs these."""
 
 import math
 
@@ -14,7 +14,7 @@ PIXELS = (1 << 30) + 67
 
 @pytest.fixture(autouse=True)
 def unpoisoned():
-    # Filling gigabytes with NaN first doubles the time.
+    # Filling gigabytes with NaN would double the time.
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
@@ -26,7 +26,7 @@ def labels_with_marks():
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_loss_gradient_and_evaluation_beyond_two_to_the_31_elements(layout):
+def test_more_than_two_to_the_31_elements_are_read_and_written(layout):
     # Two classes with logits 0 and 1: ln(1 + e) where the label is 0, ln(1 + 1/e) where it is 1.
     if layout == "contiguous":
         logits = torch.zeros(1, 2, 1, PIXELS, dtype=torch.float16)
@@ -50,13 +50,13 @@ def test_loss_gradient_and_evaluation_beyond_two_to_the_31_elements(layout):
     p = float(torch.tensor(math.e / (1 + math.e)).half())
     q = float(torch.tensor(1 / (1 + math.e)).half())
     marks = {0: [-p, p], -8: [-p, p], -7: [0, 0], -6: [-p, p], -5: [q, -q], -1: [q, -q]}
-    for place, expected in marks.items():
-        assert gradient[0, :, 0, place].tolist() == expected
+    for pixel, expected in marks.items():
+        assert gradient[0, :, 0, pixel].tolist() == expected
     assert int((gradient[0, 0] == -p).sum()) == zeros
     assert int((gradient[0, 1] == p).sum()) == zeros
 
 
-def test_a_bad_label_beyond_two_to_the_31_pixels_is_found():
+def test_an_invalid_label_after_two_to_the_31_pixels_is_found():
     pixels = (1 << 31) + 3
     logits = torch.zeros(1, 3, 1, 1, dtype=torch.float16).expand(1, 3, 1, pixels)
     labels = torch.zeros(1, 1, pixels, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""The metrics: worked by hand, by the rules for absent classes, and on real label maps."""
+"""The metrics: computed by hand, by the rules for absent classes, and on real label maps."""
 
 import re
 from pathlib import Path
@@ -6,31 +6,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import LABEL_DTYPES
 
 import seg_loss
 from seg_loss import InvalidInput
 from seg_loss.metrics import confusion_matrix, fcn_metrics
+from tests.support.cases import LABEL_DTYPES
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(
-    not DATA.is_dir(), reason=f"the real label maps are not here: no {DATA}"
+    not DATA.is_dir(), reason=f"the real label maps are missing: no {DATA}"
 )
-# Class 0: 3 right, 1 as class 1, 1 as class 3. Class 1: 2 right, 2 as class 0. Class 2: in neither.
-# Class 3: only predicted.
-HAND = torch.tensor([[3, 1, 0, 1], [2, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+# Class 0: 3 correct, 1 predicted as class 1, 1 as class 3. Class 1: 2 correct, 2 predicted as class
+# 0. Class 2 occurs nowhere. Class 3 is only predicted.
+BY_HAND = torch.tensor([[3, 1, 0, 1], [2, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
 
 
-def test_the_confusion_has_the_truth_in_its_rows():
+def test_rows_of_the_confusion_are_the_truth():
     labels = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 255])
     prediction = torch.tensor([0, 0, 0, 1, 3, 0, 0, 1, 1, 2])
     got = confusion_matrix(prediction, labels, 4)
     assert got.dtype == torch.int64
-    assert torch.equal(got, HAND)
+    assert torch.equal(got, BY_HAND)
 
 
-def test_figures_worked_by_hand():
-    metrics = fcn_metrics(HAND)
+def test_metrics_equal_those_computed_by_hand():
+    metrics = fcn_metrics(BY_HAND)
     assert metrics.pixel_accuracy == 5 / 9
     assert metrics.mean_accuracy == pytest.approx((3 / 5 + 2 / 4) / 2, rel=1e-15)
     assert metrics.iu == (3 / 7, 2 / 5, None, 0.0)
@@ -50,16 +50,16 @@ def test_figures_worked_by_hand():
         ("one", (3 / 7 + 2 / 5 + 1 + 0) / 4, 4),
     ],
 )
-def test_absent_classes_are_left_out_or_counted_as_asked(absent, mean_iu, averaged):
-    metrics = fcn_metrics(HAND, absent=absent)
+def test_absent_classes_are_skipped_or_counted(absent, mean_iu, averaged):
+    metrics = fcn_metrics(BY_HAND, absent=absent)
     assert metrics.mean_iu == pytest.approx(mean_iu, rel=1e-15)
     assert metrics.num_classes_averaged == averaged
     assert metrics.absent == absent
-    assert metrics.iu == fcn_metrics(HAND).iu
+    assert metrics.iu == fcn_metrics(BY_HAND).iu
     assert metrics.pixel_accuracy == 5 / 9
 
 
-def test_of_nothing_there_are_no_figures():
+def test_without_pixels_there_are_no_metrics():
     metrics = fcn_metrics(torch.zeros(2, 2, dtype=torch.int64))
     assert metrics.pixel_accuracy is None
     assert metrics.mean_accuracy is None
@@ -81,7 +81,7 @@ def test_counts_beyond_float32_stay_exact():
     assert metrics.pixel_accuracy == 2 * big / (2 * big + 1)
 
 
-def test_confusions_of_pictures_add_up_to_that_of_the_data_set():
+def test_confusions_of_images_add_up_to_that_of_the_data_set():
     labels = torch.randint(0, 5, (4, 10, 10))
     prediction = torch.randint(0, 5, (4, 10, 10))
     whole = confusion_matrix(prediction, labels, 5)
@@ -91,12 +91,12 @@ def test_confusions_of_pictures_add_up_to_that_of_the_data_set():
 
 @pytest.mark.parametrize("dtype", LABEL_DTYPES, ids=str)
 def test_labels_of_any_integer_dtype_do_not_wrap(dtype):
-    # uint8: 15 * 16 + 15 = 255 is the last cell; 20 * 21 would wrap.
+    # uint8: 15 * 16 + 15 = 255 is the last entry; 20 * 21 would wrap.
     labels = torch.arange(21).to(dtype)
     assert torch.equal(confusion_matrix(labels, labels, 21), torch.eye(21, dtype=torch.int64))
 
 
-def test_several_labels_may_be_ignored():
+def test_several_labels_can_be_ignored():
     labels, prediction = torch.tensor([0, 1, 2, 255]), torch.tensor([0, 0, 9, 9])
     got = confusion_matrix(prediction, labels, 2, ignore_index=(2, 255))
     assert got.tolist() == [[1, 0], [1, 0]]
@@ -130,7 +130,7 @@ def test_several_labels_may_be_ignored():
             "confusion: expected [C, C], got shape (2, 3).",
         ),
         (
-            lambda: fcn_metrics(HAND, absent="none"),
+            lambda: fcn_metrics(BY_HAND, absent="none"),
             "absent: expected one of skip, gt_only, zero, one, got 'none'.",
         ),
     ],
@@ -144,7 +144,7 @@ def test_several_labels_may_be_ignored():
         "absent",
     ],
 )
-def test_wrong_calls_are_refused(call, message):
+def test_wrong_calls_raise(call, message):
     with pytest.raises(InvalidInput, match="^" + re.escape(message) + "$"):
         call()
 
@@ -152,7 +152,7 @@ def test_wrong_calls_are_refused(call, message):
 # -- real label maps ---------------------------------------------------------------------------
 
 
-def picture(path):
+def image_of(path):
     from PIL import Image
 
     with Image.open(path) as image:
@@ -160,7 +160,7 @@ def picture(path):
 
 
 def voc_indices(rgb):
-    """Classes from PASCAL VOC's colours: the bits of a class, dealt to R, G and B in turn."""
+    """Returns classes from PASCAL VOC's colours, in which R, G and B have every third bit."""
     classes = np.arange(21)
     colours = np.zeros((21, 3), np.int64)
     for bit in range(8):
@@ -175,13 +175,13 @@ def voc_indices(rgb):
 def fcn_demo():
     pytest.importorskip("PIL", reason="Pillow reads the label maps")
     folder = DATA / "fcn-demo"
-    return voc_indices(picture(folder / "output.png")), torch.from_numpy(
-        picture(folder / "label.png")
+    return voc_indices(image_of(folder / "output.png")), torch.from_numpy(
+        image_of(folder / "label.png")
     )
 
 
 @needs_data
-def test_fcn_demo_gives_the_published_figures(fcn_demo):
+def test_fcn_demo_has_the_published_metrics(fcn_demo):
     prediction, labels = fcn_demo
     confusion = confusion_matrix(prediction, labels, 21)
     metrics = fcn_metrics(confusion)
@@ -202,7 +202,7 @@ def test_fcn_demo_gives_the_published_figures(fcn_demo):
 
 
 @needs_data
-def test_fcn_demo_gives_the_published_losses(fcn_demo):
+def test_fcn_demo_has_the_published_losses(fcn_demo):
     prediction, labels = fcn_demo
     logits = torch.zeros(1, 21, *labels.shape).scatter_(1, prediction[None, None].long(), 4.0)
     for normalization, loss in (
@@ -211,7 +211,7 @@ def test_fcn_demo_gives_the_published_losses(fcn_demo):
         ("full", 0.8445533130894404),
     ):
         evaluation = seg_loss.evaluate(logits, labels[None], normalization=normalization)
-        # float32 rounds the two terms that there are, always the same way.
+        # There are only two different terms, and float32 rounds each in one direction.
         assert evaluation.loss == pytest.approx(loss, rel=3e-7)
         wide = seg_loss.evaluate(logits.double(), labels[None], normalization=normalization)
         assert wide.loss == pytest.approx(loss, rel=1e-13)
@@ -226,16 +226,16 @@ def test_fcn_demo_gives_the_published_losses(fcn_demo):
 
 
 @needs_data
-def test_ade_sample_gives_the_published_figures():
+def test_ade_sample_has_the_published_metrics():
     pytest.importorskip("PIL", reason="Pillow reads the label maps")
     folder = DATA / "ade-sample"
     truths = sorted((folder / "annotations").glob("*.png"))
     assert len(truths) == 3
     confusion, ignored = torch.zeros(150, 150, dtype=torch.int64), []
     for path in truths:
-        # 0 is ignored, 1...150 are classes: one less in uint8, 0 becomes 255 on purpose.
-        labels = torch.from_numpy(picture(path)) - 1
-        predicted = torch.from_numpy(picture(folder / "predictions" / path.name)) - 1
+        # 0 is ignored and 1...150 are classes. Minus one in uint8, 0 becomes 255.
+        labels = torch.from_numpy(image_of(path)) - 1
+        predicted = torch.from_numpy(image_of(folder / "predictions" / path.name)) - 1
         ignored.append(int((labels == 255).sum()))
         confusion += confusion_matrix(predicted, labels, 150)
     assert sorted(ignored) == sorted([3613, 17280, 2031])

@@ -1,6 +1,6 @@
-"""What an upsampling does to one axis, and which sizes go together. No kernel takes part."""
+"""`upsampling`: the weights of one axis, and which sizes are allowed. No kernel is involved."""
 
-# ruff: noqa: E501 - messages stay in one piece, to be found by a search
+# ruff: noqa: E501 - messages stay in one piece, so that a search finds them
 
 import copy
 import dataclasses
@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
-from cases import make_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,130 +20,124 @@ import seg_loss
 from seg_loss import Bilinear, Deconvolution, InvalidInput, reference
 from seg_loss.constants import FCN_CROPS
 from seg_loss.upsampling import axes, check_size, check_upsampling, decode, encode
+from tests.support.cases import make_logits, surgery_filter
 
-# Nodes and positions of an axis, and what could go wrong with them.
+# Sources and targets of an axis, and what could go wrong with them.
 SIZES = {
-    (1, 1): "a pixel from a pixel",
-    (1, 5): "every position lies beyond both ends",
-    (2, 1): "one position: the corners cannot both coincide",
-    (5, 1): "one position of many nodes",
-    (2, 2): "equal: no node but one is read",
+    (1, 1): "one target of one source",
+    (1, 5): "one source: every target is outside the sources",
+    (2, 1): "one target: the corners cannot both coincide",
+    (5, 1): "one target of many sources",
+    (2, 2): "equal: each target reads one source",
     (7, 7): "equal and odd",
     (3, 6): "twice",
-    (3, 9): "odd ratio: centres meet centres",
+    (3, 9): "odd ratio: centres coincide",
     (5, 20): "stride 4",
     (3, 24): "stride 8",
     (2, 32): "stride 16",
     (2, 64): "stride 32",
     (3, 17): "just above stride 16, corners aligned",
-    (4, 10): "no integer",
-    (7, 11): "no integer, both odd",
+    (4, 10): "no integer ratio",
+    (7, 11): "no integer ratio, both odd",
     (16, 500): "FCN-32s without its padding",
     (6, 3): "down by half",
-    (10, 4): "down, no integer",
+    (10, 4): "down, no integer ratio",
     (11, 7): "down, both odd",
-    (100, 3): "down: most nodes are not read",
-    (5, 4): "down by less than one cell",
-    (4, 5): "up by less than one cell",
+    (100, 3): "down: most sources are not read",
+    (5, 4): "down by less than one interval",
+    (4, 5): "up by less than one interval",
 }
-# Stride, kernel, nodes, crop, positions.
+# Stride, kernel size, sources, crop, targets.
 DECONVOLUTIONS = {
-    (2, 4, 6, 0, 14): "FCN's smallest, all of it",
+    (2, 4, 6, 0, 14): "FCN's smallest, not cropped",
     (2, 4, 6, 1, 12): "centred: exactly twice",
     (8, 16, 6, 31, 20): "FCN-8s",
     (16, 32, 5, 27, 60): "FCN-16s",
     (32, 64, 6, 19, 141): "FCN-32s",
     (3, 6, 4, 2, 13): "odd stride",
     (2, 3, 5, 0, 11): "odd kernel: a single centre",
-    (4, 7, 3, 1, 14): "odd kernel, one less than the usual",
-    (3, 5, 1, 0, 5): "one node",
-    (4, 4, 5, 0, 20): "kernel of one stride: no pixel has two nodes",
+    (4, 7, 3, 1, 14): "odd kernel, one less than twice the stride",
+    (3, 5, 1, 0, 5): "one source",
+    (4, 4, 5, 0, 20): "kernel of one stride: no target reads two sources",
     (4, 3, 5, 0, 19): "kernel below the stride: gaps of zero",
     (5, 1, 4, 0, 16): "a kernel of one pixel",
-    (1, 1, 7, 0, 7): "nothing at all",
+    (1, 1, 7, 0, 7): "the identity",
     (1, 2, 7, 0, 8): "stride 1: means of two",
     (8, 16, 6, 55, 1): "the last pixel alone",
     (8, 16, 6, 56, 0): "cropped away entirely",
-    (2, 4, 6, 5, 3): "fewer positions than there are",
+    (2, 4, 6, 5, 3): "fewer targets than the crop leaves",
 }
 
 
-def refused(call, message):
+def assert_raises(call, message):
     with pytest.raises(InvalidInput, match="^" + re.escape(message) + "$"):
         call()
 
 
-def bilinear_axis(num_nodes, num_positions, align_corners):
-    axis, same = axes(Bilinear(align_corners), [num_nodes] * 2, [num_positions] * 2)
+def bilinear_axis(num_sources, num_targets, align_corners):
+    axis, same = axes(Bilinear(align_corners), [num_sources] * 2, [num_targets] * 2)
     assert np.array_equal(axis.matrix(), same.matrix())
     return axis
 
 
-def deconvolution_axis(stride, kernel_size, num_nodes, crop, num_positions):
+def deconvolution_axis(stride, kernel_size, num_sources, crop, num_targets):
     upsampling = Deconvolution(stride, kernel_size, crop)
-    return axes(upsampling, [num_nodes] * 2, [num_positions] * 2)[0]
+    return axes(upsampling, [num_sources] * 2, [num_targets] * 2)[0]
 
 
-def surgery_filter(size):
-    """One axis of `upsample_filt` in FCN's surgery.py."""
-    factor = (size + 1) // 2
-    centre = factor - 1 if size % 2 == 1 else factor - 0.5
-    return torch.from_numpy(1 - abs(np.arange(size, dtype=np.float64) - centre) / factor)
-
-
-def check_axis(axis, num_nodes, num_positions):
-    """What the kernels rely on, for any axis."""
-    assert (axis.num_sources, axis.num_targets) == (num_nodes, num_positions)
+def check_axis(axis, num_sources, num_targets):
+    """Checks the properties of an axis that the kernels rely on."""
+    assert (axis.num_sources, axis.num_targets) == (num_sources, num_targets)
     assert axis.intervals.dtype == axis.starts.dtype == np.int32
     assert axis.weights.dtype == np.float64
-    assert axis.intervals.shape == (num_positions,)
-    assert axis.weights.shape == (2, num_positions)
+    assert axis.intervals.shape == (num_targets,)
+    assert axis.weights.shape == (2, num_targets)
     assert axis.weights.flags.c_contiguous
     assert (np.diff(axis.intervals) >= 0).all()
-    assert ((axis.intervals >= 0) & (axis.intervals <= num_nodes)).all()
-    # Nodes that do not exist have the weight +0, and none has a negative one.
+    assert ((axis.intervals >= 0) & (axis.intervals <= num_sources)).all()
+    # Sources that do not exist have the weight +0, and no weight is negative.
     assert not axis.weights[0][axis.intervals == 0].any()
-    assert not axis.weights[1][axis.intervals == num_nodes].any()
+    assert not axis.weights[1][axis.intervals == num_sources].any()
     assert not np.signbit(axis.weights).any()
     assert (axis.weights.sum(axis=0) <= 1).all()
 
-    members = [np.flatnonzero(axis.intervals == cell) for cell in range(num_nodes + 1)]
-    assert axis.starts.shape == (num_nodes + 2,)
-    for cell, found in enumerate(members):
-        assert list(range(axis.starts[cell], axis.starts[cell + 1])) == list(found)
+    targets = [np.flatnonzero(axis.intervals == interval) for interval in range(num_sources + 1)]
+    assert axis.starts.shape == (num_sources + 2,)
+    for interval, expected in enumerate(targets):
+        assert list(range(axis.starts[interval], axis.starts[interval + 1])) == list(expected)
     assert axis.starts[0] == 0
-    assert axis.starts[-1] == num_positions
-    assert axis.max_targets == max(map(len, members))
+    assert axis.starts[-1] == num_targets
+    assert axis.max_targets == max(map(len, targets))
     assert isinstance(axis.max_targets, int)
 
-    matrix = np.zeros((num_positions, num_nodes))
-    has_unread_nodes = False
-    for position, cell in enumerate(axis.intervals):
-        for node, weight in ((cell - 1, axis.weights[0]), (cell, axis.weights[1])):
-            if 0 <= node < num_nodes:
-                matrix[position, node] += weight[position]
-                has_unread_nodes |= bool(weight[position] == 0)
+    matrix = np.zeros((num_targets, num_sources))
+    has_zero_weights = False
+    for target, interval in enumerate(axis.intervals):
+        for source, weight in ((interval - 1, axis.weights[0]), (interval, axis.weights[1])):
+            if 0 <= source < num_sources:
+                matrix[target, source] += weight[target]
+                has_zero_weights |= bool(weight[target] == 0)
     assert np.array_equal(axis.matrix(), matrix)
-    assert axis.has_zero_weights is has_unread_nodes
+    assert axis.has_zero_weights is has_zero_weights
 
 
 # -- bilinear ----------------------------------------------------------------------------------
 
 
-def by_interpolate(num_nodes, num_positions, align_corners):
-    """[positions, nodes]: what F.interpolate makes of each node alone."""
-    nodes = torch.eye(num_nodes, dtype=torch.float64)[None, :, :, None]
-    size = (num_positions, 1)
-    made = F.interpolate(nodes, size, mode="bilinear", align_corners=align_corners)
-    return made[0, :, :, 0].T.numpy()
+def by_interpolate(num_sources, num_targets, align_corners):
+    """Returns [targets, sources]: each source alone, upsampled by `F.interpolate`."""
+    sources = torch.eye(num_sources, dtype=torch.float64)[None, :, :, None]
+    size = (num_targets, 1)
+    full = F.interpolate(sources, size, mode="bilinear", align_corners=align_corners)
+    return full[0, :, :, 0].T.numpy()
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_a_bilinear_axis_is_that_of_interpolate(size, align_corners):
+def test_a_bilinear_axis_equals_interpolate(size, align_corners):
     axis = bilinear_axis(*size, align_corners)
     check_axis(axis, *size)
-    # torch rounds the position, which here is one of up to num_nodes.
+    # torch rounds where a target is among the sources, a number of at most num_sources.
     tolerance = 4 * np.finfo(np.float64).eps * size[0]
     assert abs(axis.matrix() - by_interpolate(*size, align_corners)).max() <= tolerance
     assert (axis.weights.sum(axis=0) == 1).all()
@@ -152,11 +145,11 @@ def test_a_bilinear_axis_is_that_of_interpolate(size, align_corners):
 
 @settings(max_examples=120, deadline=None, derandomize=True, database=None)
 @given(st.integers(1, 100), st.integers(1, 250), st.booleans())
-def test_any_bilinear_axis_is_that_of_interpolate(num_nodes, num_positions, align_corners):
-    axis = bilinear_axis(num_nodes, num_positions, align_corners)
-    check_axis(axis, num_nodes, num_positions)
-    tolerance = 4 * np.finfo(np.float64).eps * num_nodes
-    got = abs(axis.matrix() - by_interpolate(num_nodes, num_positions, align_corners))
+def test_bilinear_axes_of_any_size_equal_interpolate(num_sources, num_targets, align_corners):
+    axis = bilinear_axis(num_sources, num_targets, align_corners)
+    check_axis(axis, num_sources, num_targets)
+    tolerance = 4 * np.finfo(np.float64).eps * num_sources
+    got = abs(axis.matrix() - by_interpolate(num_sources, num_targets, align_corners))
     assert got.max() <= tolerance
     assert (axis.weights.sum(axis=0) == 1).all()
 
@@ -164,17 +157,17 @@ def test_any_bilinear_axis_is_that_of_interpolate(num_nodes, num_positions, alig
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_bilinear_weights_are_fractions_rounded_once(size, align_corners):
-    num_nodes, num_positions = size
+    num_sources, num_targets = size
     axis = bilinear_axis(*size, align_corners)
-    for p in range(num_positions):
+    for p in range(num_targets):
         if align_corners:
-            place = Fraction(p * (num_nodes - 1), max(num_positions - 1, 1))
+            position = Fraction(p * (num_sources - 1), max(num_targets - 1, 1))
         else:
-            place = Fraction(2 * p + 1, 2) * Fraction(num_nodes, num_positions) - Fraction(1, 2)
-        place = min(max(place, Fraction(0)), Fraction(num_nodes - 1))
-        whole = place // 1
-        part = float(place - whole)
-        row = np.zeros(num_nodes)
+            position = Fraction(2 * p + 1, 2) * Fraction(num_sources, num_targets) - Fraction(1, 2)
+        position = min(max(position, Fraction(0)), Fraction(num_sources - 1))
+        whole = position // 1
+        part = float(position - whole)
+        row = np.zeros(num_sources)
         row[whole] = 1 - part
         if part:
             row[whole + 1] = part
@@ -186,12 +179,12 @@ def test_bilinear_weights_are_fractions_rounded_once(size, align_corners):
 def test_equal_sizes_are_the_identity(size, align_corners):
     axis = bilinear_axis(size, size, align_corners)
     assert np.array_equal(axis.matrix(), np.eye(size))
-    assert axis.has_zero_weights == (size > 2)  # first and last lie in the outer cells
+    assert axis.has_zero_weights == (size > 2)  # the first and the last lie in the outer intervals
 
 
-def test_which_bilinear_upsamplings_leave_nodes_unread():
-    # A position on a node: aligned corners, the centres of odd ratios, positions before the first.
-    for nodes, positions, align_corners, unread in (
+def test_bilinear_axes_with_weights_of_zero():
+    # At targets that coincide with a source: with aligned corners, and for odd ratios.
+    for sources, targets, align_corners, expected in (
         (4, 16, False, False),
         (4, 12, False, True),
         (4, 16, True, True),
@@ -203,10 +196,10 @@ def test_which_bilinear_upsamplings_leave_nodes_unread():
         (500, 20, False, True),
         (7, 14, False, False),
     ):
-        assert bilinear_axis(nodes, positions, align_corners).has_zero_weights is unread, nodes
+        assert bilinear_axis(sources, targets, align_corners).has_zero_weights is expected
 
 
-def test_positions_beyond_the_first_and_last_centre_read_one_node():
+def test_targets_outside_the_first_and_last_source_read_one_source():
     axis = bilinear_axis(3, 24, False)
     assert axis.matrix()[:4].tolist() == [[1.0, 0.0, 0.0]] * 4
     assert axis.matrix()[-4:].tolist() == [[0.0, 0.0, 1.0]] * 4
@@ -215,13 +208,13 @@ def test_positions_beyond_the_first_and_last_centre_read_one_node():
     assert axis.max_targets == 8
 
 
-def test_a_cell_without_positions_has_none():
+def test_an_interval_may_have_no_targets():
     axis = bilinear_axis(9, 3, True)
     assert axis.intervals.tolist() == [0, 5, 9]
     assert axis.starts.tolist() == [0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3]
 
 
-def test_an_axis_of_no_positions_is_empty():
+def test_an_axis_may_have_no_targets():
     for axis in (bilinear_axis(3, 0, False), bilinear_axis(3, 0, True),
                  deconvolution_axis(8, 16, 3, 0, 0)):  # fmt: skip
         check_axis(axis, 3, 0)
@@ -231,7 +224,7 @@ def test_an_axis_of_no_positions_is_empty():
 
 
 def test_large_sizes_do_not_overflow():
-    # 2 * position * nodes is beyond 32 bits.
+    # 2 * targets * sources does not fit 32 bits.
     axis, _ = axes(Bilinear(), (70_000, 1), (140_000, 1))
     assert axis.weights[:, -1].tolist() == [1.0, 0.0]
     assert axis.weights[:, -2].tolist() == [0.25, 0.75]
@@ -243,33 +236,33 @@ def test_large_sizes_do_not_overflow():
 
 
 @pytest.mark.parametrize("case", DECONVOLUTIONS, ids=str)
-def test_a_deconvolution_axis_is_that_of_conv_transpose_and_crop(case):
-    stride, kernel_size, num_nodes, crop, num_positions = case
+def test_a_deconvolution_axis_equals_conv_transpose_and_crop(case):
+    stride, kernel_size, num_sources, crop, num_targets = case
     axis = deconvolution_axis(*case)
-    check_axis(axis, num_nodes, num_positions)
-    nodes = torch.eye(num_nodes, dtype=torch.float64)[:, None]
-    made = F.conv_transpose1d(nodes, surgery_filter(kernel_size)[None, None], stride=stride)
-    cropped = made[:, 0, crop : crop + num_positions].T
-    assert cropped.shape == (num_positions, num_nodes)
+    check_axis(axis, num_sources, num_targets)
+    sources = torch.eye(num_sources, dtype=torch.float64)[:, None]
+    full = F.conv_transpose1d(sources, surgery_filter(kernel_size)[None, None], stride=stride)
+    cropped = full[:, 0, crop : crop + num_targets].T
+    assert cropped.shape == (num_targets, num_sources)
     assert np.array_equal(axis.matrix(), cropped.numpy())
 
 
 @settings(max_examples=120, deadline=None, derandomize=True, database=None)
 @given(st.integers(1, 20), st.integers(1, 20), st.data())
-def test_any_deconvolution_axis_is_that_of_conv_transpose_and_crop(stride, num_nodes, data):
+def test_any_deconvolution_axis_equals_conv_transpose_and_crop(stride, num_sources, data):
     kernel_size = data.draw(st.integers(1, 2 * stride))
-    whole = (num_nodes - 1) * stride + kernel_size
+    whole = (num_sources - 1) * stride + kernel_size
     crop = data.draw(st.integers(0, whole))
-    num_positions = data.draw(st.integers(0, whole - crop))
-    axis = deconvolution_axis(stride, kernel_size, num_nodes, crop, num_positions)
-    check_axis(axis, num_nodes, num_positions)
-    nodes = torch.eye(num_nodes, dtype=torch.float64)[:, None]
-    made = F.conv_transpose1d(nodes, surgery_filter(kernel_size)[None, None], stride=stride)
-    assert np.array_equal(axis.matrix(), made[:, 0, crop : crop + num_positions].T.numpy())
+    num_targets = data.draw(st.integers(0, whole - crop))
+    axis = deconvolution_axis(stride, kernel_size, num_sources, crop, num_targets)
+    check_axis(axis, num_sources, num_targets)
+    sources = torch.eye(num_sources, dtype=torch.float64)[:, None]
+    full = F.conv_transpose1d(sources, surgery_filter(kernel_size)[None, None], stride=stride)
+    assert np.array_equal(axis.matrix(), full[:, 0, crop : crop + num_targets].T.numpy())
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 8, 16, 32])
-def test_a_deconvolution_of_the_usual_kernel_keeps_sums_inside_and_loses_some_at_borders(stride):
+def test_deconvolution_weights_sum_to_one_except_at_the_borders(stride):
     axis = deconvolution_axis(stride, 2 * stride, 5, 0, 6 * stride)
     sums = axis.matrix().sum(axis=1)
     assert np.allclose(sums[stride:-stride], 1, rtol=1e-15, atol=0)
@@ -278,22 +271,22 @@ def test_a_deconvolution_of_the_usual_kernel_keeps_sums_inside_and_loses_some_at
     assert np.array_equal(sums[:stride], sums[: -stride - 1 : -1])
 
 
-def test_rows_and_columns_have_crops_of_their_own():
+def test_rows_and_columns_may_have_different_crops():
     rows, columns = axes(Deconvolution(2, crop=(3, 4)), (6, 7), (10, 11))
     assert np.array_equal(rows.matrix(), deconvolution_axis(2, 4, 6, 3, 10).matrix())
     assert np.array_equal(columns.matrix(), deconvolution_axis(2, 4, 7, 4, 11).matrix())
 
 
 @pytest.mark.parametrize("upsampling", [Bilinear(), Bilinear(align_corners=True)], ids=str)
-def test_rows_and_columns_have_sizes_of_their_own(upsampling):
+def test_rows_and_columns_may_have_different_sizes(upsampling):
     rows, columns = axes(upsampling, (3, 5), (12, 7))
     assert np.array_equal(rows.matrix(), bilinear_axis(3, 12, upsampling.align_corners).matrix())
     assert np.array_equal(columns.matrix(), bilinear_axis(5, 7, upsampling.align_corners).matrix())
 
 
-def test_which_deconvolutions_leave_nodes_unread():
-    # Where a filter does not reach though a node exists: kernels shorter than two strides.
-    for case, unread in (
+def test_deconvolution_axes_with_weights_of_zero():
+    # A filter shorter than two strides does not reach every target beside its source.
+    for case, expected in (
         ((8, 16, 6, 0, 56), False),
         ((8, 16, 6, 31, 20), False),
         ((8, 15, 6, 0, 55), True),
@@ -303,7 +296,7 @@ def test_which_deconvolutions_leave_nodes_unread():
         ((1, 2, 7, 0, 8), False),
         ((3, 5, 1, 0, 5), False),
     ):
-        assert deconvolution_axis(*case).has_zero_weights is unread, case
+        assert deconvolution_axis(*case).has_zero_weights is expected, case
 
 
 # -- the definition ----------------------------------------------------------------------------
@@ -311,15 +304,15 @@ def test_which_deconvolutions_leave_nodes_unread():
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("sizes", [((3, 5), (24, 40)), ((4, 3), (7, 2)), ((1, 6), (9, 6))], ids=str)
-def test_the_reference_upsamples_as_interpolate_does(sizes, align_corners):
+def test_the_reference_equals_interpolate(sizes, align_corners):
     small, large = sizes
     scores = make_logits((2, 4, *small), torch.float64).requires_grad_()
     got = reference.upsample(scores, large, Bilinear(align_corners))
     truth = F.interpolate(scores, large, mode="bilinear", align_corners=align_corners)
     assert torch.allclose(got, truth, rtol=0, atol=1e-13)
-    cotangent = torch.randn(truth.shape, dtype=torch.float64)
-    (gradient,) = torch.autograd.grad(got, scores, cotangent)
-    (true_gradient,) = torch.autograd.grad(truth, scores, cotangent)
+    grad_output = torch.randn(truth.shape, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(got, scores, grad_output)
+    (true_gradient,) = torch.autograd.grad(truth, scores, grad_output)
     assert torch.allclose(gradient, true_gradient, rtol=0, atol=1e-12)
 
 
@@ -334,13 +327,13 @@ def test_the_reference_upsamples_as_interpolate_does(sizes, align_corners):
     ],
     ids=str,
 )
-def test_the_reference_upsamples_as_conv_transpose_and_crop_do(upsampling, small, large):
+def test_the_reference_equals_conv_transpose_and_crop(upsampling, small, large):
     scores = make_logits((2, 4, *small), torch.float64)
     axis = surgery_filter(upsampling.kernel_size)
     weight = torch.outer(axis, axis)[None, None].expand(4, 1, -1, -1)
-    made = F.conv_transpose2d(scores, weight, stride=upsampling.stride, groups=4)
+    full = F.conv_transpose2d(scores, weight, stride=upsampling.stride, groups=4)
     down, right = upsampling.crop
-    truth = made[:, :, down : down + large[0], right : right + large[1]]
+    truth = full[:, :, down : down + large[0], right : right + large[1]]
     assert torch.allclose(reference.upsample(scores, large, upsampling), truth, rtol=0, atol=1e-13)
 
 
@@ -348,7 +341,7 @@ def test_the_reference_upsamples_as_conv_transpose_and_crop_do(upsampling, small
 
 
 def fcn_layers():
-    """The layers of VGG16 that change a size, and FCN's up to each net's last scores."""
+    """Returns VGG16's layers that change a size, and the layer of FCN that doubles it."""
     layer = {"in_channels": 1, "out_channels": 1, "device": "meta"}
     blocks = []
     for pad, num_convolutions in ((100, 2), (1, 2), (1, 3), (1, 3), (1, 3)):
@@ -360,29 +353,29 @@ def fcn_layers():
     return score_fr, twice
 
 
-def test_every_picture_from_1_to_700_gets_back_the_stride_of_its_net():
+def test_of_fcn_finds_the_net_of_every_image_size_up_to_700():
     score_fr, twice = fcn_layers()
     for size in range(1, 701):
         last = score_fr(torch.empty(1, 1, size, device="meta"))
         for stride in (32, 16, 8):
-            found = Deconvolution.of_fcn((last.shape[2],) * 2, (size, size))
-            assert found == Deconvolution(stride, 2 * stride, FCN_CROPS[stride]), size
-            check_size(found, last.shape[2:] * 2, (size, size))
+            upsampling = Deconvolution.of_fcn((last.shape[2],) * 2, (size, size))
+            assert upsampling == Deconvolution(stride, 2 * stride, FCN_CROPS[stride]), size
+            check_size(upsampling, last.shape[2:] * 2, (size, size))
             last = twice(last)
 
 
-def test_the_three_nets_of_a_picture_of_500_pixels():
+def test_of_fcn_finds_the_three_nets_of_500_pixels():
     for stride, size, crop in ((8, 70, 31), (16, 34, 27), (32, 16, 19)):
-        found = Deconvolution.of_fcn((size, size), (500, 500))
-        assert found == Deconvolution(stride, crop=crop)
-        assert found.kernel_size == 2 * stride
-    # Height and width of different ends: 375 x 500 is PASCAL's usual.
+        upsampling = Deconvolution.of_fcn((size, size), (500, 500))
+        assert upsampling == Deconvolution(stride, crop=crop)
+        assert upsampling.kernel_size == 2 * stride
+    # Different height and width: many images of PASCAL VOC are 375 x 500.
     assert Deconvolution.of_fcn((54, 70), (375, 500)) == Deconvolution(8, crop=31)
     scores, labels = torch.empty(1, 21, 54, 70), torch.empty(1, 375, 500)
     assert Deconvolution.of_fcn(scores.shape[2:], labels.shape[1:]).stride == 8
 
 
-def test_sizes_near_those_of_a_net_get_the_smallest_stride_that_is_large_enough():
+def test_sizes_near_those_of_a_net_get_the_smallest_stride_that_fits():
     for scores, labels, stride in (
         ((10, 10), (49, 49), 8),
         ((5, 5), (60, 60), 16),
@@ -390,13 +383,13 @@ def test_sizes_near_those_of_a_net_get_the_smallest_stride_that_is_large_enough(
         ((6, 7), (141, 187), 32),
         ((70, 71), (500, 500), 8),
     ):
-        found = Deconvolution.of_fcn(scores, labels)
-        assert found == Deconvolution(stride, crop=FCN_CROPS[stride]), scores
-        check_size(found, scores, labels)
+        upsampling = Deconvolution.of_fcn(scores, labels)
+        assert upsampling == Deconvolution(stride, crop=FCN_CROPS[stride]), scores
+        check_size(upsampling, scores, labels)
 
 
-def test_scores_of_other_nets_are_refused():
-    # Among them DeepLab's at stride 8: FCN's crop would take their upper left part for the whole.
+def test_scores_of_other_nets_raise():
+    # DeepLab has stride 8 too, but FCN's crop would use only the upper left part of its scores.
     for scores, labels in (
         ((65, 65), (513, 513)),
         ((128, 128), (512, 512)),
@@ -407,8 +400,8 @@ def test_scores_of_other_nets_are_refused():
             Deconvolution.of_fcn(scores, labels)
 
 
-def test_scores_too_small_for_any_fcn_are_refused_with_the_sizes_that_are_not():
-    refused(
+def test_scores_too_small_for_any_fcn_raise_with_the_sizes_that_fit():
+    assert_raises(
         lambda: Deconvolution.of_fcn((10, 16), (375, 500)),
         "logits: expected height and width (54, 70) or (26, 34) or (12, 16), FCN-8s', 16s' or 32s' "
         "for labels (375, 500), got (10, 16). "
@@ -416,9 +409,9 @@ def test_scores_too_small_for_any_fcn_are_refused_with_the_sizes_that_are_not():
     )
 
 
-# -- what is refused ---------------------------------------------------------------------------
+# -- errors ------------------------------------------------------------------------------------
 
-WRONG = [
+WRONG_ARGUMENTS = [
     (lambda: Bilinear(1), "align_corners: expected True or False, got 1."),
     (lambda: Bilinear(None), "align_corners: expected True or False, got None."),
     (lambda: Bilinear("no"), "align_corners: expected True or False, got 'no'."),
@@ -444,16 +437,18 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("make", "message"), WRONG, ids=[message for _, message in WRONG])
+@pytest.mark.parametrize(
+    ("make", "message"), WRONG_ARGUMENTS, ids=[message for _, message in WRONG_ARGUMENTS]
+)
 def test_wrong_arguments_are_named_with_what_was_expected(make, message):
-    refused(make, message)
+    assert_raises(make, message)
 
 
-def reference_upsample(upsampling, small, large):
+def upsample_by_reference(upsampling, small, large):
     return reference.upsample(torch.empty(2, 3, *small), large, upsampling)
 
 
-def test_labels_beyond_what_the_crop_leaves_are_refused():
+def test_labels_larger_than_what_the_crop_leaves_raise():
     for upsampling, small, large, left in (
         (Deconvolution(8, crop=31), (6, 7), (26, 33), "25 rows and 33"),
         (Deconvolution(8, crop=31), (6, 7), (25, 34), "25 rows and 33"),
@@ -462,15 +457,15 @@ def test_labels_beyond_what_the_crop_leaves_are_refused():
     ):
         message = f"labels: expected at most {left} columns, what upsampling leaves, got "
         message += f"{large[0]} and {large[1]}."
-        for call in (check_size, axes, reference_upsample):
-            refused(functools.partial(call, upsampling, small, large), message)
+        for call in (check_size, axes, upsample_by_reference):
+            assert_raises(functools.partial(call, upsampling, small, large), message)
     check_size(Deconvolution(8, crop=31), (6, 7), (25, 33))
     check_size(Deconvolution(4, 3), (6, 7), (23, 27))
 
 
 @pytest.mark.parametrize("wrong", ["bilinear", 8, (8, 16, 31), True, Bilinear, {"stride": 8}])
-def test_another_thing_than_an_upsampling_is_refused(wrong):
-    refused(
+def test_anything_but_an_upsampling_raises(wrong):
+    assert_raises(
         lambda: check_upsampling(wrong),
         f"upsampling: expected Bilinear(...) or Deconvolution(...), got {wrong!r}.",
     )
@@ -479,7 +474,7 @@ def test_another_thing_than_an_upsampling_is_refused(wrong):
 # -- as values ---------------------------------------------------------------------------------
 
 
-def test_what_is_left_out_is_the_usual():
+def test_defaults_are_twice_the_stride_and_no_crop():
     assert Bilinear() == Bilinear(align_corners=False)
     assert Deconvolution(8) == Deconvolution(stride=8, kernel_size=16, crop=0)
     assert Deconvolution(8, crop=31) == Deconvolution(8, 16, (31, 31))
@@ -495,7 +490,7 @@ VALUES = [Bilinear(), Bilinear(align_corners=True), Deconvolution(8), Deconvolut
           Deconvolution(16)]  # fmt: skip
 
 
-def test_upsamplings_are_values_frozen_hashable_and_distinct():
+def test_upsamplings_are_frozen_hashable_and_distinct():
     assert len(set(VALUES)) == len(VALUES)
     for value in VALUES:
         twin = eval(repr(value), {"Bilinear": Bilinear, "Deconvolution": Deconvolution})
@@ -508,13 +503,13 @@ def test_upsamplings_are_values_frozen_hashable_and_distinct():
 
 
 @pytest.mark.parametrize("upsampling", VALUES, ids=str)
-def test_the_encoding_for_operators_is_of_integers_and_can_be_decoded(upsampling):
+def test_the_encoding_for_operators_can_be_decoded(upsampling):
     encoding = encode(upsampling)
     assert all(type(number) is int for number in encoding)
     assert decode(encoding) == upsampling
 
 
-def test_no_upsampling_has_an_encoding_too():
+def test_no_upsampling_has_an_empty_encoding():
     assert encode(None) == []
     assert decode([]) is None
 
@@ -533,8 +528,8 @@ def test_the_module_shows_its_upsampling():
     )
 
 
-def test_numpys_integers_are_integers():
-    given = Deconvolution(np.int64(4), np.uint8(7), (np.int32(1), 2))
-    assert given == Deconvolution(4, 7, (1, 2))
-    assert [type(number) for number in encode(given)] == [int] * 4
+def test_numpy_integers_are_accepted():
+    upsampling = Deconvolution(np.int64(4), np.uint8(7), (np.int32(1), 2))
+    assert upsampling == Deconvolution(4, 7, (1, 2))
+    assert [type(number) for number in encode(upsampling)] == [int] * 4
     assert Deconvolution(np.uint8(200)).kernel_size == 400
