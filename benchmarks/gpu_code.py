@@ -1,10 +1,10 @@
-"""What the GPU kernels compile to, without a GPU: registers, spills, instructions and traffic.
+"""Registers, spills, instructions and memory accesses of the GPU kernels, without a GPU.
 
     python -m benchmarks.gpu_code
 
-compiles every row of the block table ahead of time for sm_80 and sm_90 and writes
-results/gpu_code.md. The launches are those of the backend itself: it is called with tensors that
-have no memory, and what it would have launched is compiled instead.
+compiles every row of the tables in `seg_loss.gpu.tiling` ahead of time for sm_80 and sm_90, and
+writes results/gpu_code.md. The launches are those of the backend: it is called with tensors on the
+meta device, and the kernels that it launches are compiled instead.
 """
 
 import re
@@ -54,7 +54,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with the arguments that the backend gave it."""
+    """A kernel, and the arguments that the backend launches it with."""
 
     name: str
     grid: int
@@ -63,16 +63,16 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Code:
-    """A compiled kernel.
+class CompiledKernel:
+    """The machine code of a kernel, in numbers.
 
     Attributes:
-        registers: of a thread.
-        spilled: bytes of a thread's registers that lie in memory for want of room.
-        instructions: in the whole program text; its loops are counted once.
-        loads, stores: of global memory, by bytes of one access: how many in the text.
-        loops: how many instructions each loop has, with those in it, in the order of their ends.
-        barriers: in the text of each loop.
+        registers: per thread.
+        spilled: bytes per thread that are spilled to memory.
+        instructions: number in the program text, where a loop counts once.
+        loads, stores: number of accesses to global memory in the text, by their bytes.
+        loops: number of instructions of each loop, with the loops inside, in order of their ends.
+        barriers: number of barriers of each loop.
     """
 
     registers: int
@@ -85,7 +85,7 @@ class Code:
 
 
 class _Recorder:
-    """Stands for a kernel: `kernel[grid](...)` is written down."""
+    """Replaces a kernel: `kernel[grid](...)` is recorded."""
 
     def __init__(self, name: str, launches: list[Launch]) -> None:
         self.name, self.launches = name, launches
@@ -98,8 +98,8 @@ class _Recorder:
 
 
 @contextmanager
-def recorded() -> Iterator[list[Launch]]:
-    """The launches of the backend within, none of which takes place."""
+def record_launches() -> Iterator[list[Launch]]:
+    """Returns a list of the launches of the backend, which are recorded and not run."""
     launches: list[Launch] = []
     with ExitStack() as fakes:
         for name, module in KERNELS.items():
@@ -107,8 +107,8 @@ def recorded() -> Iterator[list[Launch]]:
         yield launches
 
 
-def compiled(launch: Launch, architecture: int) -> Code:
-    """Compile a launch as Triton would on a device of this architecture."""
+def compile_launch(launch: Launch, architecture: int) -> CompiledKernel:
+    """Compiles a launch as Triton does on a device of this architecture."""
     kernel = getattr(KERNELS[launch.name], launch.name)
     constants = dict(launch.constants)
     names = ("num_warps", "enable_fp_fusion", "maxnreg")
@@ -116,14 +116,14 @@ def compiled(launch: Launch, architecture: int) -> Code:
     signature: dict[str, Any] = {}
     fixed: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
-    given = dict(zip(kernel.arg_names, launch.arguments, strict=False))
-    for place, name in enumerate(kernel.arg_names):
+    arguments = dict(zip(kernel.arg_names, launch.arguments, strict=False))
+    for index, name in enumerate(kernel.arg_names):
         if name in constants:
-            signature[name], fixed[(place,)] = "constexpr", constants[name]
+            signature[name], fixed[(index,)] = "constexpr", constants[name]
         else:
             signature[name] = _type_of(
-                given[name], (place,), fixed, attributes,
-                specializes=not kernel.params[place].do_not_specialize,
+                arguments[name], (index,), fixed, attributes,
+                specializes=not kernel.params[index].do_not_specialize,
             )  # fmt: skip
     result = triton.compile(
         ASTSource(kernel, signature, fixed, attributes),
@@ -141,13 +141,15 @@ def _type_of(
     *,
     specializes: bool,
 ) -> Any:
-    """Triton's own rules: None and 1 are constants, multiples of 16 are known to be; but for
-    arguments that do not specialize, which tuples always do.
+    """Returns the type of an argument, and adds to `fixed` and `attributes`, by Triton's rules.
+
+    None and 1 are constants, and multiples of 16 are marked, unless the argument is declared not to
+    specialize; members of tuples always do.
     """
     if isinstance(value, tuple):
         return tuple(
-            _type_of(item, (*path, place), fixed, attributes, specializes=True)
-            for place, item in enumerate(value)
+            _type_of(item, (*path, index), fixed, attributes, specializes=True)
+            for index, item in enumerate(value)
         )
     if value is None or (type(value) is int and value == 1 and specializes):
         fixed[path] = value
@@ -160,7 +162,8 @@ def _type_of(
     return "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
 
 
-def _read(cubin: bytes) -> Code:
+def _read(cubin: bytes) -> CompiledKernel:
+    """Returns the numbers of a kernel from its disassembly."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -173,7 +176,7 @@ def _read(cubin: bytes) -> Code:
     names = re.findall(_INSTRUCTION, text, re.M)
     loops = _loops(text)
     has_spills = any(name.startswith(("LDL", "STL")) for name in names)
-    return Code(
+    return CompiledKernel(
         int(registers.group(1)),
         int(stack.group(1)) if has_spills else 0,
         len(names),
@@ -188,7 +191,7 @@ _INSTRUCTION = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)"
 
 
 def _loops(text: str) -> list[tuple[int, int]]:
-    """First and last instruction of each loop: where something branches back."""
+    """Returns the first and last instruction of each loop, found by its backward branch."""
     number, labels, loops = 0, {}, []
     for line in text.splitlines():
         if label := re.match(r"^\s*(\.L_\w+):", line):
@@ -207,21 +210,22 @@ def _run(tool: str, *arguments: str) -> str:
 
 
 def _widths(names: list[str], kind: str) -> dict[int, int]:
-    found: dict[int, int] = {}
+    """Returns the number of accesses of this kind, by their bytes."""
+    numbers: dict[int, int] = {}
     for name in names:
         if name.partition(".")[0] == kind:
             bits = re.search(r"\.(?:U|S)?(8|16|64|128)\b", name)
             width = int(bits.group(1)) // 8 if bits else 4
-            found[width] = found.get(width, 0) + 1
-    return dict(sorted(found.items(), reverse=True))
+            numbers[width] = numbers.get(width, 0) + 1
+    return dict(sorted(numbers.items(), reverse=True))
 
 
-# -- the rows --------------------------------------------------------------------------------------
+# -- logits --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of the block table with as many classes as it takes, or as data sets have."""
+class Logits:
+    """Logits [2, C, 128, 256] on the meta device."""
 
     num_classes: int
     channels_last: bool
@@ -240,15 +244,18 @@ class Row:
             is_double=self.dtype == torch.float64,
         )
 
-    def logits(self) -> Tensor:
+    def tensor(self) -> Tensor:
         x = torch.empty(2, self.num_classes, 128, 256, dtype=self.dtype, device="meta")
         return x.to(memory_format=torch.channels_last) if self.channels_last else x
 
 
-def rows(dtype: torch.dtype) -> list[Row]:
-    """All rows of the table, at the most classes each holds, and FCN's, Cityscapes', ADE20K's."""
+def logits_for_each_row(dtype: torch.dtype) -> list[Logits]:
+    """Returns logits for each row of the tables, with the most classes that the row is for.
+
+    The numbers of classes of PASCAL VOC, Cityscapes and ADE20K are included.
+    """
     return [
-        Row(num_classes, table is tiling.CHANNELS_LAST, dtype)
+        Logits(num_classes, table is tiling.CHANNELS_LAST, dtype)
         for table in (tiling.PLANES, tiling.CHANNELS_LAST)
         for num_classes in sorted(
             {min(row.max_classes, 2 * tiling.MAX_CLASSES_IN_REGISTERS) for row in table}
@@ -266,17 +273,17 @@ def inputs_of(
     pixel_weight: Tensor | None = None,
     **options: Any,
 ) -> LossInputs:
-    """Returns logits with labels of this size; by default the labels are not reported."""
+    """Returns inputs with labels of this size; by default invalid labels are not reported."""
     labels = torch.empty(logits.shape[0], *size, dtype=label_dtype, device="meta")
     options = {"check_labels": "ignore", **options}
     return LossInputs(logits, labels, class_weight, pixel_weight, LossOptions(**options))
 
 
-def launches_of(row: Row, **options: Any) -> list[Launch]:
-    """What `loss_and_gradient` launches for a row."""
-    logits = row.logits()
+def launches_of_loss(case: Logits, **options: Any) -> list[Launch]:
+    """Returns the launches of `loss_and_gradient`."""
+    logits = case.tensor()
     inputs = inputs_of(logits, logits.shape[2:], **options)
-    with recorded() as launches:
+    with record_launches() as launches:
         backend.cross_entropy(inputs, torch.empty_like(logits))
     return launches
 
@@ -284,9 +291,12 @@ def launches_of(row: Row, **options: Any) -> list[Launch]:
 BILINEAR = Bilinear()
 
 
+# -- upsampled scores ------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class UpsampledRow:
-    """As many classes as a row of the table for upsampled scores takes, or as data sets have."""
+class Scores:
+    """Scores [2, C, *sources] on the meta device, and the size of their labels."""
 
     num_classes: int
     dtype: torch.dtype
@@ -308,39 +318,39 @@ class UpsampledRow:
     def axes(self) -> Axes:
         return axes(self.upsampling, self.sources, self.size)
 
-    def scores(self) -> Tensor:
+    def tensor(self) -> Tensor:
         return torch.empty(2, self.num_classes, *self.sources, dtype=self.dtype, device="meta")
 
 
-def upsampled_rows(dtype: torch.dtype) -> list[UpsampledRow]:
-    """All rows of the table at the most classes, and FCN's, Cityscapes' and ADE20K's."""
+def scores_for_each_row(dtype: torch.dtype) -> list[Scores]:
+    """Returns scores for each row of the table, with the most classes, and those of data sets."""
     most = {min(row.max_classes, 300) for row in tiling.UPSAMPLED}
-    return [UpsampledRow(number, dtype) for number in sorted(most | {2, 19, 21, 60, 150})]
+    return [Scores(number, dtype) for number in sorted(most | {2, 19, 21, 60, 150})]
 
 
-def upsampled_loss(row: UpsampledRow, *, with_gradient: bool = True, **options: Any) -> None:
-    """Let the backend launch `loss_and_gradient`, or the loss alone, of upsampled scores."""
-    scores = row.scores()
+def launch_upsampled_loss(case: Scores, *, with_gradient: bool = True, **options: Any) -> None:
+    """Launches `loss_and_gradient`, or the loss alone, of upsampled scores."""
+    scores = case.tensor()
     gradient = torch.empty_like(scores) if with_gradient else None
-    inputs = inputs_of(scores, row.size, upsampling=row.upsampling, **options)
+    inputs = inputs_of(scores, case.size, upsampling=case.upsampling, **options)
     backend.upsampled_cross_entropy(inputs, gradient)
 
 
-def upsampled_launches_of(row: UpsampledRow, **options: Any) -> list[Launch]:
-    """What `upsampled_loss` launches for a row."""
-    with recorded() as launches:
-        upsampled_loss(row, **options)
+def launches_of_upsampled_loss(case: Scores, **options: Any) -> list[Launch]:
+    """Returns the launches of `launch_upsampled_loss`."""
+    with record_launches() as launches:
+        launch_upsampled_loss(case, **options)
     return launches
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a loss with its gradient should take of an H200, by its bytes and by its instructions.
+    """The time of a loss with its gradient on an H200, by its bytes and by its instructions.
 
     Attributes:
-        instructions: of a thread, per logit it holds, without what the last program alone does.
-        by_bytes, by_instructions: milliseconds, at the rate of a copy and at one instruction of
-            each of a multiprocessor's four schedulers a cycle; no kernel is faster than the longer.
+        instructions: per logit of a thread, without those of the last program alone.
+        by_bytes, by_instructions: milliseconds, at the bandwidth of a copy, and at one instruction
+            per scheduler and cycle. No kernel is faster than the longer of the two.
     """
 
     instructions: float
@@ -348,22 +358,22 @@ class Prediction:
     by_instructions: float
 
 
-COPY_BANDWIDTH = 4.3e12  # bytes a second, as copies on an H200 were seen to move
-ISSUE_RATE = 132 * 4 * 32 * 1.755e9  # instructions of threads a second
+COPY_BANDWIDTH = 4.3e12  # bytes per second, measured for copies on an H200
+ISSUE_RATE = 132 * 4 * 32 * 1.755e9  # instructions of threads per second
 
 
-def predicted(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Prediction:
-    """From the code of the gradient's kernel alone."""
-    row = Row(shape[1], False, dtype)
-    logits = row.logits()
+def predict(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Prediction:
+    """Returns a prediction from the machine code of the kernel of the gradient alone."""
+    case = Logits(shape[1], False, dtype)
+    logits = case.tensor()
     one, count = (torch.empty((), dtype=kind, device="meta") for kind in (dtype, torch.float64))
-    with recorded() as launches:
+    with record_launches() as launches:
         backend.cross_entropy_gradient(
             inputs_of(logits, logits.shape[2:]), count, one, torch.empty_like(logits),
             skip_if_unit_grad=False,
         )  # fmt: skip
-    held = row.num_classes * row.tile_shape.pixels / (32 * row.tile_shape.num_warps)
-    instructions = compiled(launches[-1], 90).instructions / held
+    per_thread = case.num_classes * case.tile_shape.pixels / (32 * case.tile_shape.num_warps)
+    instructions = compile_launch(launches[-1], 90).instructions / per_thread
     elements = shape[0] * shape[1] * shape[2] * shape[3]
     moved = elements * 2 * dtype.itemsize + 2 * elements // shape[1]
     return Prediction(
@@ -376,8 +386,8 @@ SHAPES = (
 )  # fmt: skip
 
 
-def evaluate_all(logits: Tensor, size: Sequence[int] | None = None) -> None:
-    """Let the backend launch `evaluate` with all maps; with a size, of upsampled scores."""
+def launch_evaluation(logits: Tensor, size: Sequence[int] | None = None) -> None:
+    """Launches `evaluate` with all maps; with a size, of upsampled scores."""
     upsampling = None if size is None else BILINEAR
     size = logits.shape[2:] if size is None else size
     shape = (logits.shape[0], *size)
@@ -394,71 +404,71 @@ def evaluate_all(logits: Tensor, size: Sequence[int] | None = None) -> None:
             ("top_probabilities", (shape[0], depth, *shape[1:]), torch.float32),
         )
     }
-    # Its counts are not on the host, where they would be read: it ends there.
+    # Afterwards the backend reads the counts on the host, which meta tensors do not have.
     with suppress(NotImplementedError, RuntimeError):
         backend.evaluate(inputs_of(logits, size, upsampling=upsampling), maps)
 
 
-def launches_of_the_rest(row: Row) -> list[Launch]:
-    """What `spatial_softmax`, its gradient, and `evaluate` with all maps launch for a row."""
-    logits = row.logits()
-    with recorded() as launches:
+def launches_of_others(case: Logits) -> list[Launch]:
+    """Returns the launches of `spatial_softmax`, its gradient, and `evaluate` with all maps."""
+    logits = case.tensor()
+    with record_launches() as launches:
         backend.softmax(logits, 1, 1.0)
         backend.softmax_gradient(torch.empty_like(logits), logits, 1, 1.0)
-        evaluate_all(logits)
+        launch_evaluation(logits)
     assert len(launches) == 5
     return launches
 
 
-def pixel_loop(code: Code) -> int:
-    """The loop over pixels of `upsampled_cross_entropy_kernel`: the innermost, which ends first;
-    shorter ones are those over class weights.
+def pixel_loop_of(code: CompiledKernel) -> int:
+    """Returns the index of the loop over pixels of `upsampled_cross_entropy_kernel`.
+
+    It is the innermost one, which ends first, apart from the short loops over class weights.
     """
-    return next(place for place, length in enumerate(code.loops) if length > MIN_PIXEL_LOOP)
+    return next(index for index, length in enumerate(code.loops) if length > MIN_PIXEL_LOOP)
 
 
 MIN_PIXEL_LOOP = 60
 
 
-def classes_of_thread(row: UpsampledRow) -> int:
-    """Of a pixel, padding included."""
-    return -(
-        -min(row.num_classes, row.tile_shape.chunk or row.num_classes) // row.tile_shape.classes
-    )
+def classes_per_thread(case: Scores) -> int:
+    """Returns the number of classes of a pixel that a thread computes, padding included."""
+    classes = min(case.num_classes, case.tile_shape.chunk or case.num_classes)
+    return -(-classes // case.tile_shape.classes)
 
 
-def upsampled_ms(row: UpsampledRow, num_images: int, code: Code) -> float:
-    """What the loop over pixels of all cells should take of an H200, by its instructions."""
-    shape, (rows, columns) = row.tile_shape, row.axes
+def predict_upsampled_ms(case: Scores, num_images: int, code: CompiledKernel) -> float:
+    """Returns the milliseconds of the loops over pixels on an H200, by their instructions."""
+    shape, (rows, columns) = case.tile_shape, case.axes
     tiles = -(-columns.num_sources // (shape.intervals - 1))
     block_rows = shape.block_rows(num_images * tiles, rows.num_sources)
-    bands = -(-rows.num_sources // block_rows)
-    cells = bands * (block_rows + 1) * tiles * shape.intervals * num_images
-    pixels = cells * rows.max_targets * columns.max_targets
-    return 1e3 * pixels * shape.classes * code.loops[pixel_loop(code)] / ISSUE_RATE
+    row_blocks = -(-rows.num_sources // block_rows)
+    intervals = row_blocks * (block_rows + 1) * tiles * shape.intervals * num_images
+    pixels = intervals * rows.max_targets * columns.max_targets
+    return 1e3 * pixels * shape.classes * code.loops[pixel_loop_of(code)] / ISSUE_RATE
 
 
 def main() -> None:
-    """Compile every row, and write what came of it."""
+    """Compiles every row and writes the report."""
     lines = [
         f"Made by `python -m benchmarks.gpu_code`, Triton {triton.__version__}; nothing was run.",
         "",
-        "`loss_and_gradient`, uint8 labels. Instructions are of the program text, per logit of a",
-        "thread's tile, the fixed part included. Widths are the bytes of one access to global",
-        "memory, with how many there are: those of a tile's logits and gradient.",
+        "`loss_and_gradient`, uint8 labels. Instructions are those of the program text, per logit",
+        "of a thread's tile, including those that do not depend on the number of logits. Loads and",
+        "stores are the numbers of accesses to global memory, by their bytes.",
         "",
-        "| row | block | warps | sm | registers | spilled | instructions | loads | stores |",
+        "| logits | block | warps | sm | registers | spilled | instructions | loads | stores |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for dtype in (torch.float32, torch.bfloat16):
-        for row in rows(dtype):
-            launch = launches_of(row)[-1]
-            shape = row.tile_shape
-            values = row.num_classes * shape.pixels / (32 * shape.num_warps)
+        for case in logits_for_each_row(dtype):
+            launch = launches_of_loss(case)[-1]
+            shape = case.tile_shape
+            values = case.num_classes * shape.pixels / (32 * shape.num_warps)
             for architecture in ARCHITECTURES:
-                code = compiled(launch, architecture)
+                code = compile_launch(launch, architecture)
                 lines.append(
-                    f"| {row.name} | {shape.classes}x{shape.pixels} | {shape.num_warps} "
+                    f"| {case.name} | {shape.classes}x{shape.pixels} | {shape.num_warps} "
                     f"| {architecture} | {code.registers} | {code.spilled} "
                     f"| {code.instructions / values:.0f} "
                     f"| {_text(code.loads)} | {_text(code.stores)} |"
@@ -466,15 +476,15 @@ def main() -> None:
                 print(lines[-1], flush=True)
     lines += [
         "",
-        "Predicted for an H200, `loss_and_gradient`: the bytes at 4.3 TB/s, as copies move there,",
-        "and the instructions at one per scheduler and cycle. Neither has been measured.",
+        "Predicted for `loss_and_gradient` on an H200: by the bytes, at the 4.3 TB/s of a copy,",
+        "and by the instructions, at one per scheduler and cycle. Neither has been measured.",
         "",
         "| shape | dtype | instructions a logit | ms by bytes | ms by instructions |",
         "|---|---|---|---|---|",
     ]
     for size in SHAPES:
         for dtype in (torch.float32, torch.bfloat16):
-            prediction = predicted(size, dtype)
+            prediction = predict(size, dtype)
             lines.append(
                 f"| {'x'.join(map(str, size))} | {str(dtype).removeprefix('torch.')} "
                 f"| {prediction.instructions:.1f} | {prediction.by_bytes:.3f} "
@@ -492,40 +502,40 @@ UPSAMPLED_SHAPES = (
 
 
 def _upsampled_lines() -> list[str]:
-    """What the kernel of upsampled scores compiles to, and the time it should take."""
+    """Returns the part of the report on the kernel of upsampled scores."""
     lines = [
         "",
-        "`loss_and_gradient` of upsampled scores. Instructions are those of the loop over pixels,",
-        "per logit of a thread, padding included: of logits as many as the labels have places.",
+        "`loss_and_gradient` of upsampled scores. Instructions are those of the loop over target",
+        "pixels, per logit of a thread, padding included.",
         "",
-        "| row | block | warps | sm | registers | spilled | instructions |",
+        "| scores | block | warps | sm | registers | spilled | instructions |",
         "|---|---|---|---|---|---|---|",
     ]
     for dtype in (torch.float32, torch.bfloat16):
-        for row in upsampled_rows(dtype):
-            launch, shape = upsampled_launches_of(row)[-1], row.tile_shape
+        for case in scores_for_each_row(dtype):
+            launch, shape = launches_of_upsampled_loss(case)[-1], case.tile_shape
             for architecture in ARCHITECTURES:
-                code = compiled(launch, architecture)
-                a_logit = code.loops[pixel_loop(code)] / classes_of_thread(row)
+                code = compile_launch(launch, architecture)
+                per_logit = code.loops[pixel_loop_of(code)] / classes_per_thread(case)
                 lines.append(
-                    f"| {row.name} | {shape.row_groups}x{shape.intervals}x{shape.classes} "
+                    f"| {case.name} | {shape.row_groups}x{shape.intervals}x{shape.classes} "
                     f"| {shape.num_warps} | {architecture} | {code.registers} | {code.spilled} "
-                    f"| {a_logit:.1f} |"
+                    f"| {per_logit:.1f} |"
                 )
                 print(lines[-1], flush=True)
     lines += [
         "",
-        "Predicted for an H200 as above, by instructions: those of that loop, with the cells that",
-        "two programs compute. The bytes are next to none.",
+        "Predicted for an H200 as above, by the instructions of that loop alone, including the",
+        "intervals that two programs compute. There are few bytes.",
         "",
         "| scores | labels | dtype | instructions a logit | ms |",
         "|---|---|---|---|---|",
     ]
     for num_images, num_classes, sources, size in UPSAMPLED_SHAPES:
         for dtype in (torch.float32, torch.bfloat16):
-            row = UpsampledRow(num_classes, dtype, size=size, sources=sources)
-            code = compiled(upsampled_launches_of(row)[-1], 90)
-            ms = upsampled_ms(row, num_images, code)
+            case = Scores(num_classes, dtype, size=size, sources=sources)
+            code = compile_launch(launches_of_upsampled_loss(case)[-1], 90)
+            ms = predict_upsampled_ms(case, num_images, code)
             logits = num_images * num_classes * size[0] * size[1]
             lines.append(
                 f"| {num_images}x{num_classes}x{sources[0]}x{sources[1]} | {size[0]}x{size[1]} "
