@@ -1,25 +1,30 @@
-"""The loss on a GPU: checked in every way that needs one, then timed against torch, in one run.
+"""The loss on a GPU: the tests that need one, then its speed against torch, in one run.
 
-    python -m benchmarks.gpu [--out benchmarks/results] [--quick] [--checks-only]
+    python -m benchmarks.gpu [--out benchmarks/results] [--quick] [--tests-only] [--sanitize]
 
-First come the checks of `gpu_checks`, each in a process of its own, several at a time. If one fails
-nothing is timed. Then the contenders take turns, one call each a round; every result is compared
-with ours before it is timed, and ours with float64. Figures are medians over the rounds.
+Compilation takes most of the time. Therefore the tests (`pytest -m gpu`) and the first calls of the
+measurements run in parallel, in one process per core, and later calls find their kernels compiled.
+Then the measurements run alone. The contenders of a case take turns, one call each per round, and
+the results are medians over the rounds. Failed tests do not prevent the measurements, because time
+on a device is rare; but the report begins with them, and the exit status is 1.
 
-Device time is that of a CUDA graph's replay between two events, so that the host's cost is left
-out; where a call cannot be captured, the events stand around the call itself, and the row says
-"eager". Before each of them 256 MB are written, so that nothing is found in the second-level cache.
-Wall time is that of a run of plain calls, host included.
+Every result is compared with float64: its error is part of the table. A wrong result of torch is
+measured all the same; in bfloat16 torch sums 33 million pixels to 5.375 instead of 6.130. Ours must
+not have a larger error than eager torch in the same run and dtype, or the run fails.
 
-Predicted times are bytes over the bandwidth of a copy, measured in the same rounds: the bytes are
-those that a scheme must move if it reads and writes each tensor of its own once. Bandwidths count
-what must be moved by anyone: logits, gradient and labels once.
+Device time is measured between two events around the replay of a CUDA graph, which excludes the
+host. A call that cannot be captured is measured between events around the call, and its row says
+"eager". 256 MB are written before each, so that the second-level cache is cold. Wall time is that
+of a series of calls, including the host.
+
+The floor is a copy of the logits. It is a call of `out.copy_(logits)` between events, which runs as
+a kernel. Captured in a CUDA graph it would become a memcpy node, which moves 2.7 instead of
+4.25 TB/s on an H200, so that shares of it would be 1.57 times too large. Bandwidths count what
+every scheme must move: logits, gradient and labels once.
 """
 
 import argparse
-import csv
 import functools
-import json
 import math
 import os
 import platform
@@ -27,9 +32,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,223 +44,149 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
 import seg_loss
+from benchmarks import gpu_tests
+from benchmarks.gpu_report import (
+    CASES,
+    HOST_SHAPE,
+    IGNORED,
+    Case,
+    Measurement,
+    Report,
+    comparisons,
+    ratio,
+    write,
+)
 from seg_loss import Bilinear
 
-IGNORED = 0.1
 ROUNDS = 15
 FLUSHED_BYTES = 256 << 20  # several times the second-level cache
-CHECKS_SECONDS = 280  # after the start, by which all checks must be done
-COMPILED_SECONDS = 30  # no compiled contender is begun with less time than this left
+SECONDS = 330  # after the start no measurement begins
+COMPILE_PROCESSES = 4  # at a time, because their tensors are large
 ROOT = Path(__file__).parents[1]
 _start = time.perf_counter()
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Logits to be timed, and how many of torch's compilers run against us there.
-
-    With a ratio they are those of scores, smaller by it on both axes, that are upsampled.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    channels_last: bool = False
-    compiled: bool = True
-    autotuned: bool = False
-    has_target: bool = True
-    ratio: int | None = None
-
-    @property
-    def name(self) -> str:
-        order = " channels_last" if self.channels_last else ""
-        order += "" if self.ratio is None else f" upsampled {self.ratio} times"
-        return "x".join(map(str, self.shape)) + " " + str(self.dtype)[6:] + order
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """For our functions."""
-        return {} if self.ratio is None else {"upsampling": Bilinear()}
-
-
-_TARGETS = ((16, 19, 1024, 2048), (8, 150, 512, 512), (1, 19, 1024, 2048), (16, 21, 512, 512))
-_F32, _BF16 = torch.float32, torch.bfloat16
-# In the order of what would be missed most if time ran out.
-PLANS = (
-    *(Plan(shape, _F32, autotuned=place < 2) for place, shape in enumerate(_TARGETS)),
-    *(Plan(shape, _BF16) for shape in _TARGETS),
-    *(
-        Plan(shape, _F32, ratio=8)
-        for shape in ((1, 19, 1024, 2048), (2, 150, 512, 512), (8, 150, 512, 512))
-    ),
-    *(
-        Plan((1, 19, 1024, 2048), _F32, compiled=False, has_target=False, ratio=ratio)
-        for ratio in (4, 16, 32)
-    ),
-    Plan((1, 21, 500, 300), _F32, has_target=False),
-    Plan((1, 21, 500, 300), _BF16, has_target=False),
-    *(
-        Plan(shape, dtype, channels_last=True, compiled=False, has_target=False)
-        for shape in _TARGETS[:2]
-        for dtype in (_F32, _BF16)
-    ),
-)
-
-
-@dataclass(frozen=True)
 class Problem:
-    """Logits, labels as we read them and as torch wants them, and memory that exists already."""
+    """Logits or scores, labels in our dtype and in torch's, and memory for a gradient."""
 
-    plan: Plan
+    case: Case
     logits: Tensor
     labels: Tensor
     long_labels: Tensor
     out: Tensor
-    half: Tensor  # an upstream gradient
+    half: Tensor  # a grad_output
 
     def bytes_for(self, passes: float, labels: float = 1) -> float:
-        """Of so many passes over the logits, and over the labels of one byte."""
+        """Returns the bytes of passes over the logits, and over labels of one byte."""
         return passes * self.logits.nbytes + labels * self.labels.nbytes
 
 
-def make_problem(plan: Plan, device: torch.device) -> Problem:
+def make_problem(case: Case, device: torch.device) -> Problem:
     torch.manual_seed(0)
-    shape = plan.shape
-    if plan.ratio is not None:
-        shape = (*shape[:2], *(size // plan.ratio for size in shape[2:]))
-    logits = torch.empty(shape, dtype=plan.dtype, device=device).normal_(0, 3)
-    if plan.channels_last:
+    shape = case.shape
+    if case.stride is not None:
+        shape = (*shape[:2], *(size // case.stride for size in shape[2:]))
+    logits = torch.empty(shape, dtype=case.dtype, device=device).normal_(0, 3)
+    if case.channels_last:
         logits = logits.to(memory_format=torch.channels_last)
-    size = (plan.shape[0], *plan.shape[2:])
-    labels = torch.randint(0, plan.shape[1], size, dtype=torch.uint8, device=device)
+    size = (case.shape[0], *case.shape[2:])
+    labels = torch.randint(0, case.shape[1], size, dtype=torch.uint8, device=device)
     labels[torch.rand(size, device=device) < IGNORED] = 255
     half = torch.tensor(0.5, device=device)
-    return Problem(plan, logits, labels, labels.long(), torch.zeros_like(logits), half)
+    return Problem(case, logits, labels, labels.long(), torch.zeros_like(logits), half)
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A call to be timed.
+    """A call to be measured.
 
     Attributes:
-        call: returns a loss, or a loss and a gradient, or something that is not compared.
-        kind: "gradient", "forward", "evaluate" or "copy"; what it is compared with.
-        scheme_bytes: that it must move; 0 where that is unknown.
-        in_graph: whether it can be captured.
-        has_wall: whether plain calls are timed too.
-        upstream: the gradient is multiplied by this.
-        owns_gradient: its memory is its own, not the caller's.
+        call: returns a loss, a loss and a gradient, or an `Evaluation`.
+        kind: "gradient", "forward", "evaluate" or "copy"; selects what it is compared with.
+        is_ours: whether a wrong result fails the run.
+        scheme_bytes: bytes that its scheme must move; 0 if unknown.
+        in_graph: whether it is measured as a CUDA graph.
+        has_wall: whether its wall time is measured too.
+        grad_output: factor of the gradient.
+        owns_gradient: whether it allocates its gradient.
     """
 
     name: str
     call: Callable[[], Any]
     kind: str
+    is_ours: bool
     scheme_bytes: float = 0
     in_graph: bool = True
     has_wall: bool = False
-    upstream: float = 1
+    grad_output: float = 1
     owns_gradient: bool = True
 
 
-@dataclass
-class Row:
-    """A contender's figures; None where there are none. Times in ms."""
-
-    case: str
-    contender: str
-    kind: str
-    how: str = ""
-    median: float | None = None
-    p10: float | None = None
-    p90: float | None = None
-    predicted: float | None = None
-    gbs: float | None = None
-    share: float | None = None
-    against_eager: float | None = None
-    against_compiled: float | None = None
-    wall: float | None = None
-    peak_beyond_mb: float | None = None
-    peak_share: float | None = None  # of the logits', which those of scores would take
-    failure: str = ""
-
-
-@dataclass
-class Report:
-    """What is known so far; written anew after each phase."""
-
-    machine: str
-    checks: list[tuple[str, str, str]] = field(default_factory=list)  # name, status, note
-    rows: list[Row] = field(default_factory=list)
-    errors: dict[str, float] = field(default_factory=dict)  # of our gradient, by case
-    left_out: list[str] = field(default_factory=list)
-
-    @property
-    def failed(self) -> list[str]:
-        return [name for name, status, _ in self.checks if status == "failed"]
-
-
-def say(text: str) -> None:
+def log(text: str) -> None:
     print(f"[{time.perf_counter() - _start:6.1f} s] {text}", flush=True)
 
 
-# -- the checks --------------------------------------------------------------------------------
+# -- tests and compilation, in parallel ------------------------------------------------------------
 
 
-def run_check(name: str, *, quick: bool) -> None:
-    """In a process of its own: one check, its outcome as the last line."""
-    from benchmarks import gpu_checks  # the parent need not know the tests
+def run_tests_and_compile(
+    report: Report, cases: list[Case], *, jobs: int, is_quick: bool, measures: bool
+) -> None:
+    """Runs the tests and the first calls of the measurements."""
+    compile_jobs = min(COMPILE_PROCESSES, max(1, jobs // 2)) if measures else 0
+    test_jobs = max(1, jobs - compile_jobs)
+    log(f"tests in {test_jobs} processes, first calls of {len(cases)} cases in {compile_jobs}")
+    with ThreadPoolExecutor(max(1, compile_jobs)) as pool:
+        compilations = {
+            pool.submit(compile_case, case, is_quick=is_quick): case for case in cases if measures
+        }
+        report.tests = gpu_tests.run_tests(jobs=test_jobs, is_quick=is_quick)
+        for done in as_completed(compilations):
+            if message := done.result():
+                log(f"  first calls of {compilations[done].name}: {message}")
+    numbers = Counter[str]()
+    for outcome in report.tests:
+        numbers.update(passed=outcome.passed, failed=outcome.failed, skipped=outcome.skipped)
+        if outcome.failed:
+            report.failures.append(f"{outcome.name}: {outcome.message}")
+    if not numbers["passed"]:
+        report.failures.append("no test has passed")
+    log("tests: " + ", ".join(f"{number} {name}" for name, number in numbers.items()))
+    for failure in report.failures:
+        log(f"  failed: {failure}")
 
-    check = next(check for check in gpu_checks.CHECKS if check.name == name)
-    try:
-        outcome = ["passed", check.run(torch.device("cuda"), quick)]
-        torch.cuda.synchronize()
-    except gpu_checks.Skipped as reason:
-        outcome = ["skipped", str(reason)]
-    except Exception as failure:  # noqa: BLE001, RUF100 - reported, whatever it is
-        outcome = ["failed", f"{type(failure).__name__}: {failure}"[:3000]]
-    print(json.dumps(outcome), flush=True)
-    # A context that a kernel has spoilt may not come down cleanly.
-    sys.stdout.flush()
-    os._exit(0)
 
-
-def outcome_of(name: str, seconds: float, *, quick: bool) -> tuple[str, str, str]:
-    command = [sys.executable, "-m", "benchmarks.gpu", "--check", name]
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    started = time.perf_counter()
-    seconds = max(5.0, min(seconds, CHECKS_SECONDS - (started - _start)))
+def compile_case(case: Case, *, is_quick: bool) -> str:
+    """Compiles the kernels of a case in a process of its own; returns an error message or ""."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--compile", str(CASES.index(case))]
+    command += ["--quick"] * is_quick
     try:
         done = subprocess.run(
-            [*command, *(["--quick"] if quick else [])], capture_output=True, text=True,
-            check=False, cwd=ROOT, env=environment, timeout=seconds,
-        )  # fmt: skip
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+            timeout=gpu_tests.SECONDS,
+        )
     except subprocess.TimeoutExpired:
-        return name, "failed", f"not done after {seconds:.0f} s"
-    lines = done.stdout.strip().splitlines()
-    try:
-        status, note = json.loads(lines[-1])
-    except (IndexError, ValueError):
-        last = " / ".join(done.stderr.strip().splitlines()[-3:])
-        return name, "failed", f"exit status {done.returncode}: {last}"
-    return name, status, f"{note} ({time.perf_counter() - started:.0f} s)"
+        return f"not finished after {gpu_tests.SECONDS} s"
+    return " / ".join(done.stderr.strip().splitlines()[-2:]) if done.returncode else ""
 
 
-def run_checks(report: Report, *, jobs: int, quick: bool) -> None:
-    from benchmarks.gpu_checks import CHECKS
-
-    say(f"checks: {len(CHECKS)}, {jobs} at a time")
-    with ThreadPoolExecutor(jobs) as pool:
-        pending = [
-            pool.submit(outcome_of, check.name, check.seconds, quick=quick) for check in CHECKS
-        ]
-        for done in as_completed(pending):
-            name, status, note = done.result()
-            report.checks.append((name, status, note))
-            say(f"  {status}: {name}: {note}")
-    order = [check.name for check in CHECKS]
-    report.checks.sort(key=lambda row: order.index(row[0]))
+def run_first_calls(case: Case, *, is_quick: bool) -> None:
+    """Calls each of our contenders once, and torch's compiled ones unless the run is quick."""
+    problem = make_problem(case, torch.device("cuda"))
+    for contender in contenders_of(problem):
+        if contender.is_ours:
+            contender.call()
+    for contender in [] if is_quick else compiled_contenders(problem):
+        contender.call()
+    torch.cuda.synchronize()
 
 
-# -- the contenders ----------------------------------------------------------------------------
+# -- the contenders --------------------------------------------------------------------------------
 
 
 def eager(x: Tensor, long_labels: Tensor) -> Tensor:
@@ -266,13 +198,15 @@ def eager_upsampled(x: Tensor, long_labels: Tensor) -> Tensor:
 
 
 def training(
-    problem: Problem, loss_of: Callable[[Tensor], Tensor], upstream: Tensor | None = None
+    problem: Problem, loss_of: Callable[[Tensor], Tensor], grad_output: Tensor | None = None
 ) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Returns a forward and a backward pass."""
+
     def step() -> tuple[Tensor, Tensor]:
         x = problem.logits.detach().requires_grad_()
         loss = loss_of(x)
-        above = None if upstream is None else upstream.to(loss.dtype)
-        return loss.detach(), torch.autograd.grad(loss, x, above)[0]
+        upstream = None if grad_output is None else grad_output.to(loss.dtype)
+        return loss.detach(), torch.autograd.grad(loss, x, upstream)[0]
 
     return step
 
@@ -286,7 +220,7 @@ def forward(problem: Problem, loss_of: Callable[[Tensor], Tensor]) -> Callable[[
 
 
 def torch_evaluate(logits: Tensor, long_labels: Tensor) -> Tensor:
-    """What `evaluate` tells, but for losses by image and class, as it is usually written."""
+    """Computes the results of `evaluate` as usual, without losses per image and class."""
     num_classes = logits.shape[1]
     with torch.no_grad():
         loss = eager(logits, long_labels)
@@ -299,10 +233,14 @@ def torch_evaluate(logits: Tensor, long_labels: Tensor) -> Tensor:
     return loss
 
 
-def contenders(problem: Problem) -> list[Contender]:
-    """All but the compiled ones. Eager torch makes six passes: log_softmax reads and writes, the
-    gradient of the nll is filled, and log_softmax's backward reads two and writes one.
+def contenders_of(problem: Problem) -> list[Contender]:
+    """Returns the contenders, without the compiled ones.
+
+    Eager torch makes six passes: log_softmax reads and writes, the gradient of the nll is filled,
+    and the backward pass of log_softmax reads two tensors and writes one.
     """
+    if problem.case.stride is not None:
+        return upsampled_contenders(problem)
     logits, labels, out = problem.logits, problem.labels, problem.out
     long_labels, need = problem.long_labels, problem.bytes_for
 
@@ -315,149 +253,189 @@ def contenders(problem: Problem) -> list[Contender]:
     def direct(**options: Any) -> Callable[[], tuple[Tensor, Tensor]]:
         return lambda: seg_loss.loss_and_gradient(logits, labels, **options)
 
-    # Two kernels read the labels; the maps of evaluate are 12 bytes a pixel, written and read.
+    # Two kernels read the labels. The maps of evaluate are 12 bytes per pixel, written and read.
     return [
-        Contender("copy", lambda: out.copy_(logits), "copy", need(2, 0), owns_gradient=False),
-        Contender("loss_and_gradient", direct(check_labels="defer"), "gradient", need(2, 2),
+        Contender("copy", lambda: out.copy_(logits), "copy", False, need(2, 0), in_graph=False,
+                  owns_gradient=False),
+        Contender("loss_and_gradient", direct(check_labels="defer"), "gradient", True, need(2, 2),
                   has_wall=True),
         Contender("loss_and_gradient out=", direct(check_labels="defer", out=out), "gradient",
-                  need(2, 2), owns_gradient=False),
-        Contender("loss_and_gradient, raise", direct(), "gradient", need(2, 2), in_graph=False,
+                  True, need(2, 2), owns_gradient=False),
+        Contender("loss_and_gradient, raise", direct(), "gradient", True, need(2, 2),
+                  in_graph=False, has_wall=True),
+        Contender("forward", forward(problem, ours), "forward", True, need(1, 2)),
+        Contender("forward+backward", training(problem, ours), "gradient", True, need(2, 2),
                   has_wall=True),
-        Contender("forward", forward(problem, ours), "forward", need(1, 2)),
-        Contender("forward+backward", training(problem, ours), "gradient", need(2, 2),
-                  has_wall=True),
-        Contender("forward+backward, upstream 0.5", training(problem, ours, problem.half),
-                  "gradient", need(4, 3), upstream=0.5),
-        Contender("eager forward", forward(problem, torchs), "forward", need(2, 8)),
-        Contender("eager forward+backward", training(problem, torchs), "gradient", need(6, 16),
-                  has_wall=True),
+        Contender("forward+backward, grad_output 0.5", training(problem, ours, problem.half),
+                  "gradient", True, need(4, 3), grad_output=0.5),
+        Contender("eager forward", forward(problem, torchs), "forward", False, need(2, 8)),
+        Contender("eager forward+backward", training(problem, torchs), "gradient", False,
+                  need(6, 16), has_wall=True),
         Contender("evaluate", lambda: seg_loss.evaluate(logits, labels, check_labels="defer"),
-                  "evaluate", need(1, 3 + 24), in_graph=False),
+                  "evaluate", True, need(1, 3 + 24), in_graph=False),
         Contender("torch evaluate", lambda: torch_evaluate(logits, long_labels), "evaluate",
-                  in_graph=False),
+                  False, in_graph=False),
     ]  # fmt: skip
 
 
 def upsampled_contenders(problem: Problem) -> list[Contender]:
-    """As `contenders`, of scores; what takes their time is not the bytes."""
+    """Returns the contenders for scores, whose time does not depend on bytes."""
     scores, labels, long_labels = problem.logits, problem.labels, problem.long_labels
+    options = {**problem.case.options, "check_labels": "defer"}
 
     def direct() -> tuple[Tensor, Tensor]:
-        return seg_loss.loss_and_gradient(
-            scores, labels, **problem.plan.options, check_labels="defer"
-        )
+        return seg_loss.loss_and_gradient(scores, labels, **options)
 
     def ours(x: Tensor) -> Tensor:
-        return seg_loss.upsampled_cross_entropy(x, labels, check_labels="defer")
+        return seg_loss.upsampled_cross_entropy(x, labels, **options)
 
     def torchs(x: Tensor) -> Tensor:
         return eager_upsampled(x, long_labels)
 
     return [
-        Contender("loss_and_gradient", direct, "gradient", has_wall=True),
-        Contender("forward", forward(problem, ours), "forward"),
-        Contender("forward+backward", training(problem, ours), "gradient", has_wall=True),
-        Contender("eager forward", forward(problem, torchs), "forward"),
-        Contender("eager forward+backward", training(problem, torchs), "gradient", has_wall=True),
-        Contender("evaluate", lambda: seg_loss.evaluate(
-            scores, labels, **problem.plan.options, check_labels="defer"
-        ), "evaluate", in_graph=False),
+        Contender("loss_and_gradient", direct, "gradient", True, has_wall=True),
+        Contender("forward", forward(problem, ours), "forward", True),
+        Contender("forward+backward", training(problem, ours), "gradient", True, has_wall=True),
+        Contender("eager forward", forward(problem, torchs), "forward", False),
+        Contender("eager forward+backward", training(problem, torchs), "gradient", False,
+                  has_wall=True),
+        Contender("evaluate", lambda: seg_loss.evaluate(scores, labels, **options), "evaluate",
+                  True, in_graph=False),
     ]  # fmt: skip
 
 
 def compiled_contenders(problem: Problem) -> list[Contender]:
-    modes: dict[str, str | None] = {"compiled forward+backward": None}
-    if problem.plan.autotuned:
-        modes["max-autotune forward+backward"] = "max-autotune-no-cudagraphs"
-    made = []
-    for name, mode in modes.items():
-        loss_of = eager if problem.plan.ratio is None else eager_upsampled
-        compiled = torch.compile(loss_of, dynamic=False, mode=mode)
-        step = training(problem, functools.partial(_with_labels, compiled, problem.long_labels))
-        made.append(Contender(name, step, "gradient", has_wall=True))
-    return made
+    """Returns torch's compiled loss if a target needs it: compiling takes half a minute."""
+    if problem.case.targets.against_compiled is None:
+        return []
+    loss_of = eager if problem.case.stride is None else eager_upsampled
+    compiled = torch.compile(loss_of, dynamic=False)
+    step = training(problem, functools.partial(_with_labels, compiled, problem.long_labels))
+    return [Contender("compiled forward+backward", step, "gradient", False, has_wall=True)]
 
 
 def _with_labels(loss_of: Callable[..., Tensor], long_labels: Tensor, x: Tensor) -> Tensor:
     return loss_of(x, long_labels)
 
 
-# -- is it right? ------------------------------------------------------------------------------
-
-
-def check_ours(problem: Problem) -> float:
-    """The largest error of our gradient against float64, by its largest value, in one image.
-
-    Raises:
-        AssertionError: where it is more than four times the dtype's epsilon.
-    """
-    options = problem.plan.options
-    loss, gradient = seg_loss.loss_and_gradient(problem.logits, problem.labels, **options)
-    x = problem.logits[:1].double().requires_grad_()
-    size = problem.labels.shape[1:]
-    wide = x if problem.plan.ratio is None else F.interpolate(x, size, mode="bilinear")
-    one_loss = F.cross_entropy(wide, problem.long_labels[:1], ignore_index=255, reduction="sum")
-    (truth,) = torch.autograd.grad(one_loss, x)
-    truth /= (problem.labels != 255).sum()
-    error = float((gradient[:1] - truth).abs().max() / truth.abs().max())
-    allowed = 4 * torch.finfo(problem.plan.dtype).eps
-    if not error <= allowed or not torch.isfinite(loss):
-        raise AssertionError(f"{problem.plan.name}: gradient off by {error}, loss {float(loss)}")
-    return error
-
-
-def check_like_ours(problem: Problem, contender: Contender, result: Any) -> None:
-    """Torch rounds the log of the softmax to the dtype of the logits, and is given room for it."""
-    exact = problem.plan.dtype == torch.float32
-    if contender.kind == "copy":
-        assert torch.equal(problem.out, problem.logits)
-        return
-    loss, gradient = seg_loss.loss_and_gradient(
-        problem.logits, problem.labels, **problem.plan.options
-    )
-    got = result[0] if isinstance(result, tuple) else getattr(result, "loss", result)
-    off = abs(float(got) / float(loss) - 1)
-    assert off < (1e-3 if exact else 5e-2), f"loss {float(got)}, ours {float(loss)}"
-    if contender.kind == "gradient":
-        largest = float(gradient.abs().max())
-        gradient.mul_(contender.upstream).sub_(result[1])
-        error = float(gradient.abs().max()) / largest
-        assert error < (1e-4 if exact else 0.1), f"gradient differs by {error:.3g} of its largest"
-
-
-# -- how long does it take? --------------------------------------------------------------------
+# -- accuracy --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Timed:
+class Truth:
+    """The loss and its gradient by torch in float64."""
+
+    loss: float
+    gradient: Tensor
+
+
+def true_result(problem: Problem) -> Truth:
+    """Computes the truth image by image, which needs little memory."""
+    total, gradient = 0.0, torch.empty_like(problem.logits, dtype=torch.float64)
+    size = problem.labels.shape[1:]
+    for image in range(len(problem.logits)):
+        one = slice(image, image + 1)
+        x = problem.logits[one].double().requires_grad_()
+        wide = x if problem.case.stride is None else F.interpolate(x, size, mode="bilinear")
+        loss = F.cross_entropy(wide, problem.long_labels[one], ignore_index=255, reduction="sum")
+        gradient[one] = torch.autograd.grad(loss, x)[0]
+        total += float(loss.detach())
+    valid = int((problem.labels != 255).sum())
+    return Truth(total / valid, gradient.div_(valid))
+
+
+def add_errors(
+    measurement: Measurement, contender: Contender, result: Any, truth: Truth, problem: Problem
+) -> None:
+    """Adds the errors of a result to its measurement."""
+    if contender.kind == "copy":
+        assert torch.equal(problem.out, problem.logits)
+        return
+    loss = result[0] if isinstance(result, tuple) else getattr(result, "loss", result)
+    measurement.loss = float(loss)
+    measurement.loss_error = abs(measurement.loss / truth.loss - 1)
+    if contender.kind != "gradient":
+        return
+    errors = [
+        float((got.double() / contender.grad_output - true).abs().max())
+        for got, true in zip(result[1], truth.gradient, strict=True)
+    ]
+    # max() would ignore NaN.
+    worst = math.nan if any(map(math.isnan, errors)) else max(errors)
+    measurement.gradient_error = worst / float(truth.gradient.abs().max())
+
+
+def check_errors(
+    report: Report, case: Case, contenders: list[Contender], measurements: dict[str, Measurement]
+) -> None:
+    """Adds a failure for each result of ours whose error is larger than eager torch's.
+
+    Half a step of the dtype is always allowed, because the result itself is rounded.
+    """
+    steps = {
+        "loss_error": torch.finfo(torch.float32).eps,
+        "gradient_error": torch.finfo(case.dtype).eps,
+    }
+    for contender in contenders:
+        ours = measurements[contender.name]
+        for name, step in steps.items():
+            error = getattr(ours, name)
+            allowed = getattr(measurements["eager forward+backward"], name)
+            if not contender.is_ours or error is None or allowed is None:
+                continue
+            if not error <= max(allowed, step / 2):
+                what = name.replace("_", " ")
+                report.failures.append(
+                    f"{case.name}, {contender.name}: {what} {error:.2e}, torch's is {allowed:.2e}"
+                )
+
+
+# -- time ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A contender, ready to be measured."""
+
     contender: Contender
     run: Callable[[], object]
     how: str
 
 
-def prepared(contender: Contender) -> Timed:
-    """As a CUDA graph if it can be one."""
-    from benchmarks.gpu_checks import captured
-
+def prepare(contender: Contender) -> Prepared:
+    """Captures the contender as a CUDA graph if that is possible."""
     if contender.in_graph:
         try:
-            graph, _ = captured(contender.call)
-            return Timed(contender, graph.replay, "graph")
-        except RuntimeError as failure:
-            say(f"    {contender.name}: not captured: {str(failure).splitlines()[0]}")
+            return Prepared(contender, capture(contender.call).replay, "graph")
+        except RuntimeError as error:
+            log(f"    {contender.name}: not captured: {str(error).splitlines()[0]}")
             torch.cuda.synchronize()
-    return Timed(contender, contender.call, "eager")
+    return Prepared(contender, contender.call, "eager")
 
 
-def device_times(timed: list[Timed], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds between events around each call in each round, taking turns, cache flushed."""
+def capture(call: Callable[[], Any]) -> torch.cuda.CUDAGraph:
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph
+
+
+def device_times(prepared: list[Prepared], rounds: int) -> dict[str, list[float]]:
+    """Returns the milliseconds of each call in each round, with a cold cache."""
     flushed = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device="cuda")
-    times: dict[str, list[float]] = {one.contender.name: [] for one in timed}
+    times: dict[str, list[float]] = {one.contender.name: [] for one in prepared}
     for turn in range(rounds + 2):
-        for one in timed:
+        for one in prepared:
             start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            # While the device writes these, the host launches the call.
             flushed.fill_(turn)
             start.record()
             one.run()
@@ -469,265 +447,164 @@ def device_times(timed: list[Timed], rounds: int) -> dict[str, list[float]]:
 
 
 def wall_time(call: Callable[[], object], expected_ms: float) -> float:
-    """Milliseconds a call, host included, in a run of calls that takes about 50 ms."""
+    """Returns the milliseconds per call in a series of calls of about 50 ms, host included."""
     number = max(5, min(200, int(50 / max(expected_ms, 0.05))))
-    runs = []
+    series = []
     for _ in range(3):
         torch.cuda.synchronize()
         start = time.perf_counter()
         for _ in range(number):
             call()
         torch.cuda.synchronize()
-        runs.append((time.perf_counter() - start) * 1e3 / number)
-    return statistics.median(runs)
+        series.append((time.perf_counter() - start) * 1e3 / number)
+    return statistics.median(series)
 
 
-def measure(plan: Plan, report: Report, *, rounds: int, deadline: float) -> None:
-    problem = make_problem(plan, torch.device("cuda"))
-    report.errors[plan.name] = check_ours(problem)
-    everyone = contenders(problem) if plan.ratio is None else upsampled_contenders(problem)
-    if plan.compiled:
-        if deadline - time.perf_counter() > COMPILED_SECONDS:
-            torch._dynamo.reset()
-            everyone += compiled_contenders(problem)
-        else:
-            report.left_out.append(f"{plan.name}: torch.compile, for want of time")
-    rows = {one.name: Row(plan.name, one.name, one.kind) for one in everyone}
-    timed = []
-    for one in everyone:
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Returns the bytes that a call has at its peak in addition to those before."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def measure(case: Case, report: Report, *, rounds: int, compiles: bool) -> None:
+    """Measures all contenders of a case."""
+    problem = make_problem(case, torch.device("cuda"))
+    truth = true_result(problem)
+    contenders = contenders_of(problem)
+    if compiles:
+        torch._dynamo.reset()
+        contenders += compiled_contenders(problem)
+    measurements = {one.name: Measurement(case.name, one.name, one.kind) for one in contenders}
+    prepared = []
+    for one in contenders:
+        measurement = measurements[one.name]
         try:
             result = one.call()
-            check_like_ours(problem, one, result)
+            add_errors(measurement, one, result, truth, problem)
             del result
-            beyond = _peak_beyond(one, problem)
-            rows[one.name].peak_beyond_mb = beyond / 1e6
-            rows[one.name].peak_share = beyond / (plan.dtype.itemsize * math.prod(plan.shape))
-            timed.append(prepared(one))
-        except Exception as failure:  # noqa: BLE001, RUF100 - the others go on
-            rows[one.name].failure = f"failed: {type(failure).__name__}: {failure}"[:300]
-            say(f"    {one.name}: {rows[one.name].failure}")
-    for name, values in device_times(timed, rounds).items():
-        row = rows[name]
-        row.median = statistics.median(values)
+            has_gradient = one.kind == "gradient" and one.owns_gradient
+            beyond = peak_bytes(one.call) - (problem.logits.nbytes if has_gradient else 0)
+            measurement.peak_beyond_mb = beyond / 1e6
+            measurement.peak_share = beyond / (case.dtype.itemsize * math.prod(case.shape))
+            prepared.append(prepare(one))
+        except Exception as error:  # noqa: BLE001, RUF100 - the other contenders are measured
+            measurement.failure = f"{type(error).__name__}: {error}"[:300]
+            log(f"    {one.name}: {measurement.failure}")
+            if one.is_ours:
+                report.failures.append(f"{case.name}, {one.name}: {measurement.failure}")
+    del truth
+    check_errors(report, case, contenders, measurements)
+    for name, values in device_times(prepared, rounds).items():
+        measurement = measurements[name]
+        measurement.median = statistics.median(values)
         deciles = statistics.quantiles(values, n=10)
-        row.p10, row.p90 = deciles[0], deciles[8]
-    for one_timed in timed:
-        one, row = one_timed.contender, rows[one_timed.contender.name]
-        row.how = one_timed.how
-        if one.has_wall:
-            row.wall = wall_time(one.call, row.median or 1)
-    _compare(problem, everyone, rows)
-    report.rows += rows.values()
+        measurement.p10, measurement.p90 = deciles[0], deciles[8]
+    for ready in prepared:
+        measurement = measurements[ready.contender.name]
+        measurement.how = ready.how
+        if ready.contender.has_wall:
+            measurement.wall = wall_time(ready.contender.call, measurement.median or 1)
+    compare(problem, contenders, measurements)
+    report.measurements += measurements.values()
 
 
-def _peak_beyond(contender: Contender, problem: Problem) -> int:
-    from benchmarks.gpu_checks import peak_beyond
-
-    has_gradient = contender.kind == "gradient" and contender.owns_gradient
-    return peak_beyond(contender.call) - (problem.logits.nbytes if has_gradient else 0)
-
-
-def _compare(problem: Problem, everyone: list[Contender], rows: dict[str, Row]) -> None:
-    copy = rows["copy"].median if "copy" in rows else None
-    base = {
-        "gradient": "eager forward+backward", "forward": "eager forward",
+def compare(
+    problem: Problem, contenders: list[Contender], measurements: dict[str, Measurement]
+) -> None:
+    """Adds bandwidths, and speeds relative to the copy, eager and compiled torch."""
+    copy = measurements["copy"].median if "copy" in measurements else None
+    eager_of = {
+        "gradient": "eager forward+backward",
+        "forward": "eager forward",
         "evaluate": "torch evaluate",
-    }  # fmt: skip
+    }
     needed = {
-        "copy": problem.bytes_for(2, 0), "gradient": problem.bytes_for(2),
-        "forward": problem.bytes_for(1), "evaluate": problem.bytes_for(1),
-    }  # fmt: skip
-    for one in everyone:
-        row = rows[one.name]
-        if row.median is None:
+        "copy": problem.bytes_for(2, 0),
+        "gradient": problem.bytes_for(2),
+        "forward": problem.bytes_for(1),
+        "evaluate": problem.bytes_for(1),
+    }
+    for one in contenders:
+        measurement = measurements[one.name]
+        if measurement.median is None:
             continue
-        if problem.plan.ratio is None:
-            row.gbs = needed[one.kind] / row.median / 1e6
-        if row.gbs is not None and copy is not None:
+        if problem.case.stride is None:
+            measurement.gbs = needed[one.kind] / measurement.median / 1e6
+        if measurement.gbs is not None and copy is not None:
             bandwidth = needed["copy"] / copy
-            row.share = row.gbs * 1e6 / bandwidth
+            measurement.share = measurement.gbs * 1e6 / bandwidth
             if one.scheme_bytes:
-                row.predicted = one.scheme_bytes / bandwidth
+                measurement.predicted = one.scheme_bytes / bandwidth
         if one.kind != "copy":
-            row.against_eager = _ratio(rows.get(base[one.kind]), row)
+            measurement.against_eager = ratio(measurements.get(eager_of[one.kind]), measurement)
         if one.kind == "gradient":
-            row.against_compiled = _ratio(rows.get("compiled forward+backward"), row)
+            compiled = measurements.get("compiled forward+backward")
+            measurement.against_compiled = ratio(compiled, measurement)
 
 
-def _ratio(other: Row | None, row: Row | None) -> float | None:
-    if other is None or row is None or other.median is None or row.median is None:
-        return None
-    return other.median / row.median
+# -- the host --------------------------------------------------------------------------------------
 
 
-# -- what was asked, and what came of it -------------------------------------------------------
-
-
-def targets(report: Report) -> list[tuple[str, str, str, str]]:
-    """What, asked, got, and whether that is met."""
-    told = []
-    for plan in PLANS:
-        rows = {row.contender: row for row in report.rows if row.case == plan.name}
-        if not plan.has_target or not rows:
-            continue
-        wanted_of = _wanted if plan.ratio is None else _wanted_of_upsampled
-        for what, sign, asked, got in wanted_of(plan, rows):
-            is_met = got is not None and (got >= asked if sign == ">=" else got <= asked)
-            told.append(
-                (
-                    f"{plan.name}: {what}", f"{sign} {asked:g}",
-                    "not measured" if got is None else f"{got:.3g}",
-                    "open" if got is None else "met" if is_met else "missed",
-                )
-            )  # fmt: skip
-    return told
-
-
-_Rows = dict[str, Row]  # of a plan, by contender
-_Wanted = list[tuple[str, str, float, float | None]]  # what, >= or <=, asked, got
-
-
-def _wanted(plan: Plan, rows: _Rows) -> _Wanted:
-    direct, evaluated = rows.get("loss_and_gradient"), rows.get("evaluate")
-    others = {"eager": 3.0, "compiled": 1.5}
-    if plan.autotuned:
-        others["max-autotune"] = 1.5
-    return [
-        (
-            "loss_and_gradient, share of a copy's bandwidth", ">=", 0.85,
-            direct.share if direct else None,
+def measure_host(report: Report) -> None:
+    """Measures the wall time per call on a small tensor, which is the time of the host."""
+    device = torch.device("cuda")
+    plain = make_problem(Case(HOST_SHAPE, torch.float32), device)
+    upsampled = make_problem(Case(HOST_SHAPE, torch.float32, stride=8), device)
+    x, labels = plain.logits, plain.labels
+    scores = upsampled.logits
+    deferred: dict[str, Any] = {"check_labels": "defer"}
+    calls: dict[str, Callable[[], object]] = {
+        "eager forward+backward": training(plain, lambda x: eager(x, plain.long_labels)),
+        "forward+backward, defer": training(
+            plain, lambda x: seg_loss.spatial_cross_entropy(x, labels, **deferred)
         ),
-        *_training_against(others, rows),
-        ("evaluate against torch's way", ">=", 6.0, _ratio(rows.get("torch evaluate"), evaluated)),
-    ]  # fmt: skip
-
-
-def _wanted_of_upsampled(plan: Plan, rows: _Rows) -> _Wanted:
-    trained = rows.get("forward+backward")
-    others = {"eager": 8.0, "compiled": 4.0} if plan.compiled else {"eager": 8.0}
-    return [
-        *_training_against(others, rows),
-        (
-            "forward+backward, memory as a share of the upsampled logits", "<=", 0.03,
-            trained.peak_share if trained else None,
+        "forward+backward, raise": training(
+            plain, lambda x: seg_loss.spatial_cross_entropy(x, labels)
         ),
-    ]  # fmt: skip
-
-
-def _training_against(others: dict[str, float], rows: _Rows) -> _Wanted:
-    """How many times as fast as others, at least."""
-    ours = rows.get("forward+backward")
-    return [
-        (
-            f"forward+backward against {other}", ">=", least,
-            _ratio(rows.get(f"{other} forward+backward"), ours),
-        )
-        for other, least in others.items()
-    ]  # fmt: skip
-
-
-# -- the report --------------------------------------------------------------------------------
-
-_COLUMNS = (
-    "case", "contender", "how", "median", "p10", "p90", "predicted", "gbs", "share",
-    "against_eager", "against_compiled", "wall", "peak_beyond_mb", "peak_share", "failure",
-)  # fmt: skip
-
-
-def write(report: Report, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gpu.md").write_text("\n".join(_lines(report)) + "\n")
-    table = folder / "gpu.csv"
-    if not report.rows:
-        table.unlink(missing_ok=True)  # that of an earlier run would belie the checks
-        return
-    with table.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
-        writer.writerows([getattr(row, name) for name in _COLUMNS] for row in report.rows)
-
-
-def _lines(report: Report) -> list[str]:
-    lines = [f"Made by `python -m benchmarks.gpu`. {report.machine}.", ""]
-    lines += [
-        f"Checks: {len(report.checks) - len(report.failed)} of {len(report.checks)} did not fail.",
-        "", "| check | outcome | |", "|---|---|---|",
-    ]  # fmt: skip
-    lines += [f"| {name} | {status} | {_cell(note)} |" for name, status, note in report.checks]
-    if report.failed:
-        return [*lines, "", "No speed-up reported on a failing check: " + ", ".join(report.failed)]
-    if not report.rows:
-        return lines
-    asked = targets(report)
-    lines += ["", "| target | asked | got | |", "|---|---|---|---|"]
-    lines += [f"| {what} | {least} | {got} | {met} |" for what, least, got, met in asked]
-    lines += [
-        "", f"Labels uint8 for ours, int64 for torch's; {IGNORED:.0%} ignored. Times in ms,",
-        "medians of one run: device time of a CUDA graph's replay, or of a plain call where it",
-        "says eager, the second-level cache flushed. Predicted: the scheme's bytes at the speed",
-        "of the copy.",
-        "GB/s and share count logits, gradient and labels once. Wall: plain calls, host included.",
-        "`raise` waits for the labels' survey; the others of ours defer. MB: peak memory beyond",
-        "logits, labels and gradient.",
-    ]  # fmt: skip
-    for case, error in report.errors.items():
-        rows = [row for row in report.rows if row.case == case]
-        lines += ["", f"**{case}**, gradient within {error:.1e} of float64", ""]
-        lines += _table(rows)
-        if " upsampled " in case:
-            shares = [
-                f"{row.contender} {row.peak_share:.1%}"
-                for row in rows if row.kind == "gradient" and row.peak_share is not None
-            ]  # fmt: skip
-            lines += ["", "That memory as a share of the upsampled logits: " + ", ".join(shares)]
-    return lines + [""] * bool(report.left_out) + [f"- Left out: {why}." for why in report.left_out]
-
-
-def _table(rows: list[Row]) -> list[str]:
-    lines = [
-        "| | ms | p10 | p90 | how | predicted | GB/s | of copy | eager | compiled | wall | MB |",
-        "|" + "---|" * 12,
-    ]
-    for row in rows:
-        if row.failure:
-            lines.append(f"| {row.contender} | {_cell(row.failure)} |" + " |" * 10)
-            continue
-        cells = [
-            row.contender, _figure(row.median, 3), _figure(row.p10, 3), _figure(row.p90, 3),
-            row.how, _figure(row.predicted, 3), _figure(row.gbs, 0), _figure(row.share, 2),
-            _figure(row.against_eager, 2, "x"), _figure(row.against_compiled, 2, "x"),
-            _figure(row.wall, 3), _figure(row.peak_beyond_mb, 2),
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
-def _figure(value: float | None, digits: int, unit: str = "") -> str:
-    return "" if value is None else f"{value:.{digits}f}{unit}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "/").replace("\n", " ")
+        "loss_and_gradient, defer": lambda: seg_loss.loss_and_gradient(x, labels, **deferred),
+        "loss_and_gradient, raise": lambda: seg_loss.loss_and_gradient(x, labels),
+        "eager upsampled forward+backward": training(
+            upsampled, lambda x: eager_upsampled(x, upsampled.long_labels)
+        ),
+        "upsampled forward+backward, defer": training(
+            upsampled, lambda x: seg_loss.upsampled_cross_entropy(x, labels, **deferred)
+        ),
+        "upsampled loss_and_gradient, defer": lambda: seg_loss.loss_and_gradient(
+            scores, labels, upsampling=Bilinear(), **deferred
+        ),
+        "torch evaluate": lambda: torch_evaluate(x, plain.long_labels),
+        "evaluate, defer": lambda: seg_loss.evaluate(x, labels, **deferred),
+    }
+    for name, call in calls.items():
+        for _ in range(10):
+            call()
+        report.host[name] = 1e3 * wall_time(call, 0.25)
 
 
 def machine() -> str:
     import triton
 
     properties = torch.cuda.get_device_properties(0)
+    driver = first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return ", ".join(
         [
             f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)",
-            f"driver {_said('nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader')}",
+            f"driver {driver}",
             f"CUDA {torch.version.cuda}",
             f"torch {torch.__version__}",
             f"Triton {triton.__version__}",
             f"Python {platform.python_version()}",
-            f"commit {_said('git', 'describe', '--always', '--dirty')}",
+            f"commit {first_line('git', 'describe', '--always', '--dirty')}",
         ]
     )
 
 
-def _said(*command: str) -> str:
+def first_line(*command: str) -> str:
+    """Returns the first line that a command prints, or "unknown"."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     except OSError:
@@ -736,65 +613,77 @@ def _said(*command: str) -> str:
     return lines[0] if lines and not done.returncode else "unknown"
 
 
+def measure_all(report: Report, folder: Path, cases: list[Case], *, is_quick: bool) -> None:
+    """Measures the cases that there is time for; writes the report after each."""
+    log("measuring the host")
+    measure_host(report)
+    for case in cases:
+        if time.perf_counter() - _start > SECONDS:
+            report.left_out.append(f"{case.name}, for lack of time")
+            continue
+        log(f"measuring {case.name}")
+        try:
+            measure(case, report, rounds=5 if is_quick else ROUNDS, compiles=not is_quick)
+        except Exception as error:  # noqa: BLE001, RUF100 - the other cases are measured
+            message = f"{case.name}: {type(error).__name__}: {error}"
+            log(f"  failed: {message}")
+            report.failures.append(message[:300])
+        torch.cuda.empty_cache()
+        for row in report.measurements:
+            if row.case == case.name and row.median is not None:
+                predicted = "" if row.predicted is None else f", predicted {row.predicted:.3f}"
+                log(f"    {row.contender}: {row.median:.3f} ms{predicted}")
+        write(report, folder)
+    log("targets")
+    for comparison in comparisons(report):
+        what, target, result, verdict = comparison.cells()
+        print(f"  {verdict}: {what}: {target}, measured {result}", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--quick", action="store_true", help="fewer cases, short measurements")
-    parser.add_argument("--checks-only", action="store_true")
-    parser.add_argument("--jobs", type=int, default=min(12, max(1, (os.cpu_count() or 2) * 3 // 4)))
-    parser.add_argument("--seconds", type=float, default=450, help="no measurement begins later")
-    parser.add_argument("--check", help=argparse.SUPPRESS)
-    parser.add_argument("--sanitized-child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer tests, cases and rounds: about two minutes"
+    )
+    parser.add_argument("--tests-only", action="store_true", help="measure nothing")
+    parser.add_argument("--no-tests", action="store_true", help="measure only")
+    parser.add_argument(
+        "--sanitize", action="store_true", help="run compute-sanitizer too, which takes minutes"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 2, help="processes at a time")
+    parser.add_argument("--compile", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         why = "torch is built without CUDA" if torch.version.cuda is None else "torch finds none"
         print(f"benchmarks.gpu: no CUDA device here: {why}.", file=sys.stderr)
         return 2
-    if arguments.check:
-        run_check(arguments.check, quick=arguments.quick)
-    if arguments.sanitized_child:
-        from benchmarks.gpu_checks import run_sanitized
-
-        run_sanitized(torch.device("cuda"))
+    if arguments.compile is not None:
+        run_first_calls(CASES[arguments.compile], is_quick=arguments.quick)
         return 0
-
     report = Report(machine())
-    say(report.machine)
-    run_checks(report, jobs=arguments.jobs, quick=arguments.quick)
+    log(report.machine)
+    cases = [case for case in CASES if case.is_quick or not arguments.quick]
+    if not arguments.no_tests:
+        run_tests_and_compile(
+            report,
+            cases,
+            jobs=arguments.jobs,
+            is_quick=arguments.quick,
+            measures=not arguments.tests_only,
+        )
+        write(report, arguments.out)
+    if arguments.sanitize:
+        log("compute-sanitizer")
+        is_clean, report.sanitizer = gpu_tests.run_sanitizer()
+        if not is_clean:
+            report.failures.append(f"compute-sanitizer: {report.sanitizer}")
+    if not arguments.tests_only:
+        measure_all(report, arguments.out, cases, is_quick=arguments.quick)
     write(report, arguments.out)
-    if report.failed:
-        print("failed: " + ", ".join(report.failed), flush=True)
-        print("no speed-up reported on a failing check", flush=True)
-        return 1
-    if not arguments.checks_only:
-        measure_all(report, arguments.out, seconds=arguments.seconds, quick=arguments.quick)
-    return 0
-
-
-def measure_all(report: Report, folder: Path, *, seconds: float, quick: bool) -> None:
-    """Every plan that there is time for, the results written after each."""
-    deadline = _start + seconds
-    for plan in PLANS:
-        if quick:
-            plan = replace(plan, compiled=False, autotuned=False)
-        if time.perf_counter() > deadline:
-            report.left_out.append(f"{plan.name}, for want of time")
-            continue
-        say(f"measuring {plan.name}")
-        try:
-            measure(plan, report, rounds=5 if quick else ROUNDS, deadline=deadline)
-        except Exception as failure:  # noqa: BLE001, RUF100 - the other shapes go on
-            say(f"  failed: {type(failure).__name__}: {failure}")
-            report.left_out.append(f"{plan.name}: {type(failure).__name__}: {failure}")
-        torch.cuda.empty_cache()
-        for row in report.rows:
-            if row.case == plan.name and row.median is not None:
-                expected = "" if row.predicted is None else f", predicted {row.predicted:.3f}"
-                say(f"    {row.contender}: {row.median:.3f} ms{expected}")
-        write(report, folder)
-    say("targets, asked and got")
-    for what, least, got, met in targets(report):
-        print(f"  {met}: {what}: asked {least}, got {got}", flush=True)
+    for failure in report.failures:
+        print(f"failed: {failure}", flush=True)
+    return 1 if report.failures else 0
 
 
 if __name__ == "__main__":

@@ -1,73 +1,59 @@
-"""The GPU's checks, each on the CPU in a process of its own, by Triton's interpreter."""
+"""The GPU kernels in Triton's interpreter, for which Triton must be imported in its own process.
+
+Each group is a process of pytest with SEG_LOSS_TEST_BACKEND=interpreter; as many run at a time as
+there are cores.
+"""
 
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from benchmarks import gpu_checks
 
 ROOT = Path(__file__).parents[2]
-# These say nothing without a device; torch.compile would compile for the CPU.
-ON_DEVICE_ONLY = {
-    "more than 2^31 elements", "compute-sanitizer", "no waiting", "CUDA graphs", "peak memory",
-    "torch.compile",
-}  # fmt: skip
+BACKENDS = "tests/seg_loss/backends"
+# The slowest first.
+GROUPS = {
+    "agreement of all options": [f"{BACKENDS}/test_backends_agree.py", "-k", "test_all_options"],
+    "values": [f"{BACKENDS}/test_backend_values.py"],
+    "grid of logits": [f"{BACKENDS}/test_backend_grid.py", "-k", "not upsampled"],
+    "agreement of edge values": [
+        f"{BACKENDS}/test_backends_agree.py",
+        "-k",
+        "not test_all_options",
+    ],
+    "labels": [f"{BACKENDS}/test_backend_labels.py"],
+    "grid of upsampled scores": [f"{BACKENDS}/test_backend_grid.py", "-k", "upsampled"],
+    "Caffe": ["tests/seg_loss/test_caffe_golden.py"],
+}
 
 
-def interpreted(*command):
+def run(arguments):
+    environment = {**os.environ, "SEG_LOSS_TEST_BACKEND": "interpreter", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     return subprocess.run(
-        [sys.executable, "-W", "ignore::RuntimeWarning", "-m", *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment
     )
 
 
-@pytest.mark.parametrize(
-    "name", [check.name for check in gpu_checks.CHECKS if check.name not in ON_DEVICE_ONLY]
-)
-def test_the_check_holds_in_the_interpreter(name):
-    done = interpreted("tests.interpreted", name)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.strip()
-    assert not done.stdout.startswith("skipped")
+@pytest.fixture(scope="module")
+def runs(request):
+    """Starts the groups of the selected tests; the results come as they are waited for."""
+    selected = {
+        item.callspec.params["group"]
+        for item in request.session.items
+        if item.module is request.module
+    }
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {group: pool.submit(run, GROUPS[group]) for group in GROUPS if group in selected}
 
 
-def test_the_kernels_agree_with_caffe_too():
-    done = interpreted(
-        "pytest", "-q", "-p", "no:cacheprovider", "tests/seg_loss/test_caffe_golden.py"
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "passed" in done.stdout
-
-
-def test_axes_that_cannot_be_cut_keep_the_gradient_of_the_forward_pass():
-    # More than three spatial axes apart: the gradient lies elsewhere, the backward pass too.
-    script = (
-        "import os; os.environ['TRITON_INTERPRET'] = '1'\n"
-        "import torch, seg_loss\nfrom seg_loss import _operators as ops\n"
-        "from tests.support.cases import *\n"
-        "x = make_logits((2, 3, 6, 5, 4))[:, :, 1:-1, 1:-1, 1:-1].detach()\n"
-        "x = x.permute(0, 1, 4, 3, 2).requires_grad_(); y = make_labels(x.shape)\n"
-        "for factor in (1, 3):\n"
-        "    ops.BACKENDS['cpu'] = 'seg_loss.gpu.backend'\n"
-        "    (got,) = torch.autograd.grad(factor * seg_loss.spatial_cross_entropy(x, y), x)\n"
-        "    ops.BACKENDS['cpu'] = 'seg_loss.cpu.backend'\n"
-        "    (plain,) = torch.autograd.grad(factor * seg_loss.spatial_cross_entropy(x, y), x)\n"
-        "    assert torch.allclose(got, plain, atol=1e-6), factor\n"
-        "print('equal')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore::RuntimeWarning", "-c", script],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    assert done.stdout.strip() == "equal", done.stderr
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_group_passes_in_the_interpreter(group, runs):
+    done = runs[group].result()
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout

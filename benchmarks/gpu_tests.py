@@ -1,0 +1,134 @@
+"""Runs the tests that need a GPU, in parallel, and reads their outcomes; for `benchmarks.gpu`."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).parents[1]
+TESTS = "tests/seg_loss"
+SECONDS = 280  # for all tests together
+SANITIZED_TEST = f"{TESTS}/backends/test_backend_labels.py"
+SANITIZED_CASES = "access_no_foreign_memory and (3x3x15x17 or 2x21x5x9)"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcomes of a test function with all its parameters."""
+
+    name: str
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0
+    message: str = ""  # of the first failure, or of a skipped test
+
+
+def pytest_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", *arguments]
+
+
+def run_tests(*, jobs: int, is_quick: bool) -> list[Outcome]:
+    """Runs the tests in this number of processes and returns their outcomes.
+
+    pytest-xdist distributes single tests. Without it each test function has a process.
+    """
+    outcomes = []
+    environment = {
+        **os.environ,
+        "SEG_LOSS_TEST_BACKEND": "cuda",
+        "SEG_LOSS_TEST_SIZE": "small" if is_quick else "full",
+        "OMP_NUM_THREADS": "1",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        if importlib.util.find_spec("xdist") is not None:
+            groups = [["-n", str(jobs), "--dist", "worksteal", TESTS]]
+        else:
+            groups = [[function] for function in test_functions(environment)]
+        with ThreadPoolExecutor(jobs) as pool:
+            runs = [
+                pool.submit(run_group, group, Path(folder) / f"{index}.xml", environment)
+                for index, group in enumerate(groups)
+            ]
+            for done in as_completed(runs):
+                outcomes += done.result()
+    return sorted(outcomes, key=lambda outcome: outcome.name)
+
+
+def test_functions(environment: dict[str, str]) -> list[str]:
+    """Returns the test functions with a test that needs a device."""
+    done = subprocess.run(
+        pytest_command("--collect-only", TESTS),
+        capture_output=True, text=True, check=False, cwd=ROOT, env=environment,
+    )  # fmt: skip
+    names = [line.partition("[")[0] for line in done.stdout.splitlines() if "::" in line]
+    return list(dict.fromkeys(names))
+
+
+def run_group(arguments: list[str], results: Path, environment: dict[str, str]) -> list[Outcome]:
+    """Runs a process of pytest and returns the outcomes of its test functions."""
+    command = pytest_command(f"--junitxml={results}", *arguments)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment,
+            timeout=SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        message = f"not finished after {SECONDS} s"
+        return [Outcome(arguments[-1], failed=1, message=message)]
+    if not results.is_file():
+        message = " / ".join((done.stdout + done.stderr).strip().splitlines()[-3:])
+        return [Outcome(arguments[-1], failed=1, message=message)]
+    return outcomes_of(results)
+
+
+def outcomes_of(results: Path) -> list[Outcome]:
+    """Reads a JUnit file; tests that differ only in parameters are one outcome."""
+    by_function: dict[str, Outcome] = {}
+    for test in ElementTree.parse(results).iter("testcase"):
+        module = test.get("classname", "").rpartition(".")[2]
+        name = module + "::" + test.get("name", "").partition("[")[0]
+        before = by_function.get(name, Outcome(name))
+        failure, skipped = test.find("failure"), test.find("skipped")
+        failure = test.find("error") if failure is None else failure
+        reason = failure if failure is not None else skipped
+        message = "" if reason is None else (reason.get("message") or "").splitlines()[0][:300]
+        if failure is not None:
+            message = f"[{test.get('name', '').partition('[')[2]} {message}"
+        by_function[name] = Outcome(
+            name,
+            before.passed + (reason is None),
+            before.failed + (failure is not None),
+            before.skipped + (failure is None and skipped is not None),
+            before.seconds + float(test.get("time", 0)),
+            before.message if before.failed or not message else message,
+        )
+    return list(by_function.values())
+
+
+def run_sanitizer() -> tuple[bool, str]:
+    """Runs compute-sanitizer on small inputs, which takes minutes.
+
+    Returns whether it has found nothing, and its summary.
+    """
+    tool = shutil.which("compute-sanitizer", path=os.environ["PATH"] + ":/usr/local/cuda/bin")
+    if tool is None:
+        return False, "not installed"
+    # torch's caching allocator would hide accesses outside a tensor.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    environment["SEG_LOSS_TEST_BACKEND"] = "cuda"
+    command = [tool, "--tool", "memcheck", "--error-exitcode", "9"]
+    command += pytest_command(SANITIZED_TEST, "-k", SANITIZED_CASES)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment
+    )
+    output = (done.stdout + done.stderr).splitlines()
+    summary = [line.strip("= ") for line in output if "ERROR SUMMARY" in line]
+    return not done.returncode, summary[-1] if summary else " / ".join(output[-3:])

@@ -1,0 +1,169 @@
+"""Every backend reports invalid labels and weights as the CPU kernels do, and they do no harm."""
+
+import math
+
+import pytest
+import torch
+
+import seg_loss
+from seg_loss import Bilinear, InvalidInput
+from seg_loss import _labels as label_reports
+from seg_loss.constants import MAPS
+from tests.support.backends import DEFAULT_SHAPE, numba_kernels
+from tests.support.cases import (
+    ALIGNED,
+    FCN_8S,
+    Case,
+    ignored_label,
+    loss_and_gradient_of,
+    loss_of,
+    make_inputs,
+    make_labels,
+    make_logits,
+    same_bits,
+)
+
+LOGITS = Case(DEFAULT_SHAPE, "several tiles and a remainder")
+SCORES = Case((2, 5, 2, 3), "upsampled", (5, 6), Bilinear())
+# Neither a class nor ignored, and the dtype that holds it.
+INVALID = [
+    (-1, torch.int64), (21, torch.uint8), (254, torch.uint8), (1 << 40, torch.int64),
+    (-128, torch.int8), (-(1 << 62), torch.int64),
+]  # fmt: skip
+FUNCTIONS = {
+    "loss_and_gradient": loss_and_gradient_of,
+    "autograd": lambda x, y, upsampling, **options: loss_of(
+        x.detach().requires_grad_(), y, upsampling, **options
+    ),
+    "evaluate": lambda x, y, upsampling, **options: seg_loss.evaluate(
+        x, y, upsampling=upsampling, **options
+    ),
+    "pixel_nll": lambda x, y, upsampling, **options: seg_loss.pixel_nll(x, y, **options),
+}
+
+
+@pytest.fixture(autouse=True)
+def without_reports_of_other_tests():
+    yield
+    error_of(seg_loss.check)
+    label_reports._deferred.clear()
+
+
+def error_of(call, *arguments, **options):
+    """Returns the message of the error that a call raises, or "" if it raises none."""
+    try:
+        call(*arguments, **options)
+    except InvalidInput as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("case", "value", "dtype", "function"),
+    [
+        *((LOGITS, *invalid, function) for invalid in INVALID for function in FUNCTIONS),
+        *((SCORES, 77, torch.int64, function) for function in [*FUNCTIONS][:3]),
+    ],
+    ids=lambda value: getattr(value, "name", str(value).removeprefix("torch.")),
+)
+def test_invalid_labels_are_reported_at_once_later_or_never(backend, case, value, dtype, function):
+    scores, labels, upsampling = make_inputs(case, label_dtype=dtype)
+    labels[1, 2, 4] = labels[1, -3, 2] = labels[0, -1, -1] = value
+    options = {"ignore_index": ignored_label(dtype)}
+    with numba_kernels():
+        expected = error_of(loss_of, scores, labels, upsampling, **options)
+    assert expected.startswith("labels:")
+    x, y = backend.place(scores), backend.place(labels)
+    valid = torch.zeros_like(y)
+
+    def call(check_labels):
+        FUNCTIONS[function](x, y, upsampling, **options, check_labels=check_labels)
+
+    assert error_of(call, "raise") == expected
+    assert error_of(call, "defer") == ""
+    backend.wait()
+    assert error_of(loss_and_gradient_of, x, valid, upsampling) == expected, "the next call"
+    assert error_of(seg_loss.check) == "", "a report must be raised once"
+    assert error_of(call, "defer") == ""
+    assert error_of(seg_loss.check) == expected
+    assert error_of(call, "ignore") == ""
+    assert error_of(seg_loss.check) == ""
+
+
+@pytest.mark.parametrize(
+    ("case", "value", "dtype"),
+    [*((LOGITS, *invalid) for invalid in INVALID), (SCORES, 77, torch.int64)],
+    ids=lambda value: getattr(value, "name", str(value).removeprefix("torch.")),
+)
+def test_pixels_with_invalid_labels_count_as_ignored(backend, case, value, dtype):
+    scores, labels, upsampling = make_inputs(case, label_dtype=dtype)
+    labels[1, 2, 4] = labels[1, -3, 2] = labels[0, -1, -1] = value
+    x, y, ignored = backend.place(scores), backend.place(labels), ignored_label(dtype)
+    options = {"ignore_index": ignored}
+    loss, gradient = loss_and_gradient_of(x, y, upsampling, **options, check_labels="ignore")
+    y[y == value] = ignored
+    expected = loss_and_gradient_of(x, y, upsampling, **options)
+    assert same_bits(loss, expected[0])
+    assert same_bits(gradient, expected[1])
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["class_weight", "pixel_weight"])
+def test_invalid_weights_are_reported(backend, name, value):
+    logits, labels, _ = make_inputs(LOGITS, label_dtype=torch.int64)
+    weight = torch.ones(logits.shape[1] if name == "class_weight" else labels.shape)
+    weight[-1] = value
+    if name == "pixel_weight":
+        weight[0, :3, :3] = value
+    with numba_kernels():
+        expected = error_of(seg_loss.spatial_cross_entropy, logits, labels, **{name: weight})
+    assert expected.startswith(name)
+    x, y = backend.place(logits), backend.place(labels)
+    options = {name: backend.place(weight)}
+    assert error_of(seg_loss.loss_and_gradient, x, y, **options) == expected
+    seg_loss.loss_and_gradient(x, y, **options, check_labels="defer")
+    assert error_of(seg_loss.check) == expected
+
+
+def test_results_after_an_error_are_those_before(backend):
+    logits, labels, _ = make_inputs(LOGITS, label_dtype=torch.int64)
+    x, y = backend.place(logits), backend.place(labels)
+    expected = seg_loss.loss_and_gradient(x, y)
+    invalid = y.clone()
+    invalid[0, 0, 0] = 1 << 40
+    assert error_of(seg_loss.loss_and_gradient, x, invalid)
+    seg_loss.loss_and_gradient(x, invalid, check_labels="ignore")
+    seg_loss.loss_and_gradient(x, invalid, check_labels="defer")
+    assert error_of(seg_loss.check)
+    got = seg_loss.loss_and_gradient(x, y)
+    assert same_bits(got[0], expected[0])
+    assert same_bits(got[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((3, 3, 15, 17), "odd planes"),
+        LOGITS,
+        Case((1, 150, 17, 31), "ADE20K"),
+        Case((1, 5000, 1, 3), "classes do not fit the registers"),
+        Case((2, 21, 5, 9), "upsampled", (37, 71), Bilinear()),
+        Case((1, 150, 6, 7), "upsampled", (17, 31), FCN_8S),
+        Case((1, 300, 2, 3), "classes in chunks", (9, 11), ALIGNED),
+    ],
+    ids=lambda case: case.name,
+)
+def test_invalid_labels_access_no_foreign_memory(cuda, case):
+    """Calls every kernel; compute-sanitizer finds accesses outside an allocation."""
+    scores, labels = make_logits(case.shape), make_labels(case.full_shape, torch.int64)
+    x, y = cuda.place(scores).requires_grad_(), cuda.place(labels)
+    (2 * loss_of(x, y, case.upsampling)).backward()
+    seg_loss.evaluate(x, y, upsampling=case.upsampling, maps=MAPS)
+    if case.upsampling is None:
+        seg_loss.spatial_softmax(x).sum().backward()
+    y[0, 0, 0], y[0, 0, 1] = 1 << 40, -5
+    weight = torch.ones(case.shape[1], device=cuda.device)
+    options = {"class_weight": weight, "check_labels": "ignore"}
+    loss_and_gradient_of(x.detach(), y, case.upsampling, **options)
+    seg_loss.evaluate(x, y, upsampling=case.upsampling, check_labels="ignore")
+    cuda.wait()
