@@ -459,7 +459,8 @@ def main() -> None:
                 code = compiled(launch, architecture)
                 lines.append(
                     f"| {row.name} | {shape.classes}x{shape.pixels} | {shape.num_warps} "
-                    f"| {architecture} | {code.registers} | {code.spilled} | {code.instructions / values:.0f} "
+                    f"| {architecture} | {code.registers} | {code.spilled} "
+                    f"| {code.instructions / values:.0f} "
                     f"| {_text(code.loads)} | {_text(code.stores)} |"
                 )
                 print(lines[-1], flush=True)
@@ -508,7 +509,8 @@ def _upsampled_lines() -> list[str]:
                 a_logit = code.loops[pixel_loop(code)] / classes_of_thread(row)
                 lines.append(
                     f"| {row.name} | {shape.row_groups}x{shape.intervals}x{shape.classes} "
-                    f"| {shape.num_warps} | {architecture} | {code.registers} | {code.spilled} | {a_logit:.1f} |"
+                    f"| {shape.num_warps} | {architecture} | {code.registers} "
+                    f"| {code.spilled} | {a_logit:.1f} |"
                 )
                 print(lines[-1], flush=True)
     lines += [
