@@ -23,9 +23,7 @@ import torch
 from torch import Tensor
 
 from .errors import IllPosed, TooLarge, UnsupportedMedia
-from .formats import json as json_lists
-from .formats import multipart, npy, safetensors
-from .formats import png as label_maps
+from .formats import json, multipart, npy, png, safetensors
 from .images import palettes
 from .options import LossOptions, described
 from .settings import Settings
@@ -166,7 +164,7 @@ class _Reading:
         palette = self.options.palette
         spatial = () if self.logits is None else tuple(self.logits.shape[2:])
         has_their_size = len(spatial) == 2 and not self.is_upsampled
-        found = label_maps.read(
+        found = png.read(
             source,
             where=name,
             encoding=self.options.label_encoding,
@@ -207,7 +205,7 @@ class _Reading:
     def _photo(self, name: str, source: Input) -> npt.NDArray[np.uint8]:
         if not isinstance(source, Tensor) and _kind(source) not in _TENSOR_FILES:
             max_pixels = self.settings.max_pixels
-            return label_maps.read_photo(source, where=name, max_pixels=max_pixels)
+            return png.read_photo(source, where=name, max_pixels=max_pixels)
         image = _tensor(name, source)
         if image.ndim == 4 and len(image) == 1:
             image = image[0]
@@ -262,7 +260,7 @@ def _from_multipart(body: memoryview, content_type: str) -> Mapping[str, Input]:
 
 
 def _from_json(body: memoryview, _: str) -> Mapping[str, Input]:
-    return json_lists.decode(body)
+    return json.decode(body)
 
 
 DECODERS: Mapping[str, Callable[[memoryview, str], Mapping[str, Input]]] = {
@@ -303,8 +301,8 @@ def _only_tensor(source: memoryview, name: str) -> Tensor:
 
 
 _MAGIC = (
-    (0, label_maps.PNG_SIGNATURE, "PNG"),
-    (0, label_maps.JPEG_SIGNATURE, "JPEG"),
+    (0, png.PNG_SIGNATURE, "PNG"),
+    (0, png.JPEG_SIGNATURE, "JPEG"),
     (0, npy.MAGIC, "NPY"),
     (0, b"PK\x03\x04", "NPZ"),
     (8, b"{", "safetensors"),  # behind the length of the header

@@ -23,8 +23,7 @@ from seg_loss import Bilinear, Deconvolution, Evaluation
 from seg_loss.upsampling import Size, Upsampling
 
 from .errors import IllPosed
-from .images import palettes
-from .images import render as pictures
+from .images import palettes, render
 from .inputs import Upload
 from .options import EvaluateOptions, GradientOptions, LossOptions, VisualizeOptions
 
@@ -139,7 +138,7 @@ def visualize(upload: Upload, options: VisualizeOptions) -> Picture:
     num_classes = len(palette.class_names)
     if upload.logits is not None:
         num_classes = upload.logits.shape[1]
-    scene = pictures.Scene(
+    scene = render.Scene(
         palette=palette,
         num_classes=num_classes,
         labels=labels,
@@ -152,7 +151,7 @@ def visualize(upload: Upload, options: VisualizeOptions) -> Picture:
         alpha=options.alpha,
     )
     is_finite = evaluation is None or evaluation.non_finite_pixels == 0
-    return Picture(pictures.draw(options.kind, scene), upload.warnings, is_finite)
+    return Picture(render.draw(options.kind, scene), upload.warnings, is_finite)
 
 
 def working_bytes(upload: Upload, options: LossOptions) -> int:

@@ -29,16 +29,16 @@ MAX_AXES = 6
 
 def decode(body: bytes | bytearray | memoryview) -> dict[str, torch.Tensor]:
     """Read the lists of a JSON body."""
-    message = parse(body, "body")
+    message = parse_strict(body, "body")
     if not isinstance(message, dict):
-        raise Malformed.about("body", "a JSON object", name_of(message))
+        raise Malformed.about("body", "a JSON object", type_name(message))
     for key in message:
         if key not in KEYS:
             raise IllPosed.about("body", f"keys out of {', '.join(KEYS)}", f"{key[:40]!a}")
     return {key: _tensor(value, key) for key, value in message.items()}
 
 
-def parse(text: bytes | bytearray | memoryview, where: str) -> Any:
+def parse_strict(text: bytes | bytearray | memoryview, where: str) -> Any:
     """JSON by the letter, or `Malformed`, whatever the text. `1e400` comes back as infinity."""
 
     def refuse_constant(name: str) -> None:
@@ -69,7 +69,7 @@ def parse(text: bytes | bytearray | memoryview, where: str) -> Any:
     return value
 
 
-def name_of(value: object) -> str:
+def type_name(value: object) -> str:
     """What a JSON value is, in JSON's own words."""
     names = {dict: "an object", list: "a list", str: "a text", int: "an integer"}
     names |= {float: "a decimal number", bool: "true or false"}
@@ -86,7 +86,7 @@ def _tensor(value: object, key: str) -> torch.Tensor:
 def _flattened(value: object, key: str) -> tuple[list[Any], list[int]]:
     """The innermost entries and the shape of a rectangular list, axis by axis."""
     if not isinstance(value, list):
-        raise IllPosed.about(key, "a list", name_of(value))
+        raise IllPosed.about(key, "a list", type_name(value))
     shape, entries = [len(value)], value
     while entries and isinstance(entries[0], list):
         if len(shape) == MAX_AXES:
@@ -95,7 +95,7 @@ def _flattened(value: object, key: str) -> tuple[list[Any], list[int]]:
         for index, entry in enumerate(entries):
             if not isinstance(entry, list):
                 place = _place(key, index, shape)
-                raise IllPosed.about(place, f"a list of {size} entries", name_of(entry))
+                raise IllPosed.about(place, f"a list of {size} entries", type_name(entry))
             if len(entry) != size:
                 raise IllPosed.about(_place(key, index, shape), f"{size} entries", f"{len(entry)}")
         entries = list(chain.from_iterable(entries))
@@ -111,7 +111,7 @@ def _int64(entries: list[Any], shape: list[int], key: str) -> torch.Tensor:
             is_whole = entry.is_integer()  # false for the infinity of 1e400
             fix = f"Write {int(entry)}." if is_whole and abs(entry) < 2**53 else ""
             raise IllPosed.about(_place(key, index, shape), "an integer", f"{entry}", fix)
-        raise IllPosed.about(_place(key, index, shape), "an integer", name_of(entry))
+        raise IllPosed.about(_place(key, index, shape), "an integer", type_name(entry))
     try:
         return _over(array("q", entries), torch.int64)
     except OverflowError:
@@ -123,7 +123,7 @@ def _int64(entries: list[Any], shape: list[int], key: str) -> torch.Tensor:
 def _float32(entries: list[Any], shape: list[int], key: str) -> torch.Tensor:
     for index, entry in enumerate(entries):
         if type(entry) not in (float, int):
-            raise IllPosed.about(_place(key, index, shape), "a number", name_of(entry))
+            raise IllPosed.about(_place(key, index, shape), "a number", type_name(entry))
     try:
         numbers = _over(array("d", entries), torch.float64).to(torch.float32)
     except OverflowError:  # an integer beyond float64

@@ -34,8 +34,8 @@ from typing import Any
 import torch
 
 from ..errors import IllPosed, Malformed
-from . import json as json_lists
 from . import npy
+from .json import parse_strict
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_TENSORS = 16
@@ -74,7 +74,7 @@ def decode(
     header, payload = memory[8 : 8 + length], memory[8 + length :]
     if bytes(header[:1]) != b"{":
         raise Malformed.about(where, "a safetensors header that begins with {", "something else")
-    entries = json_lists.parse(header, f"{where} header")
+    entries = parse_strict(header, f"{where} header")
     metadata = _metadata(entries.pop("__metadata__", {}), where)
     if len(entries) > MAX_TENSORS:
         raise Malformed.about(where, f"at most {MAX_TENSORS} tensors", f"{len(entries)}")

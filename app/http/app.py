@@ -14,8 +14,7 @@ import seg_loss
 from seg_loss._version import __version__
 
 from ..settings import Settings
-from . import problems
-from . import v1 as routes
+from . import problems, v1
 from .middleware import Figures, Observation
 from .pool import Workers
 from .v1 import Service
@@ -51,7 +50,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    app.include_router(routes.router())
+    app.include_router(v1.router())
     app.add_middleware(Observation, figures=service.figures)
     problems.install(app)
     return app

@@ -18,8 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .. import inputs as uploads
-from .. import operations
+from .. import inputs, operations
 from ..errors import REFUSALS, NotFound, Unavailable
 from ..images import palettes
 from ..images.palettes import Palette
@@ -32,8 +31,7 @@ from ..options import (
     parse,
 )
 from ..settings import Settings
-from . import body, problems
-from . import responses as answers
+from . import body, problems, responses
 from .middleware import Figures
 from .pool import Workers
 from .responses import Answer
@@ -79,28 +77,28 @@ OPERATIONS = (
         "The loss, as numbers for the batch, each image and each class",
         LossOptions,
         operations.loss,
-        answers.LOSS,
+        responses.LOSS,
     ),
     Operation(
         "gradient",
         "The gradient of the loss in the logits",
         GradientOptions,
         operations.gradient,
-        answers.GRADIENT,
+        responses.GRADIENT,
     ),
     Operation(
         "evaluate",
         "The loss with confusion matrix, metrics, calibration and maps",
         EvaluateOptions,
         operations.evaluate,
-        answers.EVALUATE,
+        responses.EVALUATE,
     ),
     Operation(
         "visualize",
         "A picture of labels, prediction, error or loss",
         VisualizeOptions,
         operations.visualize,
-        answers.VISUALIZE,
+        responses.VISUALIZE,
     ),
 )
 
@@ -153,7 +151,7 @@ def router() -> APIRouter:
             responses=_responses(operation),
             openapi_extra=_request(operation),
         )
-    for path, endpoint, summary, responses in (
+    for path, endpoint, summary, documented in (
         ("/v1/palettes", _palettes, "The names of the palettes", _json_and(406)),
         ("/v1/palettes/{name}", _palette, "Colours and class names", _json_and(404, 406)),
         ("/livez", _livez, "Whether the process answers", _json_and()),
@@ -167,7 +165,7 @@ def router() -> APIRouter:
             methods=["GET"],
             summary=summary,
             response_class=Response,
-            responses=responses,
+            responses=documented,
             openapi_extra={"parameters": parameters},
         )
     return routes
@@ -178,11 +176,11 @@ def _endpoint(operation: Operation) -> Callable[[Request], Any]:
         service: Service = request.app.state.service
         settings = service.settings
         options = parse(operation.options, request.query_params.multi_items())
-        media_type = answers.choose(_accept(request), tuple(operation.answers))
+        media_type = responses.choose(_accept(request), tuple(operation.answers))
         if isinstance(options, EvaluateOptions):
-            answers.refuse_maps_in_json(options.maps, media_type)
+            responses.refuse_maps_in_json(options.maps, media_type)
         content_type = request.headers.get("content-type", "")
-        is_json = uploads.media_type(content_type) == answers.JSON
+        is_json = inputs.media_type(content_type) == responses.JSON
         limit = settings.max_json_bytes if is_json else settings.max_body_bytes
         announced = body.announced(request.headers, min(limit, settings.max_body_bytes))
         with ExitStack() as held:
@@ -198,7 +196,7 @@ def _endpoint(operation: Operation) -> Callable[[Request], Any]:
                     content = body.unpack(packed, announced.coding, announced.limit)
                 started = perf_counter()
                 times.append(("wait", started - has_read))
-                upload = uploads.decode(content, content_type, options, settings)
+                upload = inputs.decode(content, content_type, options, settings)
                 decoded = perf_counter()
                 times.append(("decode", decoded - started))
                 service.workers.enlarge(place, operations.working_bytes(upload, options))
@@ -256,12 +254,12 @@ def _accept(request: Request) -> str | None:
 
 
 def _json(request: Request, value: object) -> Response:
-    answers.choose(_accept(request), [answers.JSON])
+    responses.choose(_accept(request), [responses.JSON])
     return _plain_json(value)
 
 
 def _plain_json(value: object) -> Response:
-    return Response(answers.json_bytes(value), media_type=answers.JSON)
+    return Response(responses.json_bytes(value), media_type=responses.JSON)
 
 
 def _described(palette: Palette) -> dict[str, object]:
@@ -285,7 +283,7 @@ _BODIES: Mapping[str, dict[str, Any]] = {
             "type": "object",
             "properties": {
                 name: {"type": "string", "contentMediaType": "application/octet-stream"}
-                for name in uploads.READERS
+                for name in inputs.READERS
             },
         }
     },
@@ -299,7 +297,7 @@ def _refusals() -> Responses:
 
 def _json_and(*statuses: int) -> Responses:
     refusals = _refusals()
-    success = {"description": "OK", "content": {answers.JSON: {"schema": {"type": "object"}}}}
+    success = {"description": "OK", "content": {responses.JSON: {"schema": {"type": "object"}}}}
     return {200: success, **{status: refusals[status] for status in statuses}}
 
 
@@ -322,7 +320,7 @@ def _request(operation: Operation) -> dict[str, Any]:
         }
         for name, field in operation.options.model_fields.items()
     ]
-    content = {media_type: _BODIES[media_type] for media_type in uploads.DECODERS}
+    content = {media_type: _BODIES[media_type] for media_type in inputs.DECODERS}
     return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
 
 

@@ -25,8 +25,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..errors import IllPosed
-from ..formats import png as label_maps
-from . import colormaps as colour_maps
+from ..formats import png
+from . import colormaps
 from .palettes import Palette
 
 Indices = npt.NDArray[np.integer]
@@ -121,7 +121,7 @@ def _labels(scene: Scene) -> bytes:
     replaced = outside & scene.ignored(labels.shape)
     if replaced.any():
         labels = np.where(replaced, scene.palette.ignore_index, labels)
-    return label_maps.write(labels, scene.palette)
+    return png.write(labels, scene.palette)
 
 
 def _prediction(scene: Scene) -> bytes:
@@ -129,7 +129,7 @@ def _prediction(scene: Scene) -> bytes:
     prediction = _needed(
         scene.prediction, "prediction", "prediction", "Send `logits` or `prediction`."
     )
-    return label_maps.write(prediction, scene.palette)
+    return png.write(prediction, scene.palette)
 
 
 def _overlay(scene: Scene) -> bytes:
@@ -157,17 +157,17 @@ def _error(scene: Scene) -> bytes:
 
 def _nll(scene: Scene) -> bytes:
     nll = _needed(scene.nll, "nll", "nll", "Send `logits` and `labels`.")
-    return _heat(_share(nll, scene.num_classes), colour_maps.INFERNO, scene)
+    return _heat(_share(nll, scene.num_classes), colormaps.INFERNO, scene)
 
 
 def _confidence(scene: Scene) -> bytes:
     confidence = _needed(scene.confidence, "confidence", "confidence", "Send `logits`.")
-    return _heat(confidence, colour_maps.VIRIDIS, scene)
+    return _heat(confidence, colormaps.VIRIDIS, scene)
 
 
 def _entropy(scene: Scene) -> bytes:
     entropy = _needed(scene.entropy, "entropy", "entropy", "Send `logits`.")
-    return _heat(_share(entropy, scene.num_classes), colour_maps.VIRIDIS, scene)
+    return _heat(_share(entropy, scene.num_classes), colormaps.VIRIDIS, scene)
 
 
 KINDS: Final[dict[str, Callable[[Scene], bytes]]] = {
@@ -196,7 +196,7 @@ def _share(values: Values, num_classes: int) -> Values:
 def _heat(share: Values, table: Colours, scene: Scene) -> bytes:
     # NaN can only come from pixels without a value, and is shown as such.
     return _with_checker(
-        colour_maps.paint(share, table), scene.ignored(share.shape) | np.isnan(share)
+        colormaps.paint(share, table), scene.ignored(share.shape) | np.isnan(share)
     )
 
 
@@ -208,4 +208,4 @@ def _with_checker(colours: Colours, where: npt.NDArray[np.bool_]) -> bytes:
 
 def _encode(colours: Colours) -> bytes:
     height, width, _ = colours.shape
-    return label_maps.encode(Image.frombytes("RGB", (width, height), colours.tobytes()))
+    return png.encode(Image.frombytes("RGB", (width, height), colours.tobytes()))

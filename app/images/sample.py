@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from ..formats import png as label_maps
+from ..formats import png
 from .palettes import palette
 
 _SEED = 20150608  # any number would do; this is the month of FCN's publication
@@ -91,8 +91,8 @@ def make_sample(directory: Path, *, height: int = 256, width: int = 512) -> Samp
 
     files = SampleFiles(directory / "photo.png", directory / "labels.png", directory / "logits.npy")
     directory.mkdir(parents=True, exist_ok=True)
-    _replace(files.photo, label_maps.encode(Image.fromarray(street.photo(random))))
-    _replace(files.labels, label_maps.write(labels, palette("cityscapes")))
+    _replace(files.photo, png.encode(Image.fromarray(street.photo(random))))
+    _replace(files.labels, png.write(labels, palette("cityscapes")))
     _replace_array(files.logits, _logits(truth, random)[None])
     return files
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from app.formats import png as label_maps
+from app.formats import png
 from app.images.palettes import palette
 
 DIRECTORY = Path(__file__).parents[3] / "shared" / "data" / "fcn-demo"
@@ -37,7 +37,7 @@ last bit of one is lost in all of them, and does not average out."""
 
 def logits(dtype: type = np.float32) -> npt.NDArray[np.floating]:
     """4.0 at the predicted class and 0 elsewhere, [1,21,H,W]."""
-    predicted = label_maps.read(
+    predicted = png.read(
         (DIRECTORY / "output.png").read_bytes(),
         where="prediction",
         palette=palette("voc"),

@@ -17,7 +17,7 @@ from serving import example, npy_file, packed
 
 import seg_loss
 from app import cli
-from app.formats import png as label_maps
+from app.formats import png
 from app.images.palettes import palette
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def files(tmp_path, monkeypatch):
     np.savez("logits.npz", logits=logits, other=labels)
     np.savez_compressed("labels.npz", labels)
     Path("labels.npy").write_bytes(npy_file(labels))
-    Path("labels.png").write_bytes(label_maps.write(labels[0], palette("voc")))
+    Path("labels.png").write_bytes(png.write(labels[0], palette("voc")))
     return tmp_path
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from app.errors import IllPosed, RequestError, TooLarge
-from app.formats import png as label_maps
+from app.formats import png
 from app.formats.png import Encoding, LabelMap
 from app.images.palettes import Palette, palette
 
@@ -31,7 +31,7 @@ def read(
     size: tuple[int, int] | None = None,
     max_pixels: int = 1 << 24,
 ) -> LabelMap:
-    return label_maps.read(
+    return png.read(
         data,
         where="labels",
         encoding=encoding,
@@ -51,7 +51,7 @@ def chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-def png(
+def png_bytes(
     width: int,
     height: int,
     bits: int,
@@ -67,7 +67,7 @@ def png(
     filtered = b"".join(b"\0" + packed[i * stride : (i + 1) * stride] for i in range(height))
     return b"".join(
         (
-            label_maps.PNG_SIGNATURE,
+            png.PNG_SIGNATURE,
             chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)),
             *more,
             chunk(b"IDAT", zlib.compress(filtered)),
@@ -92,7 +92,7 @@ INDICES = np.array([[0, 1, 2], [255, 20, 0]], dtype=np.uint8)
 
 def test_what_was_written_is_read_again() -> None:
     every_index = np.arange(256, dtype=np.uint8).reshape(8, 32)
-    label_map = read(label_maps.write(every_index, palette("voc")))
+    label_map = read(png.write(every_index, palette("voc")))
     assert label_map.mode == "P"
     assert label_map.indices.dtype == np.uint8
     assert label_map.warnings == ()
@@ -100,42 +100,42 @@ def test_what_was_written_is_read_again() -> None:
 
 
 def test_what_was_written_has_the_colours_of_the_palette() -> None:
-    with Image.open(io.BytesIO(label_maps.write(INDICES, palette("voc")))) as picture:
+    with Image.open(io.BytesIO(png.write(INDICES, palette("voc")))) as picture:
         assert picture.convert("RGB").getpixel((0, 1)) == (224, 224, 192)
 
 
 def test_a_memoryview_is_read_like_bytes() -> None:
-    label_map = read(memoryview(label_maps.write(INDICES, palette("voc"))))
+    label_map = read(memoryview(png.write(INDICES, palette("voc"))))
     np.testing.assert_array_equal(label_map.indices, INDICES)
 
 
 def test_wide_indices_are_written_if_they_fit() -> None:
-    data = label_maps.write(INDICES.astype(np.int64), palette("cityscapes"))
+    data = png.write(INDICES.astype(np.int64), palette("cityscapes"))
     np.testing.assert_array_equal(read(data).indices, INDICES)
 
 
 def test_an_index_that_does_not_fit_is_refused_with_its_place() -> None:
     with pytest.raises(IllPosed) as caught:
-        label_maps.write(np.array([[0, 1], [-1, 300]]), palette("voc"))
+        png.write(np.array([[0, 1], [-1, 300]]), palette("voc"))
     assert caught.value.detail == (
         "labels: expected 0…255, which a PNG of mode P can hold, got -1 at (1, 0) and 1 more place."
     )
 
 
 def test_grey_values_are_indices() -> None:
-    label_map = read(png(3, 2, 8, GREY, INDICES.tobytes()))
+    label_map = read(png_bytes(3, 2, 8, GREY, INDICES.tobytes()))
     assert (label_map.mode, label_map.indices.dtype.name) == ("L", "uint8")
     np.testing.assert_array_equal(label_map.indices, INDICES)
 
 
 def test_16_bit_values_are_indices() -> None:
-    label_map = read(png(3, 1, 16, GREY, np.array([0, 7, 26001], ">u2").tobytes()))
+    label_map = read(png_bytes(3, 1, 16, GREY, np.array([0, 7, 26001], ">u2").tobytes()))
     assert (label_map.mode, label_map.indices.dtype.name) == ("I;16", "int32")
     assert label_map.indices.tolist() == [[0, 7, 26001]]
 
 
 def test_1_bit_values_are_0_and_1() -> None:
-    label_map = read(png(4, 1, 1, GREY, bytes([0b0110_0000])))
+    label_map = read(png_bytes(4, 1, 1, GREY, bytes([0b0110_0000])))
     assert (label_map.mode, label_map.indices.dtype.name) == ("1", "uint8")
     assert label_map.indices.tolist() == [[0, 1, 1, 0]]
 
@@ -151,17 +151,17 @@ def test_1_bit_values_are_0_and_1() -> None:
 def test_palettes_of_few_bits_keep_their_indices(
     bits: int, row: bytes, expected: list[int]
 ) -> None:
-    label_map = read(png(4, 1, bits, PALETTE, row, PLTE))
+    label_map = read(png_bytes(4, 1, bits, PALETTE, row, PLTE))
     assert (label_map.mode, label_map.indices.tolist()) == ("P", [expected])
 
 
 def test_transparency_does_not_change_indices() -> None:
-    data = png(4, 1, 8, PALETTE, bytes([0, 1, 2, 3]), PLTE, chunk(b"tRNS", bytes([0, 128])))
+    data = png_bytes(4, 1, 8, PALETTE, bytes([0, 1, 2, 3]), PLTE, chunk(b"tRNS", bytes([0, 128])))
     assert read(data).indices.tolist() == [[0, 1, 2, 3]]
 
 
 def test_equal_colours_in_the_file_do_not_merge_indices() -> None:
-    data = png(4, 1, 8, PALETTE, bytes([0, 1, 2, 3]), chunk(b"PLTE", bytes(12)))
+    data = png_bytes(4, 1, 8, PALETTE, bytes([0, 1, 2, 3]), chunk(b"PLTE", bytes(12)))
     assert read(data).indices.tolist() == [[0, 1, 2, 3]]
 
 
@@ -170,17 +170,17 @@ def test_nothing_is_ever_converted(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("convert was called")
 
     monkeypatch.setattr(Image.Image, "convert", never)
-    read(label_maps.write(INDICES, palette("voc")))
-    read(png(3, 2, 8, GREY))
-    read(png(3, 1, 16, GREY))
-    read(png(4, 1, 1, GREY))
-    read(png(3, 1, 8, RGB), colours=palette("voc"))
-    read(png(3, 1, 8, RGBA), colours=palette("voc"))
+    read(png.write(INDICES, palette("voc")))
+    read(png_bytes(3, 2, 8, GREY))
+    read(png_bytes(3, 1, 16, GREY))
+    read(png_bytes(4, 1, 1, GREY))
+    read(png_bytes(3, 1, 8, RGB), colours=palette("voc"))
+    read(png_bytes(3, 1, 8, RGBA), colours=palette("voc"))
 
 
 @pytest.mark.parametrize("bits", [2, 4])
 def test_grey_of_2_and_4_bits_is_refused(bits: int) -> None:
-    assert refusal(png(4, 1, bits, GREY)).detail == (
+    assert refusal(png_bytes(4, 1, bits, GREY)).detail == (
         "labels: expected a label map (PNG of mode P, L, 1 or I;16), got grey with "
         f"{bits} bits. Its values may have been scaled. Save the map as mode P or L, with 8 bits."
     )
@@ -197,7 +197,7 @@ def test_grey_of_2_and_4_bits_is_refused(bits: int) -> None:
     ],
 )
 def test_other_modes_are_refused(bits: int, colour_type: int, got: str) -> None:
-    error = refusal(png(2, 1, bits, colour_type), colours=palette("voc"))
+    error = refusal(png_bytes(2, 1, bits, colour_type), colours=palette("voc"))
     assert (error.status, error.got) == (422, got)
 
 
@@ -241,7 +241,7 @@ def test_opaque_alpha_is_dropped_in_silence_and_translucent_with_a_warning() -> 
 
 
 def test_colours_without_a_palette_are_refused_with_the_way_out() -> None:
-    assert refusal(png(2, 1, 8, RGB)).detail == (
+    assert refusal(png_bytes(2, 1, 8, RGB)).detail == (
         "labels: expected indices (PNG of mode P or L), or colours of a named palette, got mode "
         "RGB and no palette. Name the palette (palette=voc, palette=cityscapes), or save the map "
         "as mode P or L."
@@ -249,7 +249,7 @@ def test_colours_without_a_palette_are_refused_with_the_way_out() -> None:
 
 
 def test_colours_are_refused_where_indices_were_announced() -> None:
-    error = refusal(png(2, 1, 8, RGB), encoding="index", colours=palette("voc"))
+    error = refusal(png_bytes(2, 1, 8, RGB), encoding="index", colours=palette("voc"))
     assert error.detail == (
         "labels: expected indices (PNG of mode P or L), got colours (mode RGB). Use "
         "label_encoding=rgb and name the palette, or save the map as mode P or L."
@@ -257,25 +257,25 @@ def test_colours_are_refused_where_indices_were_announced() -> None:
 
 
 def test_indices_are_refused_where_colours_were_announced() -> None:
-    error = refusal(png(2, 1, 8, GREY), encoding="rgb", colours=palette("voc"))
+    error = refusal(png_bytes(2, 1, 8, GREY), encoding="rgb", colours=palette("voc"))
     assert error.detail == (
         "labels: expected colours (PNG of mode RGB), got mode L. Use label_encoding=index."
     )
 
 
 def test_a_named_palette_does_not_touch_indices() -> None:
-    data = png(4, 1, 8, PALETTE, bytes([3, 2, 1, 0]), PLTE)
+    data = png_bytes(4, 1, 8, PALETTE, bytes([3, 2, 1, 0]), PLTE)
     assert read(data, colours=palette("voc")).indices.tolist() == [[3, 2, 1, 0]]
 
 
 def test_a_coloured_map_that_was_shrunk_to_mode_p_is_decoded_by_its_colours() -> None:
     shuffled = chunk(b"PLTE", bytes([0, 128, 0, 128, 0, 0, 224, 224, 192]))
-    data = png(3, 1, 8, PALETTE, bytes([0, 1, 2]), shuffled)
+    data = png_bytes(3, 1, 8, PALETTE, bytes([0, 1, 2]), shuffled)
     assert read(data, encoding="rgb", colours=palette("voc")).indices.tolist() == [[2, 1, 255]]
 
 
 def test_a_pixel_behind_the_files_own_palette_is_damage() -> None:
-    data = png(2, 1, 8, PALETTE, bytes([0, 3]), chunk(b"PLTE", bytes(9)))
+    data = png_bytes(2, 1, 8, PALETTE, bytes([0, 3]), chunk(b"PLTE", bytes(9)))
     assert (
         "behind the end of its own palette"
         in refusal(data, encoding="rgb", colours=palette("voc")).detail
@@ -308,7 +308,7 @@ def test_a_palette_with_two_classes_of_one_colour_decodes_nothing() -> None:
     colours = palette("voc").colours.copy()
     colours[5] = colours[3]
     clashing = replace(palette("voc"), name="clashing", colours=colours)
-    assert refusal(png(2, 1, 8, RGB), colours=clashing).detail == (
+    assert refusal(png_bytes(2, 1, 8, RGB), colours=clashing).detail == (
         "labels: expected a palette with one colour per class, got clashing, where 3 and 5 are "
         "(128, 128, 0). Save the map as mode P or L."
     )
@@ -318,7 +318,7 @@ def test_a_palette_with_two_classes_of_one_colour_decodes_nothing() -> None:
 
 
 def test_another_size_than_the_logits_is_refused() -> None:
-    error = refusal(png(334, 500, 8, GREY), size=(300, 500))
+    error = refusal(png_bytes(334, 500, 8, GREY), size=(300, 500))
     assert (error.status, error.detail) == (
         422,
         "labels: expected 300 x 500 (height x width) to match the logits, got 500 x 334.",
@@ -329,15 +329,15 @@ def test_the_size_is_refused_before_any_decoding(monkeypatch: pytest.MonkeyPatch
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the pixels were decoded")
 
-    monkeypatch.setattr(label_maps, "_decode", never)
-    assert refusal(png(3, 2, 8, GREY), size=(2, 4)).status == 422
-    assert refusal(png(3, 2, 8, GREY), max_pixels=5).status == 413
+    monkeypatch.setattr(png, "_decode", never)
+    assert refusal(png_bytes(3, 2, 8, GREY), size=(2, 4)).status == 422
+    assert refusal(png_bytes(3, 2, 8, GREY), max_pixels=5).status == 413
 
 
 @pytest.mark.parametrize("side", [20_000, (1 << 31) - 1])
 def test_a_decompression_bomb_costs_its_header_only(side: int) -> None:
     header = struct.pack(">IIBBBBB", side, side, 8, GREY, 0, 0, 0)
-    bomb = label_maps.PNG_SIGNATURE + b"".join(
+    bomb = png.PNG_SIGNATURE + b"".join(
         (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(1000))), chunk(b"IEND", b""))
     )
     error = refusal(bomb)
@@ -352,14 +352,14 @@ def test_the_pixels_allowed_are_those_of_the_settings_and_not_of_pillow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)
-    assert read(png(3, 2, 8, GREY)).indices.shape == (2, 3)
-    assert label_maps.read_photo(png(3, 2, 8, RGB), where="image", max_pixels=6).shape == (2, 3, 3)
+    assert read(png_bytes(3, 2, 8, GREY)).indices.shape == (2, 3)
+    assert png.read_photo(png_bytes(3, 2, 8, RGB), where="image", max_pixels=6).shape == (2, 3, 3)
 
 
 def test_text_that_inflates_is_never_inflated() -> None:
     text = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 22)))
     profile = chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(1 << 22)))
-    data = png(3, 2, 8, GREY, INDICES.tobytes(), text, profile, after=text)
+    data = png_bytes(3, 2, 8, GREY, INDICES.tobytes(), text, profile, after=text)
     np.testing.assert_array_equal(read(data).indices, INDICES)
 
 
@@ -367,13 +367,13 @@ def test_text_that_inflates_is_never_inflated() -> None:
 
 
 def test_a_file_cut_at_any_byte_is_refused() -> None:
-    data = label_maps.write(INDICES, palette("voc"))
+    data = png.write(INDICES, palette("voc"))
     for length in range(len(data)):
         assert refusal(data[:length]).status == 422
 
 
 def test_a_file_with_any_bit_flipped_is_refused() -> None:
-    data = png(3, 2, 8, GREY, INDICES.tobytes())
+    data = png_bytes(3, 2, 8, GREY, INDICES.tobytes())
     for position in range(len(data)):
         flipped = bytearray(data)
         flipped[position] ^= 1 << position % 8
@@ -386,7 +386,7 @@ def test_pixels_that_end_too_early_are_refused_behind_right_checksums() -> None:
     for length in (0, 1, 2, 10, len(compressed) // 2):
         data = b"".join(
             (
-                label_maps.PNG_SIGNATURE,
+                png.PNG_SIGNATURE,
                 header,
                 chunk(b"IDAT", compressed[:length]),
                 chunk(b"IEND", b""),
@@ -403,22 +403,22 @@ def test_pixels_that_end_too_early_are_refused_behind_right_checksums() -> None:
         (b"", "another format"),
         (b"GIF89a", "another format"),
         (b"\xff\xd8\xff\xe0", "a JPEG, whose colours are approximate"),
-        (label_maps.PNG_SIGNATURE, "a damaged file: it ends too early"),
+        (png.PNG_SIGNATURE, "a damaged file: it ends too early"),
         (
-            label_maps.PNG_SIGNATURE + chunk(b"IEND", b""),
+            png.PNG_SIGNATURE + chunk(b"IEND", b""),
             "a damaged file: it does not begin with one header",
         ),
         (
-            label_maps.PNG_SIGNATURE + chunk(b"IHDR", b"") + chunk(b"IEND", b""),
+            png.PNG_SIGNATURE + chunk(b"IHDR", b"") + chunk(b"IEND", b""),
             "a damaged file: its header has a wrong length",
         ),
         (
-            label_maps.PNG_SIGNATURE + 2 * chunk(b"IHDR", bytes(13)),
+            png.PNG_SIGNATURE + 2 * chunk(b"IHDR", bytes(13)),
             "a damaged file: it does not begin with one header",
         ),
-        (png(0, 0, 8, GREY), "a damaged file: its header has an impossible size"),
-        (png(2, 1, 8, GREY)[:-1], "a damaged file: it ends too early"),
-        (png(2, 1, 8, GREY)[:-1] + b"\0", "a damaged file: a checksum is wrong"),
+        (png_bytes(0, 0, 8, GREY), "a damaged file: its header has an impossible size"),
+        (png_bytes(2, 1, 8, GREY)[:-1], "a damaged file: it ends too early"),
+        (png_bytes(2, 1, 8, GREY)[:-1] + b"\0", "a damaged file: a checksum is wrong"),
     ],
 )
 def test_damage_is_named(data: bytes, got: str) -> None:
@@ -427,8 +427,8 @@ def test_damage_is_named(data: bytes, got: str) -> None:
 
 
 def test_more_chunks_than_any_encoder_writes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label_maps, "_MAX_CHUNKS", 10)
-    data = png(2, 1, 8, GREY, None, *[chunk(b"tEXt", b"")] * 10)
+    monkeypatch.setattr(png, "_MAX_CHUNKS", 10)
+    data = png_bytes(2, 1, 8, GREY, None, *[chunk(b"tEXt", b"")] * 10)
     assert "more than 10 chunks" in refusal(data).detail
 
 
@@ -442,7 +442,7 @@ def test_an_animated_png_is_refused() -> None:
 
 def test_bytes_behind_the_end_are_left_alone() -> None:
     np.testing.assert_array_equal(
-        read(png(3, 2, 8, GREY, INDICES.tobytes()) + b"tail").indices, INDICES
+        read(png_bytes(3, 2, 8, GREY, INDICES.tobytes()) + b"tail").indices, INDICES
     )
 
 
@@ -453,7 +453,7 @@ def test_random_bytes_behind_a_right_header_never_raise_anything_else() -> None:
         for _ in range(50):
             data = b"".join(
                 (
-                    label_maps.PNG_SIGNATURE,
+                    png.PNG_SIGNATURE,
                     header,
                     chunk(b"PLTE", generator.randbytes(generator.randrange(20))),
                     chunk(b"IDAT", b"\x78\x9c" + generator.randbytes(generator.randrange(60))),
@@ -467,7 +467,7 @@ def test_random_bytes_behind_a_right_header_never_raise_anything_else() -> None:
 
 
 def photo(data: bytes, max_pixels: int = 1 << 20) -> npt.NDArray[np.uint8]:
-    return label_maps.read_photo(data, where="image", max_pixels=max_pixels)
+    return png.read_photo(data, where="image", max_pixels=max_pixels)
 
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -512,7 +512,7 @@ def test_photos_are_turned_upright_by_exif(file_format: str, orientation: int) -
     [b"", b"II*\0", b"MM\0*\0\0\0\x08", b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\x09\0", b"??"],
 )
 def test_a_photo_with_damaged_exif_stays_as_it_is(exif: bytes) -> None:
-    data = png(7, 5, 8, RGB, COLOURS.tobytes(), chunk(b"eXIf", exif))
+    data = png_bytes(7, 5, 8, RGB, COLOURS.tobytes(), chunk(b"eXIf", exif))
     np.testing.assert_array_equal(photo(data), COLOURS)
 
 
@@ -548,7 +548,7 @@ def test_other_formats_are_refused_as_photos() -> None:
 
 def test_a_photo_of_16_bit_grey_is_refused() -> None:
     with pytest.raises(IllPosed) as caught:
-        photo(png(2, 1, 16, GREY))
+        photo(png_bytes(2, 1, 16, GREY))
     assert caught.value.detail == "image: expected a photo with 8 bits, got grey with 16 bits."
 
 

@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from app.errors import IllPosed
-from app.formats import png as label_maps
-from app.images import colormaps as colour_maps
-from app.images import render as pictures
+from app.formats import png
+from app.images import colormaps, render
 from app.images.palettes import palette
 from app.images.render import Scene
 
@@ -42,14 +41,14 @@ def pixels(data: bytes) -> npt.NDArray[np.uint8]:
 
 def refusal(kind: str, scene: Scene) -> str:
     with pytest.raises(IllPosed) as caught:
-        pictures.draw(kind, scene)
+        render.draw(kind, scene)
     return caught.value.detail
 
 
 def test_labels_and_predictions_are_valid_label_maps_again() -> None:
     for kind, indices in (("labels", LABELS), ("prediction", PREDICTION)):
-        label_map = label_maps.read(
-            pictures.draw(kind, FULL),
+        label_map = png.read(
+            render.draw(kind, FULL),
             where="labels",
             palette=None,
             expected_size=(2, 3),
@@ -61,7 +60,7 @@ def test_labels_and_predictions_are_valid_label_maps_again() -> None:
 
 def test_an_ignored_label_that_no_png_holds_becomes_the_void_of_the_palette() -> None:
     scene = replace(FULL, labels=np.where(VALID, LABELS, -1))
-    assert pixels(pictures.draw("labels", scene)).tolist() == LABELS.tolist()
+    assert pixels(render.draw("labels", scene)).tolist() == LABELS.tolist()
 
 
 def test_a_valid_label_that_no_png_holds_is_refused() -> None:
@@ -72,30 +71,30 @@ def test_a_valid_label_that_no_png_holds_is_refused() -> None:
 
 
 def test_the_overlay_is_half_photo_and_half_palette() -> None:
-    overlay = pixels(pictures.draw("overlay", FULL))
+    overlay = pixels(render.draw("overlay", FULL))
     assert overlay[0, 1].tolist() == [79, 20, 25]  # (30, 40, 50) and (128, 0, 0)
     assert overlay[1, 1].tolist() == [124, 129, 70]  # (120, 130, 140) and (128, 128, 0)
 
 
 def test_the_overlay_leaves_the_background_and_what_does_not_count_as_photo() -> None:
-    overlay = pixels(pictures.draw("overlay", FULL))
+    overlay = pixels(render.draw("overlay", FULL))
     for row, column in ((0, 0), (1, 0), (1, 2)):
         assert overlay[row, column].tolist() == PHOTO[row, column].tolist()
 
 
 def test_the_overlay_of_a_palette_without_background_blends_class_0() -> None:
-    overlay = pixels(pictures.draw("overlay", replace(FULL, palette=palette("cityscapes"))))
+    overlay = pixels(render.draw("overlay", replace(FULL, palette=palette("cityscapes"))))
     assert overlay[0, 0].tolist() == [64, 37, 74]  # half of the road, half of (0, 10, 20)
 
 
 @pytest.mark.parametrize(("alpha", "expected"), [(0.0, [30, 40, 50]), (1.0, [128, 0, 0])])
 def test_alpha_is_the_weight_of_the_palette(alpha: float, expected: list[int]) -> None:
-    overlay = pixels(pictures.draw("overlay", replace(FULL, alpha=alpha)))
+    overlay = pixels(render.draw("overlay", replace(FULL, alpha=alpha)))
     assert overlay[0, 1].tolist() == expected
 
 
 def test_the_overlay_shows_labels_where_there_is_no_prediction() -> None:
-    overlay = pixels(pictures.draw("overlay", replace(FULL, prediction=None, alpha=1.0)))
+    overlay = pixels(render.draw("overlay", replace(FULL, prediction=None, alpha=1.0)))
     assert overlay[0, 2].tolist() == [0, 128, 0]
 
 
@@ -106,11 +105,11 @@ def test_blends_are_rounded_to_the_nearest_even() -> None:
         prediction=np.array([[1, 1]]),
         photo=np.array([[[0, 1, 3], [0, 5, 7]]], dtype=np.uint8),
     )
-    assert pixels(pictures.draw("overlay", scene)).tolist() == [[[64, 0, 2], [64, 2, 4]]]
+    assert pixels(render.draw("overlay", scene)).tolist() == [[[64, 0, 2], [64, 2, 4]]]
 
 
 def test_the_error_map_is_grey_where_right_vermilion_where_wrong_and_checkered_elsewhere() -> None:
-    assert pixels(pictures.draw("error", FULL)).tolist() == [
+    assert pixels(render.draw("error", FULL)).tolist() == [
         [[217] * 3, [217] * 3, [213, 94, 0]],
         [CHECKER, [217] * 3, [213, 94, 0]],
     ]
@@ -128,49 +127,49 @@ def test_the_checker_has_cells_of_four_pixels() -> None:
         confidence=None,
         entropy=None,
     )
-    error = pixels(pictures.draw("error", scene))[:, :, 0]
+    error = pixels(render.draw("error", scene))[:, :, 0]
     assert error[0].tolist() == [96] * 4 + [144] * 4
     assert error[4].tolist() == [144] * 4 + [96] * 4
 
 
 def test_nll_runs_from_0_to_ln_c_and_is_clipped_above() -> None:
-    nll = pixels(pictures.draw("nll", FULL))
+    nll = pixels(render.draw("nll", FULL))
     assert nll[0].tolist() == [
         [0, 0, 4],
-        colour_maps.INFERNO[math.floor(255 / math.log(21) + 0.5)].tolist(),
+        colormaps.INFERNO[math.floor(255 / math.log(21) + 0.5)].tolist(),
         [252, 255, 164],
     ]
     assert nll[1].tolist() == [CHECKER, [252, 255, 164], [252, 255, 164]]
 
 
 def test_confidence_is_viridis_from_0_to_1() -> None:
-    confidence = pixels(pictures.draw("confidence", FULL))
+    confidence = pixels(render.draw("confidence", FULL))
     assert confidence[0].tolist() == [[68, 1, 84], [33, 145, 140], [253, 231, 37]]
     assert confidence[1, 0].tolist() == CHECKER
 
 
 def test_entropy_is_viridis_of_shares_of_ln_c() -> None:
-    entropy = pixels(pictures.draw("entropy", FULL))
+    entropy = pixels(render.draw("entropy", FULL))
     assert entropy[0].tolist() == [[68, 1, 84], [33, 145, 140], [253, 231, 37]]
 
 
 def test_a_single_class_has_nothing_to_lose() -> None:
     scene = replace(FULL, num_classes=1, nll=np.zeros((2, 3), dtype=np.float32))
-    assert pixels(pictures.draw("nll", scene))[0, 0].tolist() == [0, 0, 4]
+    assert pixels(render.draw("nll", scene))[0, 0].tolist() == [0, 0, 4]
 
 
 def test_a_pixel_without_a_value_is_checkered_even_if_it_counts() -> None:
     scene = replace(FULL, valid=None)
-    assert pixels(pictures.draw("nll", scene))[1, 0].tolist() == CHECKER
+    assert pixels(render.draw("nll", scene))[1, 0].tolist() == CHECKER
 
 
 def test_no_colour_map_contains_the_greys_of_the_checker() -> None:
-    for table in (colour_maps.INFERNO, colour_maps.VIRIDIS):
+    for table in (colormaps.INFERNO, colormaps.VIRIDIS):
         assert not (table == table[:, :1]).all(axis=1).any()
 
 
 def test_colour_maps_go_from_dark_to_light() -> None:
-    for table in (colour_maps.INFERNO, colour_maps.VIRIDIS):
+    for table in (colormaps.INFERNO, colormaps.VIRIDIS):
         assert table.shape == (256, 3)
         luminance = table @ np.array([0.2126, 0.7152, 0.0722])
         assert (np.diff(luminance) > -0.8).all()  # rounding to 8 bits may step back a little
@@ -182,7 +181,7 @@ def test_colour_maps_go_from_dark_to_light() -> None:
 )
 def test_the_first_and_the_last_colour_cover_half_a_step(share: float, index: int) -> None:
     steps = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-    assert colour_maps.paint(np.array([[share]]), steps)[0, 0, 0] == index
+    assert colormaps.paint(np.array([[share]]), steps)[0, 0, 0] == index
 
 
 def test_an_unknown_kind_is_answered_with_the_known_ones() -> None:
@@ -234,11 +233,11 @@ def test_alpha_outside_0_and_1_is_refused(alpha: float) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", pictures.KINDS)
+@pytest.mark.parametrize("kind", render.KINDS)
 def test_nothing_that_comes_in_is_changed(kind: str) -> None:
     arrays = [getattr(FULL, field.name) for field in fields(FULL)]
     copies = [array.copy() for array in arrays if isinstance(array, np.ndarray)]
-    pictures.draw(kind, FULL)
+    render.draw(kind, FULL)
     for array, copy in zip(
         (array for array in arrays if isinstance(array, np.ndarray)), copies, strict=True
     ):

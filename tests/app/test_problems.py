@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from serving import SAFETENSORS, Client, assert_well, example, npy_file, packed, served
 
+from app import inputs
 from app.http.v1 import OPERATIONS
 from app.images.render import KINDS
 from app.options import UPSAMPLINGS
@@ -476,12 +477,10 @@ def test_unknown_paths_and_verbs_are_problems_too(client):
 
 
 def test_an_error_of_ours_says_nothing_but_its_id(client, monkeypatch, caplog):
-    from app import inputs as uploads
-
     def broken(*_: object) -> None:
         raise RuntimeError("a secret path")
 
-    monkeypatch.setattr(uploads, "decode", broken)
+    monkeypatch.setattr(inputs, "decode", broken)
     problem = assert_problem(client.post_tensors("/v1/loss", **example()), 500, "internal")
     assert problem["detail"] == "An error of the service, not of the request."
     assert problem["request_id"] in caplog.text
@@ -505,9 +504,7 @@ def test_a_slow_body_is_given_up():
 
 
 def test_a_slow_computation_is_answered_and_holds_its_place_until_it_ends(monkeypatch):
-    from app import inputs as uploads
-
-    decode = uploads.decode
+    decode = inputs.decode
 
     def slow(*arguments: object) -> object:
         time.sleep(0.3)
@@ -515,7 +512,7 @@ def test_a_slow_computation_is_answered_and_holds_its_place_until_it_ends(monkey
 
     with served(compute_timeout_seconds=0.05, max_concurrent_requests=1) as client:
         client.wait_until_warm()
-        monkeypatch.setattr(uploads, "decode", slow)
+        monkeypatch.setattr(inputs, "decode", slow)
         response = client.post_tensors("/v1/loss", **example())
         problem = assert_problem(response, 503, "unavailable")
         assert "not ready within 0.05 s" in problem["detail"]

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from app.formats import png as label_maps
+from app.formats import png
 from app.images.palettes import palette
 from app.images.sample import SampleFiles, make_sample
 
@@ -19,7 +19,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> SampleFiles:
 
 @pytest.fixture(scope="module")
 def labels(files: SampleFiles) -> npt.NDArray[np.int64]:
-    label_map = label_maps.read(
+    label_map = png.read(
         files.labels.read_bytes(),
         where="labels",
         palette=None,
@@ -46,7 +46,7 @@ def test_there_are_three_files_and_nothing_else(files: SampleFiles) -> None:
 
 
 def test_the_photo_has_the_size_of_the_labels(files: SampleFiles) -> None:
-    photo = label_maps.read_photo(files.photo.read_bytes(), where="image", max_pixels=256 * 512)
+    photo = png.read_photo(files.photo.read_bytes(), where="image", max_pixels=256 * 512)
     assert photo.shape == (256, 512, 3)
     assert 80 < photo.mean() < 180
 
@@ -106,7 +106,7 @@ def test_files_of_other_names_are_left_alone(tmp_path: Path) -> None:
 def test_odd_sizes_are_drawn_too(tmp_path: Path, size: tuple[int, int]) -> None:
     made = make_sample(tmp_path, height=size[0], width=size[1])
     assert np.load(made.logits).shape == (1, 19, *size)
-    photo = label_maps.read_photo(made.photo.read_bytes(), where="image", max_pixels=1 << 16)
+    photo = png.read_photo(made.photo.read_bytes(), where="image", max_pixels=1 << 16)
     assert photo.shape == (*size, 3)
 
 

@@ -11,9 +11,9 @@ import zstandard
 from PIL import Image
 from serving import SAFETENSORS, example, npy_file, packed
 
-from app import inputs as uploads
+from app import inputs
 from app.errors import Malformed, RequestError, TooLarge
-from app.formats import png as label_maps
+from app.formats import png
 from app.http import body
 from app.images import palettes
 from app.options import LossOptions, parse
@@ -24,8 +24,8 @@ OPTIONS = LossOptions()
 LOGITS, LABELS = example()["logits"], example()["labels"]
 
 
-def assembled(**inputs: uploads.Input) -> uploads.Upload:
-    return uploads.assemble(inputs, OPTIONS, SETTINGS)
+def assembled(**sources: inputs.Input) -> inputs.Upload:
+    return inputs.assemble(sources, OPTIONS, SETTINGS)
 
 
 def memory(content: bytes) -> memoryview:
@@ -33,7 +33,7 @@ def memory(content: bytes) -> memoryview:
 
 
 def label_png() -> bytes:
-    return label_maps.write(LABELS[0].numpy(), palettes.palette("voc"))
+    return png.write(LABELS[0].numpy(), palettes.palette("voc"))
 
 
 def multipart(**files: bytes) -> tuple[memoryview, str]:
@@ -55,7 +55,7 @@ def test_the_three_kinds_of_body_hold_the_same_tensors():
         multipart(labels=label_png(), logits=packed(any_name=LOGITS)),
     ]
     for content, content_type in bodies:
-        upload = uploads.decode(content, content_type, OPTIONS, SETTINGS)
+        upload = inputs.decode(content, content_type, OPTIONS, SETTINGS)
         assert torch.equal(upload.logits, LOGITS)
         assert torch.equal(upload.labels.to(torch.uint8), LABELS)
         assert upload.names == ("logits", "labels")
@@ -63,7 +63,7 @@ def test_the_three_kinds_of_body_hold_the_same_tensors():
 
 def test_the_tensors_of_a_body_are_views_of_it():
     content = memory(packed(**example()))
-    upload = uploads.decode(content, "application/x-safetensors", OPTIONS, SETTINGS)
+    upload = inputs.decode(content, "application/x-safetensors", OPTIONS, SETTINGS)
     begin = torch.frombuffer(content, dtype=torch.uint8).data_ptr()
     assert begin <= upload.logits.data_ptr() < begin + len(content)
 
@@ -109,7 +109,7 @@ def test_warnings_of_a_label_map_come_along():
     file = io.BytesIO()
     target.save(file, "PNG")
     options = parse(LossOptions, [("palette", "voc")])
-    upload = uploads.assemble({"labels": memory(file.getvalue())}, options, SETTINGS)
+    upload = inputs.assemble({"labels": memory(file.getvalue())}, options, SETTINGS)
     assert upload.warnings == ("labels: transparency was left out (translucent pixels: 42).",)
 
 

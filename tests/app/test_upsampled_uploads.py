@@ -18,9 +18,8 @@ from serving import SAFETENSORS, Client, assert_well, npy_file, packed, served
 from test_problems import assert_problem, bomb
 
 import seg_loss
-from app import cli, operations, options
-from app import inputs as uploads
-from app.formats import png as label_maps
+from app import cli, inputs, operations, options
+from app.formats import png
 from app.http.app import create_app
 from app.images.palettes import palette
 from app.images.render import KINDS
@@ -59,8 +58,8 @@ def truth(name: str, tensors: Mapping[str, torch.Tensor], **more: object) -> tup
     return float(loss.detach()), gradient
 
 
-def png(labels: torch.Tensor) -> bytes:
-    return label_maps.write(labels.numpy(), palette("voc"))
+def label_png(labels: torch.Tensor) -> bytes:
+    return png.write(labels.numpy(), palette("voc"))
 
 
 def photo(*size: int) -> torch.Tensor:
@@ -73,7 +72,7 @@ def run(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tensors = example()
     Path("scores.npy").write_bytes(npy_file(tensors["logits"].numpy()))
-    Path("labels.png").write_bytes(png(tensors["labels"][0]))
+    Path("labels.png").write_bytes(label_png(tensors["labels"][0]))
 
     def run(line: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stop:
@@ -104,7 +103,7 @@ def test_every_door_gives_the_loss_of_the_library_which_is_that_of_the_definitio
     for request in (
         {"content": packed(**tensors), "headers": SAFETENSORS},
         {"json": lists},
-        {"files": {"logits": scores, "labels": png(labels[0])}},
+        {"files": {"logits": scores, "labels": label_png(labels[0])}},
         {"files": {"labels": npy_file(labels.numpy()), "logits": scores}},
         {"files": {"labels": packed(labels=labels[:, None]), "logits": scores}},
     ):
@@ -201,7 +200,7 @@ def test_upsampling_fcn_is_caffes_deconvolution_and_crop(run, case):
     with np.load(GOLDEN / f"{case}.npz") as golden:
         scores, labels = golden["score_fr"], golden["label"].astype(np.uint8)
         loss, gradient = float(golden["loss"]), golden["d_score_fr"]
-    files = {"logits": npy_file(scores), "labels": png(torch.from_numpy(labels[0, 0]))}
+    files = {"logits": npy_file(scores), "labels": label_png(torch.from_numpy(labels[0, 0]))}
     query = "upsampling=fcn&normalization=batch&ignore_index=255"
     with served() as client:
         answer = client.post(f"/v1/loss?{query}", files=files)
@@ -265,8 +264,8 @@ def test_a_picture_that_needs_no_logits_needs_no_size(client):
     assert Image.open(io.BytesIO(answer.content)).size == SIZE[::-1]
     files = {
         "logits": npy_file(example()["logits"].numpy()),
-        "prediction": png(prediction[0]),
-        "labels": png(example()["labels"][0, :-1]),
+        "prediction": label_png(prediction[0]),
+        "labels": label_png(example()["labels"][0, :-1]),
     }
     answer = client.post(f"{path}error", files=files)
     assert assert_problem(answer, 422, "ill_posed")["detail"] == (
@@ -372,7 +371,10 @@ def test_labels_larger_than_logits_are_refused_with_the_option_that_would_take_t
         "labels: expected 6 x 7 (height x width) to match the logits, got 20 x 30. "
         "Scores of lower resolution? Use upsampling=bilinear."
     )
-    files = {"logits": npy_file(tensors["logits"].numpy()), "labels": png(tensors["labels"][0])}
+    files = {
+        "logits": npy_file(tensors["logits"].numpy()),
+        "labels": label_png(tensors["labels"][0]),
+    }
     assert client.post("/v1/loss", files=files).json()["detail"] == sentence
     assert run("loss scores.npy labels.png") == (1, "", f"seg-loss: {sentence}\n")
 
@@ -434,7 +436,7 @@ def test_labels_and_photos_of_any_kind_have_the_limits_of_logits(refuse, client)
     refuse("upsampling=bilinear", 413, labels=large[0])
     with served(max_pixels=1 << 26) as roomy:
         logits = torch.zeros(1, 2, 1, 1)
-        long = torch.zeros(1, 1, uploads.MAX_UPSAMPLED_SIDE + 1, dtype=torch.uint8)
+        long = torch.zeros(1, 1, inputs.MAX_UPSAMPLED_SIDE + 1, dtype=torch.uint8)
         for labels, what in ((long, "columns"), (long.mT, "rows")):
             path = "/v1/loss?upsampling=bilinear"
             answer = roomy.post_tensors(path, logits=logits, labels=labels)
@@ -644,18 +646,18 @@ def test_the_document_and_the_help_have_the_option(run):
 
 
 def test_maps_of_other_operations_need_no_room():
-    upload = uploads.Upload(**example())
+    upload = inputs.Upload(**example())
     needed = operations.working_bytes
     assert needed(upload, options.LossOptions()) == 0
     assert needed(upload, options.EvaluateOptions()) == 0
     assert needed(upload, options.EvaluateOptions(maps=("nll",))) == 4 * 42
     assert needed(upload, options.VisualizeOptions(kind="entropy")) == 4 * 42
     assert needed(upload, options.VisualizeOptions(kind="labels")) == 0
-    alone = uploads.Upload(logits=upload.logits)
+    alone = inputs.Upload(logits=upload.logits)
     assert needed(alone, options.VisualizeOptions(kind="entropy")) == 4 * 42
     upsampled = options.VisualizeOptions(kind="entropy", upsampling="bilinear")
     assert needed(alone, upsampled) == 0  # it will be refused
-    photo = uploads.Upload(logits=upload.logits, image=np.zeros((8, 9, 3), np.uint8))
+    photo = inputs.Upload(logits=upload.logits, image=np.zeros((8, 9, 3), np.uint8))
     scratch = seg_loss.scratch_bytes(upload.logits, (8, 9), upsampling=Bilinear())
     assert needed(photo, upsampled) == 4 * 72 + scratch
 
