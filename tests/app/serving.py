@@ -4,10 +4,12 @@ import asyncio
 import io
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -173,3 +175,31 @@ def assert_well(client: Client) -> None:
         example()["logits"], example()["labels"].long(), ignore_index=255
     )
     assert response.json()["loss"] == pytest.approx(float(loss), rel=1e-6)
+
+
+def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, object]:
+    assert response.status_code == status, response.text
+    assert response.headers["Content-Type"] == "application/problem+json"
+    problem = response.json()
+    assert problem["type"] == f"urn:seg-loss:{code}"
+    assert problem["code"] == code
+    assert problem["status"] == status
+    assert problem["error"] == problem["detail"]
+    assert problem["title"]
+    assert problem["request_id"] == response.headers["X-Request-ID"]
+    return problem
+
+
+def bomb() -> bytes:
+    """50000 x 50000 pixels in a file of few bytes."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
+
+    header = struct.pack(">IIBBBBB", 50000, 50000, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes(1 << 16))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )

@@ -14,8 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from serving import SAFETENSORS, Client, assert_well, npy_file, packed, served
-from test_problems import assert_problem, bomb
+from serving import SAFETENSORS, Client, assert_problem, assert_well, bomb, npy_file, packed, served
 
 import seg_loss
 from app import cli, inputs, operations, options

@@ -8,14 +8,23 @@ import struct
 import time
 import zlib
 
-import httpx
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from serving import SAFETENSORS, Client, assert_well, example, npy_file, packed, served
+from serving import (
+    SAFETENSORS,
+    Client,
+    assert_problem,
+    assert_well,
+    bomb,
+    example,
+    npy_file,
+    packed,
+    served,
+)
 
 from app import inputs
 from app.http.v1 import OPERATIONS
@@ -29,19 +38,6 @@ LOGITS, LABELS = example()["logits"], example()["labels"]
 def _is_well_afterwards(client):
     yield
     assert_well(client)
-
-
-def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, object]:
-    assert response.status_code == status, response.text
-    assert response.headers["Content-Type"] == "application/problem+json"
-    problem = response.json()
-    assert problem["type"] == f"urn:seg-loss:{code}"
-    assert problem["code"] == code
-    assert problem["status"] == status
-    assert problem["error"] == problem["detail"]
-    assert problem["title"]
-    assert problem["request_id"] == response.headers["X-Request-ID"]
-    return problem
 
 
 def png_file(array: np.ndarray, mode: str | None = None) -> bytes:
@@ -166,21 +162,6 @@ def test_a_true_class_of_probability_zero_is_an_infinite_loss_which_json_calls_n
 
 
 PNG = png_file(LABELS[0].numpy())
-
-
-def bomb() -> bytes:
-    """50000 x 50000 pixels in a file of few bytes."""
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        )
-
-    header = struct.pack(">IIBBBBB", 50000, 50000, 8, 0, 0, 0, 0)
-    pixels = zlib.compress(bytes(1 << 16))
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    )
 
 
 def lying_npy() -> bytes:

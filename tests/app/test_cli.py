@@ -13,14 +13,12 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from serving import example, npy_file, packed
+from serving import ROOT, example, npy_file, packed
 
 import seg_loss
 from app import cli
 from app.formats import png
 from app.images.palettes import palette
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import random
 import struct
 import zlib
 from dataclasses import replace
-from pathlib import Path
 
+import fcn_demo
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -16,9 +16,6 @@ from app.errors import IllPosed, RequestError, TooLarge
 from app.formats import png
 from app.formats.png import Encoding, LabelMap
 from app.images.palettes import Palette, palette
-
-_DEMO = Path(__file__).resolve().parents[3] / "shared" / "data" / "fcn-demo"
-needs_demo = pytest.mark.skipif(not _DEMO.is_dir(), reason="../shared/data/fcn-demo is not here")
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
 
@@ -555,9 +552,9 @@ def test_a_photo_of_16_bit_grey_is_refused() -> None:
 # A real file
 
 
-@needs_demo
+@fcn_demo.needed
 def test_the_truth_of_the_fcn_demo_has_its_published_counts() -> None:
-    label_map = read((_DEMO / "label.png").read_bytes(), size=(500, 334))
+    label_map = read((fcn_demo.DIRECTORY / "label.png").read_bytes(), size=(500, 334))
     values, counts = np.unique(label_map.indices, return_counts=True)
     assert dict(zip(values.tolist(), counts.tolist(), strict=True)) == {
         0: 54389,
@@ -567,10 +564,12 @@ def test_the_truth_of_the_fcn_demo_has_its_published_counts() -> None:
     }
 
 
-@needs_demo
+@fcn_demo.needed
 def test_the_prediction_of_the_fcn_demo_is_decoded_from_its_colours() -> None:
-    truth = read((_DEMO / "label.png").read_bytes()).indices
-    prediction = read((_DEMO / "output.png").read_bytes(), colours=palette("voc")).indices
+    truth = read((fcn_demo.DIRECTORY / "label.png").read_bytes()).indices
+    prediction = read(
+        (fcn_demo.DIRECTORY / "output.png").read_bytes(), colours=palette("voc")
+    ).indices
     values, counts = np.unique(prediction[truth != 255], return_counts=True)
     assert dict(zip(values.tolist(), counts.tolist(), strict=True)) == {
         0: 66092,
@@ -579,6 +578,6 @@ def test_the_prediction_of_the_fcn_demo_is_decoded_from_its_colours() -> None:
     }
 
 
-@needs_demo
+@fcn_demo.needed
 def test_the_photo_of_the_fcn_demo_has_the_size_of_its_labels() -> None:
-    assert photo((_DEMO / "image.jpg").read_bytes()).shape == (500, 334, 3)
+    assert photo((fcn_demo.DIRECTORY / "image.jpg").read_bytes()).shape == (500, 334, 3)
