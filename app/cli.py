@@ -431,10 +431,10 @@ def _read_npz(path: Path, name: str) -> memoryview:
                 wanted = members[0]
             if wanted not in members:
                 got = f"{len(members)} others"
-                raise IllPosed.about(name, f"one array, or one called {name}", got)
+                raise IllPosed(name, f"one array, or one called {name}", got)
             return memoryview(bytearray(archive.read(wanted)))
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
-        raise IllPosed.about(name, "a complete NPZ file", "a damaged one") from None
+        raise IllPosed(name, "a complete NPZ file", "a damaged one") from None
 
 
 def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> None:

@@ -22,10 +22,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .errors import IllPosed, TooLarge, UnsupportedMedia
+from .errors import IllPosed, TooLarge, UnsupportedMedia, dtype_name, safe_repr
 from .formats import json, multipart, npy, png, safetensors
 from .images import palettes
-from .options import LossOptions, described
+from .options import LossOptions
 from .settings import Settings
 
 Input = Tensor | memoryview
@@ -78,7 +78,7 @@ def media_type(content_type: str | None) -> str:
         return name
     fix = "Say -H 'Content-Type: application/x-safetensors' (curl)."
     accepted = list(DECODERS)
-    raise UnsupportedMedia.about(
+    raise UnsupportedMedia(
         "Content-Type",
         f"one of {', '.join(accepted)}",
         "another one" if name else "none",
@@ -110,7 +110,7 @@ def assemble(inputs: Mapping[str, Input], options: LossOptions, settings: Settin
             if name in type(options).model_fields:
                 fix = f"Options belong into the query: ?{name}=..."
             expected = f"inputs out of {', '.join(READERS)}"
-            raise IllPosed.about("body", expected, described(name), fix)
+            raise IllPosed("body", expected, safe_repr(name), fix)
     reading = _Reading(options, settings)
     found = {
         name: reader(reading, name, inputs[name])
@@ -136,15 +136,11 @@ class _Reading:
         if logits.ndim == 3:
             logits = logits[None]
         if not 2 <= logits.ndim <= MAX_AXES:
-            raise IllPosed.about(
-                name, "[N,C,H,W], [C,H,W], [N,C] or [N,C,D,H,W]", f"{logits.ndim} axes"
-            )
+            raise IllPosed(name, "[N,C,H,W], [C,H,W], [N,C] or [N,C,D,H,W]", f"{logits.ndim} axes")
         if self.is_upsampled and logits.ndim != 4:
-            raise IllPosed.about(
-                name, "[N,C,h,w] or [C,h,w], to be upsampled", f"{logits.ndim} axes"
-            )
+            raise IllPosed(name, "[N,C,h,w] or [C,h,w], to be upsampled", f"{logits.ndim} axes")
         if not logits.numel():
-            raise IllPosed.about(name, "at least one number", f"shape {tuple(logits.shape)}")
+            raise IllPosed(name, "at least one number", f"shape {tuple(logits.shape)}")
         num_images, num_classes, *spatial = logits.shape
         _check_limit(name, "images", num_images, self.settings.max_images)
         _check_limit(name, "classes", num_classes, self.settings.max_classes)
@@ -182,14 +178,14 @@ class _Reading:
     def _per_pixel(self, name: str, tensor: Tensor) -> Tensor:
         """[N,*spatial]; alone or with a batch of one, the batch axis may be missing."""
         if not tensor.numel():
-            raise IllPosed.about(name, "at least one number", f"shape {tuple(tensor.shape)}")
+            raise IllPosed(name, "at least one number", f"shape {tuple(tensor.shape)}")
         if self.logits is None:
             tensor = tensor[None] if tensor.ndim == 2 else tensor
             _check_limit(name, "pixels per image", prod(tensor.shape[1:]), self.settings.max_pixels)
         elif self.is_upsampled:
             tensor = tensor[None] if tensor.ndim == 2 and len(self.logits) == 1 else tensor
             if tensor.ndim not in (3, 4):
-                raise IllPosed.about(name, "[N,H,W] or [H,W]", f"shape {tuple(tensor.shape)}")
+                raise IllPosed(name, "[N,H,W] or [H,W]", f"shape {tuple(tensor.shape)}")
         elif tensor.shape == self.logits.shape[2:] and len(self.logits) == 1:
             tensor = tensor[None]
         return tensor
@@ -212,11 +208,11 @@ class _Reading:
         if image.ndim == 3 and image.shape[2] != 3 and image.shape[0] == 3:
             image = image.permute(1, 2, 0)
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            got = f"{_name_of(image)} {tuple(image.shape)}"
-            raise IllPosed.about(name, "uint8 [H,W,3] or [3,H,W]", got)
+            got = f"{dtype_name(image.dtype)} {tuple(image.shape)}"
+            raise IllPosed(name, "uint8 [H,W,3] or [3,H,W]", got)
         _check_limit(name, "pixels", image.shape[0] * image.shape[1], self.settings.max_pixels)
         if not image.numel():
-            raise IllPosed.about(name, "at least one pixel", f"shape {tuple(image.shape)}")
+            raise IllPosed(name, "at least one pixel", f"shape {tuple(image.shape)}")
         return image.contiguous().numpy()
 
     def _check_upsampled(self, name: str, shape: Sequence[int]) -> None:
@@ -279,7 +275,7 @@ def _tensor(name: str, source: Input, also: str = "") -> Tensor:
     read = _TENSOR_FILES.get(kind)
     if read is None:
         expected = f"a file of {' or '.join(_TENSOR_FILES)}{also}"
-        raise IllPosed.about(name, expected, kind if source else "an empty file")
+        raise IllPosed(name, expected, kind if source else "an empty file")
     return read(source, name)
 
 
@@ -297,7 +293,7 @@ def _only_tensor(source: memoryview, name: str) -> Tensor:
         return tensors[name]
     if len(tensors) == 1:
         return next(iter(tensors.values()))
-    raise IllPosed.about(name, f"one tensor, or one called {name}", f"{len(tensors)} others")
+    raise IllPosed(name, f"one tensor, or one called {name}", f"{len(tensors)} others")
 
 
 _MAGIC = (
@@ -317,8 +313,4 @@ _TENSOR_FILES: Mapping[str, Callable[[memoryview, str], Tensor]] = {
 
 def _check_limit(name: str, what: str, number: int, limit: int) -> None:
     if number > limit:
-        raise TooLarge.about(name, f"at most {limit} {what}", f"{number}", limit=limit)
-
-
-def _name_of(tensor: Tensor) -> str:
-    return f"{tensor.dtype}".removeprefix("torch.")
+        raise TooLarge(name, f"at most {limit} {what}", f"{number}", limit=limit)

@@ -22,7 +22,7 @@ import seg_loss
 from seg_loss import Bilinear, Deconvolution, Evaluation
 from seg_loss.upsampling import Size, Upsampling
 
-from .errors import IllPosed
+from .errors import IllPosed, dtype_name
 from .images import palettes, render
 from .inputs import Upload
 from .options import EvaluateOptions, GradientOptions, LossOptions, VisualizeOptions
@@ -236,13 +236,13 @@ def _upsampled_size(upload: Upload) -> Size:
     if upload.image is not None:
         return upload.image.shape[:2]
     expected = "labels or image too, for the size that logits are upsampled to"
-    raise IllPosed.about("body", expected, " and ".join(upload.names))
+    raise IllPosed("body", expected, " and ".join(upload.names))
 
 
 def _logits_and_labels(upload: Upload) -> tuple[Tensor, Tensor]:
     if upload.logits is None or upload.labels is None:
         got = " and ".join(upload.names) or "neither"
-        raise IllPosed.about("body", "logits and labels", got)
+        raise IllPosed("body", "logits and labels", got)
     return upload.logits, upload.labels
 
 
@@ -253,7 +253,7 @@ def _evaluation_for(upload: Upload, options: VisualizeOptions) -> Evaluation | N
         return None
     if logits.ndim != 4 or len(logits) != 1:
         expected = "[1,C,H,W], the logits of one image"
-        raise IllPosed.about("logits", expected, f"shape {tuple(logits.shape)}")
+        raise IllPosed("logits", expected, f"shape {tuple(logits.shape)}")
     if labels is not None:
         return seg_loss.evaluate(
             logits, labels, upload.class_weight, **_loss_options(upload, options), maps=(name,)
@@ -276,12 +276,11 @@ def _indices(where: str, tensor: Tensor | None) -> npt.NDArray[np.integer] | Non
     if tensor is None:
         return None
     if tensor.dtype not in _LABEL_DTYPES:
-        dtype = f"{tensor.dtype}".removeprefix("torch.")
-        raise IllPosed.about(where, "class indices, which are integers", dtype)
+        raise IllPosed(where, "class indices, which are integers", dtype_name(tensor.dtype))
     if tensor.ndim == 4 and tensor.shape[1] == 1:
         tensor = tensor[:, 0]
     if tensor.ndim != 3 or len(tensor) != 1:
-        raise IllPosed.about(where, "[1,H,W], one image", f"shape {tuple(tensor.shape)}")
+        raise IllPosed(where, "[1,H,W], one image", f"shape {tuple(tensor.shape)}")
     return tensor[0].numpy()
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from seg_loss.constants import MAPS, NORMALIZATIONS
 
-from .errors import IllPosed, Malformed
+from .errors import IllPosed, Malformed, safe_repr
 from .formats.png import ENCODINGS, Encoding
 from .images.palettes import PALETTES
 from .images.render import KINDS
@@ -24,11 +24,9 @@ from .images.render import KINDS
 UPSAMPLINGS = ("none", "bilinear", "bilinear_aligned", "fcn")
 MAX_IGNORED = 256
 MAX_TEXT = 4096
-MAX_EXAMPLE = 40
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?")
-_HARMLESS = re.compile(r"[\w+\-.,: ]*", re.A)
 
 
 def _number(text: object) -> object:
@@ -169,27 +167,18 @@ def parse(model: type[Options], pairs: Iterable[tuple[str, str]]) -> Options:
     for name, text in pairs:
         if name not in model.model_fields:
             known = ", ".join(model.model_fields)
-            raise IllPosed.about("options", f"names out of {known}", described(name))
+            raise IllPosed("options", f"names out of {known}", safe_repr(name))
         if name in texts:
-            raise IllPosed.about(name, "one value", "several")
+            raise IllPosed(name, "one value", "several")
         if len(text) > MAX_TEXT:
-            raise Malformed.about(name, f"at most {MAX_TEXT} characters", "more")
+            raise Malformed(name, f"at most {MAX_TEXT} characters", "more")
         texts[name] = text
     try:
         return model.model_validate(texts)
     except ValidationError as error:
         name = str(error.errors(include_url=False, include_context=False)[0]["loc"][0])
     expected = model.model_fields[name].title or "another value"
-    raise IllPosed.about(name, expected, described(texts[name]))
-
-
-def described(text: str) -> str:
-    """A text from outside as it may stand in a sentence: as it is if harmless and short."""
-    if not text:
-        return "nothing"
-    if len(text) <= MAX_EXAMPLE and _HARMLESS.fullmatch(text):
-        return f"'{text}'"
-    return "something else"
+    raise IllPosed(name, expected, safe_repr(texts[name]))
 
 
 def shown(value: Any) -> str:

@@ -31,10 +31,10 @@ def decode(body: bytes | bytearray | memoryview) -> dict[str, torch.Tensor]:
     """Read the lists of a JSON body."""
     message = parse_strict(body, "body")
     if not isinstance(message, dict):
-        raise Malformed.about("body", "a JSON object", type_name(message))
+        raise Malformed("body", "a JSON object", type_name(message))
     for key in message:
         if key not in KEYS:
-            raise IllPosed.about("body", f"keys out of {', '.join(KEYS)}", f"{key[:40]!a}")
+            raise IllPosed("body", f"keys out of {', '.join(KEYS)}", f"{key[:40]!a}")
     return {key: _tensor(value, key) for key, value in message.items()}
 
 
@@ -42,12 +42,12 @@ def parse_strict(text: bytes | bytearray | memoryview, where: str) -> Any:
     """JSON by the letter, or `Malformed`, whatever the text. `1e400` comes back as infinity."""
 
     def refuse_constant(name: str) -> None:
-        raise Malformed.about(where, "JSON, which has finite numbers only", name)
+        raise Malformed(where, "JSON, which has finite numbers only", name)
 
     def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         members = dict(pairs)
         if len(members) < len(pairs):
-            raise Malformed.about(where, "a JSON object with every key once", "a key twice")
+            raise Malformed(where, "a JSON object with every key once", "a key twice")
         return members
 
     try:
@@ -58,14 +58,14 @@ def parse_strict(text: bytes | bytearray | memoryview, where: str) -> Any:
         if "\\u" in decoded:  # JSON can spell half a surrogate pair, which no answer could repeat
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeError:
-        raise Malformed.about(where, "JSON in UTF-8", "other bytes") from None
+        raise Malformed(where, "JSON in UTF-8", "other bytes") from None
     except json.JSONDecodeError as error:
         got = f"something else at character {error.pos}"
-        raise Malformed.about(where, "JSON", got) from None
+        raise Malformed(where, "JSON", got) from None
     except ValueError:  # Python's limit on the digits of an integer
-        raise Malformed.about(where, "JSON numbers of a few digits", "thousands of them") from None
+        raise Malformed(where, "JSON numbers of a few digits", "thousands of them") from None
     except RecursionError:
-        raise Malformed.about(where, "JSON nested a few levels deep", "hundreds of them") from None
+        raise Malformed(where, "JSON nested a few levels deep", "hundreds of them") from None
     return value
 
 
@@ -86,18 +86,18 @@ def _tensor(value: object, key: str) -> torch.Tensor:
 def _flattened(value: object, key: str) -> tuple[list[Any], list[int]]:
     """The innermost entries and the shape of a rectangular list, axis by axis."""
     if not isinstance(value, list):
-        raise IllPosed.about(key, "a list", type_name(value))
+        raise IllPosed(key, "a list", type_name(value))
     shape, entries = [len(value)], value
     while entries and isinstance(entries[0], list):
         if len(shape) == MAX_AXES:
-            raise Malformed.about(key, f"lists at most {MAX_AXES} deep", "deeper ones")
+            raise Malformed(key, f"lists at most {MAX_AXES} deep", "deeper ones")
         size = len(entries[0])
         for index, entry in enumerate(entries):
             if not isinstance(entry, list):
                 place = _place(key, index, shape)
-                raise IllPosed.about(place, f"a list of {size} entries", type_name(entry))
+                raise IllPosed(place, f"a list of {size} entries", type_name(entry))
             if len(entry) != size:
-                raise IllPosed.about(_place(key, index, shape), f"{size} entries", f"{len(entry)}")
+                raise IllPosed(_place(key, index, shape), f"{size} entries", f"{len(entry)}")
         entries = list(chain.from_iterable(entries))
         shape.append(size)
     return entries, shape
@@ -110,20 +110,20 @@ def _int64(entries: list[Any], shape: list[int], key: str) -> torch.Tensor:
         if isinstance(entry, float):
             is_whole = entry.is_integer()  # false for the infinity of 1e400
             fix = f"Write {int(entry)}." if is_whole and abs(entry) < 2**53 else ""
-            raise IllPosed.about(_place(key, index, shape), "an integer", f"{entry}", fix)
-        raise IllPosed.about(_place(key, index, shape), "an integer", type_name(entry))
+            raise IllPosed(_place(key, index, shape), "an integer", f"{entry}", fix)
+        raise IllPosed(_place(key, index, shape), "an integer", type_name(entry))
     try:
         return _over(array("q", entries), torch.int64)
     except OverflowError:
         index = next(i for i, entry in enumerate(entries) if not -(2**63) <= entry < 2**63)
         got = "a larger one" if entries[index] > 0 else "a smaller one"
-        raise IllPosed.about(_place(key, index, shape), "a 64-bit integer", got) from None
+        raise IllPosed(_place(key, index, shape), "a 64-bit integer", got) from None
 
 
 def _float32(entries: list[Any], shape: list[int], key: str) -> torch.Tensor:
     for index, entry in enumerate(entries):
         if type(entry) not in (float, int):
-            raise IllPosed.about(_place(key, index, shape), "a number", type_name(entry))
+            raise IllPosed(_place(key, index, shape), "a number", type_name(entry))
     try:
         numbers = _over(array("d", entries), torch.float64).to(torch.float32)
     except OverflowError:  # an integer beyond float64
@@ -134,7 +134,7 @@ def _float32(entries: list[Any], shape: list[int], key: str) -> torch.Tensor:
             return numbers
         index = int(infinite[0])
     got = "a larger one" if entries[index] > 0 else "a smaller one"
-    raise IllPosed.about(_place(key, index, shape), "a number that float32 holds", got)
+    raise IllPosed(_place(key, index, shape), "a number that float32 holds", got)
 
 
 def _over(numbers: "array[Any]", dtype: torch.dtype) -> torch.Tensor:

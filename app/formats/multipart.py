@@ -55,34 +55,34 @@ def decode(body: bytes | bytearray | memoryview, content_type: str) -> dict[str,
     if line is None:
         fix = "Let the HTTP client write the Content-Type: it holds the boundary of this body."
         expected = "a body that begins with the boundary of its Content-Type"
-        raise Malformed.about("body", expected, "something else", fix)
+        raise Malformed("body", expected, "something else", fix)
     parts: dict[str, Part] = {}
     while True:
         if line[1] is None:
             expected = "-- or a line end after the boundary"
-            raise Malformed.about("body", expected, f"something else at byte {line.end()}")
+            raise Malformed("body", expected, f"something else at byte {line.end()}")
         if line[1] == b"--":
             return parts
         if len(parts) == MAX_PARTS:
-            raise Malformed.about("body", f"at most {MAX_PARTS} parts", "more")
+            raise Malformed("body", f"at most {MAX_PARTS} parts", "more")
         begin, headers = _headers(memory, line.end(), f"part {len(parts)}")
         line = delimiter.search(memory, begin)
         if line is None:
-            raise Malformed.about("body", "a last boundary, followed by --", "a body without it")
+            raise Malformed("body", "a last boundary, followed by --", "a body without it")
         part = _part(headers, memory[begin : line.start()], f"part {len(parts)}")
         if part.name in parts:
-            raise Malformed.about("body", "every part once", f"{part.name[:40]!a} twice")
+            raise Malformed("body", "every part once", f"{part.name[:40]!a} twice")
         parts[part.name] = part
 
 
 def _boundary(content_type: str) -> bytes:
     media_type, options = _options(content_type, "Content-Type")
     if media_type != "multipart/form-data":
-        raise Malformed.about("Content-Type", "multipart/form-data", "another media type")
+        raise Malformed("Content-Type", "multipart/form-data", "another media type")
     boundary = options.get("boundary", "").encode()
     if not _BOUNDARY.fullmatch(boundary):
         expected = "a boundary of 1 to 70 characters that RFC 2046 allows"
-        raise Malformed.about("Content-Type", expected, "another one" if boundary else "none")
+        raise Malformed("Content-Type", expected, "another one" if boundary else "none")
     return boundary
 
 
@@ -92,19 +92,19 @@ def _headers(memory: memoryview, begin: int, where: str) -> tuple[int, dict[str,
     blank_line = _HEADERS_END.search(memory, begin - 2, begin + MAX_HEADER_BYTES + 4)
     if blank_line is None:
         expected = f"a blank line within {MAX_HEADER_BYTES} bytes of headers"
-        raise Malformed.about(where, expected, "none")
+        raise Malformed(where, expected, "none")
     headers: dict[str, str] = {}
     for line in bytes(memory[begin : blank_line.start()]).split(b"\r\n"):
         header = _HEADER.fullmatch(line)
         if header is None:
-            raise Malformed.about(where, "headers of the form name: value", "something else")
+            raise Malformed(where, "headers of the form name: value", "something else")
         name = header[1].decode().lower()
         if name in headers:
-            raise Malformed.about(where, "every header once", f"{name[:40]!a} twice")
+            raise Malformed(where, "every header once", f"{name[:40]!a} twice")
         try:
             headers[name] = header[2].decode()
         except UnicodeDecodeError:
-            raise Malformed.about(where, "headers in UTF-8", "other bytes") from None
+            raise Malformed(where, "headers in UTF-8", "other bytes") from None
     return blank_line.end(), headers
 
 
@@ -112,23 +112,21 @@ def _part(headers: dict[str, str], data: memoryview, where: str) -> Part:
     kind, options = _options(headers.get("content-disposition", ""), where)
     if kind != "form-data" or not options.get("name"):
         expected = 'the header Content-Disposition: form-data; name="..."'
-        raise Malformed.about(where, expected, "none" if not kind else "something else")
+        raise Malformed(where, expected, "none" if not kind else "something else")
     encoding = headers.get("content-transfer-encoding", "binary").strip().lower()
     if encoding not in _UNENCODED:
         fix = "Send the bytes as they are."
-        raise Malformed.about(where, "an unencoded part", "a Content-Transfer-Encoding", fix)
+        raise Malformed(where, "an unencoded part", "a Content-Transfer-Encoding", fix)
     return Part(options["name"], options.get("filename"), headers.get("content-type"), data)
 
 
 def _options(value: str, where: str) -> tuple[str, dict[str, str]]:
     """A header value and its parameters; UTF-8 passes through the library's Latin-1 unharmed."""
     if len(value) > MAX_HEADER_BYTES:
-        raise Malformed.about(
-            where, f"a header of at most {MAX_HEADER_BYTES} bytes", "a longer one"
-        )
+        raise Malformed(where, f"a header of at most {MAX_HEADER_BYTES} bytes", "a longer one")
     try:
         kind, options = parse_options_header(value.encode().decode("latin-1"))
         texts = {name.decode(): text.decode() for name, text in options.items()}
     except UnicodeError:
-        raise Malformed.about(where, "a header in UTF-8", "other bytes") from None
+        raise Malformed(where, "a header in UTF-8", "other bytes") from None
     return kind.decode("latin-1"), texts

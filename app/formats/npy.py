@@ -30,7 +30,7 @@ import struct
 
 import torch
 
-from ..errors import IllPosed, Malformed
+from ..errors import IllPosed, Malformed, dtype_name
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 64 * 1024
@@ -82,10 +82,10 @@ def decode(body: bytes | bytearray | memoryview, where: str) -> torch.Tensor:
 def encode(tensor: torch.Tensor) -> tuple[bytes, memoryview]:
     """Header and payload of an NPY 1.0 file; a contiguous CPU tensor is its own payload."""
     if tensor.dtype not in _DESCR:
-        raise IllPosed.about(
+        raise IllPosed(
             "npy",
             "a number type that NumPy has",
-            f"{tensor.dtype}".removeprefix("torch."),
+            dtype_name(tensor.dtype),
             "Ask for application/x-safetensors.",
         )
     header = (
@@ -100,18 +100,17 @@ def encode(tensor: torch.Tensor) -> tuple[bytes, memoryview]:
 def check_size(num_bytes: int, dtype: torch.dtype, shape: tuple[int, ...], where: str) -> None:
     """Refuse a shape that torch cannot hold, or that does not fill `num_bytes` exactly."""
     if len(shape) > MAX_AXES:
-        raise Malformed.about(where, f"at most {MAX_AXES} axes", f"{len(shape)}")
+        raise Malformed(where, f"at most {MAX_AXES} axes", f"{len(shape)}")
     span = dtype.itemsize
     for axis, size in enumerate(shape):
         if size > MAX_AXIS:
-            raise Malformed.about(where, f"at most {MAX_AXIS} entries on axis {axis}", "more")
+            raise Malformed(where, f"at most {MAX_AXIS} entries on axis {axis}", "more")
         span *= max(size, 1)
         if span > MAX_TENSOR_BYTES:
-            raise Malformed.about(where, "a shape within 64-bit addresses", f"{shape}")
+            raise Malformed(where, "a shape within 64-bit addresses", f"{shape}")
     expected = 0 if 0 in shape else span
     if num_bytes != expected:
-        name = f"{dtype}".removeprefix("torch.")
-        raise Malformed.about(where, f"{expected} bytes for {name} {shape}", f"{num_bytes}")
+        raise Malformed(where, f"{expected} bytes for {dtype_name(dtype)} {shape}", f"{num_bytes}")
 
 
 def tensor_over(memory: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
@@ -141,26 +140,22 @@ def _read_header(memory: memoryview, where: str) -> tuple[str, bool, tuple[int, 
     if start[:6] != MAGIC:
         got = start[:6].hex(" ") or "nothing"
         fix = "Write the file with numpy.save."
-        raise Malformed.about(where, f"an NPY file, which begins {MAGIC.hex(' ')}", got, fix)
+        raise Malformed(where, f"an NPY file, which begins {MAGIC.hex(' ')}", got, fix)
     versions = {b"\x01\x00": "<H", b"\x02\x00": "<I", b"\x03\x00": "<I"}
     length_format = versions.get(start[6:])
     if length_format is None:
         got = ".".join(map(str, start[6:])) or "nothing"
-        raise Malformed.about(where, "NPY version 1.0, 2.0 or 3.0", got)
+        raise Malformed(where, "NPY version 1.0, 2.0 or 3.0", got)
     header_begin = 8 + struct.calcsize(length_format)
     if memory.nbytes < header_begin:
-        raise Malformed.about(
-            where, f"an NPY file of at least {header_begin} bytes", f"{memory.nbytes}"
-        )
+        raise Malformed(where, f"an NPY file of at least {header_begin} bytes", f"{memory.nbytes}")
     (length,) = struct.unpack_from(length_format, memory, 8)
     if length > MAX_HEADER_BYTES:
-        raise Malformed.about(
-            where, f"an NPY header of at most {MAX_HEADER_BYTES} bytes", f"{length}"
-        )
+        raise Malformed(where, f"an NPY header of at most {MAX_HEADER_BYTES} bytes", f"{length}")
     begin = header_begin + length
     if begin > memory.nbytes:
         present = memory.nbytes - header_begin
-        raise Malformed.about(where, f"an NPY header of {length} bytes", f"{present}")
+        raise Malformed(where, f"an NPY header of {length} bytes", f"{present}")
     values = _read_dict(str(memory[header_begin:begin], "latin-1"), where)
     return *_typed(values, where), begin
 
@@ -171,11 +166,11 @@ def _read_dict(header: str, where: str) -> dict[str, str]:
     position = 1
     while header.startswith("{") and (entry := _ENTRY.match(header, position)):
         if entry["key"] in values:
-            raise Malformed.about(where, f"{entry['key']} once in the NPY header", "it twice")
+            raise Malformed(where, f"{entry['key']} once in the NPY header", "it twice")
         values[entry["key"]] = entry["value"]
         position = entry.end()
     if len(values) != 3 or not _END.fullmatch(header, position):
-        raise Malformed.about(
+        raise Malformed(
             where,
             "an NPY header {'descr': ..., 'fortran_order': ..., 'shape': ...}",
             f"something else from its byte {position if values else 0} on",
@@ -186,14 +181,14 @@ def _read_dict(header: str, where: str) -> dict[str, str]:
 def _typed(values: dict[str, str], where: str) -> tuple[str, bool, tuple[int, ...]]:
     descr, order, shape = values["descr"], values["fortran_order"], values["shape"]
     if descr[0] not in "'\"[":
-        raise Malformed.about(where, "a text as descr in the NPY header", "something else")
+        raise Malformed(where, "a text as descr in the NPY header", "something else")
     if order not in ("True", "False"):
-        raise Malformed.about(where, "True or False as fortran_order", "something else")
+        raise Malformed(where, "True or False as fortran_order", "something else")
     if not _SHAPE.fullmatch(shape):
-        raise Malformed.about(where, "a tuple of numbers as shape", "something else")
+        raise Malformed(where, "a tuple of numbers as shape", "something else")
     sizes = re.findall("[0-9]+", shape)
     if any(len(size) > 10 for size in sizes):  # also keeps int() linear
-        raise Malformed.about(where, f"axes of at most {MAX_AXIS} entries", "more")
+        raise Malformed(where, f"axes of at most {MAX_AXIS} entries", "more")
     return descr, order == "True", tuple(map(int, sizes))
 
 
@@ -201,22 +196,22 @@ def _dtype(descr: str, where: str) -> torch.dtype:
     known = ", ".join(_DESCR.values())
     if descr.startswith("["):
         fix = "Save each field as an array of its own."
-        raise IllPosed.about(where, f"one of {known}", "a structured dtype", fix)
+        raise IllPosed(where, f"one of {known}", "a structured dtype", fix)
     typestr = _TYPESTR.fullmatch(descr[1:-1])
     if typestr is None:
-        raise Malformed.about(where, f"one of {known} as descr", "something else")
+        raise Malformed(where, f"one of {known} as descr", "something else")
     kind, name = typestr["kind"], typestr["kind"] + typestr["size"]
     if kind == "O":
         fix = "Pickled objects are never read: save numbers, array.astype('<f4')."
-        raise Malformed.about(where, f"one of {known}", "Python objects", fix)
+        raise Malformed(where, f"one of {known}", "Python objects", fix)
     if name in DTYPES:
         if typestr["order"] == "<" or DTYPES[name].itemsize == 1:
             return DTYPES[name]
         order = "big-endian" if typestr["order"] == ">" else "no byte order"
         fix = f"Save array.astype('<{name}')."
-        raise IllPosed.about(where, f"little-endian <{name}", f"{order} {descr[1:-1]}", fix)
+        raise IllPosed(where, f"little-endian <{name}", f"{order} {descr[1:-1]}", fix)
     better = {"b": "|u1", "?": "|u1", "u": "<i8", "i": "<i8", "f": "<f4"}.get(kind)
     fix = f"Save array.astype('{better}')." if better else ""
     if name == "V2":  # what numpy.save makes of ml_dtypes.bfloat16
         fix = "bfloat16? Send safetensors."
-    raise IllPosed.about(where, f"one of {known}", f"{descr[1:-1]}", fix)
+    raise IllPosed(where, f"one of {known}", f"{descr[1:-1]}", fix)

@@ -171,7 +171,7 @@ def read(
         raise _refused_mode(where, header)
     in_colour = header.mode in ("RGB", "RGBA")
     if encoding == "index" and in_colour:
-        raise IllPosed.about(
+        raise IllPosed(
             where,
             "indices (PNG of mode P or L)",
             f"colours (mode {header.mode})",
@@ -179,7 +179,7 @@ def read(
         )
     if encoding == "rgb" or in_colour:
         if palette is None:
-            raise IllPosed.about(
+            raise IllPosed(
                 where,
                 "indices (PNG of mode P or L), or colours of a named palette",
                 f"mode {header.mode} and no palette",
@@ -207,7 +207,7 @@ def write(indices: npt.NDArray[np.integer], palette: Palette) -> bytes:
             row, column = map(int, np.argwhere(outside)[0])
             more = int(np.count_nonzero(outside)) - 1
             others = f" and {more} more place{'s' if more > 1 else ''}" if more else ""
-            raise IllPosed.about(
+            raise IllPosed(
                 "labels",
                 f"0…{NUM_COLOURS - 1}, which a PNG of mode P can hold",
                 f"{int(indices[row, column])} at ({row}, {column}){others}",
@@ -238,13 +238,13 @@ def read_photo(data: bytes | memoryview, *, where: str, max_pixels: int) -> npt.
             header = _read_header(data, where, also=b"eXIf")
             _check_size(where, header.height, header.width, None, max_pixels)
             if (header.colour_type, header.bits) == (_GREY, 16):
-                raise IllPosed.about(where, "a photo with 8 bits", header.description)
+                raise IllPosed(where, "a photo with 8 bits", header.description)
             photo = PngImageFile(io.BytesIO(header.bare))
         elif bytes(data[:3]) == JPEG_SIGNATURE:
             photo = JpegImageFile(io.BytesIO(data))
             _check_size(where, photo.height, photo.width, None, max_pixels)
         else:
-            raise IllPosed.about(where, "a PNG or JPEG file", "another format")
+            raise IllPosed(where, "a PNG or JPEG file", "another format")
         with photo:
             upright = _UPRIGHT.get(_orientation(photo.info.get("exif", b"")))
             colours = photo.convert("RGB")
@@ -263,7 +263,7 @@ def _read_header(data: bytes | memoryview, where: str, also: bytes = b"") -> _He
     if bytes(view[:8]) != PNG_SIGNATURE:
         is_jpeg = bytes(view[:3]) == JPEG_SIGNATURE
         got = "a JPEG, whose colours are approximate" if is_jpeg else "another format"
-        raise IllPosed.about(where, "a PNG file", got)
+        raise IllPosed(where, "a PNG file", got)
     ihdr, plte = b"", b""
     kept: list[bytes | memoryview] = [PNG_SIGNATURE]
     ended = False
@@ -273,7 +273,7 @@ def _read_header(data: bytes | memoryview, where: str, also: bytes = b"") -> _He
         if (number == 0) != (name == b"IHDR"):
             raise _damaged(where, "it does not begin with one header")
         if name == b"acTL":
-            raise IllPosed.about(where, "one picture", "an animated PNG")
+            raise IllPosed(where, "one picture", "an animated PNG")
         if name == b"IHDR":
             ihdr = bytes(body)
         elif name == b"PLTE":
@@ -318,7 +318,7 @@ def _check_size(
     where: str, height: int, width: int, expected: tuple[int, int] | None, max_pixels: int
 ) -> None:
     if height * width > max_pixels:
-        raise TooLarge.about(
+        raise TooLarge(
             where,
             f"at most {max_pixels} pixels",
             f"{height} x {width} = {height * width}",
@@ -326,7 +326,7 @@ def _check_size(
         )
     if expected is not None and (height, width) != expected:
         is_larger = height >= expected[0] and width >= expected[1]
-        raise IllPosed.about(
+        raise IllPosed(
             where,
             f"{expected[0]} x {expected[1]} (height x width) to match the logits",
             f"{height} x {width}",
@@ -376,7 +376,7 @@ def _decode_colours(header: _Header, where: str, palette: Palette) -> LabelMap:
             raise _damaged(where, "it uses colours behind the end of its own palette")
         samples = own[samples]
     elif header.mode not in ("RGB", "RGBA"):
-        raise IllPosed.about(
+        raise IllPosed(
             where, "colours (PNG of mode RGB)", f"mode {header.mode}", "Use label_encoding=index."
         )
     if header.mode == "RGBA":
@@ -404,7 +404,7 @@ def _colours_to_indices(
             for value in values[most_frequent].tolist()
         )
         row, column = divmod(int(np.argmax(unknown)), unknown.shape[1])
-        raise IllPosed.about(
+        raise IllPosed(
             where,
             f"colours of the palette {palette.name}",
             f"{len(values)} other colours on {int(counts.sum())} pixels, the first at "
@@ -427,7 +427,7 @@ def _colour_table(
     for index, (red, green, blue) in pairs:
         key = red << 16 | green << 8 | blue
         if meaning.setdefault(key, index) != index:
-            raise IllPosed.about(
+            raise IllPosed(
                 where,
                 "a palette with one colour per class",
                 f"{palette.name}, where {meaning[key]} and {index} are ({red}, {green}, {blue})",
@@ -444,13 +444,11 @@ def _refused_mode(where: str, header: _Header) -> RequestError:
     fix = "Save the map as mode P or L, with 8 bits."
     if header.colour_type == _GREY:
         fix = "Its values may have been scaled. " + fix
-    return IllPosed.about(
-        where, "a label map (PNG of mode P, L, 1 or I;16)", header.description, fix
-    )
+    return IllPosed(where, "a label map (PNG of mode P, L, 1 or I;16)", header.description, fix)
 
 
 def _damaged(where: str, reason: str) -> RequestError:
-    return IllPosed.about(where, "a complete file", f"a damaged file: {reason}")
+    return IllPosed(where, "a complete file", f"a damaged file: {reason}")
 
 
 def _named_palettes() -> str:

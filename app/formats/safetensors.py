@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 
-from ..errors import IllPosed, Malformed
+from ..errors import IllPosed, Malformed, dtype_name
 from . import npy
 from .json import parse_strict
 
@@ -63,21 +63,21 @@ def decode(
     """Read the tensors and the metadata; `where` names the file in refusals."""
     memory = memoryview(body).cast("B")
     if memory.nbytes < 8:
-        raise Malformed.about(where, "a safetensors file of at least 8 bytes", f"{memory.nbytes}")
+        raise Malformed(where, "a safetensors file of at least 8 bytes", f"{memory.nbytes}")
     (length,) = struct.unpack_from("<Q", memory)
     if length > MAX_HEADER_BYTES:
         expected = f"a safetensors header of at most {MAX_HEADER_BYTES} bytes"
-        raise Malformed.about(where, expected, f"{length}")
+        raise Malformed(where, expected, f"{length}")
     if length > memory.nbytes - 8:
         expected = f"a safetensors header of {length} bytes"
-        raise Malformed.about(where, expected, f"{memory.nbytes - 8}")
+        raise Malformed(where, expected, f"{memory.nbytes - 8}")
     header, payload = memory[8 : 8 + length], memory[8 + length :]
     if bytes(header[:1]) != b"{":
-        raise Malformed.about(where, "a safetensors header that begins with {", "something else")
+        raise Malformed(where, "a safetensors header that begins with {", "something else")
     entries = parse_strict(header, f"{where} header")
     metadata = _metadata(entries.pop("__metadata__", {}), where)
     if len(entries) > MAX_TENSORS:
-        raise Malformed.about(where, f"at most {MAX_TENSORS} tensors", f"{len(entries)}")
+        raise Malformed(where, f"at most {MAX_TENSORS} tensors", f"{len(entries)}")
     places = {name: f"{where}[{name[:40]!a}]" for name in entries}
     fields = {name: _fields(entry, places[name]) for name, entry in entries.items()}
     _check_tiling([offsets for _, _, offsets in fields.values()], payload.nbytes, where)
@@ -98,8 +98,7 @@ def encode(
     for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):
         tensor = tensors[name]
         if tensor.dtype not in _NAMES:
-            dtype = f"{tensor.dtype}".removeprefix("torch.")
-            raise IllPosed.about(name, f"a dtype out of {', '.join(DTYPES)}", dtype)
+            raise IllPosed(name, f"a dtype out of {', '.join(DTYPES)}", dtype_name(tensor.dtype))
         payload = npy.memory_of(tensor)
         end = begin + payload.nbytes
         header[name] = {
@@ -116,24 +115,24 @@ def encode(
 
 def _metadata(value: object, where: str) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise Malformed.about(where, "an object of texts as __metadata__", "something else")
+        raise Malformed(where, "an object of texts as __metadata__", "something else")
     return value
 
 
 def _fields(entry: Any, where: str) -> tuple[torch.dtype, tuple[int, ...], tuple[int, int]]:
     """The checked members of one tensor's entry in the header."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise Malformed.about(where, "exactly dtype, shape and data_offsets", "something else")
+        raise Malformed(where, "exactly dtype, shape and data_offsets", "something else")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or not _DTYPE.fullmatch(dtype):
-        raise Malformed.about(where, f"a dtype out of {', '.join(DTYPES)}", "something else")
+        raise Malformed(where, f"a dtype out of {', '.join(DTYPES)}", "something else")
     if not _are_sizes(shape):
-        raise Malformed.about(where, "a list of integers from 0 as shape", "something else")
+        raise Malformed(where, "a list of integers from 0 as shape", "something else")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise Malformed.about(where, "data_offsets [begin, end], begin ≤ end", "something else")
+        raise Malformed(where, "data_offsets [begin, end], begin ≤ end", "something else")
     if dtype not in DTYPES:
         fix = "Send U8." if dtype == "BOOL" else ""
-        raise IllPosed.about(where, f"a dtype out of {', '.join(DTYPES)}", dtype, fix)
+        raise IllPosed(where, f"a dtype out of {', '.join(DTYPES)}", dtype, fix)
     return DTYPES[dtype], tuple(shape), (offsets[0], offsets[1])
 
 
@@ -150,7 +149,7 @@ def _check_tiling(offsets: list[tuple[int, int]], num_bytes: int, where: str) ->
     for (_, end), (begin, _) in pairwise(tiles):
         if begin != end:
             what = "an overlap" if begin < end else "a hole"
-            raise Malformed.about(where, "tensors one after the other", f"{what} at byte {begin}")
+            raise Malformed(where, "tensors one after the other", f"{what} at byte {begin}")
     _, end = tiles[-1]
     if end != num_bytes:
-        raise Malformed.about(where, f"{end} bytes after the header", f"{num_bytes}")
+        raise Malformed(where, f"{end} bytes after the header", f"{num_bytes}")

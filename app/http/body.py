@@ -67,7 +67,7 @@ def announced(headers: Mapping[str, str], limit: int) -> Announced:
     coding = headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("identity", *CODINGS):
         accepted = ", ".join(CODINGS)
-        raise UnsupportedMedia.about(
+        raise UnsupportedMedia(
             "Content-Encoding",
             f"one of {accepted}, or none",
             "another one",
@@ -78,7 +78,7 @@ def announced(headers: Mapping[str, str], limit: int) -> Announced:
     length = None
     if text is not None:
         if not _LENGTH.fullmatch(text):
-            raise Malformed.about("Content-Length", "a number of bytes", "something else")
+            raise Malformed("Content-Length", "a number of bytes", "something else")
         length = int(text)
     if length is None and "transfer-encoding" not in headers:
         length = 0
@@ -108,7 +108,7 @@ async def read(request: Request, body: Announced, settings: Settings) -> memoryv
                 deadline.reschedule(begun + settings.body_timeout_seconds + allowed)
     except TimeoutError:
         rate = settings.min_body_bytes_per_second
-        raise TooSlow.about(
+        raise TooSlow(
             "body",
             f"at least {rate} bytes per second after {settings.body_timeout_seconds:g} s",
             f"{sink.received} bytes in {clock.time() - begun:.0f} s",
@@ -116,7 +116,7 @@ async def read(request: Request, body: Announced, settings: Settings) -> memoryv
             headers={"Connection": "close"},
         ) from None
     except ClientDisconnect:
-        raise Malformed.about("body", "all of it", f"{sink.received} bytes") from None
+        raise Malformed("body", "all of it", f"{sink.received} bytes") from None
     return sink.finish()
 
 
@@ -134,9 +134,9 @@ def unpack(body: memoryview, coding: str, limit: int) -> memoryview:
             if len(unpacked) > limit:
                 raise _too_large(limit, "more, unpacked")
     except EOFError:
-        raise Malformed.about("body", f"all of its {coding}", "a part of it") from None
+        raise Malformed("body", f"all of its {coding}", "a part of it") from None
     except (zlib.error, zstandard.ZstdError):
-        raise Malformed.about("body", f"{coding}, as its header says", "other bytes") from None
+        raise Malformed("body", f"{coding}, as its header says", "other bytes") from None
     if not unpacked:
         raise _empty()
     return memoryview(unpacked)
@@ -201,15 +201,13 @@ class _Exactly:
     def write(self, chunk: bytes) -> None:
         end = self.received + len(chunk)
         if end > len(self._memory):
-            raise Malformed.about("body", f"{len(self._memory)} bytes, as announced", "more")
+            raise Malformed("body", f"{len(self._memory)} bytes, as announced", "more")
         self._memory[self.received : end] = chunk
         self.received = end
 
     def finish(self) -> memoryview:
         if self.received < len(self._memory):
-            raise Malformed.about(
-                "body", f"{len(self._memory)} bytes, as announced", f"{self.received}"
-            )
+            raise Malformed("body", f"{len(self._memory)} bytes, as announced", f"{self.received}")
         return self._memory
 
 
@@ -236,8 +234,8 @@ class _Growing:
 
 
 def _empty() -> Malformed:
-    return Malformed.about("body", "tensors", "0 bytes")
+    return Malformed("body", "tensors", "0 bytes")
 
 
 def _too_large(limit: int, got: str) -> TooLarge:
-    return TooLarge.about("body", f"at most {limit} bytes", got, limit=limit)
+    return TooLarge("body", f"at most {limit} bytes", got, limit=limit)

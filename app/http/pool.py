@@ -89,7 +89,7 @@ class Workers:
         limit = self._settings.max_bytes_in_flight
         if place.num_bytes + num_bytes > limit:
             left = limit - place.num_bytes
-            raise TooLarge.about(
+            raise TooLarge(
                 "memory", f"at most {left} bytes beside the body", f"{num_bytes}", limit=left
             )
         with self._lock:
@@ -130,8 +130,4 @@ class Workers:
 
     def _busy(self, what: str) -> Unavailable:
         wait = self._settings.retry_after_seconds
-        return Unavailable(
-            f"{what}. Try again in {wait} s.",
-            headers={"Retry-After": f"{wait}"},
-            retry_after_seconds=wait,
-        )
+        return Unavailable(f"{what}. Try again in {wait} s.", wait)

@@ -57,7 +57,7 @@ def refused(error: RequestError, request_id: str) -> Response:
         error.title,
         error.detail,
         request_id,
-        members={**given, **error.members},
+        members={**given, **error.extensions},
         headers=error.headers,
     )
 
@@ -67,9 +67,7 @@ async def _answer(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestError):
         return refused(error, request_id)
     if isinstance(error, InvalidInput):
-        return refused(
-            IllPosed.about(error.where, error.expected, error.got, error.fix), request_id
-        )
+        return refused(IllPosed(error.where, error.expected, error.got, error.fix), request_id)
     if isinstance(error, HTTPException):
         status = HTTPStatus(error.status_code)
         code = status.phrase.lower().replace(" ", "_").replace("-", "_")
@@ -82,7 +80,8 @@ async def _answer(request: Request, error: Exception) -> Response:
             headers=error.headers or {},
         )
     # Of FastAPI's own validation, which no route here uses; its messages would echo the input.
-    return refused(IllPosed("The request does not fit this path."), request_id)
+    detail = "The request does not fit this path."
+    return _document(IllPosed.status, IllPosed.code, IllPosed.title, detail, request_id)
 
 
 def _document(

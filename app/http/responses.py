@@ -106,7 +106,7 @@ def choose(accept: str | None, offered: Sequence[str]) -> str:
         if quality > best_quality:
             best, best_quality = media_type, quality
     if not best:
-        raise NotAcceptable.about(
+        raise NotAcceptable(
             "Accept", f"one of {', '.join(offered)}", "others", offered=list(offered)
         )
     return best
@@ -158,7 +158,7 @@ def refuse_maps_in_json(maps: Sequence[str], media_type: str) -> None:
         IllPosed: maps are wanted, and JSON.
     """
     if maps and media_type == JSON:
-        raise IllPosed.about(
+        raise IllPosed(
             "maps", "none in a JSON answer", "some", f"Send Accept: {SAFETENSORS} to get them."
         )
 

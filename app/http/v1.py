@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .. import inputs, operations
-from ..errors import REFUSALS, NotFound, Unavailable
+from ..errors import ERROR_TYPES, NotFound, Unavailable
 from ..images import palettes
 from ..images.palettes import Palette
 from ..inputs import Upload
@@ -225,7 +225,7 @@ async def _palette(request: Request) -> Response:
     palette = palettes.PALETTES.get(request.path_params["name"])
     if palette is None:
         known = ", ".join(palettes.PALETTES)
-        raise NotFound.about("palette", f"one of {known}", "an unknown name")
+        raise NotFound("palette", f"one of {known}", "an unknown name")
     colours = palette.colours.tolist()
     return _json(request, {**_described(palette), "colours": colours})
 
@@ -239,7 +239,7 @@ async def _readyz(request: Request) -> Response:
     if service.is_draining or not service.is_warm:
         wait = service.settings.retry_after_seconds
         why = "The service is stopping." if service.is_draining else "The kernels are being loaded."
-        raise Unavailable(why, headers={"Retry-After": f"{wait}"}, retry_after_seconds=wait)
+        raise Unavailable(why, wait)
     return _plain_json({"status": "ready"})
 
 
@@ -292,7 +292,7 @@ _BODIES: Mapping[str, dict[str, Any]] = {
 
 
 def _refusals() -> Responses:
-    return {refusal.status: {"description": refusal.title, **_PROBLEM} for refusal in REFUSALS}
+    return {refusal.status: {"description": refusal.title, **_PROBLEM} for refusal in ERROR_TYPES}
 
 
 def _json_and(*statuses: int) -> Responses:

@@ -162,5 +162,5 @@ def palette(name: str) -> Palette:
     """
     found = PALETTES.get(name)
     if found is None:
-        raise IllPosed.about("palette", f"one of {', '.join(PALETTES)}", "an unknown name")
+        raise IllPosed("palette", f"one of {', '.join(PALETTES)}", "an unknown name")
     return found

@@ -80,9 +80,9 @@ def draw(kind: str, scene: Scene) -> bytes:
     """
     function = KINDS.get(kind)
     if function is None:
-        raise IllPosed.about("kind", f"one of {', '.join(KINDS)}", "an unknown name")
+        raise IllPosed("kind", f"one of {', '.join(KINDS)}", "an unknown name")
     if not 0 <= scene.alpha <= 1:
-        raise IllPosed.about("alpha", "a weight from 0 to 1", f"{scene.alpha}")
+        raise IllPosed("alpha", "a weight from 0 to 1", f"{scene.alpha}")
     _check_sizes(scene)
     return function(scene)
 
@@ -104,7 +104,7 @@ def _check_sizes(scene: Scene) -> None:
             first, expected = where, (height, width)
         elif (height, width) != expected:
             is_larger = height >= expected[0] and width >= expected[1]
-            raise IllPosed.about(
+            raise IllPosed(
                 where,
                 f"{expected[0]} x {expected[1]} (height x width) to match the {first}",
                 f"{height} x {width}",
@@ -183,7 +183,7 @@ KINDS: Final[dict[str, Callable[[Scene], bytes]]] = {
 
 def _needed(array: _Array | None, where: str, kind: str, fix: str) -> _Array:
     if array is None:
-        raise IllPosed.about(where, f"something to draw for kind={kind}", "nothing", fix)
+        raise IllPosed(where, f"something to draw for kind={kind}", "nothing", fix)
     return array
 
 

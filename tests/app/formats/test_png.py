@@ -339,7 +339,7 @@ def test_a_decompression_bomb_costs_its_header_only(side: int) -> None:
     )
     error = refusal(bomb)
     assert isinstance(error, TooLarge)
-    assert error.members == {"limit": 1 << 24}
+    assert error.extensions == {"limit": 1 << 24}
     assert error.detail == (
         f"labels: expected at most 16777216 pixels, got {side} x {side} = {side * side}."
     )
