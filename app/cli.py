@@ -33,7 +33,7 @@ from .settings import PREFIX, Settings
 
 if TYPE_CHECKING:
     from .inputs import Upload
-    from .operations import Evaluated
+    from .results import EvaluationResult
 
 PROGRAM = "seg-loss"
 METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
@@ -147,8 +147,7 @@ def loss(
 ) -> None:
     """Print the loss, for the batch, each image and each class."""
     _check_form(form)
-    from . import operations
-    from .http import responses as answers
+    from . import operations, results
 
     result = operations.loss(
         _upload(
@@ -161,7 +160,7 @@ def loss(
         options,
     )
     _warn(result.warnings)
-    members = answers.loss_members(result)
+    members = results.loss_fields(result)
     note = result.evaluation.diagnosis.advice
     print(render(Report(_loss_tables(result, options), members, note), form))
 
@@ -182,9 +181,8 @@ def gradient(
     _check_form(form)
     if output.suffix not in (".npy", ".safetensors"):
         raise UsageError("--output: expected a name that ends in .npy or .safetensors.")
-    from . import operations
+    from . import operations, results
     from .formats import npy
-    from .http import responses as answers
 
     result = operations.gradient(
         _upload(
@@ -202,9 +200,9 @@ def gradient(
     if output.suffix == ".npy":
         _write(output, npy.encode(result.gradient))
     else:
-        _write(output, answers.gradient_file(result))
+        _write(output, results.gradient_file(result))
     members = {
-        "loss": answers.plain(result.loss),
+        "loss": results.to_jsonable(result.loss),
         "normalization": result.normalization,
         "loss_weight": result.loss_weight,
         "output": str(output),
@@ -246,8 +244,7 @@ def evaluate(
         raise UsageError("--maps and --output: expected both or neither.")
     if output is not None and output.suffix != ".safetensors":
         raise UsageError("--output: expected a name that ends in .safetensors.")
-    from . import operations
-    from .http import responses as answers
+    from . import operations, results
 
     result = operations.evaluate(
         _upload(
@@ -261,8 +258,8 @@ def evaluate(
     )
     _warn(result.warnings)
     if output is not None:
-        _write(output, answers.EVALUATE[answers.SAFETENSORS](result).pieces)
-    members = answers.evaluation_members(result)
+        _write(output, results.maps_file(result))
+    members = results.evaluation_fields(result)
     note = result.evaluation.diagnosis.advice
     print(render(Report(_evaluation_tables(result, options), members, note), form))
     for name, least in thresholds:
@@ -451,7 +448,7 @@ def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _loss_tables(result: "Evaluated", options: LossOptions) -> tuple[Table, ...]:
+def _loss_tables(result: "EvaluationResult", options: LossOptions) -> tuple[Table, ...]:
     classes = zip(_class_names(result, options), result.evaluation.per_class, strict=True)
     per_class = Table(
         "class",
@@ -465,7 +462,7 @@ def _loss_tables(result: "Evaluated", options: LossOptions) -> tuple[Table, ...]
     return (*_batch_tables(result, ()), per_class)
 
 
-def _evaluation_tables(result: "Evaluated", options: LossOptions) -> tuple[Table, ...]:
+def _evaluation_tables(result: "EvaluationResult", options: LossOptions) -> tuple[Table, ...]:
     metrics = result.evaluation.metrics
     rows = [(name, getattr(metrics, name)) for name in METRICS]
     rows += [("num_classes_averaged", metrics.num_classes_averaged)]
@@ -489,7 +486,7 @@ def _evaluation_tables(result: "Evaluated", options: LossOptions) -> tuple[Table
     return (*_batch_tables(result, rows), per_class)
 
 
-def _batch_tables(result: "Evaluated", rows: Iterable[tuple[str, Any]]) -> tuple[Table, ...]:
+def _batch_tables(result: "EvaluationResult", rows: Iterable[tuple[str, Any]]) -> tuple[Table, ...]:
     evaluation = result.evaluation
     names = (
         "loss",
@@ -516,7 +513,7 @@ def _batch_tables(result: "Evaluated", rows: Iterable[tuple[str, Any]]) -> tuple
     return (batch, Table("image", ("image", "loss", "valid_pixels"), images))
 
 
-def _class_names(result: "Evaluated", options: LossOptions) -> list[str]:
+def _class_names(result: "EvaluationResult", options: LossOptions) -> list[str]:
     from .images.palettes import palette
 
     names = palette(options.palette).class_names if options.palette else ()

@@ -76,7 +76,7 @@ def media_type(content_type: str | None) -> str:
     name = (content_type or "").partition(";")[0].strip().lower()
     if name in DECODERS:
         return name
-    fix = "Say -H 'Content-Type: application/x-safetensors' (curl)."
+    fix = f"Say -H 'Content-Type: {safetensors.MEDIA_TYPE}' (curl)."
     accepted = list(DECODERS)
     raise UnsupportedMedia(
         "Content-Type",
@@ -260,9 +260,9 @@ def _from_json(body: memoryview, _: str) -> Mapping[str, Input]:
 
 
 DECODERS: Mapping[str, Callable[[memoryview, str], Mapping[str, Input]]] = {
-    "application/x-safetensors": _from_safetensors,
-    "multipart/form-data": _from_multipart,
-    "application/json": _from_json,
+    safetensors.MEDIA_TYPE: _from_safetensors,
+    multipart.MEDIA_TYPE: _from_multipart,
+    json.MEDIA_TYPE: _from_json,
 }
 """The media types of a body; each row takes the body and the whole Content-Type."""
 

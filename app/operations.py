@@ -10,7 +10,6 @@ Logits that are not finite give results that say so. The command line shows them
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
@@ -26,6 +25,7 @@ from .errors import IllPosed, dtype_name
 from .images import palettes, render
 from .inputs import Upload
 from .options import EvaluateOptions, GradientOptions, LossOptions, VisualizeOptions
+from .results import EvaluationResult, GradientResult, PictureResult, Result
 
 DEFAULT_PALETTE = "voc"
 
@@ -50,58 +50,16 @@ _MAP_OF_KIND = {
 _LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-@dataclass(frozen=True, eq=False)
-class Evaluated:
-    """What `loss` and `evaluate` found."""
-
-    evaluation: Evaluation
-    warnings: tuple[str, ...]
-
-    @property
-    def is_finite(self) -> bool:
-        return self.evaluation.non_finite_pixels == 0 and not math.isnan(self.evaluation.loss)
-
-
-@dataclass(frozen=True, eq=False)
-class Gradient:
-    """The gradient, multiplied by `loss_weight`, and the loss, which is not.
-
-    Caffe reports the loss of a layer in the same way.
-    """
-
-    gradient: Tensor
-    loss: float
-    normalization: str
-    loss_weight: float
-    warnings: tuple[str, ...]
-
-    @property
-    def is_finite(self) -> bool:
-        return not math.isnan(self.loss)
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """A PNG."""
-
-    png: bytes
-    warnings: tuple[str, ...]
-    is_finite: bool
-
-
-Result = Evaluated | Gradient | Picture
-
-
-def loss(upload: Upload, options: LossOptions) -> Evaluated:
+def loss(upload: Upload, options: LossOptions) -> EvaluationResult:
     """The loss, with everything but maps that one read of the logits tells."""
     logits, labels = _logits_and_labels(upload)
     evaluation = seg_loss.evaluate(
         logits, labels, upload.class_weight, **_loss_options(upload, options)
     )
-    return Evaluated(evaluation, upload.warnings)
+    return EvaluationResult(evaluation, upload.warnings)
 
 
-def gradient(upload: Upload, options: GradientOptions) -> Gradient:
+def gradient(upload: Upload, options: GradientOptions) -> GradientResult:
     """The gradient of the loss in the logits."""
     logits, labels = _logits_and_labels(upload)
     value, gradient = seg_loss.loss_and_gradient(
@@ -109,21 +67,21 @@ def gradient(upload: Upload, options: GradientOptions) -> Gradient:
     )
     if options.loss_weight != 1:
         gradient *= options.loss_weight
-    return Gradient(
+    return GradientResult(
         gradient, float(value), options.normalization, options.loss_weight, upload.warnings
     )
 
 
-def evaluate(upload: Upload, options: EvaluateOptions) -> Evaluated:
+def evaluate(upload: Upload, options: EvaluateOptions) -> EvaluationResult:
     """The loss, the metrics, and the maps that are asked for."""
     logits, labels = _logits_and_labels(upload)
     evaluation = seg_loss.evaluate(
         logits, labels, upload.class_weight, **_loss_options(upload, options), maps=options.maps
     )
-    return Evaluated(evaluation, upload.warnings)
+    return EvaluationResult(evaluation, upload.warnings)
 
 
-def visualize(upload: Upload, options: VisualizeOptions) -> Picture:
+def visualize(upload: Upload, options: VisualizeOptions) -> PictureResult:
     """A picture of one image."""
     palette = palettes.palette(options.palette or DEFAULT_PALETTE)
     labels = _indices("labels", upload.labels)
@@ -151,7 +109,7 @@ def visualize(upload: Upload, options: VisualizeOptions) -> Picture:
         alpha=options.alpha,
     )
     is_finite = evaluation is None or evaluation.non_finite_pixels == 0
-    return Picture(render.draw(options.kind, scene), upload.warnings, is_finite)
+    return PictureResult(render.draw(options.kind, scene), upload.warnings, is_finite)
 
 
 def working_bytes(upload: Upload, options: LossOptions) -> int:

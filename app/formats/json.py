@@ -22,6 +22,8 @@ import torch
 
 from ..errors import IllPosed, Malformed
 
+MEDIA_TYPE = "application/json"
+
 KEYS = ("logits", "labels", "prediction", "class_weight", "pixel_weight")
 INTEGER_KEYS = ("labels", "prediction")
 MAX_AXES = 6

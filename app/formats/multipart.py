@@ -26,6 +26,8 @@ from python_multipart.multipart import parse_options_header
 
 from ..errors import Malformed
 
+MEDIA_TYPE = "multipart/form-data"
+
 MAX_PARTS = 16
 MAX_HEADER_BYTES = 8 * 1024
 
@@ -77,8 +79,8 @@ def decode(body: bytes | bytearray | memoryview, content_type: str) -> dict[str,
 
 def _boundary(content_type: str) -> bytes:
     media_type, options = _options(content_type, "Content-Type")
-    if media_type != "multipart/form-data":
-        raise Malformed("Content-Type", "multipart/form-data", "another media type")
+    if media_type != MEDIA_TYPE:
+        raise Malformed("Content-Type", MEDIA_TYPE, "another media type")
     boundary = options.get("boundary", "").encode()
     if not _BOUNDARY.fullmatch(boundary):
         expected = "a boundary of 1 to 70 characters that RFC 2046 allows"

@@ -32,6 +32,8 @@ import torch
 
 from ..errors import IllPosed, Malformed, dtype_name
 
+MEDIA_TYPE = "application/x-npy"
+
 MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 64 * 1024
 MAX_AXES = 64  # of NumPy and of torch's elementwise kernels

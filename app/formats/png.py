@@ -38,6 +38,8 @@ from PIL.PngImagePlugin import PngImageFile
 from ..errors import IllPosed, RequestError, TooLarge
 from ..images.palettes import NUM_COLOURS, PALETTES, Palette
 
+MEDIA_TYPE: Final = "image/png"
+
 Encoding = Literal["auto", "index", "rgb"]
 ENCODINGS: Final = ("auto", "index", "rgb")
 

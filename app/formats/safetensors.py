@@ -37,6 +37,8 @@ from ..errors import IllPosed, Malformed, dtype_name
 from . import npy
 from .json import parse_strict
 
+MEDIA_TYPE = "application/x-safetensors"
+
 MAX_HEADER_BYTES = 64 * 1024
 MAX_TENSORS = 16
 

@@ -7,7 +7,7 @@ One request: options, `Accept` and the announced body are judged by the headers;
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -16,10 +16,10 @@ from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from .. import inputs, operations
 from ..errors import ERROR_TYPES, NotFound, Unavailable
+from ..formats import json, multipart, safetensors
 from ..images import palettes
 from ..images.palettes import Palette
 from ..inputs import Upload
@@ -30,16 +30,14 @@ from ..options import (
     VisualizeOptions,
     parse,
 )
+from ..results import json_bytes
 from ..settings import Settings
 from . import body, problems, responses
 from .middleware import Figures
 from .pool import Workers
-from .responses import Answer
+from .responses import ChunkedResponse, Encoded
 
 Responses = dict[int | str, dict[str, Any]]
-
-_SENT_BYTES = 1024 * 1024
-"""The server waits for a slow client between two messages, not within one."""
 
 
 @dataclass(eq=False)
@@ -61,14 +59,14 @@ class Operation:
         summary: for the API pages.
         options: what the query may say.
         run: the work, a function of `app.operations`.
-        answers: the encoders by media type, the default first.
+        encoders: by media type, the default first.
     """
 
     name: str
     summary: str
     options: type[LossOptions]
     run: Callable[[Upload, Any], Any]
-    answers: Mapping[str, Callable[[Any], Answer]]
+    encoders: Mapping[str, Callable[[Any], Encoded]]
 
 
 OPERATIONS = (
@@ -77,64 +75,30 @@ OPERATIONS = (
         "The loss, as numbers for the batch, each image and each class",
         LossOptions,
         operations.loss,
-        responses.LOSS,
+        responses.LOSS_ENCODERS,
     ),
     Operation(
         "gradient",
         "The gradient of the loss in the logits",
         GradientOptions,
         operations.gradient,
-        responses.GRADIENT,
+        responses.GRADIENT_ENCODERS,
     ),
     Operation(
         "evaluate",
         "The loss with confusion matrix, metrics, calibration and maps",
         EvaluateOptions,
         operations.evaluate,
-        responses.EVALUATE,
+        responses.EVALUATE_ENCODERS,
     ),
     Operation(
         "visualize",
         "A picture of labels, prediction, error or loss",
         VisualizeOptions,
         operations.visualize,
-        responses.VISUALIZE,
+        responses.VISUALIZE_ENCODERS,
     ),
 )
-
-
-class Pieces(Response):
-    """An answer sent piece by piece; `held` is given back when the last one is out.
-
-    A client that reads more slowly than bodies may arrive is left with a part.
-    """
-
-    def __init__(
-        self, answer: Answer, headers: Mapping[str, str], held: ExitStack, settings: Settings
-    ) -> None:
-        self._pieces = answer.pieces
-        self._held = held
-        length = sum(map(len, answer.pieces))
-        super().__init__(
-            headers={**answer.headers, **headers, "Content-Length": f"{length}"},
-            media_type=answer.media_type,
-        )
-        allowed = length / settings.min_body_bytes_per_second
-        self._timeout_seconds = settings.body_timeout_seconds + allowed
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # uvicorn closes the connection of an answer that was not completed.
-        with self._held, suppress(TimeoutError):
-            await asyncio.wait_for(self._send(send), self._timeout_seconds)
-
-    async def _send(self, send: Send) -> None:
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        await send(start)
-        for piece in self._pieces:
-            for begin in range(0, len(piece), _SENT_BYTES):
-                part = piece[begin : begin + _SENT_BYTES]
-                await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def router() -> APIRouter:
@@ -176,11 +140,11 @@ def _endpoint(operation: Operation) -> Callable[[Request], Any]:
         service: Service = request.app.state.service
         settings = service.settings
         options = parse(operation.options, request.query_params.multi_items())
-        media_type = responses.choose(_accept(request), tuple(operation.answers))
+        media_type = responses.choose_media_type(_accept(request), tuple(operation.encoders))
         if isinstance(options, EvaluateOptions):
-            responses.refuse_maps_in_json(options.maps, media_type)
+            responses.check_can_hold_maps(media_type, options.maps)
         content_type = request.headers.get("content-type", "")
-        is_json = inputs.media_type(content_type) == responses.JSON
+        is_json = inputs.media_type(content_type) == json.MEDIA_TYPE
         limit = settings.max_json_bytes if is_json else settings.max_body_bytes
         announced = body.announced(request.headers, min(limit, settings.max_body_bytes))
         with ExitStack() as held:
@@ -189,7 +153,7 @@ def _endpoint(operation: Operation) -> Callable[[Request], Any]:
             packed = await body.read(request, announced, settings)
             has_read = perf_counter()
 
-            def work() -> tuple[Answer, str]:
+            def work() -> tuple[Encoded, str]:
                 times = [("read", has_read - begun)]
                 content = packed
                 if announced.coding is not None:
@@ -204,13 +168,13 @@ def _endpoint(operation: Operation) -> Callable[[Request], Any]:
                 operations.refuse_non_finite(upload, options, result)
                 computed = perf_counter()
                 times.append(("compute", computed - decoded))
-                answer = operation.answers[media_type](result)
+                answer = operation.encoders[media_type](result)
                 times.append(("encode", perf_counter() - computed))
                 return answer, ", ".join(f"{name};dur={s * 1e3:.2f}" for name, s in times)
 
             answer, timing = await service.workers.run(work, place)
             headers = {"Server-Timing": timing, "Vary": "Accept"}
-            return Pieces(answer, headers, held.pop_all(), settings)
+            return ChunkedResponse(answer, headers, held.pop_all(), settings)
 
     endpoint.__name__ = operation.name
     return endpoint
@@ -254,12 +218,12 @@ def _accept(request: Request) -> str | None:
 
 
 def _json(request: Request, value: object) -> Response:
-    responses.choose(_accept(request), [responses.JSON])
+    responses.choose_media_type(_accept(request), [json.MEDIA_TYPE])
     return _plain_json(value)
 
 
 def _plain_json(value: object) -> Response:
-    return Response(responses.json_bytes(value), media_type=responses.JSON)
+    return Response(json_bytes(value), media_type=json.MEDIA_TYPE)
 
 
 def _described(palette: Palette) -> dict[str, object]:
@@ -277,8 +241,8 @@ _PROBLEM = {"content": {problems.MEDIA_TYPE: {"schema": {"type": "object"}}}}
 _TEXT: Responses = {200: {"description": "OK", "content": {"text/plain": {}}}}
 _PALETTE_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 _BODIES: Mapping[str, dict[str, Any]] = {
-    "application/x-safetensors": {},
-    "multipart/form-data": {
+    safetensors.MEDIA_TYPE: {},
+    multipart.MEDIA_TYPE: {
         "schema": {
             "type": "object",
             "properties": {
@@ -287,7 +251,7 @@ _BODIES: Mapping[str, dict[str, Any]] = {
             },
         }
     },
-    "application/json": {"schema": {"type": "object"}},
+    json.MEDIA_TYPE: {"schema": {"type": "object"}},
 }
 
 
@@ -297,14 +261,14 @@ def _refusals() -> Responses:
 
 def _json_and(*statuses: int) -> Responses:
     refusals = _refusals()
-    success = {"description": "OK", "content": {responses.JSON: {"schema": {"type": "object"}}}}
+    success = {"description": "OK", "content": {json.MEDIA_TYPE: {"schema": {"type": "object"}}}}
     return {200: success, **{status: refusals[status] for status in statuses}}
 
 
 def _responses(operation: Operation) -> Responses:
     refusals = _refusals()
     del refusals[NotFound.status]
-    content: dict[str, Any] = {media_type: {} for media_type in operation.answers}
+    content: dict[str, Any] = {media_type: {} for media_type in operation.encoders}
     return {200: {"description": operation.summary, "content": content}, **refusals}
 
 

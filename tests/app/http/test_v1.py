@@ -15,7 +15,7 @@ from serving import SAFETENSORS, example, npy_file, packed, served
 import seg_loss
 from app.errors import NotAcceptable
 from app.http.app import create_app
-from app.http.responses import choose
+from app.http.responses import choose_media_type
 from app.http.v1 import OPERATIONS
 from app.images.render import KINDS
 
@@ -247,9 +247,9 @@ def test_accept_chooses_by_quality_and_the_first_of_equals():
         ("application/x-safetensors;q=0, */*", 1),
         ("*/*;q=0.1, application/x-npy;q=x", 0),
     ):
-        assert choose(accept, offered) == offered[expected], accept
+        assert choose_media_type(accept, offered) == offered[expected], accept
     with pytest.raises(NotAcceptable):
-        choose("text/html, application/x-npy;q=0", offered)
+        choose_media_type("text/html, application/x-npy;q=0", offered)
 
 
 def test_the_document_describes_every_operation_and_option():
@@ -259,7 +259,7 @@ def test_the_document_describes_every_operation_and_option():
         parameters = {entry["name"] for entry in described["parameters"]}
         assert parameters == set(operation.options.model_fields)
         assert "application/x-safetensors" in described["requestBody"]["content"]
-        assert described["responses"]["200"]["content"].keys() == operation.answers.keys()
+        assert described["responses"]["200"]["content"].keys() == operation.encoders.keys()
         assert {"400", "406", "408", "413", "415", "422", "503"} <= described["responses"].keys()
     assert "HTTPValidationError" not in json.dumps(document)
 
