@@ -25,8 +25,8 @@ from .options import (
     GradientOptions,
     LossOptions,
     VisualizeOptions,
+    option_text,
     parse,
-    shown,
 )
 from .report import FORMS, Report, Table, render
 from .settings import PREFIX, Settings
@@ -124,7 +124,7 @@ def _with_options(model: type[LossOptions]) -> Callable[[Command], Command]:
 
 def _flag(name: str, model: type[LossOptions]) -> Any:
     row = model.model_fields[name]
-    default = shown(row.default)
+    default = option_text(row.default)
     text = f"{row.description} Expected: {row.title}." + (f" [{default}]" if default else "")
     return typer.Option(f"--{name.replace('_', '-')}", help=text, metavar="VALUE")
 
@@ -335,13 +335,7 @@ def palettes(
                 ),
             ),
         )
-        members = {
-            "name": chosen.name,
-            "class_names": list(chosen.class_names),
-            "ignore_index": chosen.ignore_index,
-            "background_index": chosen.background_index,
-            "colours": colours,
-        }
+        members = {**chosen.fields(), "colours": colours}
     print(render(Report(tables, members), form))
 
 

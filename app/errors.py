@@ -143,6 +143,16 @@ ERROR_TYPES: tuple[type[RequestError], ...] = (
 """All error types, for the table of statuses in `/openapi.json`."""
 
 
+def empty_body() -> Malformed:
+    """Returns the error for a body without bytes."""
+    return Malformed("body", "tensors", "0 bytes")
+
+
+def body_too_large(max_bytes: int, got: str) -> TooLarge:
+    """Returns the error for a body, as sent or decompressed, of more than `max_bytes`."""
+    return TooLarge("body", f"at most {max_bytes} bytes", got, limit=max_bytes)
+
+
 def safe_repr(text: str) -> str:
     """Returns a text of the client as a message may hold it: quoted if short and plain.
 

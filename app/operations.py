@@ -5,7 +5,7 @@ arranges what `app.pictures` draws. Results are frozen dataclasses; `app.answers
 them, `app.cli` tables.
 
 Logits that are not finite give results that say so. The command line shows them; the service asks
-`refuse_non_finite` first.
+`require_finite` first.
 """
 
 import math
@@ -140,7 +140,7 @@ def _num_maps(options: LossOptions) -> int:
     return 0
 
 
-def refuse_non_finite(upload: Upload, options: LossOptions, result: Result) -> None:
+def require_finite(upload: Upload, options: LossOptions, result: Result) -> None:
     """Refuse NaN and +inf at valid pixels, with their number and the first position.
 
     The search reads the logits once more, so it begins only when the result has shown them.

@@ -181,8 +181,8 @@ def parse(model: type[Options], pairs: Iterable[tuple[str, str]]) -> Options:
     raise IllPosed(name, expected, safe_repr(texts[name]))
 
 
-def shown(value: Any) -> str:
-    """The text that `parse` reads as this value: defaults in help and in documents."""
+def option_text(value: Any) -> str:
+    """Returns the text that `parse` reads as this value."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return "" if value is None else str(value)

@@ -52,6 +52,15 @@ class Palette:
         """Colours [H,W,3] of indices [H,W]; above 255, and below 0, the table starts again."""
         return np.take(self.colours, indices & (NUM_COLOURS - 1), axis=0)
 
+    def fields(self) -> dict[str, object]:
+        """Returns the names and the special indices as JSON fields."""
+        return {
+            "name": self.name,
+            "class_names": list(self.class_names),
+            "ignore_index": self.ignore_index,
+            "background_index": self.background_index,
+        }
+
 
 def voc_colours() -> npt.NDArray[np.uint8]:
     """The 256 VOC colours, by interleaving the bits of the index.

@@ -13,8 +13,7 @@ from serving import SAFETENSORS, example, npy_file, packed
 
 from app import inputs
 from app.errors import Malformed, RequestError, TooLarge
-from app.formats import png
-from app.http import body
+from app.formats import compression, png
 from app.images import palettes
 from app.options import LossOptions, parse
 from app.settings import Settings
@@ -133,26 +132,26 @@ PACKERS = {
 CONTENTS = [b"x", bytes(3 << 20), np.random.default_rng(0).bytes(300_000)]
 
 
-@pytest.mark.parametrize("coding", body.CODINGS)
+@pytest.mark.parametrize("coding", compression.DECOMPRESSORS)
 def test_a_packed_body_is_unpacked_and_writable(coding):
     for pack in PACKERS[coding]:
         for content in CONTENTS:
-            unpacked = body.unpack(memory(pack(content)), coding, len(content))
+            unpacked = compression.decompress(memory(pack(content)), coding, len(content))
             assert unpacked == content
             assert not unpacked.readonly
 
 
-@pytest.mark.parametrize("coding", body.CODINGS)
+@pytest.mark.parametrize("coding", compression.DECOMPRESSORS)
 def test_a_packed_body_that_is_cut_continued_or_too_long_is_refused(coding):
     content = CONTENTS[2]
     packed = PACKERS[coding][0](content)
     for end in (1, 5, len(packed) // 2, len(packed) - 1):
         with pytest.raises(Malformed):
-            body.unpack(memory(packed[:end]), coding, len(content))
+            compression.decompress(memory(packed[:end]), coding, len(content))
     with pytest.raises(Malformed):
-        body.unpack(memory(packed + b"x"), coding, len(content))
+        compression.decompress(memory(packed + b"x"), coding, len(content))
     with pytest.raises(TooLarge):
-        body.unpack(memory(packed), coding, len(content) - 1)
+        compression.decompress(memory(packed), coding, len(content) - 1)
 
 
 def test_packed_bodies_are_read_by_the_service(client):

@@ -505,7 +505,7 @@ def test_maps_and_rows_of_nodes_take_their_place_among_the_bytes_in_flight():
         assert answer.status_code == 200, answer.text
         assert len(answer.content) < map_bytes + (1 << 14)
         assert workers.bytes_in_flight == 0
-        with workers.place(1):
+        with workers.reserve(1):
             problem = assert_problem(post(client), 503, "unavailable")
             assert problem["retry_after_seconds"] == 1
             assert workers.bytes_in_flight == 1

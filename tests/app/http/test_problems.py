@@ -510,7 +510,7 @@ def test_a_slow_computation_is_answered_and_holds_its_place_until_it_ends(monkey
 def test_bodies_together_have_a_limit():
     with served(max_body_bytes=4000, max_bytes_in_flight=4000) as client:
         service = client.app.state.service
-        with service.workers.place(3999):
+        with service.workers.reserve(3999):
             response = client.post_tensors("/v1/loss", **example())
             problem = assert_problem(response, 503, "unavailable")
             assert problem["retry_after_seconds"] == 1

@@ -204,7 +204,7 @@ def test_live_at_once_ready_when_warm_and_not_while_draining():
 
 
 def test_health_and_figures_are_answered_when_no_request_is_let_in():
-    with served(max_concurrent_requests=1) as client, client.app.state.service.workers.place(1):
+    with served(max_concurrent_requests=1) as client, client.app.state.service.workers.reserve(1):
         assert client.post_tensors("/v1/loss", **example()).status_code == 503
         assert client.get("/livez").status_code == 200
         assert "seg_loss_requests_in_flight 1.0" in client.get("/metrics").text
