@@ -312,7 +312,7 @@ def palettes(
 ) -> None:
     """List the palettes, or the classes and colours of one."""
     _check_form(form)
-    from .images.palettes import PALETTES, palette
+    from .images.palettes import PALETTES
 
     if name is None:
         rows = tuple(
@@ -321,10 +321,10 @@ def palettes(
         tables = (Table("palette", ("palette", "classes", "ignore_index"), rows),)
         members: Mapping[str, object] = {"palettes": list(PALETTES)}
     else:
-        try:
-            chosen = palette(name)
-        except RequestError as error:
-            raise UsageError(error.detail) from None
+        if name not in PALETTES:
+            expected = f"one of {', '.join(PALETTES)}"
+            raise UsageError(f"palette: expected {expected}, got an unknown name.")
+        chosen = PALETTES[name]
         colours = chosen.colours.tolist()
         tables = (
             Table(
@@ -508,9 +508,9 @@ def _batch_tables(result: "EvaluationResult", rows: Iterable[tuple[str, Any]]) -
 
 
 def _class_names(result: "EvaluationResult", options: LossOptions) -> list[str]:
-    from .images.palettes import palette
+    from .images.palettes import PALETTES
 
-    names = palette(options.palette).class_names if options.palette else ()
+    names = PALETTES[options.palette].class_names if options.palette else ()
     num_classes = len(result.evaluation.per_class)
     return [*names[:num_classes], *[""] * (num_classes - len(names))]
 

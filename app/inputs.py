@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .errors import IllPosed, TooLarge, UnsupportedMedia, dtype_name, safe_repr
 from .formats import json, multipart, npy, png, safetensors
-from .images import palettes
+from .images.palettes import PALETTES
 from .options import LossOptions
 from .settings import Settings
 
@@ -160,11 +160,11 @@ class _Reading:
         palette = self.options.palette
         spatial = () if self.logits is None else tuple(self.logits.shape[2:])
         has_their_size = len(spatial) == 2 and not self.is_upsampled
-        found = png.read(
+        found = png.read_label_map(
             source,
             where=name,
             encoding=self.options.label_encoding,
-            palette=None if palette is None else palettes.palette(palette),
+            palette=None if palette is None else PALETTES[palette],
             expected_size=(spatial[0], spatial[1]) if has_their_size else None,
             max_pixels=self.settings.max_pixels,
         )

@@ -9,7 +9,6 @@ Logits that are not finite give results that say so. The command line shows them
 """
 
 import math
-from collections.abc import Callable, Mapping
 from typing import TypedDict
 
 import numpy as np
@@ -18,36 +17,20 @@ import torch
 from torch import Tensor
 
 import seg_loss
-from seg_loss import Bilinear, Deconvolution, Evaluation
+from seg_loss import Evaluation
+from seg_loss.constants import LABEL_DTYPES
 from seg_loss.upsampling import Size, Upsampling
 
 from .errors import IllPosed, dtype_name
-from .images import palettes, render
+from .formats import png
+from .images import render
+from .images.palettes import PALETTES
+from .images.render import KINDS, Layers
 from .inputs import Upload
-from .options import EvaluateOptions, GradientOptions, LossOptions, VisualizeOptions
+from .options import UPSAMPLINGS, EvaluateOptions, GradientOptions, LossOptions, VisualizeOptions
 from .results import EvaluationResult, GradientResult, PictureResult, Result
 
 DEFAULT_PALETTE = "voc"
-
-UPSAMPLINGS: Mapping[str, Callable[[Size, Size], Upsampling] | None] = {
-    "none": None,
-    "bilinear": lambda scores, labels: Bilinear(),
-    "bilinear_aligned": lambda scores, labels: Bilinear(align_corners=True),
-    "fcn": Deconvolution.of_fcn,
-}
-"""What the option `upsampling` means for scores and labels of some height and width."""
-
-_MAP_OF_KIND = {
-    "prediction": "prediction",
-    "overlay": "prediction",
-    "error": "prediction",
-    "nll": "nll",
-    "confidence": "confidence",
-    "entropy": "entropy",
-}
-"""The map of `seg_loss.evaluate` that a kind of picture is made of; others need no logits."""
-
-_LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def loss(upload: Upload, options: LossOptions) -> EvaluationResult:
@@ -83,11 +66,11 @@ def evaluate(upload: Upload, options: EvaluateOptions) -> EvaluationResult:
 
 def visualize(upload: Upload, options: VisualizeOptions) -> PictureResult:
     """A picture of one image."""
-    palette = palettes.palette(options.palette or DEFAULT_PALETTE)
+    palette = PALETTES[options.palette or DEFAULT_PALETTE]
     labels = _indices("labels", upload.labels)
     prediction = _indices("prediction", upload.prediction)
     evaluation = None
-    if prediction is None or _MAP_OF_KIND.get(options.kind) != "prediction":
+    if prediction is None or KINDS[options.kind].map != "prediction":
         evaluation = _evaluation_for(upload, options)
     drawn = {} if evaluation is None else evaluation.maps
     maps = {name: values[0].numpy() for name, values in drawn.items()}
@@ -96,7 +79,7 @@ def visualize(upload: Upload, options: VisualizeOptions) -> PictureResult:
     num_classes = len(palette.class_names)
     if upload.logits is not None:
         num_classes = upload.logits.shape[1]
-    scene = render.Scene(
+    layers = Layers(
         palette=palette,
         num_classes=num_classes,
         labels=labels,
@@ -109,7 +92,7 @@ def visualize(upload: Upload, options: VisualizeOptions) -> PictureResult:
         alpha=options.alpha,
     )
     is_finite = evaluation is None or evaluation.non_finite_pixels == 0
-    return PictureResult(render.draw(options.kind, scene), upload.warnings, is_finite)
+    return PictureResult(png.encode(render.draw(options.kind, layers)), upload.warnings, is_finite)
 
 
 def working_bytes(upload: Upload, options: LossOptions) -> int:
@@ -132,7 +115,7 @@ def working_bytes(upload: Upload, options: LossOptions) -> int:
 def _num_maps(options: LossOptions) -> int:
     """Maps of the size of an image that are made for an answer."""
     if isinstance(options, VisualizeOptions):
-        return int(options.kind in _MAP_OF_KIND)
+        return int(KINDS[options.kind].map is not None)
     if isinstance(options, EvaluateOptions):
         # The two of `top_` are made together, three classes deep.
         names = {name for name in options.maps if not name.startswith("top_")}
@@ -206,7 +189,7 @@ def _logits_and_labels(upload: Upload) -> tuple[Tensor, Tensor]:
 
 def _evaluation_for(upload: Upload, options: VisualizeOptions) -> Evaluation | None:
     """The map that the picture needs, or None where it needs none or the inputs give none."""
-    name, logits, labels = _MAP_OF_KIND.get(options.kind), upload.logits, upload.labels
+    name, logits, labels = KINDS[options.kind].map, upload.logits, upload.labels
     if name is None or logits is None or (name == "nll" and labels is None):
         return None
     if logits.ndim != 4 or len(logits) != 1:
@@ -233,7 +216,7 @@ def _indices(where: str, tensor: Tensor | None) -> npt.NDArray[np.integer] | Non
     """One image of class indices [H,W] out of [1,H,W] or [1,1,H,W]."""
     if tensor is None:
         return None
-    if tensor.dtype not in _LABEL_DTYPES:
+    if dtype_name(tensor.dtype) not in LABEL_DTYPES:
         raise IllPosed(where, "class indices, which are integers", dtype_name(tensor.dtype))
     if tensor.ndim == 4 and tensor.shape[1] == 1:
         tensor = tensor[:, 0]

@@ -9,11 +9,12 @@ what it does.
 """
 
 import re
-from collections.abc import Iterable
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+import seg_loss
 from seg_loss.constants import MAPS, NORMALIZATIONS
 
 from .errors import IllPosed, Malformed, safe_repr
@@ -21,7 +22,17 @@ from .formats.png import ENCODINGS, Encoding
 from .images.palettes import PALETTES
 from .images.render import KINDS
 
-UPSAMPLINGS = ("none", "bilinear", "bilinear_aligned", "fcn")
+if TYPE_CHECKING:
+    from seg_loss.upsampling import Size, Upsampling
+
+UPSAMPLINGS: Mapping[str, Callable[["Size", "Size"], "Upsampling"] | None] = {
+    "none": None,
+    "bilinear": lambda scores, labels: seg_loss.Bilinear(),
+    "bilinear_aligned": lambda scores, labels: seg_loss.Bilinear(align_corners=True),
+    "fcn": lambda scores, labels: seg_loss.Deconvolution.of_fcn(scores, labels),
+}
+"""Functions from the sizes of scores and labels to an upsampling; None where there is none."""
+
 MAX_IGNORED = 256
 MAX_TEXT = 4096
 

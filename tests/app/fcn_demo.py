@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from app.formats import png
-from app.images.palettes import palette
+from app.images.palettes import PALETTES
 
 DIRECTORY = Path(__file__).parents[3] / "shared" / "data" / "fcn-demo"
 
@@ -37,10 +37,10 @@ last bit of one is lost in all of them, and does not average out."""
 
 def logits(dtype: type = np.float32) -> npt.NDArray[np.floating]:
     """4.0 at the predicted class and 0 elsewhere, [1,21,H,W]."""
-    predicted = png.read(
+    predicted = png.read_label_map(
         (DIRECTORY / "output.png").read_bytes(),
         where="prediction",
-        palette=palette("voc"),
+        palette=PALETTES["voc"],
         expected_size=None,
         max_pixels=1 << 20,
     ).indices

@@ -21,8 +21,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from app.formats import safetensors
+from app.formats import png, safetensors
 from app.http.app import create_app
+from app.images.palettes import PALETTES
+from app.images.render import indexed_picture
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -151,6 +153,11 @@ def served(**settings: object) -> Iterator[Client]:
 
 def packed(**tensors: torch.Tensor) -> bytes:
     return b"".join(safetensors.encode(tensors, {}))
+
+
+def label_png(labels: npt.NDArray[np.integer], palette: str = "voc") -> bytes:
+    """A PNG of mode P whose samples are the labels."""
+    return png.encode(indexed_picture(labels, PALETTES[palette]))
 
 
 def npy_file(array: npt.NDArray[np.generic]) -> bytes:

@@ -13,12 +13,10 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from serving import ROOT, example, npy_file, packed
+from serving import ROOT, example, label_png, npy_file, packed
 
 import seg_loss
 from app import cli
-from app.formats import png
-from app.images.palettes import palette
 
 
 @pytest.fixture
@@ -30,7 +28,7 @@ def files(tmp_path, monkeypatch):
     np.savez("logits.npz", logits=logits, other=labels)
     np.savez_compressed("labels.npz", labels)
     Path("labels.npy").write_bytes(npy_file(labels))
-    Path("labels.png").write_bytes(png.write(labels[0], palette("voc")))
+    Path("labels.png").write_bytes(label_png(labels[0]))
     return tmp_path
 
 
@@ -208,7 +206,9 @@ USAGE = {
     "evaluate logits.npy labels.png --maps nll": "seg-loss: --maps and --output: expected both",
     "visualize logits.npy -o a.jpg": "seg-loss: --output: expected a name that ends in .png.",
     "visualize logits.npy labels.png --kind heat -o a.png": "seg-loss: kind: expected one of",
-    "palettes nothing": "seg-loss: palette: expected one of voc",
+    "palettes nothing": (
+        "seg-loss: palette: expected one of voc, cityscapes, got an unknown name.\n"
+    ),
     "nothing": "No such command",
 }
 

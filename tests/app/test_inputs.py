@@ -9,12 +9,11 @@ import pytest
 import torch
 import zstandard
 from PIL import Image
-from serving import SAFETENSORS, example, npy_file, packed
+from serving import SAFETENSORS, example, label_png, npy_file, packed
 
 from app import inputs
 from app.errors import Malformed, RequestError, TooLarge
-from app.formats import compression, png
-from app.images import palettes
+from app.formats import compression
 from app.options import LossOptions, parse
 from app.settings import Settings
 
@@ -29,10 +28,6 @@ def assembled(**sources: inputs.Input) -> inputs.Upload:
 
 def memory(content: bytes) -> memoryview:
     return memoryview(bytearray(content))
-
-
-def label_png() -> bytes:
-    return png.write(LABELS[0].numpy(), palettes.palette("voc"))
 
 
 def multipart(**files: bytes) -> tuple[memoryview, str]:
@@ -50,8 +45,8 @@ def test_the_three_kinds_of_body_hold_the_same_tensors():
         (memory(packed(**example())), "application/x-safetensors"),
         (memory(json.dumps(lists).encode()), "application/json; charset=utf-8"),
         multipart(logits=npy_file(LOGITS.numpy()), labels=npy_file(LABELS.numpy())),
-        multipart(logits=packed(logits=LOGITS), labels=label_png()),
-        multipart(labels=label_png(), logits=packed(any_name=LOGITS)),
+        multipart(logits=packed(logits=LOGITS), labels=label_png(LABELS[0].numpy())),
+        multipart(labels=label_png(LABELS[0].numpy()), logits=packed(any_name=LOGITS)),
     ]
     for content, content_type in bodies:
         upload = inputs.decode(content, content_type, OPTIONS, SETTINGS)
@@ -113,7 +108,7 @@ def test_warnings_of_a_label_map_come_along():
 
 
 def test_prediction_files_are_read_as_labels_are():
-    upload = assembled(prediction=memory(label_png()))
+    upload = assembled(prediction=memory(label_png(LABELS[0].numpy())))
     assert torch.equal(upload.prediction, LABELS)
 
 

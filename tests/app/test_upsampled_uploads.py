@@ -14,15 +14,23 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from serving import SAFETENSORS, Client, assert_problem, assert_well, bomb, npy_file, packed, served
+from serving import (
+    SAFETENSORS,
+    Client,
+    assert_problem,
+    assert_well,
+    bomb,
+    label_png,
+    npy_file,
+    packed,
+    served,
+)
 
 import seg_loss
 from app import cli, inputs, operations, options
-from app.formats import png
 from app.http.app import create_app
-from app.images.palettes import palette
 from app.images.render import KINDS
-from app.operations import UPSAMPLINGS
+from app.options import UPSAMPLINGS
 from seg_loss import Bilinear, Deconvolution, InvalidInput, reference
 from seg_loss.upsampling import Upsampling, axes
 
@@ -57,10 +65,6 @@ def truth(name: str, tensors: Mapping[str, torch.Tensor], **more: object) -> tup
     return float(loss.detach()), gradient
 
 
-def label_png(labels: torch.Tensor) -> bytes:
-    return png.write(labels.numpy(), palette("voc"))
-
-
 def photo(*size: int) -> torch.Tensor:
     return torch.full((*size, 3), 99, dtype=torch.uint8)
 
@@ -71,7 +75,7 @@ def run(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tensors = example()
     Path("scores.npy").write_bytes(npy_file(tensors["logits"].numpy()))
-    Path("labels.png").write_bytes(label_png(tensors["labels"][0]))
+    Path("labels.png").write_bytes(label_png(tensors["labels"][0].numpy()))
 
     def run(line: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stop:
@@ -86,7 +90,7 @@ def run(capsys, tmp_path, monkeypatch):
 
 
 def test_there_is_a_meaning_for_every_name():
-    assert tuple(UPSAMPLINGS) == options.UPSAMPLINGS
+    assert tuple(UPSAMPLINGS) == ("none", "bilinear", "bilinear_aligned", "fcn")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -102,7 +106,7 @@ def test_every_door_gives_the_loss_of_the_library_which_is_that_of_the_definitio
     for request in (
         {"content": packed(**tensors), "headers": SAFETENSORS},
         {"json": lists},
-        {"files": {"logits": scores, "labels": label_png(labels[0])}},
+        {"files": {"logits": scores, "labels": label_png(labels[0].numpy())}},
         {"files": {"labels": npy_file(labels.numpy()), "logits": scores}},
         {"files": {"labels": packed(labels=labels[:, None]), "logits": scores}},
     ):
@@ -199,7 +203,7 @@ def test_upsampling_fcn_is_caffes_deconvolution_and_crop(run, case):
     with np.load(GOLDEN / f"{case}.npz") as golden:
         scores, labels = golden["score_fr"], golden["label"].astype(np.uint8)
         loss, gradient = float(golden["loss"]), golden["d_score_fr"]
-    files = {"logits": npy_file(scores), "labels": label_png(torch.from_numpy(labels[0, 0]))}
+    files = {"logits": npy_file(scores), "labels": label_png(labels[0, 0])}
     query = "upsampling=fcn&normalization=batch&ignore_index=255"
     with served() as client:
         answer = client.post(f"/v1/loss?{query}", files=files)
@@ -263,8 +267,8 @@ def test_a_picture_that_needs_no_logits_needs_no_size(client):
     assert Image.open(io.BytesIO(answer.content)).size == SIZE[::-1]
     files = {
         "logits": npy_file(example()["logits"].numpy()),
-        "prediction": label_png(prediction[0]),
-        "labels": label_png(example()["labels"][0, :-1]),
+        "prediction": label_png(prediction[0].numpy()),
+        "labels": label_png(example()["labels"][0, :-1].numpy()),
     }
     answer = client.post(f"{path}error", files=files)
     assert assert_problem(answer, 422, "ill_posed")["detail"] == (
@@ -372,7 +376,7 @@ def test_labels_larger_than_logits_are_refused_with_the_option_that_would_take_t
     )
     files = {
         "logits": npy_file(tensors["logits"].numpy()),
-        "labels": label_png(tensors["labels"][0]),
+        "labels": label_png(tensors["labels"][0].numpy()),
     }
     assert client.post("/v1/loss", files=files).json()["detail"] == sentence
     assert run("loss scores.npy labels.png") == (1, "", f"seg-loss: {sentence}\n")

@@ -28,6 +28,7 @@ from serving import (
 
 from app import inputs
 from app.http.v1 import OPERATIONS
+from app.images.palettes import PALETTES
 from app.images.render import KINDS
 from app.options import UPSAMPLINGS
 
@@ -250,9 +251,7 @@ def test_a_file_that_cannot_be_used_is_refused(client, case):
 
 
 def test_colours_are_read_when_the_palette_is_named(client):
-    from app.images.palettes import palette
-
-    colours = palette("voc").paint(LABELS[0].numpy())
+    colours = PALETTES["voc"].paint(LABELS[0].numpy())
     response = upload(client, png_file(colours), path="/v1/loss?palette=voc")
     assert response.json()["loss"] == client.post_tensors("/v1/loss", **example()).json()["loss"]
 
@@ -573,7 +572,7 @@ def test_no_query_is_an_error_of_ours(client, query, name, operation):
     operation=st.sampled_from(
         ["loss?", "gradient?", "evaluate?", *(f"visualize?kind={kind}&" for kind in KINDS)]
     ),
-    upsampling=st.sampled_from(UPSAMPLINGS),
+    upsampling=st.sampled_from([*UPSAMPLINGS]),
 )
 def test_no_tensors_are_an_error_of_ours(client, shapes, operation, upsampling):
     tensors = {name: torch.ones(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}

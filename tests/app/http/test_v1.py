@@ -187,7 +187,9 @@ def test_palettes_are_listed_and_shown(client):
     voc = client.get("/v1/palettes/voc").json()
     assert voc["colours"][1] == [128, 0, 0]
     assert voc["class_names"][15] == "person"
-    assert client.get("/v1/palettes/none").json()["detail"].startswith("palette: expected one of")
+    assert client.get("/v1/palettes/none").json()["detail"] == (
+        "palette: expected one of voc, cityscapes, got an unknown name."
+    )
 
 
 def test_live_at_once_ready_when_warm_and_not_while_draining():

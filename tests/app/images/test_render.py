@@ -12,15 +12,15 @@ from PIL import Image
 from app.errors import IllPosed
 from app.formats import png
 from app.images import colormaps, render
-from app.images.palettes import palette
-from app.images.render import Scene
+from app.images.palettes import PALETTES
+from app.images.render import Layers, indexed_picture
 
 LABELS = np.array([[0, 1, 2], [255, 3, 3]])
 PREDICTION = np.array([[0, 1, 1], [4, 3, 0]])
 VALID = LABELS != 255
 PHOTO = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 10
-FULL = Scene(
-    palette=palette("voc"),
+FULL = Layers(
+    palette=PALETTES["voc"],
     num_classes=21,
     labels=LABELS,
     prediction=PREDICTION,
@@ -33,22 +33,25 @@ FULL = Scene(
 CHECKER = [96, 96, 96]
 
 
-def pixels(data: bytes) -> npt.NDArray[np.uint8]:
-    with Image.open(io.BytesIO(data)) as picture:
-        assert picture.format == "PNG"
-        return np.array(picture)
+def pixels(picture: Image.Image) -> npt.NDArray[np.uint8]:
+    """The pixels of a picture, which a PNG file keeps."""
+    array = np.array(picture)
+    with Image.open(io.BytesIO(png.encode(picture))) as decoded:
+        assert (decoded.format, decoded.mode) == ("PNG", picture.mode)
+        assert np.array_equal(np.array(decoded), array)
+    return array
 
 
-def refusal(kind: str, scene: Scene) -> str:
+def refusal(kind: str, layers: Layers) -> str:
     with pytest.raises(IllPosed) as caught:
-        render.draw(kind, scene)
+        render.draw(kind, layers)
     return caught.value.detail
 
 
 def test_labels_and_predictions_are_valid_label_maps_again() -> None:
     for kind, indices in (("labels", LABELS), ("prediction", PREDICTION)):
-        label_map = png.read(
-            render.draw(kind, FULL),
+        label_map = png.read_label_map(
+            png.encode(render.draw(kind, FULL)),
             where="labels",
             palette=None,
             expected_size=(2, 3),
@@ -59,14 +62,22 @@ def test_labels_and_predictions_are_valid_label_maps_again() -> None:
 
 
 def test_an_ignored_label_that_no_png_holds_becomes_the_void_of_the_palette() -> None:
-    scene = replace(FULL, labels=np.where(VALID, LABELS, -1))
-    assert pixels(render.draw("labels", scene)).tolist() == LABELS.tolist()
+    layers = replace(FULL, labels=np.where(VALID, LABELS, -1))
+    assert pixels(render.draw("labels", layers)).tolist() == LABELS.tolist()
 
 
 def test_a_valid_label_that_no_png_holds_is_refused() -> None:
     assert refusal("labels", replace(FULL, labels=LABELS + 253, valid=None)) == (
         "labels: expected 0…255, which a PNG of mode P can hold, got 508 at (1, 0) and 2 more "
-        "places."
+        "pixels."
+    )
+
+
+def test_an_index_that_does_not_fit_is_refused_with_its_place() -> None:
+    with pytest.raises(IllPosed) as caught:
+        indexed_picture(np.array([[0, 1], [-1, 300]]), PALETTES["voc"])
+    assert caught.value.detail == (
+        "labels: expected 0…255, which a PNG of mode P can hold, got -1 at (1, 0) and 1 more pixel."
     )
 
 
@@ -83,7 +94,7 @@ def test_the_overlay_leaves_the_background_and_what_does_not_count_as_photo() ->
 
 
 def test_the_overlay_of_a_palette_without_background_blends_class_0() -> None:
-    overlay = pixels(render.draw("overlay", replace(FULL, palette=palette("cityscapes"))))
+    overlay = pixels(render.draw("overlay", replace(FULL, palette=PALETTES["cityscapes"])))
     assert overlay[0, 0].tolist() == [64, 37, 74]  # half of the road, half of (0, 10, 20)
 
 
@@ -99,13 +110,13 @@ def test_the_overlay_shows_labels_where_there_is_no_prediction() -> None:
 
 
 def test_blends_are_rounded_to_the_nearest_even() -> None:
-    scene = Scene(
-        palette=palette("voc"),
+    layers = Layers(
+        palette=PALETTES["voc"],
         num_classes=21,
         prediction=np.array([[1, 1]]),
         photo=np.array([[[0, 1, 3], [0, 5, 7]]], dtype=np.uint8),
     )
-    assert pixels(render.draw("overlay", scene)).tolist() == [[[64, 0, 2], [64, 2, 4]]]
+    assert pixels(render.draw("overlay", layers)).tolist() == [[[64, 0, 2], [64, 2, 4]]]
 
 
 def test_the_error_map_is_grey_where_right_vermilion_where_wrong_and_checkered_elsewhere() -> None:
@@ -117,7 +128,7 @@ def test_the_error_map_is_grey_where_right_vermilion_where_wrong_and_checkered_e
 
 def test_the_checker_has_cells_of_four_pixels() -> None:
     nothing = np.zeros((8, 8), dtype=np.bool_)
-    scene = replace(
+    layers = replace(
         FULL,
         labels=np.zeros((8, 8), dtype=np.int64),
         prediction=np.zeros((8, 8), dtype=np.int64),
@@ -127,7 +138,7 @@ def test_the_checker_has_cells_of_four_pixels() -> None:
         confidence=None,
         entropy=None,
     )
-    error = pixels(render.draw("error", scene))[:, :, 0]
+    error = pixels(render.draw("error", layers))[:, :, 0]
     assert error[0].tolist() == [96] * 4 + [144] * 4
     assert error[4].tolist() == [144] * 4 + [96] * 4
 
@@ -154,13 +165,13 @@ def test_entropy_is_viridis_of_shares_of_ln_c() -> None:
 
 
 def test_a_single_class_has_nothing_to_lose() -> None:
-    scene = replace(FULL, num_classes=1, nll=np.zeros((2, 3), dtype=np.float32))
-    assert pixels(render.draw("nll", scene))[0, 0].tolist() == [0, 0, 4]
+    layers = replace(FULL, num_classes=1, nll=np.zeros((2, 3), dtype=np.float32))
+    assert pixels(render.draw("nll", layers))[0, 0].tolist() == [0, 0, 4]
 
 
 def test_a_pixel_without_a_value_is_checkered_even_if_it_counts() -> None:
-    scene = replace(FULL, valid=None)
-    assert pixels(render.draw("nll", scene))[1, 0].tolist() == CHECKER
+    layers = replace(FULL, valid=None)
+    assert pixels(render.draw("nll", layers))[1, 0].tolist() == CHECKER
 
 
 def test_no_colour_map_contains_the_greys_of_the_checker() -> None:
@@ -207,8 +218,8 @@ def test_an_unknown_kind_is_answered_with_the_known_ones() -> None:
 def test_what_is_missing_is_named_with_the_way_to_send_it(
     kind: str, missing: str, detail: str
 ) -> None:
-    scene = replace(FULL, **{missing: None})  # type: ignore[arg-type]
-    assert refusal(kind, scene) == detail.format(
+    layers = replace(FULL, **{missing: None})  # type: ignore[arg-type]
+    assert refusal(kind, layers) == detail.format(
         f"expected something to draw for kind={kind}, got nothing"
     )
 

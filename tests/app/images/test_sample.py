@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from app.formats import png
-from app.images.palettes import palette
+from app.images.palettes import PALETTES
 from app.images.sample import SampleFiles, make_sample
 
 
@@ -19,7 +19,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> SampleFiles:
 
 @pytest.fixture(scope="module")
 def labels(files: SampleFiles) -> npt.NDArray[np.int64]:
-    label_map = png.read(
+    label_map = png.read_label_map(
         files.labels.read_bytes(),
         where="labels",
         palette=None,
@@ -52,7 +52,7 @@ def test_the_photo_has_the_size_of_the_labels(files: SampleFiles) -> None:
 
 
 def test_all_classes_but_the_train_occur(labels: npt.NDArray[np.int64]) -> None:
-    train = palette("cityscapes").class_names.index("train")
+    train = PALETTES["cityscapes"].class_names.index("train")
     assert set(np.unique(labels).tolist()) == {*range(19), 255} - {train}
 
 
