@@ -35,6 +35,7 @@ from ..errors import IllPosed, Malformed, dtype_name
 MEDIA_TYPE = "application/x-npy"
 
 MAGIC = b"\x93NUMPY"
+NPZ_MAGIC = b"PK\x03\x04"
 MAX_HEADER_BYTES = 64 * 1024
 MAX_AXES = 64  # of NumPy and of torch's elementwise kernels
 MAX_AXIS = 2**31 - 1

@@ -21,7 +21,7 @@ from ..errors import NotFound, Unavailable
 from ..formats import json
 from ..formats.compression import decompress
 from ..images.palettes import PALETTES
-from ..inputs import Upload
+from ..inputs import Inputs
 from ..options import EvaluateOptions, GradientOptions, LossOptions, VisualizeOptions, parse
 from ..results import json_bytes
 from ..settings import Settings
@@ -65,7 +65,7 @@ class Operation:
     name: str
     summary: str
     options: type[LossOptions]
-    run: Callable[[Upload, Any], Any]
+    run: Callable[[Inputs, Any], Any]
     encoders: Mapping[str, Callable[[Any], Encoded]]
 
 
@@ -135,11 +135,11 @@ async def handle(request: Request, operation: Operation) -> Response:
                     content, body_headers.content_encoding, body_headers.limit
                 )
             timings.end("wait")
-            upload = inputs.decode(decompressed, content_type, options, settings)
+            decoded = inputs.decode(decompressed, content_type, options, settings)
             timings.end("decode")
-            workers.grow(reservation, operations.working_bytes(upload, options))
-            result = operation.run(upload, options)
-            operations.require_finite(upload, options, result)
+            workers.grow(reservation, operations.working_bytes(decoded, options))
+            result = operation.run(decoded, options)
+            operations.require_finite(decoded, options, result)
             timings.end("compute")
             encoded = operation.encoders[media_type](result)
             timings.end("encode")

@@ -189,7 +189,7 @@ def test_logits_that_are_not_finite_are_shown_with_a_diagnosis(files, run):
     assert json.loads(out)["diagnosis"]["state"] == "non_finite"
     status, _, err = run("gradient", "logits.npy", "labels.png", "-o", "g.npy")
     assert status == 0
-    assert err == "seg-loss: warning: logits: not all are finite, and so is the gradient.\n"
+    assert err == "seg-loss: warning: logits contain non-finite values, so the gradient does too.\n"
 
 
 USAGE = {
@@ -225,10 +225,10 @@ FAILURES = {
     "loss . labels.png": "seg-loss: .: Is a directory\n",
     "loss labels.npy labels.png": "seg-loss: logits: expected",
     "loss logits.npy logits.npy": "seg-loss: labels: expected uint8",
-    "loss empty labels.png": "seg-loss: logits: expected a file of NPY or safetensors, got",
+    "loss empty labels.png": "seg-loss: logits: expected an NPY or safetensors file, got",
     "loss cut.npz labels.png": "seg-loss: logits: expected a complete NPZ file, got a damaged one.",
     "loss pickled.npz labels.png": "Pickled objects are never read",
-    "loss two.npz labels.png": "seg-loss: logits: expected one array, or one called logits, got 2",
+    "loss two.npz labels.png": "seg-loss: logits: expected one array, or one named logits, got 2",
     "gradient logits.npy labels.png -o nowhere/g.npy": "seg-loss: nowhere/g.npy: No such file",
 }
 

@@ -22,7 +22,7 @@ OPTIONS = LossOptions()
 LOGITS, LABELS = example()["logits"], example()["labels"]
 
 
-def assembled(**sources: inputs.Input) -> inputs.Upload:
+def assembled(**sources: inputs.Source) -> inputs.Inputs:
     return inputs.assemble(sources, OPTIONS, SETTINGS)
 
 

@@ -649,18 +649,18 @@ def test_the_document_and_the_help_have_the_option(run):
 
 
 def test_maps_of_other_operations_need_no_room():
-    upload = inputs.Upload(**example())
+    upload = inputs.Inputs(**example())
     needed = operations.working_bytes
     assert needed(upload, options.LossOptions()) == 0
     assert needed(upload, options.EvaluateOptions()) == 0
     assert needed(upload, options.EvaluateOptions(maps=("nll",))) == 4 * 42
     assert needed(upload, options.VisualizeOptions(kind="entropy")) == 4 * 42
     assert needed(upload, options.VisualizeOptions(kind="labels")) == 0
-    alone = inputs.Upload(logits=upload.logits)
+    alone = inputs.Inputs(logits=upload.logits)
     assert needed(alone, options.VisualizeOptions(kind="entropy")) == 4 * 42
     upsampled = options.VisualizeOptions(kind="entropy", upsampling="bilinear")
     assert needed(alone, upsampled) == 0  # it will be refused
-    photo = inputs.Upload(logits=upload.logits, image=np.zeros((8, 9, 3), np.uint8))
+    photo = inputs.Inputs(logits=upload.logits, image=np.zeros((8, 9, 3), np.uint8))
     scratch = seg_loss.scratch_bytes(upload.logits, (8, 9), upsampling=Bilinear())
     assert needed(photo, upsampled) == 4 * 72 + scratch
 

@@ -213,27 +213,27 @@ FILES = {
     "a JPEG as labels": (
         {"labels": b"\xff\xd8\xff\xe0" + bytes(100)},
         422,
-        "labels: expected a file of NPY or safetensors or PNG, got JPEG.",
+        "labels: expected an NPY, safetensors or PNG file, got JPEG.",
     ),
     "a PNG as logits": (
         {"logits": PNG},
         422,
-        "logits: expected a file of NPY or safetensors, got PNG.",
+        "logits: expected an NPY or safetensors file, got PNG.",
     ),
     "an empty file": (
         {"labels": b""},
         422,
-        "labels: expected a file of NPY or safetensors or PNG, got an empty file.",
+        "labels: expected an NPY, safetensors or PNG file, got an empty file.",
     ),
     "text": (
         {"labels": b"0 0 0 1 1 1\n" * 7},
         422,
-        "labels: expected a file of NPY or safetensors or PNG, got another format.",
+        "labels: expected an NPY, safetensors or PNG file, got another format.",
     ),
     "a safetensors file of several": (
         {"logits": packed(a=LOGITS, b=LOGITS)},
         422,
-        "logits: expected one tensor, or one called logits, got 2 others.",
+        "logits: expected one tensor, or one named logits, got 2 of other names.",
     ),
 }
 
@@ -298,7 +298,7 @@ def test_an_unknown_input_is_refused_with_the_names_there_are(client):
 def test_an_option_sent_as_a_form_field_is_sent_to_the_query(client):
     files = {"logits": npy_file(LOGITS.numpy()), "labels": PNG, "ignore_index": b"0"}
     problem = assert_problem(client.post("/v1/loss", files=files), 422, "ill_posed")
-    assert problem["fix"] == "Options belong into the query: ?ignore_index=..."
+    assert problem["fix"] == "Options belong in the query: ?ignore_index=..."
 
 
 OPTIONS = {
@@ -404,7 +404,7 @@ def test_the_media_type_that_curl_invents_is_answered_with_the_flag_to_add(clien
     problem = assert_problem(
         client.post("/v1/loss", content=b"x", headers=headers), 415, "unsupported_media"
     )
-    assert problem["fix"] == "Say -H 'Content-Type: application/x-safetensors' (curl)."
+    assert problem["fix"] == "With curl, add -H 'Content-Type: application/x-safetensors'."
 
 
 def test_another_content_coding_is_refused_with_those_there_are(client):
