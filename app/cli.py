@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
+from seg_loss import __version__
+
 from .errors import IllPosed, RequestError
 from .options import (
     EvaluateOptions,
@@ -72,6 +74,24 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise
         _fail(f"{error}", 1)
     sys.exit(0)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@cli.callback()
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 # Arguments and flags that several commands share.

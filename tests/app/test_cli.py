@@ -261,9 +261,25 @@ def test_serve_help_lists_every_setting(run):
         assert field.description in out
 
 
-def test_help_does_not_wait_for_torch():
-    program = "import sys; from app import cli; assert 'torch' not in sys.modules"
+def test_help_version_and_palettes_do_not_load_torch():
+    commands = [["--help"], ["loss", "--help"], ["serve", "--help"], ["--version"], ["palettes"]]
+    program = (
+        "import sys\n"
+        "from app import cli\n"
+        f"for arguments in {commands}:\n"
+        "    try:\n"
+        "        cli.main(arguments)\n"
+        "    except SystemExit as stop:\n"
+        "        assert not stop.code, arguments\n"
+        "    assert 'torch' not in sys.modules, arguments\n"
+    )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_the_version_is_the_same_everywhere(run, client):
+    assert run("--version") == (0, f"seg-loss {seg_loss.__version__}\n", "")
+    document = client.get("/openapi.json").json()
+    assert document["info"]["version"] == seg_loss.__version__
 
 
 def test_python_m_app_is_the_same_program():
