@@ -110,7 +110,7 @@ def assemble(sources: Mapping[str, Source], options: LossOptions, settings: Sett
         if name not in READERS:
             is_option = name in type(options).model_fields
             fix = f"Options belong in the query: ?{name}=..." if is_option else ""
-            raise IllPosed("body", f"inputs out of {', '.join(READERS)}", safe_repr(name), fix)
+            raise IllPosed("body", f"inputs among {', '.join(READERS)}", safe_repr(name), fix)
     reader = _Reader(options, settings)
     tensors = {
         name: read(reader, name, sources[name]) for name, read in READERS.items() if name in sources

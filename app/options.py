@@ -182,7 +182,7 @@ def parse(model: type[Options], pairs: Iterable[tuple[str, str]]) -> Options:
     for name, text in pairs:
         if name not in model.model_fields:
             known = ", ".join(model.model_fields)
-            raise IllPosed("options", f"names out of {known}", safe_repr(name))
+            raise IllPosed("options", f"names among {known}", safe_repr(name))
         if name in texts:
             raise IllPosed(name, "one value", "several")
         if len(text) > MAX_TEXT:

@@ -75,7 +75,7 @@ def test_the_ends_of_the_number_types_are_kept():
         (b"[]", "body: expected a JSON object, got a list."),
         (b"null", "body: expected a JSON object, got null."),
         (b"true", "body: expected a JSON object, got true or false."),
-        (b'"logits"', "body: expected a JSON object, got a text."),
+        (b'"logits"', "body: expected a JSON object, got a string."),
         (
             b'{"logits": [NaN]}',
             "body: expected JSON, which has finite numbers only, got NaN.",
@@ -90,11 +90,11 @@ def test_the_ends_of_the_number_types_are_kept():
         ),
         (
             b'{"logits": [' + b"1" * 5000 + b"]}",
-            "body: expected JSON numbers of a few digits, got thousands of them.",
+            "body: expected JSON numbers of a few digits, got thousands of digits.",
         ),
         (
             b'{"logits": ' + b"[" * 100_000,
-            "body: expected JSON nested a few levels deep, got hundreds of them.",
+            "body: expected JSON nested a few levels deep, got hundreds of levels.",
         ),
         (
             b'{"logits": ' + b"[" * 7 + b"]" * 7 + b"}",
@@ -113,7 +113,7 @@ def test_what_is_not_json_or_too_deep_is_malformed(body, sentence):
     [
         (
             b'{"target": [0]}',
-            f"body: expected keys out of {', '.join(json.KEYS)}, got 'target'.",
+            f"body: expected keys among {', '.join(json.KEYS)}, got 'target'.",
         ),
         (b'{"logits": 1}', "logits: expected a list, got an integer."),
         (b'{"logits": null}', "logits: expected a list, got null."),
@@ -129,7 +129,7 @@ def test_what_is_not_json_or_too_deep_is_malformed(body, sentence):
         (b'{"logits": [[1, [2]]]}', "logits[0][1]: expected a number, got a list."),
         (b'{"logits": [[1, null]]}', "logits[0][1]: expected a number, got null."),
         (b'{"logits": [true]}', "logits[0]: expected a number, got true or false."),
-        (b'{"logits": ["1"]}', "logits[0]: expected a number, got a text."),
+        (b'{"logits": ["1"]}', "logits[0]: expected a number, got a string."),
         (b'{"labels": [[0, false]]}', "labels[0][1]: expected an integer, got true or false."),
         (b'{"labels": [[0], [null]]}', "labels[1][0]: expected an integer, got null."),
         (b'{"labels": [[0, 1.0]]}', "labels[0][1]: expected an integer, got 1.0. Write 1."),

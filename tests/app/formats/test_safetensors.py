@@ -19,7 +19,7 @@ GOLDEN = (
 )
 LOGITS = torch.tensor([[1.0, -2.0]])
 LABELS = torch.tensor([255], dtype=torch.uint8)
-KNOWN = "a dtype out of I8, I16, I32, I64, U8, U16, U32, F16, BF16, F32, F64"
+KNOWN = "a dtype among I8, I16, I32, I64, U8, U16, U32, F16, BF16, F32, F64"
 
 
 def written(header: object, payload: bytes = b"", padding: int = 0) -> bytearray:
@@ -172,11 +172,11 @@ def test_a_tensor_that_the_format_lacks_is_not_written():
         ),
         (
             written(b'{"a":' + b"9" * 5000 + b"}"),
-            "body header: expected JSON numbers of a few digits, got thousands of them.",
+            "body header: expected JSON numbers of a few digits, got thousands of digits.",
         ),
         (
             written(b'{"a":' + b"[" * 30_000),
-            "body header: expected JSON nested a few levels deep, got hundreds of them.",
+            "body header: expected JSON nested a few levels deep, got hundreds of levels.",
         ),
         (
             written({f"t{i}": entry("U8", [0], 0, 0) for i in range(17)}),
@@ -281,7 +281,7 @@ def test_booleans_are_ill_posed_and_told_what_to_be():
 def test_metadata_other_than_texts_is_malformed(metadata):
     refusal = refusal_of(written({"__metadata__": metadata}))
     assert refusal.detail == (
-        "body: expected an object of texts as __metadata__, got something else."
+        "body: expected an object of strings as __metadata__, got something else."
     )
 
 

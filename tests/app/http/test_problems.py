@@ -292,7 +292,7 @@ def test_an_unknown_input_is_refused_with_the_names_there_are(client):
     response = client.post_tensors("/v1/loss", **example(), target=LABELS)
     problem = assert_problem(response, 422, "ill_posed")
     known = "logits, labels, class_weight, pixel_weight, prediction, image"
-    assert problem["detail"] == f"body: expected inputs out of {known}, got 'target'."
+    assert problem["detail"] == f"body: expected inputs among {known}, got 'target'."
 
 
 def test_an_option_sent_as_a_form_field_is_sent_to_the_query(client):
@@ -302,7 +302,7 @@ def test_an_option_sent_as_a_form_field_is_sent_to_the_query(client):
 
 
 OPTIONS = {
-    "unknown=1": "options: expected names out of ignore_index, label_smoothing, temperature, "
+    "unknown=1": "options: expected names among ignore_index, label_smoothing, temperature, "
     "normalization, upsampling, label_encoding, palette, got 'unknown'.",
     "kind=error": "got 'kind'.",
     "label_smoothing=1.5": "label_smoothing: expected a number from 0 to 1, got '1.5'.",
