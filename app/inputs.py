@@ -4,7 +4,7 @@
 
 A source is a tensor (safetensors, JSON) or a file (multipart, the command line). The file type is
 detected from its first bytes. `logits` are read first, so that a label PNG of another size is
-refused before its pixels are decoded. An image without batch axis, [C,H,W] logits or [H,W] labels,
+rejected before its pixels are decoded. An image without batch axis, [C,H,W] logits or [H,W] labels,
 becomes a batch of one.
 
 This module checks only the limits of the settings. Whether a loss is defined for the tensors is

@@ -1,4 +1,4 @@
-"""What operations return, and how it becomes JSON fields or a file.
+"""The results of operations, and how they become JSON fields and files.
 
 The command line and the service write the same fields and the same files. JSON has no NaN and no
 infinity: `to_jsonable` replaces them by null.

@@ -4,7 +4,7 @@
 
 The keys are any of `KEYS`. `labels` and `prediction` hold integers and become int64. The others
 hold numbers in the range of float32 and become float32. The lists of a tensor are rectangular and
-at most `MAX_AXES` deep. As a label, `null`, `true` and `1.0` are refused: the service does not
+at most `MAX_AXES` deep. As a label, `null`, `true` and `1.0` are rejected: the service does not
 guess what they mean.
 
 The text is strictly JSON in UTF-8: without NaN and Infinity, repeated keys and unpaired surrogates.
@@ -52,7 +52,7 @@ def parse_strict(text: bytes | bytearray | memoryview, where: str) -> Any:
         Malformed: for any other text; `where` names it.
     """
 
-    def refuse_constant(name: str) -> None:
+    def reject_constant(name: str) -> None:
         raise Malformed(where, "JSON, which has finite numbers only", name)
 
     def check_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def parse_strict(text: bytes | bytearray | memoryview, where: str) -> Any:
 
     try:
         decoded = str(text, "utf-8")
-        value = json.loads(decoded, parse_constant=refuse_constant, object_pairs_hook=check_unique)
+        value = json.loads(decoded, parse_constant=reject_constant, object_pairs_hook=check_unique)
         if "\\u" in decoded:  # an escaped unpaired surrogate cannot be encoded in a response
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeError:

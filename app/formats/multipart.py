@@ -11,7 +11,7 @@ The boundary is a parameter of the Content-Type: 1 to 70 of the characters that 
 body begins with the boundary, without a preamble. Bytes after the last boundary are ignored. There
 are at most `MAX_PARTS` parts, with different names and at most `MAX_HEADER_BYTES` of headers each.
 
-RFC 2046 forbids a line in the data that begins with the boundary. Such a line is refused, so that
+RFC 2046 forbids a line in the data that begins with the boundary. Such a line is rejected, so that
 one pass over the body is enough. The deprecated Content-Transfer-Encoding must not announce an
 encoding. `filename*` is ignored, since RFC 7578 forbids it.
 

@@ -6,15 +6,15 @@ A label map is a PNG whose samples are class indices:
 |---|---|---|
 | palette, 1, 2, 4, 8 | P | the indices; the colours and tRNS are ignored |
 | grey, 1, 8, 16 | 1, L, I;16 | the values |
-| grey, 2, 4 | L | refused: decoders stretch these values to 0…255 |
+| grey, 2, 4 | L | rejected: decoders stretch these values to 0…255 |
 | RGB, RGBA, 8 | RGB, RGBA | the indices of the colours, in the palette that the request names |
-| all others | | refused |
+| all others | | rejected |
 
 No label map is ever converted from one mode to another. Conversion replaces indices by brightness,
 which is the most frequent mistake with PASCAL VOC.
 
 A PNG is read in two steps. The first walks over the chunks and checks signature, order, checksums,
-size and mode, without decoding pixels. It refuses files that are incomplete, damaged, animated or
+size and mode, without decoding pixels. It rejects files that are incomplete, damaged, animated or
 too large, so that a decompression bomb costs only its compressed bytes. The second step gives
 Pillow a PNG made of the critical chunks alone (IHDR, PLTE, IDAT, IEND). Text, colour profiles and
 transparency can then neither fail, nor inflate, nor change an index.
@@ -244,7 +244,7 @@ def _read_header(data: bytes | memoryview, where: str, keep: bytes = b"") -> _He
     """Returns the header of a PNG, after walking over all of its chunks.
 
     All checksums are verified, which Pillow does not do for the pixels, and IEND must be there. A
-    file that is cut at any byte, or has any bit flipped, is refused. Bytes behind IEND are ignored.
+    file that is cut at any byte, or has a flipped bit, is rejected. Bytes behind IEND are ignored.
 
     Args:
         keep: the name of chunks that are kept beside the critical ones.

@@ -1,8 +1,8 @@
 """Reads the body of a request into one block of memory, within limits of size and time.
 
-Headers that show an invalid body are refused before its first byte is read. uvicorn then sends no
-`100 Continue`, and a client that waits for it sends nothing. Such responses keep the connection
-open: closing it while a client still writes would reset it, and the client would lose the response.
+A request with invalid headers is rejected before the first byte of its body is read. uvicorn then
+sends no `100 Continue`, and a client that waits for it sends no body. The connection stays open:
+closing it while a client still writes would reset it, and the client would lose the response.
 
 A body with a Content-Length is written into uninitialised memory of that length. The system
 provides physical memory only as bytes arrive, so an announced length alone costs nothing. A body
@@ -30,7 +30,7 @@ _LENGTH = re.compile(r"[0-9]{1,19}")
 
 @dataclass(frozen=True)
 class BodyHeaders:
-    """What the headers of a request say about its body.
+    """The headers of a request that describe its body.
 
     Attributes:
         length: Content-Length in bytes; None for a chunked body.

@@ -120,7 +120,7 @@ class Workers:
             if future.done() and not future.cancelled():
                 return future.result()  # a result at the last moment, or the function's own error
             limit = f"{self._settings.compute_timeout_seconds:g} s"
-            raise self._busy(f"The answer was not ready within {limit}") from None
+            raise self._busy(f"The response was not ready within {limit}") from None
 
     async def run_without_limits(self, function: Callable[[], T]) -> T:
         """Calls a function that belongs to no request in a thread of the pool."""

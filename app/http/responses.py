@@ -1,8 +1,8 @@
 """Results as response bodies, in a media type that `Accept` allows.
 
 Each operation has a table of encoders by media type; the first row is the default. The media type
-is chosen before the body of the request is read. What a media type has no room for becomes a
-header: `Seg-Loss` is the loss of an NPY gradient, `Seg-Loss-Warning` holds the warnings.
+is chosen before the body of the request is read. Values that a media type cannot hold become
+headers: `Seg-Loss` is the loss of an NPY gradient, `Seg-Loss-Warning` holds the warnings.
 """
 
 import asyncio

@@ -33,7 +33,7 @@ from .responses import ChunkedResponse, Encoded
 
 @dataclass(eq=False)
 class Service:
-    """What the routes of one application share, as `app.state.service`.
+    """The state that the routes of one application share, as `app.state.service`.
 
     Attributes:
         settings: the settings.
@@ -104,8 +104,8 @@ OPERATIONS = (
 async def handle(request: Request, operation: Operation) -> Response:
     """Answers one POST.
 
-    The headers are checked first, so that a request which they show to be invalid is refused before
-    its body is sent. Then memory is reserved and the body is read. All else happens in a worker
+    The headers are checked first, so that many invalid requests are rejected before their body is
+    sent. Then memory is reserved and the body is read. All else happens in a worker
     thread, so that the event loop stays free.
 
     Raises:

@@ -37,7 +37,7 @@ _Array = TypeVar("_Array", bound=npt.NDArray[Any])
 
 CORRECT: Final = (217, 217, 217)
 WRONG: Final = (213, 94, 0)
-"""Vermilion of Okabe and Ito, which all kinds of colour blindness tell from grey."""
+"""Vermilion of Okabe and Ito, distinct from grey with every kind of colour blindness."""
 CHECKER_GREYS: Final = (96, 144)
 CHECKER_PIXELS: Final = 4
 """Width and height of one square of the checkerboard."""
