@@ -171,7 +171,7 @@ def _read_header(memory: memoryview, where: str) -> tuple[str, bool, tuple[int, 
     if start[:6] != MAGIC:
         got = start[:6].hex(" ") or "nothing"
         fix = "Write the file with numpy.save."
-        raise Malformed(where, f"an NPY file, which begins {MAGIC.hex(' ')}", got, fix)
+        raise Malformed(where, f"an NPY file, which begins with {MAGIC.hex(' ')}", got, fix)
     versions = {b"\x01\x00": "<H", b"\x02\x00": "<I", b"\x03\x00": "<I"}
     length_format = versions.get(start[6:])
     if length_format is None:

@@ -12,7 +12,7 @@ def test_the_docstring_examples_hold():
     assert doctest.testmod(errors).failed == 0
 
 
-def test_every_error_type_is_listed_and_has_its_own_status_and_code():
+def test_every_error_type_is_listed_with_its_own_status():
     assert set(ERROR_TYPES) == set(RequestError.__subclasses__())
     for attribute in ("status", "code", "title"):
         values = [getattr(error, attribute) for error in ERROR_TYPES]

@@ -1,3 +1,5 @@
+"""JSON lists: the tensors in them, and the message for every other text."""
+
 import contextlib
 from json import dumps
 
@@ -12,10 +14,10 @@ from app.formats import json
 GOLDEN = b'{"logits": [[[[0.5, 2.0]], [[1.5, -1.0]]]], "labels": [[[0, 255]]]}'
 
 
-def refusal_of(body: bytes) -> RequestError:
-    with pytest.raises(RequestError) as refusal:
+def error_of(body: bytes) -> RequestError:
+    with pytest.raises(RequestError) as error:
         json.decode(body)
-    return refusal.value
+    return error.value
 
 
 def test_the_example_is_logits_and_labels():
@@ -54,7 +56,7 @@ def test_lists_keep_their_shape_and_entries(key, shape):
     assert torch.equal(decoded, numbers.to(decoded.dtype))
 
 
-def test_the_ends_of_the_number_types_are_kept():
+def test_the_limits_of_int64_and_float32_are_kept():
     body = {"labels": [-(2**63), 2**63 - 1], "logits": [3.4028234e38, -3.4028234e38, 1e-45, -0.0]}
     decoded = json.decode(dumps(body).encode())
     assert decoded["labels"].tolist() == body["labels"]
@@ -102,10 +104,10 @@ def test_the_ends_of_the_number_types_are_kept():
         ),
     ],
 )
-def test_what_is_not_json_or_too_deep_is_malformed(body, sentence):
-    refusal = refusal_of(body)
-    assert isinstance(refusal, Malformed)
-    assert refusal.detail == sentence
+def test_a_body_that_is_not_json_or_too_deep_is_malformed(body, sentence):
+    error = error_of(body)
+    assert isinstance(error, Malformed)
+    assert error.detail == sentence
 
 
 @pytest.mark.parametrize(
@@ -157,25 +159,25 @@ def test_what_is_not_json_or_too_deep_is_malformed(body, sentence):
         ),
     ],
 )
-def test_json_that_is_no_tensor_is_ill_posed_and_says_where(body, sentence):
-    refusal = refusal_of(body)
-    assert isinstance(refusal, IllPosed)
-    assert refusal.detail == sentence
+def test_json_that_is_no_tensor_is_ill_posed_with_its_path(body, sentence):
+    error = error_of(body)
+    assert isinstance(error, IllPosed)
+    assert error.detail == sentence
 
 
-def test_a_strange_key_is_cut_and_escaped_in_refusals():
-    refusal = refusal_of(dumps({"\n\u202e" + "x" * 99: []}).encode())
-    assert refusal.got == "'\\n\\u202e" + "x" * 38 + "'"
+def test_an_unknown_key_is_cut_and_escaped_in_messages():
+    error = error_of(dumps({"\n\u202e" + "x" * 99: []}).encode())
+    assert error.got == "'\\n\\u202e" + "x" * 38 + "'"
 
 
 def test_a_body_cut_anywhere_is_malformed():
     for length in range(len(GOLDEN)):
-        assert isinstance(refusal_of(GOLDEN[:length]), Malformed)
+        assert isinstance(error_of(GOLDEN[:length]), Malformed)
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=100), st.integers(0, len(GOLDEN)), st.integers(0, len(GOLDEN)))
-def test_random_bytes_are_read_or_refused(noise, begin, end):
+def test_random_bytes_are_read_or_raise_a_request_error(noise, begin, end):
     for body in (noise, GOLDEN[:begin] + noise + GOLDEN[end:]):
         with contextlib.suppress(RequestError):
             json.decode(body)
@@ -193,7 +195,7 @@ VALUES = st.recursive(
 
 @settings(deadline=None, max_examples=100)
 @given(st.dictionaries(st.sampled_from(json.KEYS), st.lists(VALUES, max_size=4)))
-def test_random_lists_are_read_or_refused(message):
+def test_random_lists_are_read_or_raise_a_request_error(message):
     with contextlib.suppress(RequestError):
         tensors = json.decode(dumps(message).encode())
         assert tensors.keys() == message.keys()

@@ -1,4 +1,4 @@
-"""What the service answers when all is well."""
+"""The responses to valid requests under `/v1`."""
 
 import io
 import json
@@ -9,17 +9,23 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from examples import (
+    UPSAMPLED_SIZE,
+    UPSAMPLINGS,
+    full_size_logits,
+    label_png,
+    make_inputs,
+    make_photo,
+    npy_file,
+    safetensors_file,
+)
 from PIL import Image
-from serving import SAFETENSORS, example, npy_file, packed, served
+from serving import SAFETENSORS, assert_problem, served
 
 import seg_loss
-from app.errors import NotAcceptable
-from app.http.app import create_app
-from app.http.responses import choose_media_type
-from app.http.v1 import OPERATIONS
 from app.images.render import KINDS
 
-LOSS_MEMBERS = {
+LOSS_FIELDS = {
     "loss",
     "normalization",
     "divisor",
@@ -33,11 +39,11 @@ LOSS_MEMBERS = {
 }
 
 
-def test_loss_answers_with_the_members_of_the_contract(client):
-    answer = client.post_tensors("/v1/loss", **example())
-    assert answer.headers["Content-Type"] == "application/json"
-    loss = answer.json()
-    assert loss.keys() == LOSS_MEMBERS
+def test_loss_returns_the_fields_of_the_contract(client):
+    response = client.post_tensors("/v1/loss", **make_inputs())
+    assert response.headers["Content-Type"] == "application/json"
+    loss = response.json()
+    assert loss.keys() == LOSS_FIELDS
     assert loss["valid_pixels"] == 39
     assert loss["ignored_pixels"] == 3
     assert loss["divisor"] == 39
@@ -48,100 +54,87 @@ def test_loss_answers_with_the_members_of_the_contract(client):
     assert loss["warnings"] == []
 
 
-def test_options_reach_the_library_by_their_own_names(client):
-    tensors = {**example(), "class_weight": torch.rand(5), "pixel_weight": torch.rand(1, 6, 7)}
-    query = "ignore_index=0,255&label_smoothing=0.1&temperature=2&normalization=weight"
-    expected = seg_loss.evaluate(
-        tensors["logits"],
-        tensors["labels"],
-        tensors["class_weight"],
-        pixel_weight=tensors["pixel_weight"],
-        ignore_index=(0, 255),
-        label_smoothing=0.1,
-        temperature=2.0,
-        normalization="weight",
-    )
-    answer = client.post_tensors(f"/v1/loss?{query}", **tensors).json()
-    assert answer["loss"] == expected.loss
-    assert answer["divisor"] == expected.divisor
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_the_gradient_comes_as_safetensors_with_the_loss_in_the_metadata(client, dtype):
-    tensors = {**example(), "logits": example()["logits"].to(dtype)}
+def test_a_safetensors_gradient_has_the_loss_in_its_metadata(client, dtype):
+    tensors = {**make_inputs(), "logits": make_inputs()["logits"].to(dtype)}
     loss, gradient = seg_loss.loss_and_gradient(**tensors)
-    answer = client.post_tensors("/v1/gradient?loss_weight=3", **tensors)
-    assert answer.headers["Content-Type"] == "application/x-safetensors"
-    found = safetensors.torch.load(answer.content)
-    assert found.keys() == {"gradient"}
-    assert torch.equal(found["gradient"], gradient * 3)
-    length = int.from_bytes(answer.content[:8], "little")
-    metadata = json.loads(answer.content[8 : 8 + length])["__metadata__"]
+    response = client.post_tensors("/v1/gradient?loss_weight=3", **tensors)
+    assert response.headers["Content-Type"] == "application/x-safetensors"
+    tensors_of_response = safetensors.torch.load(response.content)
+    assert tensors_of_response.keys() == {"gradient"}
+    assert torch.equal(tensors_of_response["gradient"], gradient * 3)
+    length = int.from_bytes(response.content[:8], "little")
+    metadata = json.loads(response.content[8 : 8 + length])["__metadata__"]
     assert float(metadata["loss"]) == float(loss)
     assert metadata["normalization"] == "valid"
     assert metadata["loss_weight"] == "3.0"
 
 
-def test_the_gradient_comes_as_npy_with_the_loss_in_a_header(client):
-    loss, gradient = seg_loss.loss_and_gradient(**example())
+def test_an_npy_gradient_has_the_loss_in_a_header(client):
+    loss, gradient = seg_loss.loss_and_gradient(**make_inputs())
     headers = {**SAFETENSORS, "Accept": "application/x-npy"}
-    answer = client.post("/v1/gradient", content=packed(**example()), headers=headers)
-    assert answer.headers["Content-Type"] == "application/x-npy"
-    assert float(answer.headers["Seg-Loss"]) == float(loss)
-    assert np.array_equal(np.load(io.BytesIO(answer.content)), gradient.numpy())
+    response = client.post(
+        "/v1/gradient", content=safetensors_file(**make_inputs()), headers=headers
+    )
+    assert response.headers["Content-Type"] == "application/x-npy"
+    assert float(response.headers["Seg-Loss"]) == float(loss)
+    assert np.array_equal(np.load(io.BytesIO(response.content)), gradient.numpy())
 
 
-def test_a_bfloat16_gradient_has_no_npy_and_says_so(client):
-    tensors = {**example(), "logits": example()["logits"].bfloat16()}
+def test_a_bfloat16_gradient_as_npy_is_an_error(client):
+    tensors = {**make_inputs(), "logits": make_inputs()["logits"].bfloat16()}
     headers = {**SAFETENSORS, "Accept": "application/x-npy"}
-    answer = client.post("/v1/gradient", content=packed(**tensors), headers=headers)
-    assert answer.status_code == 422
-    assert answer.json()["fix"] == "Ask for application/x-safetensors."
+    response = client.post("/v1/gradient", content=safetensors_file(**tensors), headers=headers)
+    assert response.status_code == 422
+    assert response.json()["fix"] == "Ask for application/x-safetensors."
 
 
-def test_evaluate_answers_with_everything_but_maps(client):
-    answer = client.post_tensors("/v1/evaluate", **example()).json()
-    assert answer.keys() == LOSS_MEMBERS | {"confusion", "metrics", "calibration"}
-    expected = seg_loss.evaluate(**example())
-    assert answer["confusion"] == expected.confusion.tolist()
-    assert answer["metrics"]["mean_iu"] == expected.metrics.mean_iu
-    assert len(answer["calibration"]["bins"]) == 15
+def test_evaluate_as_json_returns_all_but_maps(client):
+    response = client.post_tensors("/v1/evaluate", **make_inputs()).json()
+    assert response.keys() == LOSS_FIELDS | {"confusion", "metrics", "calibration"}
+    expected = seg_loss.evaluate(**make_inputs())
+    assert response["confusion"] == expected.confusion.tolist()
+    assert response["metrics"]["mean_iu"] == expected.metrics.mean_iu
+    assert len(response["calibration"]["bins"]) == 15
 
 
-def test_maps_come_as_tensors_with_the_rest_in_the_metadata(client):
+def test_maps_are_tensors_with_the_evaluation_in_the_metadata(client):
     names = "prediction,nll,confidence,entropy,top_classes,top_probabilities"
     headers = {**SAFETENSORS, "Accept": "application/x-safetensors"}
-    content = packed(**example())
-    answer = client.post(f"/v1/evaluate?maps={names}", content=content, headers=headers)
-    expected = seg_loss.evaluate(**example(), maps=names.split(","))
-    found = safetensors.torch.load(answer.content)
-    assert found.keys() == expected.maps.keys()
+    content = safetensors_file(**make_inputs())
+    response = client.post(f"/v1/evaluate?maps={names}", content=content, headers=headers)
+    expected = seg_loss.evaluate(**make_inputs(), maps=names.split(","))
+    maps = safetensors.torch.load(response.content)
+    assert maps.keys() == expected.maps.keys()
     for name, values in expected.maps.items():
-        assert torch.equal(found[name].to(values.dtype), values), name
-    length = int.from_bytes(answer.content[:8], "little")
-    metadata = json.loads(answer.content[8 : 8 + length])["__metadata__"]
-    plain = client.post_tensors("/v1/evaluate", **example()).json()
-    assert json.loads(metadata["evaluation"]) == plain
+        assert torch.equal(maps[name].to(values.dtype), values), name
+    length = int.from_bytes(response.content[:8], "little")
+    metadata = json.loads(response.content[8 : 8 + length])["__metadata__"]
+    without_maps = client.post_tensors("/v1/evaluate", **make_inputs()).json()
+    assert json.loads(metadata["evaluation"]) == without_maps
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_picture_is_drawn_from_logits_labels_and_photo(client, kind):
-    photo = torch.full((6, 7, 3), 99, dtype=torch.uint8)
-    answer = client.post_tensors(f"/v1/visualize?kind={kind}", **example(), image=photo)
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["Content-Type"] == "image/png"
-    picture = Image.open(io.BytesIO(answer.content))
-    assert picture.size == (7, 6)
+@pytest.mark.parametrize("upsampling", UPSAMPLINGS)
+def test_every_kind_of_picture_has_the_size_of_the_labels(client, upsampling, kind):
+    inputs = make_inputs(upsampling)
+    height, width = inputs["labels"].shape[1:]
+    path = f"/v1/visualize?upsampling={upsampling}&kind={kind}"
+    response = client.post_tensors(path, **inputs, image=make_photo(height, width))
+    assert response.status_code == 200, response.text
+    assert response.headers["Content-Type"] == "image/png"
+    picture = Image.open(io.BytesIO(response.content))
+    assert picture.size == (width, height)
     if kind == "labels":
-        assert np.array_equal(np.array(picture), example()["labels"][0].numpy())
+        assert np.array_equal(np.array(picture), inputs["labels"][0].numpy())
     if kind == "prediction":
-        predicted = example()["logits"].argmax(1)[0].numpy()
-        assert np.array_equal(np.array(picture), predicted)
+        prediction = full_size_logits(upsampling, inputs).argmax(1)[0].numpy()
+        assert np.array_equal(np.array(picture), prediction)
 
 
-def test_pictures_need_no_more_than_they_show(client):
-    logits, labels = example()["logits"], example()["labels"]
-    photo = torch.full((6, 7, 3), 99, dtype=torch.uint8)
+def test_a_picture_needs_only_the_inputs_that_it_shows(client):
+    logits, labels = make_inputs()["logits"], make_inputs()["labels"]
+    photo = make_photo(6, 7)
     prediction = logits.argmax(1)
     for query, tensors in (
         ("kind=labels", {"labels": labels}),
@@ -154,29 +147,49 @@ def test_pictures_need_no_more_than_they_show(client):
         ("kind=error", {"prediction": prediction, "labels": labels}),
         ("kind=labels&palette=cityscapes", {"labels": labels[:, None]}),
     ):
-        answer = client.post_tensors(f"/v1/visualize?{query}", **tensors)
-        assert answer.status_code == 200, answer.text
+        response = client.post_tensors(f"/v1/visualize?{query}", **tensors)
+        assert response.status_code == 200, response.text
 
 
-def test_a_picture_without_what_it_shows_says_what_to_send(client):
-    labels = example()["labels"]
+def test_a_picture_without_logits_is_not_upsampled(client):
+    inputs = make_inputs("bilinear")
+    prediction = inputs["labels"] % 5
+    path = "/v1/visualize?upsampling=bilinear&kind="
+    response = client.post_tensors(f"{path}prediction", prediction=prediction)
+    assert Image.open(io.BytesIO(response.content)).size == UPSAMPLED_SIZE[::-1]
+    tensors = {"prediction": prediction, "labels": inputs["labels"]}
+    response = client.post_tensors(f"{path}error", **tensors, logits=inputs["logits"])
+    assert Image.open(io.BytesIO(response.content)).size == UPSAMPLED_SIZE[::-1]
+    files = {
+        "logits": npy_file(inputs["logits"].numpy()),
+        "prediction": label_png(prediction[0].numpy()),
+        "labels": label_png(inputs["labels"][0, :-1].numpy()),
+    }
+    response = client.post(f"{path}error", files=files)
+    assert assert_problem(response, 422, "ill_posed")["detail"] == (
+        "prediction: expected 19 x 30 (height x width) to match the labels, got 20 x 30."
+    )
+
+
+def test_a_missing_input_of_a_picture_is_an_error_with_a_fix(client):
+    labels = make_inputs()["labels"]
     for kind, fix in (
         ("prediction", "Send `logits` or `prediction`."),
         ("overlay", "Send the photo as `image`, PNG or JPEG."),
         ("nll", "Send `logits` and `labels`."),
     ):
-        answer = client.post_tensors(f"/v1/visualize?kind={kind}", labels=labels)
-        assert answer.status_code == 422
-        assert answer.json()["fix"] == fix
-    answer = client.post_tensors("/v1/visualize?kind=nll", logits=example()["logits"])
-    assert answer.json()["fix"] == "Send `logits` and `labels`."
+        response = client.post_tensors(f"/v1/visualize?kind={kind}", labels=labels)
+        assert response.status_code == 422
+        assert response.json()["fix"] == fix
+    response = client.post_tensors("/v1/visualize?kind=nll", logits=make_inputs()["logits"])
+    assert response.json()["fix"] == "Send `logits` and `labels`."
 
 
-def test_a_picture_shows_one_image(client):
-    two = torch.cat([example()["logits"]] * 2)
-    answer = client.post_tensors("/v1/visualize", logits=two)
-    assert answer.status_code == 422
-    assert answer.json()["detail"] == (
+def test_a_picture_shows_exactly_one_image(client):
+    two = torch.cat([make_inputs()["logits"]] * 2)
+    response = client.post_tensors("/v1/visualize", logits=two)
+    assert response.status_code == 422
+    assert response.json()["detail"] == (
         "logits: expected [1,C,H,W], the logits of one image, got shape (2, 5, 6, 7)."
     )
 
@@ -192,90 +205,35 @@ def test_palettes_are_listed_and_shown(client):
     )
 
 
-def test_live_at_once_ready_when_warm_and_not_while_draining():
+def test_readyz_is_503_until_warm_and_while_draining():
     with served() as client:
         assert client.get("/livez").json() == {"status": "live"}
         client.app.state.service.is_warm = False
-        answer = client.get("/readyz")
-        assert answer.status_code == 503
-        assert answer.headers["Retry-After"] == "1"
+        response = client.get("/readyz")
+        assert response.status_code == 503
+        assert response.headers["Retry-After"] == "1"
         client.wait_until_warm()
         assert client.get("/readyz").json() == {"status": "ready"}
         client.app.state.service.is_draining = True
         assert client.get("/readyz").json()["detail"] == "The service is stopping."
 
 
-def test_health_and_figures_are_answered_when_no_request_is_let_in():
-    with served(max_concurrent_requests=1) as client, client.app.state.service.workers.reserve(1):
-        assert client.post_tensors("/v1/loss", **example()).status_code == 503
-        assert client.get("/livez").status_code == 200
-        assert "seg_loss_requests_in_flight 1.0" in client.get("/metrics").text
-
-
-def test_figures_count_requests_by_route_and_bytes():
-    with served() as client:
-        content = packed(**example())
-        client.post_tensors("/v1/loss", **example())
-        client.get("/nothing")
-        text = client.get("/metrics").text
-    assert 'seg_loss_requests_total{method="POST",route="/v1/loss",status="200"} 1.0' in text
-    assert 'seg_loss_requests_total{method="GET",route="other",status="404"} 1.0' in text
-    assert f"seg_loss_received_bytes_total {float(len(content))}" in text
-
-
-def test_every_answer_has_an_id_the_clients_own_if_it_is_plain(client):
-    assert client.get("/livez", headers={"X-Request-ID": "a-1"}).headers["X-Request-ID"] == "a-1"
-    strange = client.get("/livez", headers={"X-Request-ID": "a b"}).headers["X-Request-ID"]
-    assert len(strange) == 32
-    assert client.get("/livez").headers["Cache-Control"] == "no-store"
-
-
-def test_timings_are_told(client):
-    timing = client.post_tensors("/v1/loss", **example()).headers["Server-Timing"]
+def test_server_timing_names_the_steps(client):
+    timing = client.post_tensors("/v1/loss", **make_inputs()).headers["Server-Timing"]
     names = [part.split(";")[0] for part in timing.split(", ")]
     assert names == ["read", "wait", "decode", "compute", "encode"]
 
 
-def test_accept_chooses_by_quality_and_the_first_of_equals():
-    offered = ("application/x-safetensors", "application/x-npy")
-    for accept, expected in (
-        (None, 0),
-        ("", 0),
-        ("*/*", 0),
-        ("application/*", 0),
-        ("application/x-npy", 1),
-        ("APPLICATION/X-NPY;q=0.1, text/html", 1),
-        ("application/x-safetensors;q=0.5, application/x-npy;q=0.6", 1),
-        ("application/x-safetensors;q=0, */*", 1),
-        ("*/*;q=0.1, application/x-npy;q=x", 0),
-    ):
-        assert choose_media_type(accept, offered) == offered[expected], accept
-    with pytest.raises(NotAcceptable):
-        choose_media_type("text/html, application/x-npy;q=0", offered)
-
-
-def test_the_document_describes_every_operation_and_option():
-    document = create_app().openapi()
-    for operation in OPERATIONS:
-        described = document["paths"][f"/v1/{operation.name}"]["post"]
-        parameters = {entry["name"] for entry in described["parameters"]}
-        assert parameters == set(operation.options.model_fields)
-        assert "application/x-safetensors" in described["requestBody"]["content"]
-        assert described["responses"]["200"]["content"].keys() == operation.encoders.keys()
-        assert {"400", "406", "408", "413", "415", "422", "503"} <= described["responses"].keys()
-    assert "HTTPValidationError" not in json.dumps(document)
-
-
 @fcn_demo.needed
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_published_example_gives_its_figures(dtype):
+def test_the_published_example_has_the_published_values(dtype):
     files = {
         "logits": npy_file(fcn_demo.logits(dtype)),
         "labels": (fcn_demo.DIRECTORY / "label.png").read_bytes(),
     }
     with served() as client:
-        fcn_demo.assert_figures(client.post("/v1/evaluate", files=files).json(), dtype)
+        fcn_demo.assert_published_values(client.post("/v1/evaluate", files=files).json(), dtype)
         for normalization, loss in fcn_demo.LOSS.items():
             query = f"normalization={normalization}"
-            answer = client.post(f"/v1/loss?{query}", files=files).json()
-            assert answer["loss"] == pytest.approx(loss, rel=fcn_demo.LOSS_TOLERANCE[dtype])
+            response = client.post(f"/v1/loss?{query}", files=files).json()
+            assert response["loss"] == pytest.approx(loss, rel=fcn_demo.LOSS_TOLERANCE[dtype])

@@ -1,4 +1,4 @@
-"""The palettes: formula, published tables, and no index without a colour."""
+"""The palettes: the VOC formula, the published tables, and a colour for each index."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_voc_begins_with_the_published_colours() -> None:
     ]
 
 
-def test_the_void_of_voc_is_the_formula_at_255() -> None:
+def test_the_void_of_voc_follows_the_formula_at_255() -> None:
     assert PALETTES["voc"].colours[255].tolist() == [224, 224, 192]
 
 
@@ -53,7 +53,7 @@ def test_cityscapes_has_the_19_train_ids_in_order() -> None:
     assert cityscapes.colours[255].tolist() == [0, 0, 0]
 
 
-def test_cityscapes_goes_on_with_the_voc_colours_it_does_not_use() -> None:
+def test_cityscapes_is_filled_with_unused_voc_colours() -> None:
     assert PALETTES["cityscapes"].colours[19:22].tolist() == [
         [128, 0, 0],
         [0, 128, 0],
@@ -79,11 +79,11 @@ def test_void_colours_belong_to_no_class(name: str) -> None:
     assert not classes & set(row.void_colours)
 
 
-def test_a_palette_cannot_be_written_to() -> None:
+def test_the_colours_of_a_palette_are_read_only() -> None:
     with pytest.raises(ValueError, match="read-only"):
         PALETTES["voc"].colours[0] = 1
 
 
-def test_indices_outside_the_table_start_it_again() -> None:
+def test_indices_are_painted_modulo_256() -> None:
     painted = PALETTES["voc"].paint(np.array([[1, 257, -1]]))
     assert painted.tolist() == [[[128, 0, 0], [128, 0, 0], [224, 224, 192]]]

@@ -1,4 +1,4 @@
-"""The pictures, pixel by pixel."""
+"""The pixels of each kind of picture."""
 
 import io
 import math
@@ -42,13 +42,13 @@ def pixels(picture: Image.Image) -> npt.NDArray[np.uint8]:
     return array
 
 
-def refusal(kind: str, layers: Layers) -> str:
-    with pytest.raises(IllPosed) as caught:
+def error_of(kind: str, layers: Layers) -> str:
+    with pytest.raises(IllPosed) as error:
         render.draw(kind, layers)
-    return caught.value.detail
+    return error.value.detail
 
 
-def test_labels_and_predictions_are_valid_label_maps_again() -> None:
+def test_pictures_of_labels_and_predictions_are_label_maps() -> None:
     for kind, indices in (("labels", LABELS), ("prediction", PREDICTION)):
         label_map = png.read_label_map(
             png.encode(render.draw(kind, FULL)),
@@ -61,22 +61,22 @@ def test_labels_and_predictions_are_valid_label_maps_again() -> None:
         np.testing.assert_array_equal(label_map.indices, indices)
 
 
-def test_an_ignored_label_that_no_png_holds_becomes_the_void_of_the_palette() -> None:
+def test_an_ignored_label_that_no_png_holds_becomes_void() -> None:
     layers = replace(FULL, labels=np.where(VALID, LABELS, -1))
     assert pixels(render.draw("labels", layers)).tolist() == LABELS.tolist()
 
 
-def test_a_valid_label_that_no_png_holds_is_refused() -> None:
-    assert refusal("labels", replace(FULL, labels=LABELS + 253, valid=None)) == (
+def test_a_valid_label_that_no_png_holds_is_an_error() -> None:
+    assert error_of("labels", replace(FULL, labels=LABELS + 253, valid=None)) == (
         "labels: expected 0…255, which a PNG of mode P can hold, got 508 at (1, 0) and 2 more "
         "pixels."
     )
 
 
-def test_an_index_that_does_not_fit_is_refused_with_its_place() -> None:
-    with pytest.raises(IllPosed) as caught:
+def test_an_index_that_does_not_fit_is_an_error_with_its_pixel() -> None:
+    with pytest.raises(IllPosed) as error:
         indexed_picture(np.array([[0, 1], [-1, 300]]), PALETTES["voc"])
-    assert caught.value.detail == (
+    assert error.value.detail == (
         "labels: expected 0…255, which a PNG of mode P can hold, got -1 at (1, 0) and 1 more pixel."
     )
 
@@ -87,13 +87,13 @@ def test_the_overlay_is_half_photo_and_half_palette() -> None:
     assert overlay[1, 1].tolist() == [124, 129, 70]  # (120, 130, 140) and (128, 128, 0)
 
 
-def test_the_overlay_leaves_the_background_and_what_does_not_count_as_photo() -> None:
+def test_the_overlay_shows_the_photo_at_background_and_ignored() -> None:
     overlay = pixels(render.draw("overlay", FULL))
     for row, column in ((0, 0), (1, 0), (1, 2)):
         assert overlay[row, column].tolist() == PHOTO[row, column].tolist()
 
 
-def test_the_overlay_of_a_palette_without_background_blends_class_0() -> None:
+def test_an_overlay_without_background_class_blends_class_0() -> None:
     overlay = pixels(render.draw("overlay", replace(FULL, palette=PALETTES["cityscapes"])))
     assert overlay[0, 0].tolist() == [64, 37, 74]  # half of the road, half of (0, 10, 20)
 
@@ -119,14 +119,14 @@ def test_blends_are_rounded_to_the_nearest_even() -> None:
     assert pixels(render.draw("overlay", layers)).tolist() == [[[64, 0, 2], [64, 2, 4]]]
 
 
-def test_the_error_map_is_grey_where_right_vermilion_where_wrong_and_checkered_elsewhere() -> None:
+def test_the_error_map_is_grey_vermilion_or_checkered() -> None:
     assert pixels(render.draw("error", FULL)).tolist() == [
         [[217] * 3, [217] * 3, [213, 94, 0]],
         [CHECKER, [217] * 3, [213, 94, 0]],
     ]
 
 
-def test_the_checker_has_cells_of_four_pixels() -> None:
+def test_the_checkerboard_has_squares_of_four_pixels() -> None:
     nothing = np.zeros((8, 8), dtype=np.bool_)
     layers = replace(
         FULL,
@@ -164,17 +164,17 @@ def test_entropy_is_viridis_of_shares_of_ln_c() -> None:
     assert entropy[0].tolist() == [[68, 1, 84], [33, 145, 140], [253, 231, 37]]
 
 
-def test_a_single_class_has_nothing_to_lose() -> None:
+def test_the_nll_of_a_single_class_is_black() -> None:
     layers = replace(FULL, num_classes=1, nll=np.zeros((2, 3), dtype=np.float32))
     assert pixels(render.draw("nll", layers))[0, 0].tolist() == [0, 0, 4]
 
 
-def test_a_pixel_without_a_value_is_checkered_even_if_it_counts() -> None:
+def test_a_valid_pixel_with_a_value_of_nan_is_checkered() -> None:
     layers = replace(FULL, valid=None)
     assert pixels(render.draw("nll", layers))[1, 0].tolist() == CHECKER
 
 
-def test_no_colour_map_contains_the_greys_of_the_checker() -> None:
+def test_no_colour_map_contains_a_grey_of_the_checkerboard() -> None:
     for table in (colormaps.INFERNO, colormaps.VIRIDIS):
         assert not (table == table[:, :1]).all(axis=1).any()
 
@@ -195,8 +195,8 @@ def test_the_first_and_the_last_colour_cover_half_a_step(share: float, index: in
     assert colormaps.paint(np.array([[share]]), steps)[0, 0, 0] == index
 
 
-def test_an_unknown_kind_is_answered_with_the_known_ones() -> None:
-    assert refusal("margin", FULL) == (
+def test_an_unknown_kind_is_an_error_that_lists_the_known_ones() -> None:
+    assert error_of("margin", FULL) == (
         "kind: expected one of labels, prediction, overlay, error, nll, confidence, entropy, "
         "got an unknown name."
     )
@@ -215,37 +215,35 @@ def test_an_unknown_kind_is_answered_with_the_known_ones() -> None:
         ("entropy", "entropy", "entropy: {}. Send `logits`."),
     ],
 )
-def test_what_is_missing_is_named_with_the_way_to_send_it(
-    kind: str, missing: str, detail: str
-) -> None:
+def test_a_missing_array_is_an_error_with_a_fix(kind: str, missing: str, detail: str) -> None:
     layers = replace(FULL, **{missing: None})  # type: ignore[arg-type]
-    assert refusal(kind, layers) == detail.format(
+    assert error_of(kind, layers) == detail.format(
         f"expected something to draw for kind={kind}, got nothing"
     )
 
 
-def test_an_overlay_needs_something_to_lay_over() -> None:
-    assert refusal("overlay", replace(FULL, labels=None, prediction=None)) == (
+def test_an_overlay_needs_a_prediction_or_labels() -> None:
+    assert error_of("overlay", replace(FULL, labels=None, prediction=None)) == (
         "prediction: expected something to draw for kind=overlay, got nothing. "
         "Send `logits`, `prediction` or `labels`."
     )
 
 
-def test_a_photo_of_another_size_is_refused() -> None:
-    assert refusal("overlay", replace(FULL, photo=PHOTO[:, :2])) == (
+def test_a_photo_of_another_size_is_an_error() -> None:
+    assert error_of("overlay", replace(FULL, photo=PHOTO[:, :2])) == (
         "image: expected 2 x 3 (height x width) to match the labels, got 2 x 2."
     )
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.5, math.nan])
-def test_alpha_outside_0_and_1_is_refused(alpha: float) -> None:
-    assert refusal("overlay", replace(FULL, alpha=alpha)) == (
+def test_alpha_outside_0_to_1_is_an_error(alpha: float) -> None:
+    assert error_of("overlay", replace(FULL, alpha=alpha)) == (
         f"alpha: expected a weight from 0 to 1, got {alpha}."
     )
 
 
 @pytest.mark.parametrize("kind", render.KINDS)
-def test_nothing_that_comes_in_is_changed(kind: str) -> None:
+def test_drawing_does_not_change_the_arrays(kind: str) -> None:
     arrays = [getattr(FULL, field.name) for field in fields(FULL)]
     copies = [array.copy() for array in arrays if isinstance(array, np.ndarray)]
     render.draw(kind, FULL)
