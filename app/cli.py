@@ -400,7 +400,8 @@ def _settings(**flags: object) -> Settings:
     from pydantic import ValidationError
 
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
+        present = {name: value for name, value in flags.items() if value is not None}
+        return Settings(**present)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = f"{PREFIX}{str(first['loc'][0]).upper()}" if first["loc"] else "settings"
@@ -453,7 +454,7 @@ def _read_npz(path: Path, name: str) -> memoryview:
 
 
 def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    """Writes a temporary file, which then takes the place of the old one."""
+    """Writes a temporary file and renames it, so that no other process reads a part of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:

@@ -7,9 +7,9 @@ detected from its first bytes. `logits` are read first, so that a label PNG of a
 rejected before its pixels are decoded. An image without batch axis, [C,H,W] logits or [H,W] labels,
 becomes a batch of one.
 
-This module checks only the limits of the settings. Whether a loss is defined for the tensors is
-checked by `seg_loss`. If logits are upsampled, the limits hold for the size of the labels too, so
-that a small body cannot cost unlimited time and memory.
+This module checks names, file types, numbers of axes and the limits of the settings; `seg_loss`
+checks whether a loss is defined for the tensors. If logits are upsampled, the limits hold for the
+size of the labels too, so that a small body cannot cost unlimited time and memory.
 """
 
 from collections.abc import Callable, Mapping, Sequence

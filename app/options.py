@@ -1,8 +1,8 @@
 """The options of a request: one model for each operation, one row for each option.
 
 Options have the names of the library. `LossOptions` are those of every operation; subclasses add
-their own. Query parameters and the flags of the command line are both texts that `parse` reads, so
-they have the same meaning and the same error messages.
+their own. `parse` reads both query parameters and flags of the command line from text, so that they
+have the same meaning and the same error messages.
 
 In each row, `title` completes the sentence "expected ..."; `description` says what the option does.
 """

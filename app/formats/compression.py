@@ -22,18 +22,21 @@ _MAX_ZSTD_INPUT_BYTES = 4 * 1024
 _MAX_ZSTD_WINDOW_BYTES = 8 * 1024 * 1024
 
 
-def decompress(encoded: memoryview, content_encoding: str, max_bytes: int) -> memoryview:
-    """Returns the bytes of a compressed body, in writable memory.
+def decompress(encoded: memoryview, content_encoding: str | None, max_bytes: int) -> memoryview:
+    """Returns the decompressed bytes of a body, in writable memory.
 
     Args:
         encoded: the body as sent.
-        content_encoding: a key of `DECOMPRESSORS`.
-        max_bytes: the largest size of the result.
+        content_encoding: a key of `DECOMPRESSORS`; None for a body that is not compressed and is
+            returned as it is.
+        max_bytes: the largest size of a decompressed body.
 
     Raises:
         Malformed: if the body is damaged, incomplete, empty, or followed by other bytes.
         TooLarge: if the result has more than `max_bytes`.
     """
+    if content_encoding is None:
+        return encoded
     decoded = bytearray()
     try:
         for chunk in DECOMPRESSORS[content_encoding](encoded):

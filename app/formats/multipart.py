@@ -64,25 +64,25 @@ def decode(body: bytes | bytearray | memoryview, content_type: str) -> dict[str,
     boundary = _boundary(content_type)
     delimiter = re.compile(rb"\r\n--" + re.escape(boundary) + rb"(--|[ \t]{0,70}\r\n)?")
     opening = re.compile(rb"--" + re.escape(boundary) + rb"(--|[ \t]{0,70}\r\n)?")
-    line = opening.match(memory)
-    if line is None:
+    boundary_line = opening.match(memory)
+    if boundary_line is None:
         fix = "Let the HTTP client write the Content-Type: it holds the boundary of this body."
         expected = "a body that begins with the boundary of its Content-Type"
         raise Malformed("body", expected, "something else", fix)
     parts: dict[str, Part] = {}
     while True:
-        if line[1] is None:
+        if boundary_line[1] is None:
             expected = "-- or a line end after the boundary"
-            raise Malformed("body", expected, f"something else at byte {line.end()}")
-        if line[1] == b"--":
+            raise Malformed("body", expected, f"something else at byte {boundary_line.end()}")
+        if boundary_line[1] == b"--":
             return parts
         if len(parts) == MAX_PARTS:
             raise Malformed("body", f"at most {MAX_PARTS} parts", "more")
-        begin, headers = _headers(memory, line.end(), f"part {len(parts)}")
-        line = delimiter.search(memory, begin)
-        if line is None:
+        begin, headers = _headers(memory, boundary_line.end(), f"part {len(parts)}")
+        boundary_line = delimiter.search(memory, begin)
+        if boundary_line is None:
             raise Malformed("body", "a last boundary, followed by --", "a body without it")
-        part = _part(headers, memory[begin : line.start()], f"part {len(parts)}")
+        part = _part(headers, memory[begin : boundary_line.start()], f"part {len(parts)}")
         if part.name in parts:
             raise Malformed("body", "every part once", f"{part.name[:40]!a} twice")
         parts[part.name] = part
@@ -122,10 +122,10 @@ def _headers(memory: memoryview, begin: int, where: str) -> tuple[int, dict[str,
 
 
 def _part(headers: dict[str, str], data: memoryview, where: str) -> Part:
-    kind, parameters = _parse_header(headers.get("content-disposition", ""), where)
-    if kind != "form-data" or not parameters.get("name"):
+    disposition, parameters = _parse_header(headers.get("content-disposition", ""), where)
+    if disposition != "form-data" or not parameters.get("name"):
         expected = 'the header Content-Disposition: form-data; name="..."'
-        raise Malformed(where, expected, "none" if not kind else "something else")
+        raise Malformed(where, expected, "none" if not disposition else "something else")
     encoding = headers.get("content-transfer-encoding", "binary").strip().lower()
     if encoding not in _UNENCODED:
         fix = "Send the bytes as they are."

@@ -126,14 +126,14 @@ def check_size(num_bytes: int, dtype: torch.dtype, shape: tuple[int, ...], where
     """
     if len(shape) > MAX_AXES:
         raise Malformed(where, f"at most {MAX_AXES} axes", f"{len(shape)}")
-    span = dtype.itemsize
+    extent_bytes = dtype.itemsize
     for axis, size in enumerate(shape):
         if size > MAX_AXIS:
             raise Malformed(where, f"at most {MAX_AXIS} entries on axis {axis}", "more")
-        span *= max(size, 1)
-        if span > MAX_TENSOR_BYTES:
+        extent_bytes *= max(size, 1)
+        if extent_bytes > MAX_TENSOR_BYTES:
             raise Malformed(where, "a shape within 64-bit addresses", f"{shape}")
-    expected = 0 if 0 in shape else span
+    expected = 0 if 0 in shape else extent_bytes
     if num_bytes != expected:
         raise Malformed(where, f"{expected} bytes for {dtype_name(dtype)} {shape}", f"{num_bytes}")
 

@@ -1,4 +1,4 @@
-"""Label maps and photos as files: PNG, and JPEG for photos, to arrays; pictures to PNG.
+"""Label maps and photos: reads PNG, and JPEG for photos, into arrays; writes pictures as PNG.
 
 A label map is a PNG whose samples are class indices:
 
@@ -52,8 +52,8 @@ COMPRESS_LEVEL: Final = 3
 the time and are 50 % larger; photos take half and are 1 % larger (ADE20K, zlib-ng 2.3)."""
 
 _MAX_CHUNKS = 1 << 16
-"""Walking over the chunks takes Python time, so a file of empty chunks must not cost seconds. With
-the 8 KiB per chunk that libpng writes, the limit is a file of 512 MiB."""
+"""Largest number of chunks. They are walked over in Python, which takes seconds for a file of empty
+chunks. With the 8 KiB per chunk that libpng writes, the limit is a file of 512 MiB."""
 
 _MAX_EXAMPLES = 10
 """Number of unknown colours that a message lists."""
@@ -372,7 +372,7 @@ def _decode_colours(header: _Header, where: str, palette: Palette) -> LabelMap:
     if header.mode == "RGBA":
         translucent = int(np.count_nonzero(samples[:, :, 3] != 255))
         if translucent:
-            warnings = (f"{where}: transparency was left out (translucent pixels: {translucent}).",)
+            warnings = (f"{where}: transparency was dropped (translucent pixels: {translucent}).",)
     return LabelMap(_colours_to_indices(samples, where, palette), header.mode, warnings)
 
 

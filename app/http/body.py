@@ -109,7 +109,7 @@ async def read(request: Request, headers: BodyHeaders, settings: Settings) -> me
             "body",
             f"at least {rate} bytes per second after {settings.body_timeout_seconds:g} s",
             f"{buffer.num_received} bytes in {loop.time() - start:.0f} s",
-            # The rest of this body would occupy an open connection for just as long.
+            # An open connection would go on receiving the body as slowly.
             headers={"Connection": "close"},
         ) from None
     except ClientDisconnect:

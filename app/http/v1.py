@@ -105,8 +105,8 @@ async def handle(request: Request, operation: Operation) -> Response:
     """Answers one POST.
 
     The headers are checked first, so that many invalid requests are rejected before their body is
-    sent. Then memory is reserved and the body is read. All else happens in a worker
-    thread, so that the event loop stays free.
+    sent. Then memory is reserved and the body is read. All else happens in a worker thread, so that
+    the event loop can answer other requests.
 
     Raises:
         RequestError: if the request is invalid, or the service too busy.
@@ -129,12 +129,8 @@ async def handle(request: Request, operation: Operation) -> Response:
         timings.end("read")
 
         def compute() -> Encoded:
-            decompressed = content
-            if body_headers.content_encoding is not None:
-                decompressed = decompress(
-                    content, body_headers.content_encoding, body_headers.limit
-                )
-            timings.end("wait")
+            decompressed = decompress(content, body_headers.content_encoding, body_headers.limit)
+            timings.end("wait")  # for a thread, and the decompression
             decoded = inputs.decode(decompressed, content_type, options, settings)
             timings.end("decode")
             workers.grow(reservation, operations.working_bytes(decoded, options))

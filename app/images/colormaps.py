@@ -1,8 +1,8 @@
 """Colour maps of 256 colours, from dark to light: uint8 [256,3].
 
-`INFERNO` and `VIRIDIS` are the tables of BIDS/colormap by Nathaniel Smith and Stéfan van der Walt
-(CC0), as published with matplotlib 3.11, each value rounded to the nearest of 0…255. They are
-stored as base64, so that no data file has to be packaged.
+`INFERNO` and `VIRIDIS` are from BIDS/colormap by Nathaniel Smith and Stéfan van der Walt (CC0), as
+published with matplotlib 3.11. Values are rounded to the nearest of 0…255. They are stored as
+base64, so that no data file has to be packaged.
 """
 
 from base64 import b64decode

@@ -64,8 +64,8 @@ class Palette:
 def voc_colours() -> npt.NDArray[np.uint8]:
     """Returns the 256 VOC colours, uint8 [256,3].
 
-    Bits 0, 1 and 2 of the index are the highest bits of red, green and blue, bits 3, 4 and 5 the
-    next ones, and so on. Index 0 is black and index 255 is (224, 224, 192).
+    Bits 0, 1 and 2 of the index are the highest bits of red, green and blue. Bits 3, 4 and 5 are
+    the next ones, and so on. Index 0 is black and index 255 is (224, 224, 192).
     """
     index = np.arange(NUM_COLOURS, dtype=np.uint8)
     colours = np.zeros((NUM_COLOURS, 3), dtype=np.uint8)

@@ -91,8 +91,8 @@ def draw(kind: str, layers: Layers) -> Image.Image:
     """Returns the picture of a kind, of mode P or RGB.
 
     Raises:
-        IllPosed: if the kind is unknown, an array is missing, sizes differ, an index does not fit
-            mode P, or alpha is not from 0 to 1.
+        IllPosed: if the kind is unknown, an array is missing, sizes differ, alpha is not from 0 to
+            1, or an index does not fit mode P.
     """
     row = KINDS.get(kind)
     if row is None:
@@ -235,7 +235,7 @@ def _over_ln_c(values: Values, num_classes: int) -> Values:
 
 
 def _heat_map(values: Values, colormap: Colours, layers: Layers) -> Image.Image:
-    # Pixels without a softmax have the value NaN and no place on the scale.
+    # Pixels without a softmax have the value NaN, which is not on the scale.
     not_shown = layers.ignored(values.shape) | np.isnan(values)
     return _with_checkerboard(colormaps.paint(values, colormap), not_shown)
 

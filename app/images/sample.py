@@ -665,7 +665,7 @@ def _blur(planes: npt.NDArray[np.float32], radius: int) -> npt.NDArray[np.float3
 
 
 def _write(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Writes a temporary file, which then takes the place of the old one."""
+    """Writes a temporary file and renames it, so that no other process reads a part of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:

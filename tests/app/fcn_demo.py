@@ -31,8 +31,8 @@ needed = pytest.mark.skipif(not DIRECTORY.is_dir(), reason=f"{DIRECTORY} is not 
 
 
 LOSS_TOLERANCE = {np.float32: 2e-7, np.float64: 1e-13}
-"""Relative. There are only two different pixels here, right and wrong ones, so what is lost in the
-last bit of one is lost in all of them, and does not average out."""
+"""Relative. The example has only two different terms, those of right and of wrong pixels. The
+rounding errors of its pixels are equal, and so do not average out."""
 
 
 def logits(dtype: type = np.float32) -> npt.NDArray[np.floating]:

@@ -100,7 +100,7 @@ def test_warnings_of_a_label_map_are_kept():
     Image.fromarray(translucent).save(file, "PNG")
     options = parse(LossOptions, [("palette", "voc")])
     decoded = inputs.assemble({"labels": memory(file.getvalue())}, options, SETTINGS)
-    assert decoded.warnings == ("labels: transparency was left out (translucent pixels: 42).",)
+    assert decoded.warnings == ("labels: transparency was dropped (translucent pixels: 42).",)
 
 
 def test_prediction_files_are_read_like_label_files():

@@ -41,6 +41,11 @@ def test_an_encoded_body_is_decoded_into_writable_memory(content_encoding):
             assert not decoded.readonly
 
 
+def test_a_body_without_content_encoding_is_not_copied():
+    content = memory(b"content")
+    assert decompress(content, None, 1) is content
+
+
 @pytest.mark.parametrize("content_encoding", DECOMPRESSORS)
 def test_an_incomplete_continued_or_too_long_body_is_an_error(content_encoding):
     content = CONTENTS[2]

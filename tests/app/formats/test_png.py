@@ -226,7 +226,7 @@ def test_alpha_is_dropped_with_a_warning_if_translucent() -> None:
     )
     colours[0, 0, 3] = 128
     assert read(colour_png(colours), colours=PALETTES["voc"]).warnings == (
-        "labels: transparency was left out (translucent pixels: 1).",
+        "labels: transparency was dropped (translucent pixels: 1).",
     )
 
 

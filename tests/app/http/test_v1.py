@@ -194,6 +194,16 @@ def test_a_picture_shows_exactly_one_image(client):
     )
 
 
+def test_a_picture_needs_integer_labels_of_one_image(client):
+    labels = make_inputs()["labels"]
+    for tensor, got in (
+        (labels.float(), "expected class indices, which are integers, got float32."),
+        (torch.cat([labels] * 2), "expected [1,H,W], one image, got shape (2, 6, 7)."),
+    ):
+        response = client.post_tensors("/v1/visualize?kind=labels", labels=tensor)
+        assert assert_problem(response, 422, "ill_posed")["detail"] == f"labels: {got}"
+
+
 def test_palettes_are_listed_and_shown(client):
     names = [row["name"] for row in client.get("/v1/palettes").json()["palettes"]]
     assert names[:2] == ["voc", "cityscapes"]
