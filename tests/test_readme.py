@@ -1,80 +1,96 @@
-"""What the README shows is run: Python, command line and curl; its figures are those committed."""
+"""What the README shows is run, what it names exists, and its figures are those committed."""
 
-import contextlib
-import io
 import json
 import re
-import shlex
-import shutil
-import subprocess
-import sys
 
 import pytest
-from serving import ROOT, running
 
-README = (ROOT / "README.md").read_text()
-RESULTS = ROOT / "benchmarks" / "results"
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-
-
-@pytest.mark.parametrize(
-    ("example", "output"),
-    list(zip(blocks("python"), ("3.0445\nat_chance\n", "3.0445\n"), strict=True)),
+from tests.documents import (
+    README,
+    ROOT,
+    check_links,
+    check_names,
+    run_python,
+    run_shell,
+    running_service,
 )
-def test_the_python_examples_print_what_their_comments_say(example, output):
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(example, "README.md", "exec"), {})
-    assert printed.getvalue() == output
-    for line in output.splitlines():
-        assert f"# {line}" in example
+
+RESULTS = ROOT / "benchmarks" / "results"
+TEXT = README.read_text()
 
 
-def test_the_commands_run_one_after_the_other(tmp_path):
-    (commands,) = (block for block in blocks("sh") if "seg-loss" in block)
-    for command in commands.splitlines():
-        program, *arguments = shlex.split(command)
-        assert program == "seg-loss"
-        run = [sys.executable, "-m", "app", *arguments]
-        environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
-        finished = subprocess.run(
-            run, cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert finished.returncode == 0, finished.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"sample", "gradient.npy", "error.png"}
+@pytest.fixture(scope="module")
+def url():
+    with running_service() as url:
+        yield url
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_requests_are_answered(tmp_path):
-    (requests,) = (block for block in blocks("sh") if block.startswith("curl"))
-    make = [sys.executable, "-m", "app", "sample", str(tmp_path / "sample")]
-    subprocess.run(make, cwd=ROOT, check=True, capture_output=True)
-    with running() as server:
-        answers = []
-        for request in requests.splitlines():
-            command = shlex.split(request.replace("http://127.0.0.1:8000", server.url))
-            command.insert(1, "-fsS")
-            answers.append(subprocess.run(command, cwd=tmp_path, check=True, capture_output=True))
-    assert json.loads(answers[0].stdout)["diagnosis"]["state"] == "learning"
+def test_the_python_examples_print_what_their_comments_say(url):
+    run_python(README, url)
+
+
+def test_the_commands_and_requests_succeed(url, tmp_path):
+    printed = run_shell(README, url, tmp_path)
+    answer = json.loads(printed[printed.index('{"loss"') :])
+    assert answer["diagnosis"]["state"] == "learning"
     assert (tmp_path / "gradient.npy").read_bytes().startswith(b"\x93NUMPY")
-    assert (tmp_path / "nll.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("error.png", "nll.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_file_that_is_named_exists():
-    for name in re.findall(r"\]\(([\w./-]+)\)", README):
-        assert (ROOT / name).exists(), name
-    for folder in re.findall(r"^    (\w+/) ", README, flags=re.MULTILINE):
-        assert (ROOT / folder).is_dir(), folder
+def test_what_is_named_exists():
+    check_links(README)
+    check_names(README)
 
 
-@pytest.mark.parametrize("name", ["cpu", "cpu_upsampled"])
-def test_the_figures_are_those_of_the_committed_result(name):
-    pattern = rf"<!-- figures of {name} -->\n(.*?)<!-- /figures -->"
-    figures = re.search(pattern, README, flags=re.DOTALL)
-    results = (RESULTS / f"{name}.md").read_text()
-    for line in figures[1].splitlines():
-        assert line in results, line
-    assert len(figures[1].splitlines()) > 10
+def test_the_map_lists_every_folder_of_the_repository():
+    shown = re.findall(r"^    (\w+)/ ", TEXT, re.MULTILINE)
+    generated = {"build", "dist", "sample", "site"}
+    there = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0].isalpha()}
+    assert set(shown) == {name for name in there - generated if not name.endswith(".egg-info")}
+
+
+def rows_of(result: str, case: str) -> dict[str, list[str]]:
+    """The rows of a table of a result file, by their first cell."""
+    text = (RESULTS / result).read_text()
+    table = re.search(rf"\*\*{re.escape(case)}\*\*[^|]*\n\n(.*?)\n(?:\n|$)", text, re.DOTALL)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[1].splitlines()]
+    return {name: cells for name, *cells in rows}
+
+
+def expected_row(what: str, shape: str) -> str:
+    """A row of the speed table, from the committed result files."""
+    if what.startswith("upsampled"):
+        rows = rows_of("cpu_upsampled.md", shape)
+        torch_row, own_row = "interpolate + cross_entropy", "upsampled_cross_entropy"
+        faster = rows[own_row][1]
+    elif what == "evaluation":
+        rows = rows_of("cpu.md", f"{shape} float32")
+        torch_row, own_row = "torch evaluate", "evaluate"
+        faster = rows[own_row][2]
+    else:
+        rows = rows_of("cpu.md", f"{shape} float32")
+        torch_row, own_row = "eager forward+backward", "spatial_cross_entropy forward+backward"
+        faster = rows[own_row][2]
+    return f"| {what} | {shape} | {rows[torch_row][0]} | {rows[own_row][0]} | {faster} |"
+
+
+def test_the_speed_table_is_that_of_the_committed_results():
+    table = re.search(r"<!-- speed -->\n(.*?)<!-- /speed -->", TEXT, re.DOTALL)
+    rows = table[1].splitlines()[2:]
+    assert len(rows) >= 5
+    cases = [tuple(cell.strip() for cell in row.split("|")[1:3]) for row in rows]
+    assert rows == [expected_row(*case) for case in cases]
+    for result in ("cpu.md", "cpu_upsampled.md"):
+        machine = (RESULTS / result).read_text().splitlines()[0]
+        assert "AMD EPYC, 2 threads, torch 2.13.0" in machine
+
+
+def test_the_figures_of_the_gpu_are_those_of_its_page():
+    paragraph = re.search(r"On an NVIDIA H200.*?\n\n", TEXT, re.DOTALL)[0].replace("\n", " ")
+    measured = (ROOT / "docs" / "gpu.md").read_text()
+    figures = re.findall(r"\b\d+\.\d+\b", paragraph)
+    assert len(figures) == 6
+    for figure in figures:
+        assert f" {figure} |" in measured, figure
+    assert "measured at commit 4f32326 with the mended line" in measured.replace("\n", " ")
