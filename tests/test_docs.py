@@ -35,10 +35,14 @@ def url():
         yield url
 
 
-def help_of(command):
-    """What `seg-loss COMMAND --help` prints."""
-    run = [sys.executable, "-m", "app", command, "--help"]
+def printed_by(*arguments):
+    """What `seg-loss ARGUMENTS` prints."""
+    run = [sys.executable, "-m", "app", *arguments]
     return subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def help_of(*command):
+    return printed_by(*command, "--help")
 
 
 def pages_with(language):
@@ -53,8 +57,9 @@ def test_the_python_examples_print_what_their_comments_say(page, url):
 @pytest.mark.parametrize("page", pages_with("sh"), ids=name_of)
 def test_the_commands_and_requests_succeed(page, url, tmp_path):
     run_shell(page, url, tmp_path)
-    for file in re.findall(r"(?:-o|--output) (\S+)", "".join(blocks(page, "sh"))):
-        assert (tmp_path / file).stat().st_size > 0, file
+    for name in re.findall(r"(?:-o|--output) (\S+)", "".join(blocks(page, "sh"))):
+        (file,) = tmp_path.rglob(name)
+        assert file.stat().st_size > 0, name
 
 
 @pytest.mark.parametrize("page", [*PAGES, CONTRIBUTING], ids=name_of)
@@ -82,13 +87,18 @@ def test_every_setting_is_documented_with_its_default():
 
 
 def test_every_flag_of_the_command_line_is_documented():
-    commands = re.findall(r"^  (\w+)  ", help_of("--help"), re.MULTILINE)
+    commands = re.findall(r"^  (\w+)  ", help_of(), re.MULTILINE)
     documented = set(re.findall(r"`(--[\w-]+)", TEXT["docs/command-line.md"]))
     assert "serve" in commands
     for command in commands:
         assert f"| `{command}" in TEXT["docs/command-line.md"], command
         flags = set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", help_of(command), re.MULTILINE))
         assert flags - documented <= {"--help"}, command
+
+
+def test_every_palette_is_documented():
+    for name in json.loads(printed_by("palettes", "--format", "json"))["palettes"]:
+        assert f"`{name}`" in TEXT["docs/http.md"], name
 
 
 def test_every_path_option_and_status_of_the_service_is_documented(url):
