@@ -12,8 +12,11 @@ TRITON := 3.9.0
 # with one in between.
 TRITONS := 3.4.0 3.6.0
 GPU_CODE_TESTS := tests/seg_loss/test_gpu_code.py
+# Processes that share the tests; 0 runs them in one.
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 INSTALL := $(PIP) install -c constraints.txt
 # Empty files that record what is installed in the environment.
@@ -34,12 +37,12 @@ serve: $(SERVING) sample/logits.npy ## start the service on loopback, with a sam
 	$(BIN)/seg-loss serve --host $(HOST) --port $(PORT)
 
 test: $(TESTING) ## run all tests; ARGS="-k name" selects some
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-tritons: $(TRITONS:%=test-triton-%) ## compile the GPU kernels with older Tritons
 
 test-triton-%: $(TESTING) .cache/triton-%/.installed
-	PYTHONPATH=.cache/triton-$* $(BIN)/python -m pytest $(GPU_CODE_TESTS) $(ARGS)
+	PYTHONPATH=.cache/triton-$* $(PYTEST) $(GPU_CODE_TESTS) $(ARGS)
 
 check: $(TESTING) ## check style, format and types
 	$(BIN)/ruff check .
