@@ -7,9 +7,12 @@ import pkgutil
 import re
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 
 import pytest
+import torch
+from safetensors.torch import save
 
 import models
 import seg_loss
@@ -113,6 +116,20 @@ def test_every_path_option_and_status_of_the_service_is_documented(url):
             options = operation.get("parameters", ())
             for option in (entry["name"] for entry in options if entry["in"] == "query"):
                 assert f"`{option}`" in text, option
+
+
+def test_the_error_that_is_shown_is_answered(url):
+    (shown,) = map(json.loads, blocks(ROOT / "docs" / "http.md", "json"))
+    labels = torch.zeros(1, 20, 60, dtype=torch.uint8)
+    labels[0, 12, 40:48] = 31
+    body = save({"logits": torch.zeros(1, 19, 20, 60), "labels": labels})
+    headers = {"Content-Type": "application/x-safetensors"}
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(urllib.request.Request(f"{url}/v1/loss", body, headers))
+    answer = json.load(caught.value)
+    assert answer["error"] == answer["detail"]
+    varying = {"error": shown["error"], "request_id": shown["request_id"]}
+    assert {**answer, **varying} == shown
 
 
 def public_modules():
