@@ -1,63 +1,88 @@
-# Two commands on a fresh machine: `make serve` and `make test`. Needs Python 3.11 or newer, nothing else.
+# Two commands on a fresh machine: `make serve` and `make test`. They need Python 3.11 or newer.
 PYTHON ?= python3
 VENV ?= .venv
 HOST ?= 127.0.0.1
 PORT ?= 8000
-BIN := $(VENV)/bin
-# The service alone, and all that tests, checks and benchmarks need: Triton among it, a gigabyte.
-SERVING := $(VENV)/.serving
-INSTALLED := $(VENV)/.installed
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# The index that torch is taken from. If empty, pip's default index, whose torch for Linux is the
+# CUDA build. https://download.pytorch.org/whl/cpu has the CPU build, which is much smaller.
+TORCH_INDEX_URL ?=
+# The tests run on this Triton, also where torch's CUDA build has brought an older one.
+TRITON := 3.9.0
+# `make test-tritons` compiles the GPU kernels with the oldest Triton that pyproject.toml allows, and
+# with one in between.
+TRITONS := 3.4.0 3.6.0
+GPU_CODE_TESTS := tests/seg_loss/test_gpu_code.py
+# Processes that share the tests; 0 runs them in one.
+WORKERS ?= 2
 
-.PHONY: serve test test-tritons check bench bench-gpu clean
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+INSTALL := $(PIP) install -c constraints.txt
+# Empty files that record what is installed in the environment.
+SERVING := $(VENV)/.serving
+TESTING := $(VENV)/.testing
+DOCUMENTING := $(VENV)/.documenting
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-tritons check docs bench bench-gpu clean
 .DELETE_ON_ERROR:
+
+help: ## list the commands
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
 
 serve: $(SERVING) sample/logits.npy ## start the service on loopback, with a sample to try
 	@echo "When it says Ready, try from this folder in another terminal:"
 	@echo "  curl -F logits=@sample/logits.npy -F labels=@sample/labels.png http://$(HOST):$(PORT)/v1/loss"
 	$(BIN)/seg-loss serve --host $(HOST) --port $(PORT)
 
-test: $(INSTALLED) ## all tests; ARGS="-k name" picks some
-	$(BIN)/python -m pytest $(ARGS)
+test: $(TESTING) ## run all tests; ARGS="-k name" selects some
+	$(PYTEST) $(ARGS)
 
-# The GPU kernels compiled ahead of time by the oldest Triton that pyproject.toml allows and by one in
-# between; `make test` does it with the pinned one.
-TRITONS := 3.4.0 3.6.0
-test-tritons: $(TRITONS:%=test-triton-%)
+test-tritons: $(TRITONS:%=test-triton-%) ## compile the GPU kernels with older Tritons
 
-test-triton-%: $(INSTALLED) .cache/triton-%/.installed
-	PYTHONPATH=.cache/triton-$* $(BIN)/python -m pytest tests/seg_loss/test_gpu_code.py $(ARGS)
+test-triton-%: $(TESTING) .cache/triton-%/.installed
+	PYTHONPATH=.cache/triton-$* $(PYTEST) $(GPU_CODE_TESTS) $(ARGS)
 
-.PRECIOUS: .cache/triton-%/.installed
-.cache/triton-%/.installed: | $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
-		--target $(@D) triton==$*
-	@touch $@
-
-check: $(INSTALLED) ## lint, format and types
+check: $(TESTING) ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED) ## measure the loss on this machine's CPU; writes benchmarks/results
+docs: $(DOCUMENTING) ## build the documentation in site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+bench: $(TESTING) ## measure the loss on this machine's CPU; writes benchmarks/results
 	$(BIN)/python -m benchmarks.cpu
 	$(BIN)/python -m benchmarks.cpu_upsampled
 
-bench-gpu: ## on a machine with a GPU, torch and Triton: check everything there, then measure
+bench-gpu: ## with the GPU, torch and Triton of PYTHON: check everything there, then measure
 	$(PYTHON) -m benchmarks.gpu
+
+clean: ## delete the environment, caches, builds and the sample
+	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist sample site *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 sample/logits.npy: $(SERVING)
 	$(BIN)/seg-loss sample sample
 
 $(SERVING): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --no-deps $(TORCH_INDEX_URL:%=--index-url %) torch
 	$(INSTALL) -e ".[app]"
 	@touch $@
 
-$(INSTALLED): $(SERVING)
-	$(INSTALL) -e ".[app,test,lint]"
+$(TESTING): $(SERVING)
+	$(INSTALL) -e ".[app,lint,test]"
+	test "$$(uname -s)" != Linux || $(PIP) install --no-deps triton==$(TRITON)
 	@touch $@
 
-clean:
-	rm -rf $(VENV) build dist sample .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+$(DOCUMENTING): $(SERVING)
+	$(INSTALL) -e ".[app,docs]"
+	@touch $@
+
+.PRECIOUS: .cache/triton-%/.installed
+.cache/triton-%/.installed: | $(TESTING)
+	$(PIP) install --no-deps --upgrade --target $(@D) triton==$*
+	@touch $@

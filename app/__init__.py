@@ -1,1 +1,1 @@
-"""The service around `seg_loss`: HTTP, command line, files and pictures."""
+"""The service and the command line around `seg_loss`."""

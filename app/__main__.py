@@ -1,4 +1,4 @@
-"""`python -m app` is `seg-loss`; the commands are in `app.cli`."""
+"""`python -m app` runs the same commands as `seg-loss`."""
 
 from .cli import main
 

@@ -1,11 +1,10 @@
-"""The command line, `seg-loss`: files in, the operations of the service, files and tables out.
+"""The command line, `seg-loss`: operations on files, with files and tables as results.
 
-Results on stdout, warnings and errors on stderr. Exit 0: good; 1: evaluated but failed, or a file
-that cannot be used; 2: wrong usage.
+Results go to stdout, warnings and errors to stderr. The exit status is 0 for success; 1 if a file
+cannot be used or a metric is below its threshold; 2 for wrong usage.
 
-Nothing heavy is imported before a command runs: `seg-loss --help` must not wait for torch. The
-flags of the options come from the rows of `app.options`. The way goes on in `app.uploads` and
-`app.operations`.
+Modules that load torch are imported inside the commands, so that `seg-loss --help` does not wait
+for it. Each option of `options` becomes a flag. Commands continue in `inputs` and `operations`.
 """
 
 import inspect
@@ -19,21 +18,23 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
+from seg_loss import __version__
+
 from .errors import IllPosed, RequestError
 from .options import (
     EvaluateOptions,
     GradientOptions,
     LossOptions,
     VisualizeOptions,
+    option_text,
     parse,
-    shown,
 )
-from .report import FORMS, Report, Table, render
+from .report import FORMATS, Report, Table, render
 from .settings import PREFIX, Settings
 
 if TYPE_CHECKING:
-    from .inputs import Upload
-    from .operations import Evaluated
+    from .inputs import Inputs
+    from .results import EvaluationResult
 
 PROGRAM = "seg-loss"
 METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
@@ -47,17 +48,17 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    # The library's names are accepted as they are: --ignore_index.
+    # Accepts the names of the library too: --ignore_index.
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
 )
 
 
 class UsageError(Exception):
-    """Wrong usage, in one sentence."""
+    """Wrong usage of the command line; exit status 2."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a command and exit."""
+    """Runs a command and exits."""
     try:
         cli(arguments, prog_name=PROGRAM)
     except UsageError as error:
@@ -75,7 +76,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
-# Flags that several commands share.
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@cli.callback()
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+# Arguments and flags that several commands share.
 
 LogitsFile = Annotated[
     Path, typer.Argument(metavar="LOGITS", help="[N,C,H,W] or [C,H,W]: .npy, .npz, .safetensors.")
@@ -84,24 +103,26 @@ LabelsFile = Annotated[
     Path, typer.Argument(metavar="LABELS", help="[N,H,W] or [H,W]: .png, .npy, .npz, .safetensors.")
 ]
 ClassWeightFile = Annotated[
-    Path | None, typer.Option("--class-weight", help="File of [C], a weight for each class.")
+    Path | None, typer.Option("--class-weight", help="File with [C], a weight for each class.")
 ]
 PixelWeightFile = Annotated[
-    Path | None, typer.Option("--pixel-weight", help="File of [N,H,W], a weight for each pixel.")
+    Path | None, typer.Option("--pixel-weight", help="File with [N,H,W], a weight for each pixel.")
 ]
-Form = Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMS)}.")]
+FormatName = Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")]
 
 
 def _with_options(model: type[LossOptions]) -> Callable[[Command], Command]:
-    """Give a command a flag for each row of `model`; it gets them parsed, as `options`."""
+    """Returns a decorator that registers a command with a flag for each option of `model`.
+
+    The command gets the parsed options as the argument `options`.
+    """
 
     def decorate(function: Command) -> Command:
         def command(**arguments: Any) -> None:
             texts = {name: arguments.pop(name) for name in model.model_fields}
-            given = ((name, text) for name, text in texts.items() if text is not None)
-            function(options=_options(model, given), **arguments)
+            pairs = ((name, text) for name, text in texts.items() if text is not None)
+            function(options=_parse_options(model, pairs), **arguments)
 
-        own = inspect.signature(function).parameters.values()
         flags = [
             inspect.Parameter(
                 name,
@@ -111,11 +132,13 @@ def _with_options(model: type[LossOptions]) -> Callable[[Command], Command]:
             )
             for name in model.model_fields
         ]
-        kept = [parameter for parameter in own if parameter.name != "options"]
+        parameters = inspect.signature(function).parameters.values()
+        others = [parameter for parameter in parameters if parameter.name != "options"]
+        # Typer reads the signature.
         command.__doc__ = function.__doc__
         command.__name__ = function.__name__
         command.__annotations__ = {}
-        command.__signature__ = inspect.Signature([*kept, *flags])  # type: ignore[attr-defined]
+        command.__signature__ = inspect.Signature([*others, *flags])  # type: ignore[attr-defined]
         cli.command()(command)
         return function
 
@@ -124,14 +147,14 @@ def _with_options(model: type[LossOptions]) -> Callable[[Command], Command]:
 
 def _flag(name: str, model: type[LossOptions]) -> Any:
     row = model.model_fields[name]
-    default = shown(row.default)
+    default = option_text(row.default)
     text = f"{row.description} Expected: {row.title}." + (f" [{default}]" if default else "")
     return typer.Option(f"--{name.replace('_', '-')}", help=text, metavar="VALUE")
 
 
-def _options(model: type[LossOptions], given: Iterable[tuple[str, str]]) -> LossOptions:
+def _parse_options(model: type[LossOptions], pairs: Iterable[tuple[str, str]]) -> LossOptions:
     try:
-        return parse(model, given)
+        return parse(model, pairs)
     except RequestError as error:
         raise UsageError(error.detail) from None
 
@@ -143,27 +166,27 @@ def loss(
     options: LossOptions,
     class_weight: ClassWeightFile = None,
     pixel_weight: PixelWeightFile = None,
-    form: Form = "table",
+    format_name: FormatName = "table",
 ) -> None:
-    """Print the loss, for the batch, each image and each class."""
-    _check_form(form)
-    from . import operations
-    from .http import responses as answers
+    """Prints the loss of the batch, of each image and of each class."""
+    _check_format(format_name)
+    from . import operations, results
 
-    result = operations.loss(
-        _upload(
-            options,
-            logits=logits,
-            labels=labels,
-            class_weight=class_weight,
-            pixel_weight=pixel_weight,
-        ),
+    inputs = _read_inputs(
         options,
+        logits=logits,
+        labels=labels,
+        class_weight=class_weight,
+        pixel_weight=pixel_weight,
     )
+    result = operations.loss(inputs, options)
     _warn(result.warnings)
-    members = answers.loss_members(result)
-    note = result.evaluation.diagnosis.advice
-    print(render(Report(_loss_tables(result, options), members, note), form))
+    report = Report(
+        _loss_tables(result, options),
+        results.loss_fields(result),
+        result.evaluation.diagnosis.advice,
+    )
+    print(render(report, format_name))
 
 
 @_with_options(GradientOptions)
@@ -176,43 +199,36 @@ def gradient(
     ],
     class_weight: ClassWeightFile = None,
     pixel_weight: PixelWeightFile = None,
-    form: Form = "table",
+    format_name: FormatName = "table",
 ) -> None:
-    """Write the gradient of the loss in the logits, and print the loss."""
-    _check_form(form)
-    if output.suffix not in (".npy", ".safetensors"):
-        raise UsageError("--output: expected a name that ends in .npy or .safetensors.")
-    from . import operations
+    """Writes the gradient in the logits, and prints the loss."""
+    _check_format(format_name)
+    _check_suffix(output, ".npy", ".safetensors")
+    from . import operations, results
     from .formats import npy
-    from .http import responses as answers
 
-    result = operations.gradient(
-        _upload(
-            options,
-            logits=logits,
-            labels=labels,
-            class_weight=class_weight,
-            pixel_weight=pixel_weight,
-        ),
+    inputs = _read_inputs(
         options,
+        logits=logits,
+        labels=labels,
+        class_weight=class_weight,
+        pixel_weight=pixel_weight,
     )
+    result = operations.gradient(inputs, options)
     _warn(result.warnings)
     if not result.is_finite:
-        _warn(["logits: not all are finite, and so is the gradient."])
-    if output.suffix == ".npy":
-        _write(output, npy.encode(result.gradient))
-    else:
-        _write(output, answers.gradient_file(result))
-    members = {
-        "loss": answers.plain(result.loss),
+        _warn(["logits contain non-finite values, so the gradient does too."])
+    is_npy = output.suffix == ".npy"
+    _write(output, npy.encode(result.gradient) if is_npy else results.gradient_file(result))
+    fields = {
+        "loss": results.to_jsonable(result.loss),
         "normalization": result.normalization,
         "loss_weight": result.loss_weight,
         "output": str(output),
-        "warnings": list(result.warnings),
     }
-    rows = tuple((name, members[name]) for name in ("loss", "normalization", "loss_weight"))
-    table = Table("batch", ("quantity", "value"), (*rows, ("output", str(output))))  # type: ignore[arg-type]
-    print(render(Report((table,), members), form))
+    table = Table("batch", ("quantity", "value"), tuple(fields.items()))  # type: ignore[arg-type]
+    report = Report((table,), {**fields, "warnings": list(result.warnings)})
+    print(render(report, format_name))
 
 
 @_with_options(EvaluateOptions)
@@ -231,44 +247,44 @@ def evaluate(
         typer.Option(
             "--fail-under",
             metavar="METRIC=VALUE",
-            help=f"Exit 1 if a metric is lower. One of {', '.join(METRICS)}.",
+            help=f"Exit with 1 if the metric is lower. One of {', '.join(METRICS)}.",
         ),
     ] = None,
-    form: Form = "table",
+    format_name: FormatName = "table",
 ) -> None:
-    """Print loss, metrics and calibration; write the maps that are asked for."""
-    _check_form(form)
-    thresholds = [_threshold(text) for text in fail_under or ()]
+    """Prints loss, metrics and calibration, and writes maps."""
+    _check_format(format_name)
+    thresholds = [_parse_threshold(text) for text in fail_under or ()]
     for path in (logits, labels):
         if path.is_dir():
             raise UsageError(f"{path}: expected a file, got a directory.")
     if (output is None) == bool(options.maps):
         raise UsageError("--maps and --output: expected both or neither.")
-    if output is not None and output.suffix != ".safetensors":
-        raise UsageError("--output: expected a name that ends in .safetensors.")
-    from . import operations
-    from .http import responses as answers
+    if output is not None:
+        _check_suffix(output, ".safetensors")
+    from . import operations, results
 
-    result = operations.evaluate(
-        _upload(
-            options,
-            logits=logits,
-            labels=labels,
-            class_weight=class_weight,
-            pixel_weight=pixel_weight,
-        ),
+    inputs = _read_inputs(
         options,
+        logits=logits,
+        labels=labels,
+        class_weight=class_weight,
+        pixel_weight=pixel_weight,
     )
+    result = operations.evaluate(inputs, options)
     _warn(result.warnings)
     if output is not None:
-        _write(output, answers.EVALUATE[answers.SAFETENSORS](result).pieces)
-    members = answers.evaluation_members(result)
-    note = result.evaluation.diagnosis.advice
-    print(render(Report(_evaluation_tables(result, options), members, note), form))
-    for name, least in thresholds:
-        value = getattr(result.evaluation.metrics, name)
-        if value is None or value < least:
-            _fail(f"{name}: expected at least {least:g}, got {value}.", 1)
+        _write(output, results.maps_file(result))
+    report = Report(
+        _evaluation_tables(result, options),
+        results.evaluation_fields(result),
+        result.evaluation.diagnosis.advice,
+    )
+    print(render(report, format_name))
+    for metric, threshold in thresholds:
+        value = getattr(result.evaluation.metrics, metric)
+        if value is None or value < threshold:
+            _fail(f"{metric}: expected at least {threshold:g}, got {value}.", 1)
 
 
 @_with_options(VisualizeOptions)
@@ -281,80 +297,76 @@ def visualize(
     labels: Annotated[
         Path | None, typer.Argument(metavar="[LABELS]", help="[1,H,W], [H,W], or a PNG.")
     ] = None,
-    labels_alone: Annotated[
-        Path | None, typer.Option("--labels", help="The labels, where there are no logits.")
+    labels_option: Annotated[
+        Path | None, typer.Option("--labels", help="The labels, if there are no logits.")
     ] = None,
     prediction: Annotated[
-        Path | None, typer.Option("--prediction", help="Class indices, in place of logits.")
+        Path | None, typer.Option("--prediction", help="Class indices, instead of logits.")
     ] = None,
     image: Annotated[Path | None, typer.Option("--image", help="The photo: PNG or JPEG.")] = None,
 ) -> None:
-    """Draw labels, prediction, error or loss of one image."""
-    if labels is not None and labels_alone is not None:
+    """Draws labels, prediction, error or loss of one image."""
+    if labels is not None and labels_option is not None:
         raise UsageError("--labels: expected the labels once.")
-    if output.suffix != ".png":
-        raise UsageError("--output: expected a name that ends in .png.")
+    _check_suffix(output, ".png")
     from . import operations
 
-    upload = _upload(
+    inputs = _read_inputs(
         options,
         logits=logits,
-        labels=labels or labels_alone,
+        labels=labels or labels_option,
         prediction=prediction,
         image=image,
     )
-    result = operations.visualize(upload, options)
+    result = operations.visualize(inputs, options)
     _warn(result.warnings)
     _write(output, [result.png])
 
 
 @cli.command()
 def palettes(
-    name: Annotated[str | None, typer.Argument(help="Show the colours of this one.")] = None,
-    form: Form = "table",
+    name: Annotated[str | None, typer.Argument(help="The palette to show.")] = None,
+    format_name: FormatName = "table",
 ) -> None:
-    """List the palettes, or the classes and colours of one."""
-    _check_form(form)
-    from .images.palettes import PALETTES, palette
+    """Lists the palettes, or the classes and colours of one."""
+    _check_format(format_name)
+    from .images.palettes import PALETTES
 
     if name is None:
-        rows = tuple(
-            (row.name, len(row.class_names), row.ignore_index) for row in PALETTES.values()
-        )
-        tables = (Table("palette", ("palette", "classes", "ignore_index"), rows),)
-        members: Mapping[str, object] = {"palettes": list(PALETTES)}
-    else:
-        try:
-            chosen = palette(name)
-        except RequestError as error:
-            raise UsageError(error.detail) from None
-        colours = chosen.colours.tolist()
-        tables = (
-            Table(
-                "class",
-                ("class", "name", "red", "green", "blue"),
-                tuple(
-                    (index, name, *colours[index]) for index, name in enumerate(chosen.class_names)
-                ),
+        fields: Mapping[str, object] = {"palettes": list(PALETTES)}
+        table = Table(
+            "palette",
+            ("palette", "classes", "ignore_index"),
+            tuple(
+                (palette.name, len(palette.class_names), palette.ignore_index)
+                for palette in PALETTES.values()
             ),
         )
-        members = {
-            "name": chosen.name,
-            "class_names": list(chosen.class_names),
-            "ignore_index": chosen.ignore_index,
-            "background_index": chosen.background_index,
-            "colours": colours,
-        }
-    print(render(Report(tables, members), form))
+    elif name not in PALETTES:
+        expected = f"one of {', '.join(PALETTES)}"
+        raise UsageError(f"palette: expected {expected}, got an unknown name.")
+    else:
+        palette = PALETTES[name]
+        colours = palette.colours.tolist()
+        fields = {**palette.fields(), "colours": colours}
+        table = Table(
+            "class",
+            ("class", "name", "red", "green", "blue"),
+            tuple(
+                (index, class_name, *colours[index])
+                for index, class_name in enumerate(palette.class_names)
+            ),
+        )
+    print(render(Report((table,), fields), format_name))
 
 
 @cli.command()
 def sample(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Made if it is not there.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Created if it does not exist.")],
     height: Annotated[int, typer.Option("--height", min=32)] = 256,
     width: Annotated[int, typer.Option("--width", min=32)] = 512,
 ) -> None:
-    """Write a made-up street scene to try things with: photo, labels and logits."""
+    """Writes a synthetic scene: photo, labels and logits."""
     from .images.sample import make_sample
 
     files = make_sample(directory, height=height, width=width)
@@ -363,39 +375,41 @@ def sample(
 
 
 def _settings_help() -> str:
-    """The settings as paragraphs that the help page keeps as they are."""
+    """Returns the names, defaults and descriptions of all settings."""
     rows = (
         f"{PREFIX}{name.upper()} [{field.default}]\n  {field.description}"
         for name, field in Settings.model_fields.items()
     )
+    # The character \b makes the help page keep the line feeds.
     return "\b\nSettings, as environment variables:\n" + "\n".join(rows)
 
 
 @cli.command(epilog=_settings_help())
 def serve(
-    host: Annotated[str | None, typer.Option("--host", help=f"In place of {PREFIX}HOST.")] = None,
-    port: Annotated[int | None, typer.Option("--port", help=f"In place of {PREFIX}PORT.")] = None,
+    host: Annotated[str | None, typer.Option("--host", help=f"Replaces {PREFIX}HOST.")] = None,
+    port: Annotated[int | None, typer.Option("--port", help=f"Replaces {PREFIX}PORT.")] = None,
 ) -> None:
-    """Serve over HTTP until stopped."""
+    """Serves over HTTP until a signal stops it."""
     settings = _settings(host=host, port=port)
     from .http import server
 
     server.serve(settings)
 
 
-def _settings(**given: object) -> Settings:
+def _settings(**flags: object) -> Settings:
     from pydantic import ValidationError
 
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+        present = {name: value for name, value in flags.items() if value is not None}
+        return Settings(**present)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = f"{PREFIX}{str(first['loc'][0]).upper()}" if first["loc"] else "settings"
         raise UsageError(f"{name}: {first['msg']}.") from None
 
 
-def _upload(options: LossOptions, **paths: Path | None) -> "Upload":
-    """The inputs in these files, read as the parts of a multipart body would be."""
+def _read_inputs(options: LossOptions, **paths: Path | None) -> "Inputs":
+    """Returns the inputs in these files, which are read like the parts of a multipart body."""
     from .inputs import assemble
 
     settings = _settings()
@@ -404,11 +418,13 @@ def _upload(options: LossOptions, **paths: Path | None) -> "Upload":
 
 
 def _read(path: Path, name: str) -> memoryview:
-    """A file in memory that tensors may share and write to."""
+    """Returns a file, or an array in an NPZ file, in writable memory that tensors can share."""
     import numpy as np
 
+    from .formats.npy import NPZ_MAGIC
+
     with path.open("rb") as file:
-        if file.read(4) == b"PK\x03\x04":
+        if file.read(len(NPZ_MAGIC)) == NPZ_MAGIC:
             return _read_npz(path, name)
         file.seek(0)
         memory = np.empty(os.fstat(file.fileno()).st_size, dtype=np.uint8).data
@@ -419,9 +435,9 @@ def _read(path: Path, name: str) -> memoryview:
 
 
 def _read_npz(path: Path, name: str) -> memoryview:
-    """The NPY file in an NPZ that is called as the input, or the only one there is.
+    """Returns the NPY file of that name in an NPZ, or the only one.
 
-    Unzipped here and read by `app.codecs.npy` like any other: nothing is ever unpickled.
+    `formats.npy` reads it like any other NPY file, and never unpickles objects.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -430,28 +446,28 @@ def _read_npz(path: Path, name: str) -> memoryview:
             if wanted not in members and len(members) == 1:
                 wanted = members[0]
             if wanted not in members:
-                got = f"{len(members)} others"
-                raise IllPosed.about(name, f"one array, or one called {name}", got)
+                got = f"{len(members)} of other names"
+                raise IllPosed(name, f"one array, or one named {name}", got)
             return memoryview(bytearray(archive.read(wanted)))
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
-        raise IllPosed.about(name, "a complete NPZ file", "a damaged one") from None
+        raise IllPosed(name, "a complete NPZ file", "a damaged one") from None
 
 
-def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
-    """Write beside the file, then take its place: nobody sees half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Writes a temporary file and renames it, so that no other process reads a part of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open("wb") as file:
-            file.writelines(pieces)
-        beside.replace(path)
+        with temporary.open("wb") as file:
+            file.writelines(chunks)
+        temporary.replace(path)
     except OSError as error:
-        error.filename = str(path)  # not a name that only exists for a moment
+        error.filename = str(path)  # the name that the user knows
         raise
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _loss_tables(result: "Evaluated", options: LossOptions) -> tuple[Table, ...]:
+def _loss_tables(result: "EvaluationResult", options: LossOptions) -> tuple[Table, ...]:
     classes = zip(_class_names(result, options), result.evaluation.per_class, strict=True)
     per_class = Table(
         "class",
@@ -465,7 +481,7 @@ def _loss_tables(result: "Evaluated", options: LossOptions) -> tuple[Table, ...]
     return (*_batch_tables(result, ()), per_class)
 
 
-def _evaluation_tables(result: "Evaluated", options: LossOptions) -> tuple[Table, ...]:
+def _evaluation_tables(result: "EvaluationResult", options: LossOptions) -> tuple[Table, ...]:
     metrics = result.evaluation.metrics
     rows = [(name, getattr(metrics, name)) for name in METRICS]
     rows += [("num_classes_averaged", metrics.num_classes_averaged)]
@@ -489,22 +505,19 @@ def _evaluation_tables(result: "Evaluated", options: LossOptions) -> tuple[Table
     return (*_batch_tables(result, rows), per_class)
 
 
-def _batch_tables(result: "Evaluated", rows: Iterable[tuple[str, Any]]) -> tuple[Table, ...]:
+def _batch_tables(
+    result: "EvaluationResult", metrics: Iterable[tuple[str, Any]]
+) -> tuple[Table, ...]:
+    """Returns the table of the batch, and one of its images if there are several."""
+    from .results import BATCH_FIELDS
+
     evaluation = result.evaluation
-    names = (
-        "loss",
-        "normalization",
-        "divisor",
-        "valid_pixels",
-        "ignored_pixels",
-        "uniform_loss",
-    )
     batch = Table(
         "batch",
         ("quantity", "value"),
         (
-            *((name, getattr(evaluation, name)) for name in names),
-            *rows,
+            *((name, getattr(evaluation, name)) for name in BATCH_FIELDS),
+            *metrics,
             ("diagnosis", evaluation.diagnosis.state),
         ),
     )
@@ -516,15 +529,16 @@ def _batch_tables(result: "Evaluated", rows: Iterable[tuple[str, Any]]) -> tuple
     return (batch, Table("image", ("image", "loss", "valid_pixels"), images))
 
 
-def _class_names(result: "Evaluated", options: LossOptions) -> list[str]:
-    from .images.palettes import palette
+def _class_names(result: "EvaluationResult", options: LossOptions) -> list[str]:
+    """Returns the name of each class, or an empty string if the palette has none."""
+    from .images.palettes import PALETTES
 
-    names = palette(options.palette).class_names if options.palette else ()
+    names = PALETTES[options.palette].class_names if options.palette else ()
     num_classes = len(result.evaluation.per_class)
     return [*names[:num_classes], *[""] * (num_classes - len(names))]
 
 
-def _threshold(text: str) -> tuple[str, float]:
+def _parse_threshold(text: str) -> tuple[str, float]:
     name, _, number = text.partition("=")
     name = name.replace("-", "_")
     try:
@@ -535,9 +549,14 @@ def _threshold(text: str) -> tuple[str, float]:
     raise UsageError(f"--fail-under: expected METRIC=VALUE with one of {', '.join(METRICS)}.")
 
 
-def _check_form(form: str) -> None:
-    if form not in FORMS:
-        raise UsageError(f"--format: expected one of {', '.join(FORMS)}.")
+def _check_format(format_name: str) -> None:
+    if format_name not in FORMATS:
+        raise UsageError(f"--format: expected one of {', '.join(FORMATS)}.")
+
+
+def _check_suffix(output: Path, *suffixes: str) -> None:
+    if output.suffix not in suffixes:
+        raise UsageError(f"--output: expected a name that ends in {' or '.join(suffixes)}.")
 
 
 def _warn(warnings: Iterable[str]) -> None:

@@ -1,71 +1,62 @@
-"""Everything the service can say no with: one class per status code.
+"""HTTP error types, one per status code, and the wording that their messages share.
 
-A message about a tensor comes as `seg_loss.InvalidInput` with the same fields; `app.problems` turns
-both into problem documents and the command line prints them.
+A message about a tensor is a `seg_loss.InvalidInput`, which has the same parts. `http.problems`
+turns both into problem documents; the command line prints them.
 """
 
-from typing import Self
+import re
+
+_MAX_REPR = 40
+_PLAIN = re.compile(r"[\w+\-.,: ]*", re.A)
 
 
 class RequestError(Exception):
-    """A refusal with its HTTP status, a machine-readable `code`, and a sentence for the reader.
+    """A request that cannot be answered: `{where}: expected {expected}, got {got}. {fix}`.
 
     Args:
-        detail: the sentence. What a client sent is described, never echoed raw.
-        where, expected, got, fix: the parts of the sentence, when it is about an input.
-        headers: further headers of the answer, such as `Retry-After`.
-        members: further members of the problem document, such as `limit`.
+        where: the input, header or option, such as "labels".
+        expected: what would have been accepted.
+        got: what was sent. Text of the client is described or escaped, never repeated raw.
+        fix: a likely remedy, or an empty string.
+        headers: additional headers of the response.
+        extensions: additional members of the problem document, such as `limit`.
+
+    Attributes:
+        status: HTTP status code.
+        code: machine-readable name of the error.
+        title: name of the error for people.
+        detail: the sentence.
+        where, expected, got, fix: parts of the sentence; None where it has no such part.
     """
 
     status = 500
     code = "internal"
     title = "Internal error"
 
+    where: str | None = None
+    expected: str | None = None
+    got: str | None = None
+    fix: str | None = None
+
     def __init__(
         self,
-        detail: str,
-        *,
-        where: str | None = None,
-        expected: str | None = None,
-        got: str | None = None,
-        fix: str | None = None,
-        headers: dict[str, str] | None = None,
-        **members: object,
-    ) -> None:
-        super().__init__(detail)
-        self.detail = detail
-        self.where = where
-        self.expected = expected
-        self.got = got
-        self.fix = fix
-        self.headers = headers or {}
-        self.members = members
-
-    @classmethod
-    def about(
-        cls,
         where: str,
         expected: str,
         got: str,
         fix: str = "",
         *,
         headers: dict[str, str] | None = None,
-        **members: object,
-    ) -> Self:
-        """Build the sentence `{where}: expected {expected}, got {got}. {fix}` from its parts."""
-        return cls(
-            f"{where}: expected {expected}, got {got}. {fix}".rstrip(),
-            where=where,
-            expected=expected,
-            got=got,
-            fix=fix or None,
-            headers=headers,
-            **members,
-        )
+        **extensions: object,
+    ) -> None:
+        self.detail = f"{where}: expected {expected}, got {got}. {fix}".rstrip()
+        super().__init__(self.detail)
+        self.where, self.expected, self.got, self.fix = where, expected, got, fix or None
+        self.headers = headers or {}
+        self.extensions = extensions
 
 
 class Malformed(RequestError):
-    """The bytes do not follow the format they claim to have."""
+    """The bytes do not follow their format."""
 
     status = 400
     code = "malformed"
@@ -73,7 +64,7 @@ class Malformed(RequestError):
 
 
 class NotFound(RequestError):
-    """There is no such thing here."""
+    """The requested resource does not exist."""
 
     status = 404
     code = "not_found"
@@ -81,7 +72,7 @@ class NotFound(RequestError):
 
 
 class NotAcceptable(RequestError):
-    """No answer of the kind that `Accept` asks for; carries `offered`."""
+    """No response has a media type that `Accept` allows; `offered` lists those there are."""
 
     status = 406
     code = "not_acceptable"
@@ -97,7 +88,7 @@ class TooSlow(RequestError):
 
 
 class TooLarge(RequestError):
-    """More bytes, pixels or classes than the settings allow; carries `limit`."""
+    """The request has more bytes, pixels, images or classes than allowed; `limit` says how many."""
 
     status = 413
     code = "too_large"
@@ -105,7 +96,7 @@ class TooLarge(RequestError):
 
 
 class UnsupportedMedia(RequestError):
-    """A media type or content coding that is not read here; carries `accepted`."""
+    """The body has an unknown media type or content encoding; `accepted` lists the known ones."""
 
     status = 415
     code = "unsupported_media"
@@ -113,7 +104,7 @@ class UnsupportedMedia(RequestError):
 
 
 class IllPosed(RequestError):
-    """Well-formed, but no loss or picture can be made of it: shapes, modes, colours, options."""
+    """The request is well-formed, but shapes, dtypes, values, colours or options do not fit."""
 
     status = 422
     code = "ill_posed"
@@ -121,14 +112,25 @@ class IllPosed(RequestError):
 
 
 class Unavailable(RequestError):
-    """Not now: too much to do, not warm yet, or shutting down; carries `Retry-After`."""
+    """The service is busy, still loading its kernels, or stopping.
+
+    Args:
+        detail: the sentence; it is not about an input and has no parts.
+        retry_after_seconds: after which time the client may try again.
+    """
 
     status = 503
     code = "unavailable"
     title = "Service unavailable"
 
+    def __init__(self, detail: str, retry_after_seconds: int) -> None:
+        Exception.__init__(self, detail)
+        self.detail = detail
+        self.headers = {"Retry-After": f"{retry_after_seconds}"}
+        self.extensions = {"retry_after_seconds": retry_after_seconds}
 
-REFUSALS: tuple[type[RequestError], ...] = (
+
+ERROR_TYPES: tuple[type[RequestError], ...] = (
     Malformed,
     NotFound,
     NotAcceptable,
@@ -138,4 +140,32 @@ REFUSALS: tuple[type[RequestError], ...] = (
     IllPosed,
     Unavailable,
 )
-"""Every refusal there is, for the table of statuses in `/openapi.json`."""
+"""All error types, for the table of statuses in `/openapi.json`."""
+
+
+def empty_body() -> Malformed:
+    """Returns the error for a body without bytes."""
+    return Malformed("body", "tensors", "0 bytes")
+
+
+def body_too_large(max_bytes: int, got: str) -> TooLarge:
+    """Returns the error for a body, as sent or decompressed, of more than `max_bytes`."""
+    return TooLarge("body", f"at most {max_bytes} bytes", got, limit=max_bytes)
+
+
+def safe_repr(text: str) -> str:
+    """Returns a text of the client as a message may hold it: quoted if short and plain.
+
+    >>> safe_repr("mean"), safe_repr(""), safe_repr("<script>")
+    ("'mean'", 'nothing', 'something else')
+    """
+    if not text:
+        return "nothing"
+    if len(text) <= _MAX_REPR and _PLAIN.fullmatch(text):
+        return f"'{text}'"
+    return "something else"
+
+
+def dtype_name(dtype: object) -> str:
+    """Returns "float32" for torch.float32."""
+    return str(dtype).removeprefix("torch.")

@@ -1,15 +1,15 @@
-"""A body, or files on disk, to one `Upload`: tensors that are there, decoded and in batch form.
+"""Decodes a body, or files on disk, into one `Inputs`: tensors in batch form.
 
-    body -> DECODERS, by media type -> named inputs -> READERS, by name -> Upload
+    body -> DECODERS, by media type -> sources by name -> READERS, by name -> Inputs
 
-An input is a tensor already (safetensors, JSON) or a file still to be read (multipart, the command
-line). What kind of file it is says its first bytes, not its name. `logits` are read first: a label
-PNG of another size is refused before its pixels are decoded, unless the logits are upsampled to it;
-and an image without batch axis, [C,H,W] logits or [H,W] labels, becomes a batch of one.
+A source is a tensor (safetensors, JSON) or a file (multipart, the command line). The file type is
+detected from its first bytes. `logits` are read first, so that a label PNG of another size is
+rejected before its pixels are decoded. An image without batch axis, [C,H,W] logits or [H,W] labels,
+becomes a batch of one.
 
-Whether a loss can be made of these tensors is left to `seg_loss`, which has the words for it. Here
-are only the limits of the settings. Where logits are upsampled, those hold for the labels' size as
-well: a small body must not cost without bounds. The way goes on in `app.operations`.
+This module checks names, file types, numbers of axes and the limits of the settings; `seg_loss`
+checks whether a loss is defined for the tensors. If logits are upsampled, the limits hold for the
+size of the labels too, so that a small body cannot cost unlimited time and memory.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,37 +22,35 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .errors import IllPosed, TooLarge, UnsupportedMedia
-from .formats import json as json_lists
-from .formats import multipart, npy, safetensors
-from .formats import png as label_maps
-from .images import palettes
-from .options import LossOptions, described
+from .errors import IllPosed, TooLarge, UnsupportedMedia, dtype_name, safe_repr
+from .formats import json, multipart, npy, png, safetensors
+from .images.palettes import PALETTES
+from .options import LossOptions
 from .settings import Settings
 
-Input = Tensor | memoryview
-"""A tensor, or a file that is still to be read."""
+Source = Tensor | memoryview
+"""A tensor, or the bytes of a file."""
 
 MAX_AXES = 5
-"""[N, C, depth, height, width]."""
+"""Number of axes of [N, C, depth, height, width]."""
 
 MAX_UPSAMPLED_SIDE = 1 << 16
-"""Rows or columns that logits are upsampled to. Tables of weights have an entry for each, and are
-kept for the next requests."""
+"""Largest height and width that logits are upsampled to. An upsampling has tables with an entry for
+each row and column, which stay in a cache."""
 
 
 @dataclass(frozen=True, eq=False)
-class Upload:
-    """What a request holds; what it does not hold is None.
+class Inputs:
+    """The tensors of one request or command; None for those that it does not have.
 
-    Args:
-        logits: [N,C,*spatial]; [N,C,h,w] if they are to be upsampled to what [N,H,W] says.
-        labels: integers [N,*spatial].
+    Attributes:
+        logits: [N,C,*spatial]; [N,C,h,w] if they are upsampled to the [N,H,W] of the labels.
+        labels: [N,*spatial].
         class_weight: [C].
         pixel_weight: [N,*spatial].
         prediction: class indices [N,*spatial].
         image: the photo, uint8 [H,W,3].
-        warnings: sentences about what was read but looks unintended.
+        warnings: sentences about content that is probably unintended.
     """
 
     logits: Tensor | None = None
@@ -65,262 +63,266 @@ class Upload:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The inputs that are there, for messages."""
+        """The names of the tensors that are not None."""
         return tuple(name for name in READERS if getattr(self, name) is not None)
 
 
 def media_type(content_type: str | None) -> str:
-    """The row of `DECODERS` that a Content-Type names.
+    """Returns the key of `DECODERS` that a Content-Type names.
 
     Raises:
-        UnsupportedMedia: there is none.
+        UnsupportedMedia: if it names none.
     """
     name = (content_type or "").partition(";")[0].strip().lower()
     if name in DECODERS:
         return name
-    fix = "Say -H 'Content-Type: application/x-safetensors' (curl)."
     accepted = list(DECODERS)
-    raise UnsupportedMedia.about(
+    fix = ""
+    if name == "application/x-www-form-urlencoded":  # the default of curl
+        fix = f"With curl, add -H 'Content-Type: {safetensors.MEDIA_TYPE}'."
+    raise UnsupportedMedia(
         "Content-Type",
         f"one of {', '.join(accepted)}",
         "another one" if name else "none",
-        fix if name == "application/x-www-form-urlencoded" else "",
+        fix,
         headers={"Accept-Post": ", ".join(accepted)},
         accepted=accepted,
     )
 
 
-def decode(body: memoryview, content_type: str, options: LossOptions, settings: Settings) -> Upload:
-    """Read a whole body.
+def decode(body: memoryview, content_type: str, options: LossOptions, settings: Settings) -> Inputs:
+    """Returns the inputs in an uncompressed body.
 
     Raises:
-        RequestError: of the codec, the label map, or a limit.
+        RequestError: if the body or a file in it is invalid or too large.
     """
-    inputs = DECODERS[media_type(content_type)](body, content_type)
-    return assemble(inputs, options, settings)
+    sources = DECODERS[media_type(content_type)](body, content_type)
+    return assemble(sources, options, settings)
 
 
-def assemble(inputs: Mapping[str, Input], options: LossOptions, settings: Settings) -> Upload:
-    """Read the inputs by name, logits first.
+def assemble(sources: Mapping[str, Source], options: LossOptions, settings: Settings) -> Inputs:
+    """Returns the inputs that are read from tensors and files by name.
 
     Raises:
-        RequestError: of a codec, the label map, or a limit.
+        RequestError: if a name is unknown, or a file is invalid or too large.
     """
-    for name in inputs:
+    for name in sources:
         if name not in READERS:
-            fix = ""
-            if name in type(options).model_fields:
-                fix = f"Options belong into the query: ?{name}=..."
-            expected = f"inputs out of {', '.join(READERS)}"
-            raise IllPosed.about("body", expected, described(name), fix)
-    reading = _Reading(options, settings)
-    found = {
-        name: reader(reading, name, inputs[name])
-        for name, reader in READERS.items()
-        if name in inputs
+            is_option = name in type(options).model_fields
+            fix = f"Options belong in the query: ?{name}=..." if is_option else ""
+            raise IllPosed("body", f"inputs among {', '.join(READERS)}", safe_repr(name), fix)
+    reader = _Reader(options, settings)
+    tensors = {
+        name: read(reader, name, sources[name]) for name, read in READERS.items() if name in sources
     }
-    return Upload(**found, warnings=tuple(reading.warnings))
+    return Inputs(**tensors, warnings=tuple(reader.warnings))
 
 
-class _Reading:
-    """What reading one input must know of the request and of the others."""
+class _Reader:
+    """Reads the inputs of one request, in the order of `READERS`.
+
+    It holds what one input must know of the options and of the inputs before it.
+    """
 
     def __init__(self, options: LossOptions, settings: Settings) -> None:
         self.options = options
         self.settings = settings
         self.is_upsampled = options.upsampling != "none"
-        self.is_sized = False
+        self.has_upsampled_size = False
         self.logits: Tensor | None = None
         self.warnings: list[str] = []
 
-    def read_logits(self, name: str, source: Input) -> Tensor:
-        logits = _tensor(name, source)
+    def read_logits(self, where: str, source: Source) -> Tensor:
+        logits = _tensor(where, source)
         if logits.ndim == 3:
             logits = logits[None]
         if not 2 <= logits.ndim <= MAX_AXES:
-            raise IllPosed.about(
-                name, "[N,C,H,W], [C,H,W], [N,C] or [N,C,D,H,W]", f"{logits.ndim} axes"
-            )
+            expected = "[N,C,H,W], [C,H,W], [N,C] or [N,C,D,H,W]"
+            raise IllPosed(where, expected, f"{logits.ndim} axes")
         if self.is_upsampled and logits.ndim != 4:
-            raise IllPosed.about(
-                name, "[N,C,h,w] or [C,h,w], to be upsampled", f"{logits.ndim} axes"
-            )
+            expected = "[N,C,h,w] or [C,h,w], to be upsampled"
+            raise IllPosed(where, expected, f"{logits.ndim} axes")
         if not logits.numel():
-            raise IllPosed.about(name, "at least one number", f"shape {tuple(logits.shape)}")
+            raise IllPosed(where, "at least one number", f"shape {tuple(logits.shape)}")
         num_images, num_classes, *spatial = logits.shape
-        _check_limit(name, "images", num_images, self.settings.max_images)
-        _check_limit(name, "classes", num_classes, self.settings.max_classes)
-        _check_limit(name, "pixels per image", prod(spatial), self.settings.max_pixels)
+        _check_limit(where, num_images, "images", self.settings.max_images)
+        _check_limit(where, num_classes, "classes", self.settings.max_classes)
+        _check_limit(where, prod(spatial), "pixels per image", self.settings.max_pixels)
         self.logits = logits
         return logits
 
-    def read_labels(self, name: str, source: Input) -> Tensor:
-        labels = self.read_map(name, source)
-        self._check_upsampled(name, labels.shape)
+    def read_labels(self, where: str, source: Source) -> Tensor:
+        labels = self.read_prediction(where, source)
+        self._check_upsampled_size(where, labels.shape)
         return labels
 
-    def read_map(self, name: str, source: Input) -> Tensor:
-        """`labels` and `prediction`: a tensor, or a PNG of indices or colours."""
-        if isinstance(source, Tensor) or _kind(source) != "PNG":
-            return self._per_pixel(name, _tensor(name, source, " or PNG"))
+    def read_prediction(self, where: str, source: Source) -> Tensor:
+        """Returns class indices [N,*spatial], from a tensor or a PNG of indices or colours."""
+        if isinstance(source, Tensor) or _file_type(source) != "PNG":
+            return self._with_batch_axis(where, _tensor(where, source, "PNG"))
         palette = self.options.palette
         spatial = () if self.logits is None else tuple(self.logits.shape[2:])
-        has_their_size = len(spatial) == 2 and not self.is_upsampled
-        found = label_maps.read(
+        has_size_of_logits = len(spatial) == 2 and not self.is_upsampled
+        label_map = png.read_label_map(
             source,
-            where=name,
+            where=where,
             encoding=self.options.label_encoding,
-            palette=None if palette is None else palettes.palette(palette),
-            expected_size=(spatial[0], spatial[1]) if has_their_size else None,
+            palette=None if palette is None else PALETTES[palette],
+            expected_size=(spatial[0], spatial[1]) if has_size_of_logits else None,
             max_pixels=self.settings.max_pixels,
         )
-        self.warnings += found.warnings
-        return self._per_pixel(name, torch.from_numpy(found.indices)[None])
+        self.warnings += label_map.warnings
+        return self._with_batch_axis(where, torch.from_numpy(label_map.indices)[None])
 
-    def read_weight(self, name: str, source: Input) -> Tensor:
-        """A number per pixel."""
-        return self._per_pixel(name, _tensor(name, source))
+    def read_class_weight(self, where: str, source: Source) -> Tensor:
+        return _tensor(where, source)
 
-    def _per_pixel(self, name: str, tensor: Tensor) -> Tensor:
-        """[N,*spatial]; alone or with a batch of one, the batch axis may be missing."""
+    def read_pixel_weight(self, where: str, source: Source) -> Tensor:
+        return self._with_batch_axis(where, _tensor(where, source))
+
+    def read_image(self, where: str, source: Source) -> npt.NDArray[np.uint8]:
+        photo = self._photo(where, source)
+        self._check_upsampled_size(where, (1, *photo.shape[:2]))
+        return photo
+
+    def _with_batch_axis(self, where: str, tensor: Tensor) -> Tensor:
+        """Returns [*spatial] of a batch of one as [1,*spatial]; any other shape as it is."""
         if not tensor.numel():
-            raise IllPosed.about(name, "at least one number", f"shape {tuple(tensor.shape)}")
+            raise IllPosed(where, "at least one number", f"shape {tuple(tensor.shape)}")
         if self.logits is None:
             tensor = tensor[None] if tensor.ndim == 2 else tensor
-            _check_limit(name, "pixels per image", prod(tensor.shape[1:]), self.settings.max_pixels)
+            num_pixels = prod(tensor.shape[1:])
+            _check_limit(where, num_pixels, "pixels per image", self.settings.max_pixels)
         elif self.is_upsampled:
             tensor = tensor[None] if tensor.ndim == 2 and len(self.logits) == 1 else tensor
             if tensor.ndim not in (3, 4):
-                raise IllPosed.about(name, "[N,H,W] or [H,W]", f"shape {tuple(tensor.shape)}")
+                raise IllPosed(where, "[N,H,W] or [H,W]", f"shape {tuple(tensor.shape)}")
         elif tensor.shape == self.logits.shape[2:] and len(self.logits) == 1:
             tensor = tensor[None]
         return tensor
 
-    def read_tensor(self, name: str, source: Input) -> Tensor:
-        return _tensor(name, source)
-
-    def read_photo(self, name: str, source: Input) -> npt.NDArray[np.uint8]:
-        photo = self._photo(name, source)
-        self._check_upsampled(name, (1, *photo.shape[:2]))
-        return photo
-
-    def _photo(self, name: str, source: Input) -> npt.NDArray[np.uint8]:
-        if not isinstance(source, Tensor) and _kind(source) not in _TENSOR_FILES:
-            max_pixels = self.settings.max_pixels
-            return label_maps.read_photo(source, where=name, max_pixels=max_pixels)
-        image = _tensor(name, source)
+    def _photo(self, where: str, source: Source) -> npt.NDArray[np.uint8]:
+        """Returns a photo, uint8 [H,W,3], from a PNG, a JPEG or a tensor."""
+        max_pixels = self.settings.max_pixels
+        if not isinstance(source, Tensor) and _file_type(source) not in _TENSOR_FILES:
+            return png.read_photo(source, where=where, max_pixels=max_pixels)
+        image = _tensor(where, source)
         if image.ndim == 4 and len(image) == 1:
             image = image[0]
         if image.ndim == 3 and image.shape[2] != 3 and image.shape[0] == 3:
             image = image.permute(1, 2, 0)
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            got = f"{_name_of(image)} {tuple(image.shape)}"
-            raise IllPosed.about(name, "uint8 [H,W,3] or [3,H,W]", got)
-        _check_limit(name, "pixels", image.shape[0] * image.shape[1], self.settings.max_pixels)
+            got = f"{dtype_name(image.dtype)} {tuple(image.shape)}"
+            raise IllPosed(where, "uint8 [H,W,3] or [3,H,W]", got)
+        _check_limit(where, image.shape[0] * image.shape[1], "pixels", max_pixels)
         if not image.numel():
-            raise IllPosed.about(name, "at least one pixel", f"shape {tuple(image.shape)}")
+            raise IllPosed(where, "at least one pixel", f"shape {tuple(image.shape)}")
         return image.contiguous().numpy()
 
-    def _check_upsampled(self, name: str, shape: Sequence[int]) -> None:
-        """Limits of the images, rows and columns that logits are upsampled to.
+    def _check_upsampled_size(self, where: str, shape: Sequence[int]) -> None:
+        """Checks the limits of the images, rows and columns that logits are upsampled to.
 
-        They are those of the first input that says them, as in `app.operations`.
+        The first input with a size decides it, as in `operations`; later ones are not checked.
         """
-        if self.logits is None or not self.is_upsampled or self.is_sized:
+        if self.logits is None or not self.is_upsampled or self.has_upsampled_size:
             return
-        self.is_sized = True
+        self.has_upsampled_size = True
         num_images, *_, height, width = shape
         settings = self.settings
-        _check_limit(name, "rows", height, MAX_UPSAMPLED_SIDE)
-        _check_limit(name, "columns", width, MAX_UPSAMPLED_SIDE)
-        _check_limit(name, "pixels per image", height * width, settings.max_pixels)
-        what = "upsampled logits (images x classes x pixels)"
-        # Scores that are made smaller cost as much as what they are made from.
-        _, num_classes, least_height, least_width = self.logits.shape
-        pixels = max(height, least_height) * max(width, least_width)
-        number = num_images * num_classes * pixels
-        _check_limit(name, what, number, settings.max_upsampled_logits)
+        _check_limit(where, height, "rows", MAX_UPSAMPLED_SIDE)
+        _check_limit(where, width, "columns", MAX_UPSAMPLED_SIDE)
+        _check_limit(where, height * width, "pixels per image", settings.max_pixels)
+        # Scores that are downsampled cost as much as if they kept their size.
+        _, num_classes, min_height, min_width = self.logits.shape
+        num_pixels = max(height, min_height) * max(width, min_width)
+        _check_limit(
+            where,
+            num_images * num_classes * num_pixels,
+            "upsampled logits (images x classes x pixels)",
+            settings.max_upsampled_logits,
+        )
 
 
-READERS: Mapping[str, Callable[[_Reading, str, Input], Any]] = {
-    "logits": _Reading.read_logits,
-    "labels": _Reading.read_labels,
-    "class_weight": _Reading.read_tensor,
-    "pixel_weight": _Reading.read_weight,
-    "prediction": _Reading.read_map,
-    "image": _Reading.read_photo,
+READERS: Mapping[str, Callable[[_Reader, str, Source], Any]] = {
+    "logits": _Reader.read_logits,
+    "labels": _Reader.read_labels,
+    "class_weight": _Reader.read_class_weight,
+    "pixel_weight": _Reader.read_pixel_weight,
+    "prediction": _Reader.read_prediction,
+    "image": _Reader.read_image,
 }
-"""Every input there is, in the order in which they are read."""
+"""The names of all inputs, in the order in which they are read."""
 
 
-def _from_safetensors(body: memoryview, _: str) -> Mapping[str, Input]:
+def _decode_safetensors(body: memoryview, _: str) -> Mapping[str, Source]:
     return safetensors.decode(body)[0]
 
 
-def _from_multipart(body: memoryview, content_type: str) -> Mapping[str, Input]:
+def _decode_multipart(body: memoryview, content_type: str) -> Mapping[str, Source]:
     return {name: part.data for name, part in multipart.decode(body, content_type).items()}
 
 
-def _from_json(body: memoryview, _: str) -> Mapping[str, Input]:
-    return json_lists.decode(body)
+def _decode_json(body: memoryview, _: str) -> Mapping[str, Source]:
+    return json.decode(body)
 
 
-DECODERS: Mapping[str, Callable[[memoryview, str], Mapping[str, Input]]] = {
-    "application/x-safetensors": _from_safetensors,
-    "multipart/form-data": _from_multipart,
-    "application/json": _from_json,
+DECODERS: Mapping[str, Callable[[memoryview, str], Mapping[str, Source]]] = {
+    safetensors.MEDIA_TYPE: _decode_safetensors,
+    multipart.MEDIA_TYPE: _decode_multipart,
+    json.MEDIA_TYPE: _decode_json,
 }
-"""The media types of a body; each row takes the body and the whole Content-Type."""
+"""The media types of a body, with functions of the body and the whole Content-Type."""
 
 
-def _tensor(name: str, source: Input, also: str = "") -> Tensor:
-    """A tensor, from a file if it must be; `also` is what else the caller would have read."""
+def _tensor(where: str, source: Source, *other_types: str) -> Tensor:
+    """Returns a tensor, read from a file if necessary.
+
+    Args:
+        other_types: file types, for the message, that the caller reads itself.
+    """
     if isinstance(source, Tensor):
         return source
-    kind = _kind(source)
-    read = _TENSOR_FILES.get(kind)
+    file_type = _file_type(source)
+    read = _TENSOR_FILES.get(file_type)
     if read is None:
-        expected = f"a file of {' or '.join(_TENSOR_FILES)}{also}"
-        raise IllPosed.about(name, expected, kind if source else "an empty file")
-    return read(source, name)
+        *most, last = [*_TENSOR_FILES, *other_types]
+        expected = f"an {', '.join(most)} or {last} file"
+        raise IllPosed(where, expected, file_type if source else "an empty file")
+    return read(source, where)
 
 
-def _kind(source: memoryview) -> str:
-    """What kind of file this is, by its first bytes."""
-    for offset, magic, kind in _MAGIC:
+def _file_type(source: memoryview) -> str:
+    for offset, magic, file_type in _MAGIC:
         if bytes(source[offset : offset + len(magic)]) == magic:
-            return kind
+            return file_type
     return "another format"
 
 
-def _only_tensor(source: memoryview, name: str) -> Tensor:
-    tensors, _ = safetensors.decode(source, name)
-    if name in tensors:
-        return tensors[name]
+def _tensor_from_safetensors(source: memoryview, where: str) -> Tensor:
+    """Returns the tensor of that name, or the only one in the file."""
+    tensors, _ = safetensors.decode(source, where)
+    if where in tensors:
+        return tensors[where]
     if len(tensors) == 1:
         return next(iter(tensors.values()))
-    raise IllPosed.about(name, f"one tensor, or one called {name}", f"{len(tensors)} others")
+    raise IllPosed(where, f"one tensor, or one named {where}", f"{len(tensors)} of other names")
 
 
 _MAGIC = (
-    (0, label_maps.PNG_SIGNATURE, "PNG"),
-    (0, label_maps.JPEG_SIGNATURE, "JPEG"),
+    (0, png.PNG_SIGNATURE, "PNG"),
+    (0, png.JPEG_SIGNATURE, "JPEG"),
     (0, npy.MAGIC, "NPY"),
-    (0, b"PK\x03\x04", "NPZ"),
-    (8, b"{", "safetensors"),  # behind the length of the header
+    (0, npy.NPZ_MAGIC, "NPZ"),
+    (8, b"{", "safetensors"),  # the first 8 bytes are the length of the header
 )
-"""The offset and the bytes that tell a kind of file."""
+"""Offsets and bytes by which the type of a file is detected."""
 
 _TENSOR_FILES: Mapping[str, Callable[[memoryview, str], Tensor]] = {
     "NPY": npy.decode,
-    "safetensors": _only_tensor,
+    "safetensors": _tensor_from_safetensors,
 }
 
 
-def _check_limit(name: str, what: str, number: int, limit: int) -> None:
-    if number > limit:
-        raise TooLarge.about(name, f"at most {limit} {what}", f"{number}", limit=limit)
-
-
-def _name_of(tensor: Tensor) -> str:
-    return f"{tensor.dtype}".removeprefix("torch.")
+def _check_limit(where: str, count: int, unit: str, limit: int) -> None:
+    if count > limit:
+        raise TooLarge(where, f"at most {limit} {unit}", f"{count}", limit=limit)

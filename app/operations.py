@@ -1,16 +1,13 @@
-"""What the service and the command line can do: `(Upload, options) -> result`, one function each.
+"""The operations of the service and the command line: `(Inputs, options) -> result`.
 
-No mathematics here: an operation says which inputs it needs, calls `seg_loss`, and for a picture
-arranges what `app.pictures` draws. Results are frozen dataclasses; `app.answers` makes bytes of
-them, `app.cli` tables.
+An operation checks which inputs it has and calls `seg_loss`. For a picture it also prepares the
+arrays that `images.render` draws. `results` turns results into JSON fields and files.
 
-Logits that are not finite give results that say so. The command line shows them; the service asks
-`refuse_non_finite` first.
+For logits with NaN or infinity, operations return results that say so. The command line shows them;
+the service calls `require_finite` and answers with an error.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
@@ -19,127 +16,65 @@ import torch
 from torch import Tensor
 
 import seg_loss
-from seg_loss import Bilinear, Deconvolution, Evaluation
+from seg_loss import Evaluation
+from seg_loss.constants import LABEL_DTYPES
 from seg_loss.upsampling import Size, Upsampling
 
-from .errors import IllPosed
-from .images import palettes
-from .images import render as pictures
-from .inputs import Upload
-from .options import EvaluateOptions, GradientOptions, LossOptions, VisualizeOptions
+from .errors import IllPosed, dtype_name
+from .formats import png
+from .images import render
+from .images.palettes import PALETTES
+from .images.render import KINDS, Layers
+from .inputs import Inputs
+from .options import UPSAMPLINGS, EvaluateOptions, GradientOptions, LossOptions, VisualizeOptions
+from .results import EvaluationResult, GradientResult, PictureResult, Result
 
 DEFAULT_PALETTE = "voc"
-
-UPSAMPLINGS: Mapping[str, Callable[[Size, Size], Upsampling] | None] = {
-    "none": None,
-    "bilinear": lambda scores, labels: Bilinear(),
-    "bilinear_aligned": lambda scores, labels: Bilinear(align_corners=True),
-    "fcn": Deconvolution.of_fcn,
-}
-"""What the option `upsampling` means for scores and labels of some height and width."""
-
-_MAP_OF_KIND = {
-    "prediction": "prediction",
-    "overlay": "prediction",
-    "error": "prediction",
-    "nll": "nll",
-    "confidence": "confidence",
-    "entropy": "entropy",
-}
-"""The map of `seg_loss.evaluate` that a kind of picture is made of; others need no logits."""
-
-_LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+"""The palette of pictures if the request names none."""
 
 
-@dataclass(frozen=True, eq=False)
-class Evaluated:
-    """What `loss` and `evaluate` found."""
-
-    evaluation: Evaluation
-    warnings: tuple[str, ...]
-
-    @property
-    def is_finite(self) -> bool:
-        return self.evaluation.non_finite_pixels == 0 and not math.isnan(self.evaluation.loss)
+def loss(inputs: Inputs, options: LossOptions) -> EvaluationResult:
+    """Returns the loss of logits and labels, with all that `seg_loss.evaluate` returns but maps."""
+    return _evaluate(inputs, options, maps=())
 
 
-@dataclass(frozen=True, eq=False)
-class Gradient:
-    """The gradient, multiplied by `loss_weight`, and the loss, which is not.
-
-    Caffe reports the loss of a layer in the same way.
-    """
-
-    gradient: Tensor
-    loss: float
-    normalization: str
-    loss_weight: float
-    warnings: tuple[str, ...]
-
-    @property
-    def is_finite(self) -> bool:
-        return not math.isnan(self.loss)
+def evaluate(inputs: Inputs, options: EvaluateOptions) -> EvaluationResult:
+    """Returns the loss of logits and labels, with metrics and the maps asked for."""
+    return _evaluate(inputs, options, maps=options.maps)
 
 
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """A PNG."""
-
-    png: bytes
-    warnings: tuple[str, ...]
-    is_finite: bool
-
-
-Result = Evaluated | Gradient | Picture
-
-
-def loss(upload: Upload, options: LossOptions) -> Evaluated:
-    """The loss, with everything but maps that one read of the logits tells."""
-    logits, labels = _logits_and_labels(upload)
-    evaluation = seg_loss.evaluate(
-        logits, labels, upload.class_weight, **_loss_options(upload, options)
-    )
-    return Evaluated(evaluation, upload.warnings)
-
-
-def gradient(upload: Upload, options: GradientOptions) -> Gradient:
-    """The gradient of the loss in the logits."""
-    logits, labels = _logits_and_labels(upload)
+def gradient(inputs: Inputs, options: GradientOptions) -> GradientResult:
+    """Returns the loss and its gradient in the logits, times `loss_weight`."""
+    logits, labels = _logits_and_labels(inputs)
     value, gradient = seg_loss.loss_and_gradient(
-        logits, labels, upload.class_weight, **_loss_options(upload, options)
+        logits, labels, inputs.class_weight, **_loss_arguments(inputs, options)
     )
     if options.loss_weight != 1:
         gradient *= options.loss_weight
-    return Gradient(
-        gradient, float(value), options.normalization, options.loss_weight, upload.warnings
+    return GradientResult(
+        gradient, float(value), options.normalization, options.loss_weight, inputs.warnings
     )
 
 
-def evaluate(upload: Upload, options: EvaluateOptions) -> Evaluated:
-    """The loss, the metrics, and the maps that are asked for."""
-    logits, labels = _logits_and_labels(upload)
-    evaluation = seg_loss.evaluate(
-        logits, labels, upload.class_weight, **_loss_options(upload, options), maps=options.maps
-    )
-    return Evaluated(evaluation, upload.warnings)
-
-
-def visualize(upload: Upload, options: VisualizeOptions) -> Picture:
-    """A picture of one image."""
-    palette = palettes.palette(options.palette or DEFAULT_PALETTE)
-    labels = _indices("labels", upload.labels)
-    prediction = _indices("prediction", upload.prediction)
+def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
+    """Returns a picture of one image."""
+    palette = PALETTES[options.palette or DEFAULT_PALETTE]
+    labels = _indices("labels", inputs.labels)
+    prediction = _indices("prediction", inputs.prediction)
     evaluation = None
-    if prediction is None or _MAP_OF_KIND.get(options.kind) != "prediction":
-        evaluation = _evaluation_for(upload, options)
-    drawn = {} if evaluation is None else evaluation.maps
-    maps = {name: values[0].numpy() for name, values in drawn.items()}
+    if prediction is None or KINDS[options.kind].map != "prediction":
+        evaluation = _evaluate_for_picture(inputs, options)
+    tensors = {} if evaluation is None else evaluation.maps
+    maps = {name: tensor[0].numpy() for name, tensor in tensors.items()}
     if prediction is None:
         prediction = maps.get("prediction")
     num_classes = len(palette.class_names)
-    if upload.logits is not None:
-        num_classes = upload.logits.shape[1]
-    scene = pictures.Scene(
+    if inputs.logits is not None:
+        num_classes = inputs.logits.shape[1]
+    valid = None
+    if labels is not None:
+        valid = ~np.isin(labels, _representable(options.ignore_index, labels.dtype))
+    layers = Layers(
         palette=palette,
         num_classes=num_classes,
         labels=labels,
@@ -147,61 +82,71 @@ def visualize(upload: Upload, options: VisualizeOptions) -> Picture:
         nll=maps.get("nll"),
         confidence=maps.get("confidence"),
         entropy=maps.get("entropy"),
-        photo=upload.image,
-        valid=None if labels is None else ~np.isin(labels, _within(labels, options.ignore_index)),
+        photo=inputs.image,
+        valid=valid,
         alpha=options.alpha,
     )
+    picture = render.draw(options.kind, layers)
     is_finite = evaluation is None or evaluation.non_finite_pixels == 0
-    return Picture(pictures.draw(options.kind, scene), upload.warnings, is_finite)
+    return PictureResult(png.encode(picture), inputs.warnings, is_finite)
 
 
-def working_bytes(upload: Upload, options: LossOptions) -> int:
-    """The most memory that maps, and upsampling, take beside the body.
+def working_bytes(inputs: Inputs, options: LossOptions) -> int:
+    """Returns the most bytes that maps and upsampling need beside the inputs.
 
-    With an upsampling a small body may have many pixels, long rows of nodes, or long tables.
+    With an upsampling they can be many more than the bytes of the body: see
+    `seg_loss.scratch_bytes`.
     """
-    logits = upload.logits
-    has_size = upload.labels is not None or upload.image is not None
+    logits = inputs.logits
+    has_size = inputs.labels is not None or inputs.image is not None
     if logits is None or (options.upsampling != "none" and not has_size):
-        return 0  # there is nothing to compute, or it will be refused
+        return 0  # the operation computes nothing, or raises
     size, scratch = tuple(logits.shape[2:]), 0
-    upsampling = _upsampling(upload, options)
+    upsampling = _upsampling(inputs, options)
     if upsampling is not None:
-        size = _upsampled_size(upload)
+        size = _upsampled_size(inputs)
         scratch = seg_loss.scratch_bytes(logits, size, upsampling=upsampling)
     return scratch + 4 * _num_maps(options) * len(logits) * math.prod(size)
 
 
+def require_finite(inputs: Inputs, options: LossOptions, result: Result) -> None:
+    """Raises if the logits of a valid pixel hold NaN or +inf, or are all -inf.
+
+    The search reads the logits once more, and only if the result is not finite.
+
+    Raises:
+        seg_loss.InvalidInput: with the number of such pixels, and the index of the first.
+    """
+    if not result.is_finite and inputs.logits is not None and inputs.labels is not None:
+        seg_loss.require_finite(
+            inputs.logits,
+            inputs.labels,
+            ignore_index=options.ignore_index,
+            upsampling=_upsampling(inputs, options),
+        )
+
+
+def _evaluate(inputs: Inputs, options: LossOptions, maps: tuple[str, ...]) -> EvaluationResult:
+    logits, labels = _logits_and_labels(inputs)
+    evaluation = seg_loss.evaluate(
+        logits, labels, inputs.class_weight, **_loss_arguments(inputs, options), maps=maps
+    )
+    return EvaluationResult(evaluation, inputs.warnings)
+
+
 def _num_maps(options: LossOptions) -> int:
-    """Maps of the size of an image that are made for an answer."""
+    """Returns the number of maps [N,H,W] that are computed, counting [N,3,H,W] as three."""
     if isinstance(options, VisualizeOptions):
-        return int(options.kind in _MAP_OF_KIND)
+        return int(KINDS[options.kind].map is not None)
     if isinstance(options, EvaluateOptions):
-        # The two of `top_` are made together, three classes deep.
+        # The two maps top_* are always computed together.
         names = {name for name in options.maps if not name.startswith("top_")}
         return len(names) + (6 if names != set(options.maps) else 0)
     return 0
 
 
-def refuse_non_finite(upload: Upload, options: LossOptions, result: Result) -> None:
-    """Refuse NaN and +inf at valid pixels, with their number and the first position.
-
-    The search reads the logits once more, so it begins only when the result has shown them.
-
-    Raises:
-        seg_loss.InvalidInput: there are such logits.
-    """
-    if not result.is_finite and upload.logits is not None and upload.labels is not None:
-        seg_loss.require_finite(
-            upload.logits,
-            upload.labels,
-            ignore_index=options.ignore_index,
-            upsampling=_upsampling(upload, options),
-        )
-
-
-class _LossOptions(TypedDict):
-    """The keywords that every loss of `seg_loss` has."""
+class _LossArguments(TypedDict):
+    """The keyword arguments that the losses of `seg_loss` share."""
 
     pixel_weight: Tensor | None
     ignore_index: tuple[int, ...]
@@ -211,60 +156,60 @@ class _LossOptions(TypedDict):
     upsampling: Upsampling | None
 
 
-def _loss_options(upload: Upload, options: LossOptions) -> _LossOptions:
+def _loss_arguments(inputs: Inputs, options: LossOptions) -> _LossArguments:
     return {
-        "pixel_weight": upload.pixel_weight,
+        "pixel_weight": inputs.pixel_weight,
         "ignore_index": options.ignore_index,
         "label_smoothing": options.label_smoothing,
         "temperature": options.temperature,
         "normalization": options.normalization,
-        "upsampling": _upsampling(upload, options),
+        "upsampling": _upsampling(inputs, options),
     }
 
 
-def _upsampling(upload: Upload, options: LossOptions) -> Upsampling | None:
-    make = UPSAMPLINGS[options.upsampling]
-    if make is None or upload.logits is None:
+def _upsampling(inputs: Inputs, options: LossOptions) -> Upsampling | None:
+    upsampling_for = UPSAMPLINGS[options.upsampling]
+    if upsampling_for is None or inputs.logits is None:
         return None
-    _, _, height, width = upload.logits.shape
-    return make((height, width), _upsampled_size(upload))
+    _, _, height, width = inputs.logits.shape
+    return upsampling_for((height, width), _upsampled_size(inputs))
 
 
-def _upsampled_size(upload: Upload) -> Size:
-    """Height and width of the labels, or else of the image."""
-    if upload.labels is not None:
-        return upload.labels.shape[-2], upload.labels.shape[-1]
-    if upload.image is not None:
-        return upload.image.shape[:2]
+def _upsampled_size(inputs: Inputs) -> Size:
+    """Returns height and width of the labels, or else of the image."""
+    if inputs.labels is not None:
+        return inputs.labels.shape[-2], inputs.labels.shape[-1]
+    if inputs.image is not None:
+        return inputs.image.shape[:2]
     expected = "labels or image too, for the size that logits are upsampled to"
-    raise IllPosed.about("body", expected, " and ".join(upload.names))
+    raise IllPosed("body", expected, " and ".join(inputs.names))
 
 
-def _logits_and_labels(upload: Upload) -> tuple[Tensor, Tensor]:
-    if upload.logits is None or upload.labels is None:
-        got = " and ".join(upload.names) or "neither"
-        raise IllPosed.about("body", "logits and labels", got)
-    return upload.logits, upload.labels
+def _logits_and_labels(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    if inputs.logits is None or inputs.labels is None:
+        got = " and ".join(inputs.names) or "neither"
+        raise IllPosed("body", "logits and labels", got)
+    return inputs.logits, inputs.labels
 
 
-def _evaluation_for(upload: Upload, options: VisualizeOptions) -> Evaluation | None:
-    """The map that the picture needs, or None where it needs none or the inputs give none."""
-    name, logits, labels = _MAP_OF_KIND.get(options.kind), upload.logits, upload.labels
+def _evaluate_for_picture(inputs: Inputs, options: VisualizeOptions) -> Evaluation | None:
+    """Returns an evaluation with the map of the kind; None if none is needed or possible."""
+    name, logits, labels = KINDS[options.kind].map, inputs.logits, inputs.labels
     if name is None or logits is None or (name == "nll" and labels is None):
         return None
     if logits.ndim != 4 or len(logits) != 1:
         expected = "[1,C,H,W], the logits of one image"
-        raise IllPosed.about("logits", expected, f"shape {tuple(logits.shape)}")
+        raise IllPosed("logits", expected, f"shape {tuple(logits.shape)}")
     if labels is not None:
         return seg_loss.evaluate(
-            logits, labels, upload.class_weight, **_loss_options(upload, options), maps=(name,)
+            logits, labels, inputs.class_weight, **_loss_arguments(inputs, options), maps=(name,)
         )
-    upsampling = _upsampling(upload, options)
-    size = logits.shape[2:] if upsampling is None else _upsampled_size(upload)
-    nothing_valid = torch.full((1, 1, 1), 255, dtype=torch.uint8)
+    upsampling = _upsampling(inputs, options)
+    size = logits.shape[2:] if upsampling is None else _upsampled_size(inputs)
+    all_ignored = torch.full((1, 1, 1), 255, dtype=torch.uint8).expand(1, *size)
     return seg_loss.evaluate(
         logits,
-        nothing_valid.expand(1, *size),
+        all_ignored,
         temperature=options.temperature,
         ignore_index=255,
         upsampling=upsampling,
@@ -273,20 +218,19 @@ def _evaluation_for(upload: Upload, options: VisualizeOptions) -> Evaluation | N
 
 
 def _indices(where: str, tensor: Tensor | None) -> npt.NDArray[np.integer] | None:
-    """One image of class indices [H,W] out of [1,H,W] or [1,1,H,W]."""
+    """Returns class indices [H,W] from [1,H,W] or [1,1,H,W]."""
     if tensor is None:
         return None
-    if tensor.dtype not in _LABEL_DTYPES:
-        dtype = f"{tensor.dtype}".removeprefix("torch.")
-        raise IllPosed.about(where, "class indices, which are integers", dtype)
+    if dtype_name(tensor.dtype) not in LABEL_DTYPES:
+        raise IllPosed(where, "class indices, which are integers", dtype_name(tensor.dtype))
     if tensor.ndim == 4 and tensor.shape[1] == 1:
         tensor = tensor[:, 0]
     if tensor.ndim != 3 or len(tensor) != 1:
-        raise IllPosed.about(where, "[1,H,W], one image", f"shape {tuple(tensor.shape)}")
+        raise IllPosed(where, "[1,H,W], one image", f"shape {tuple(tensor.shape)}")
     return tensor[0].numpy()
 
 
-def _within(labels: npt.NDArray[np.integer], values: tuple[int, ...]) -> list[int]:
-    """Those values that the labels can hold; NumPy would not compare the others rightly."""
-    limits = np.iinfo(labels.dtype)
+def _representable(values: tuple[int, ...], dtype: np.dtype[np.integer]) -> list[int]:
+    """Returns the values that the dtype can hold; no label has any other value."""
+    limits = np.iinfo(dtype)
     return [value for value in values if limits.min <= value <= limits.max]

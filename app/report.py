@@ -1,13 +1,13 @@
-"""Results as text: a few tables, printed in the form that `--format` asks for.
+"""Results as text, in the formats of `--format`.
 
-| form | meant for |
-|---|---|
-| table | a person at a terminal |
-| json | programs; the same object that the service answers with |
-| csv | spreadsheets: one number per line, `of, item, quantity, value` |
-| md, html | reports |
+| format | content | meant for |
+|---|---|---|
+| table | the tables, aligned | a terminal |
+| json | the JSON object with which the service answers | programs |
+| csv | the tables, one number per line: `of, item, quantity, value` | spreadsheets |
+| md, html | the tables | documents |
 
-People get 6 digits, programs all of them.
+Numbers have 6 digits in table, md and html, and all digits in json and csv.
 """
 
 import csv
@@ -25,13 +25,13 @@ Cell = str | int | float | None
 class Table:
     """Rows of the same kind.
 
-    Args:
-        of: what a row is about: batch, image, class.
-        columns: names of the columns; the first one tells the rows apart.
-        rows: cells, as many as there are columns.
+    Attributes:
+        subject: what each row is about: batch, image, class or palette.
+        columns: the names of the columns; the first column identifies the row.
+        rows: one cell for each column.
     """
 
-    of: str
+    subject: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
@@ -40,20 +40,20 @@ class Table:
 class Report:
     """One result.
 
-    Args:
-        tables: for people.
-        members: the object for programs.
-        note: a sentence behind the tables.
+    Attributes:
+        tables: what all formats but json show.
+        fields: what json shows.
+        note: a sentence behind the tables, or an empty string.
     """
 
     tables: tuple[Table, ...]
-    members: Mapping[str, object]
+    fields: Mapping[str, object]
     note: str = ""
 
 
-def render(report: Report, form: str) -> str:
-    """The text of a report, without a last line feed."""
-    return FORMS[form](report)
+def render(report: Report, format_name: str) -> str:
+    """Returns the text of a report, without a final line feed."""
+    return FORMATS[format_name](report)
 
 
 def _as_table(report: Report) -> str:
@@ -64,23 +64,23 @@ def _as_table(report: Report) -> str:
 
     texts = []
     for table in report.tables:
-        drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-        for number, name in enumerate(table.columns):
-            is_text = all(isinstance(row[number], str) for row in table.rows)
-            drawn.add_column(name, justify="left" if is_text or not number else "right")
+        grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column, name in enumerate(table.columns):
+            is_text = all(isinstance(row[column], str) for row in table.rows)
+            grid.add_column(name, justify="left" if is_text or not column else "right")
         for row in table.rows:
-            drawn.add_row(*(Text(_for_people(cell)) for cell in row))
-        # Text of this process goes to files and pipes as well: no colours, and no width to fill.
+            grid.add_row(*(Text(_short_text(cell)) for cell in row))
+        # Files and pipes need text without colours, and as wide as its content.
         console = Console(file=io.StringIO(), width=200, color_system=None)
         with console.capture() as capture:
-            console.print(drawn)
+            console.print(grid)
         lines = (line.rstrip() for line in capture.get().splitlines())
         texts.append("\n".join(line for line in lines if line))
     return _with_note(texts, report.note)
 
 
 def _as_json(report: Report) -> str:
-    return json.dumps(report.members, allow_nan=False, ensure_ascii=False, indent=2)
+    return json.dumps(report.fields, allow_nan=False, ensure_ascii=False, indent=2)
 
 
 def _as_csv(report: Report) -> str:
@@ -90,9 +90,9 @@ def _as_csv(report: Report) -> str:
     for table in report.tables:
         for item, *cells in table.rows:
             for name, cell in zip(table.columns[1:], cells, strict=True):
-                # A table of single quantities has them in its rows already.
-                place = ("", item) if table.columns[1:] == ("value",) else (item, name)
-                writer.writerow((table.of, *place, "" if cell is None else cell))
+                # In a table of quantities and values, the first cell is already the quantity.
+                keys = ("", item) if table.columns[1:] == ("value",) else (item, name)
+                writer.writerow((table.subject, *keys, "" if cell is None else cell))
     return target.getvalue().removesuffix("\n")
 
 
@@ -101,7 +101,7 @@ def _as_markdown(report: Report) -> str:
     for table in report.tables:
         lines = [table.columns, ("---",) * len(table.columns)]
         lines += [
-            tuple(_for_people(cell).replace("|", "\\|") for cell in row) for row in table.rows
+            tuple(_short_text(cell).replace("|", "\\|") for cell in row) for row in table.rows
         ]
         texts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     return _with_note(texts, report.note)
@@ -111,7 +111,7 @@ def _as_html(report: Report) -> str:
     texts = []
     for table in report.tables:
         lines = [("th", table.columns)]
-        lines += [("td", tuple(map(_for_people, row))) for row in table.rows]
+        lines += [("td", tuple(map(_short_text, row))) for row in table.rows]
         rows = "\n".join(
             f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
             for tag, cells in lines
@@ -122,7 +122,7 @@ def _as_html(report: Report) -> str:
     return "\n".join(texts)
 
 
-FORMS: Mapping[str, Callable[[Report], str]] = {
+FORMATS: Mapping[str, Callable[[Report], str]] = {
     "table": _as_table,
     "json": _as_json,
     "csv": _as_csv,
@@ -135,7 +135,8 @@ def _with_note(texts: list[str], note: str) -> str:
     return "\n\n".join([*texts, note] if note else texts)
 
 
-def _for_people(cell: Cell) -> str:
+def _short_text(cell: Cell) -> str:
+    """Returns a cell as people read it: 6 digits, and a dash for None."""
     if cell is None:
         return "–"
     if isinstance(cell, float):

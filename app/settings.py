@@ -1,7 +1,7 @@
-"""What an operator can set: environment variables `SEG_LOSS_*`, units in their names.
+"""The settings of the service: environment variables `SEG_LOSS_*`, with units in their names.
 
-`seg-loss serve --help` lists them with these descriptions. The limits on pixels, images,
-classes and upsampled logits hold for the command line too.
+`seg-loss serve --help` lists them with their descriptions. The limits on pixels, images, classes
+and upsampled logits also apply to the command line.
 """
 
 import os
@@ -15,13 +15,13 @@ MEBIBYTE = 1024 * 1024
 
 
 class Settings(BaseSettings):
-    """The settings of one service; also a plain class with keywords, as tests use it."""
+    """The settings of one service. Keyword arguments replace environment variables."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(
-        default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one."
+        default=8000, ge=0, le=65535, description="Port to listen on; 0 chooses a free port."
     )
     log_level: str = Field(
         default="info",
@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     )
 
     max_body_bytes: int = Field(
-        default=1024 * MEBIBYTE, ge=1, description="Largest body, as sent and when unpacked."
+        default=1024 * MEBIBYTE, ge=1, description="Largest body, as sent and decompressed."
     )
     max_json_bytes: int = Field(
         default=8 * MEBIBYTE, ge=1, description="Largest JSON body, which costs much more per byte."
@@ -38,7 +38,8 @@ class Settings(BaseSettings):
     max_bytes_in_flight: int = Field(
         default=4096 * MEBIBYTE,
         ge=1,
-        description="Bodies of all requests at a time, maps and upsampling; beyond it, 503.",
+        description="Memory for the bodies, maps and upsampling of all requests at a time; "
+        "beyond it, 503.",
     )
     max_pixels: int = Field(default=1 << 26, ge=1, description="Most pixels of one image.")
     max_images: int = Field(default=4096, ge=1, description="Most images of one request.")
@@ -49,60 +50,64 @@ class Settings(BaseSettings):
         description="Most logits of one request with upsampling: images x classes x pixels.",
     )
     max_concurrent_requests: int = Field(
-        default=32, ge=1, description="Requests being read, waiting or computed; beyond it, 503."
+        default=32,
+        ge=1,
+        description="Most requests that are read, waiting or computed; beyond it, 503.",
     )
 
     body_timeout_seconds: float = Field(
         default=20.0,
         gt=0,
-        description="Grace for a body, on top of what min_body_bytes_per_second allows.",
+        description="Time for a body, in addition to what min_body_bytes_per_second allows.",
     )
     min_body_bytes_per_second: int = Field(
-        default=MEBIBYTE, ge=1, description="A body that arrives more slowly than this is given up."
+        default=MEBIBYTE, ge=1, description="Lowest rate of a body; below it, 408."
     )
     compute_timeout_seconds: float = Field(
-        default=60.0, gt=0, description="Longest wait for a decoded, computed and encoded answer."
+        default=60.0,
+        gt=0,
+        description="Longest time from a received body to its response; then 503.",
     )
     retry_after_seconds: int = Field(
-        default=1, ge=0, description="What a 503 tells clients to wait."
+        default=1, ge=0, description="Value of Retry-After in responses with status 503."
     )
     drain_seconds: float = Field(
         default=0.0,
         ge=0,
-        description="How long /readyz says no before a stopping service stops listening.",
+        description="Time for which a stopping service still serves, while /readyz answers 503.",
     )
     shutdown_timeout_seconds: int = Field(
         default=30, ge=1, description="Longest wait for running requests when stopping."
     )
 
     num_workers: int = Field(
-        default=0, ge=0, description="Requests computed at a time; 0 takes one for each 4 cores."
+        default=0, ge=0, description="Requests computed at a time; 0 means one for each 4 cores."
     )
     num_threads: int = Field(
         default=0,
         ge=0,
-        description="Threads of one computation; 0 shares the cores among the workers.",
+        description="Threads of one computation; 0 divides the cores among the workers.",
     )
 
     @model_validator(mode="after")
-    def _every_body_has_room(self) -> Self:
+    def _check_bytes_in_flight(self) -> Self:
         if self.max_bytes_in_flight < self.max_body_bytes:
             raise ValueError("max_bytes_in_flight must be at least max_body_bytes")
         return self
 
     @property
     def workers(self) -> int:
-        """How many requests are computed at a time."""
+        """Number of requests computed at a time."""
         return self.num_workers or max(1, num_cores() // 4)
 
     @property
     def threads(self) -> int:
-        """How many threads each of them uses; all together no more than there are cores."""
+        """Number of threads of one computation."""
         return self.num_threads or max(1, num_cores() // self.workers)
 
 
 def num_cores() -> int:
-    """Cores this process may run on, which in a container is less than the machine has."""
+    """Returns the number of cores that this process may use; containers often limit it."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

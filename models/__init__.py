@@ -1,1 +1,1 @@
-"""Parts of segmentation networks. Imports torch, and neither `seg_loss` nor `app`."""
+"""Parts of segmentation networks. Imports torch and `seg_loss`, not `app`."""

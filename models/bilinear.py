@@ -1,7 +1,9 @@
-"""The bilinear filter that FCN's upsampling layers hold, and the interpolation it stands for."""
+"""The bilinear filter that FCN writes into the weights of its upsampling layers."""
 
 import torch
 from torch import Tensor
+
+from seg_loss.upsampling import bilinear_filter
 
 
 def bilinear_kernel(kernel_size: int) -> Tensor:
@@ -25,8 +27,6 @@ def bilinear_kernel(kernel_size: int) -> Tensor:
     """
     if kernel_size < 1:
         raise ValueError(f"kernel_size: expected at least 1, got {kernel_size}.")
-    factor = (kernel_size + 1) // 2
-    centre = factor - 1 if kernel_size % 2 else factor - 0.5
-    # In float64 first: thirds and fifths of a float32 axis would square their rounding errors.
-    axis = 1 - (torch.arange(kernel_size, dtype=torch.float64) - centre).abs() / factor
+    # The product of float64 axes: thirds and fifths in float32 would square their rounding errors.
+    axis = torch.from_numpy(bilinear_filter(kernel_size))
     return torch.outer(axis, axis).float()

@@ -27,6 +27,7 @@ class SpatialSoftmax(nn.Module):
         return spatial_softmax(logits, axis=self.axis, temperature=self.temperature)
 
     def extra_repr(self) -> str:
+        """Returns the options, for `repr`."""
         return f"axis={self.axis}, temperature={self.temperature}"
 
 
@@ -69,6 +70,7 @@ class SpatialCrossEntropy(nn.Module):
         return loss_of(check_inputs(logits, labels, *weights, self.options, where=self._where))
 
     def extra_repr(self) -> str:
+        """Returns the options, for `repr`."""
         return _options_text(self.options)
 
 
@@ -105,6 +107,7 @@ class UpsampledCrossEntropy(SpatialCrossEntropy):
         )
 
     def extra_repr(self) -> str:
+        """Returns the options, for `repr`."""
         return f"upsampling={self.options.upsampling}, {_options_text(self.options)}"
 
 

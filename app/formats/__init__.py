@@ -1,1 +1,1 @@
-"""Bytes to tensors and back, one file per format; the docstring of each is its specification."""
+"""File formats, one module each: bytes to tensors and back. Each docstring is a specification."""

@@ -2,14 +2,14 @@
 
     {"logits": [[[[0.5, 2.0]], [[1.5, -1.0]]]], "labels": [[[0, 255]]]}
 
-The keys are any of `KEYS`. `labels` and `prediction` hold integers and become int64; the others
-hold numbers and become float32, which must be able to hold them. The lists of one tensor are
-rectangular and at most `MAX_AXES` deep. `null`, `true` and `1.0` as a label are refused: no guess
-is made at what they were meant to be.
+The keys are any of `KEYS`. `labels` and `prediction` hold integers and become int64. The others
+hold numbers in the range of float32 and become float32. The lists of a tensor are rectangular and
+at most `MAX_AXES` deep. As a label, `null`, `true` and `1.0` are rejected: the service does not
+guess what they mean.
 
-The text is UTF-8 JSON by the letter: no NaN, no Infinity, no key twice, no half a surrogate pair.
+The text is strictly JSON in UTF-8: without NaN and Infinity, repeated keys and unpaired surrogates.
 
-About 20 bytes of text carry one number: for small examples only.
+One number takes about 20 bytes of text, so that this format is for small examples.
 """
 
 import json
@@ -22,82 +22,91 @@ import torch
 
 from ..errors import IllPosed, Malformed
 
+MEDIA_TYPE = "application/json"
+
 KEYS = ("logits", "labels", "prediction", "class_weight", "pixel_weight")
 INTEGER_KEYS = ("labels", "prediction")
 MAX_AXES = 6
 
 
 def decode(body: bytes | bytearray | memoryview) -> dict[str, torch.Tensor]:
-    """Read the lists of a JSON body."""
-    message = parse(body, "body")
+    """Returns the tensors in a JSON body by their keys.
+
+    Raises:
+        Malformed: if the body is not strictly JSON, not an object, or nested too deeply.
+        IllPosed: if a key is unknown, or a value is not a rectangular list of numbers in range.
+    """
+    message = parse_strict(body, "body")
     if not isinstance(message, dict):
-        raise Malformed.about("body", "a JSON object", name_of(message))
+        raise Malformed("body", "a JSON object", type_name(message))
     for key in message:
         if key not in KEYS:
-            raise IllPosed.about("body", f"keys out of {', '.join(KEYS)}", f"{key[:40]!a}")
+            raise IllPosed("body", f"keys among {', '.join(KEYS)}", f"{key[:40]!a}")
     return {key: _tensor(value, key) for key, value in message.items()}
 
 
-def parse(text: bytes | bytearray | memoryview, where: str) -> Any:
-    """JSON by the letter, or `Malformed`, whatever the text. `1e400` comes back as infinity."""
+def parse_strict(text: bytes | bytearray | memoryview, where: str) -> Any:
+    """Returns the value of a text that is strictly JSON; `1e400` becomes infinity.
 
-    def refuse_constant(name: str) -> None:
-        raise Malformed.about(where, "JSON, which has finite numbers only", name)
+    Raises:
+        Malformed: for any other text; `where` names it.
+    """
 
-    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def reject_constant(name: str) -> None:
+        raise Malformed(where, "JSON, which has finite numbers only", name)
+
+    def check_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         members = dict(pairs)
         if len(members) < len(pairs):
-            raise Malformed.about(where, "a JSON object with every key once", "a key twice")
+            raise Malformed(where, "a JSON object with every key once", "a key twice")
         return members
 
     try:
         decoded = str(text, "utf-8")
-        value = json.loads(
-            decoded, parse_constant=refuse_constant, object_pairs_hook=refuse_duplicates
-        )
-        if "\\u" in decoded:  # JSON can spell half a surrogate pair, which no answer could repeat
+        value = json.loads(decoded, parse_constant=reject_constant, object_pairs_hook=check_unique)
+        if "\\u" in decoded:  # an escaped unpaired surrogate cannot be encoded in a response
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeError:
-        raise Malformed.about(where, "JSON in UTF-8", "other bytes") from None
+        raise Malformed(where, "JSON in UTF-8", "other bytes") from None
     except json.JSONDecodeError as error:
         got = f"something else at character {error.pos}"
-        raise Malformed.about(where, "JSON", got) from None
-    except ValueError:  # Python's limit on the digits of an integer
-        raise Malformed.about(where, "JSON numbers of a few digits", "thousands of them") from None
+        raise Malformed(where, "JSON", got) from None
+    except ValueError:  # Python limits the digits of an integer
+        raise Malformed(where, "JSON numbers of a few digits", "thousands of digits") from None
     except RecursionError:
-        raise Malformed.about(where, "JSON nested a few levels deep", "hundreds of them") from None
+        raise Malformed(where, "JSON nested a few levels deep", "hundreds of levels") from None
     return value
 
 
-def name_of(value: object) -> str:
-    """What a JSON value is, in JSON's own words."""
-    names = {dict: "an object", list: "a list", str: "a text", int: "an integer"}
+def type_name(value: object) -> str:
+    """Returns the name of the type of a JSON value, for messages."""
+    names = {dict: "an object", list: "a list", str: "a string", int: "an integer"}
     names |= {float: "a decimal number", bool: "true or false"}
     return names.get(type(value), "null")
 
 
 def _tensor(value: object, key: str) -> torch.Tensor:
-    entries, shape = _flattened(value, key)
+    entries, shape = _flatten(value, key)
     if key in INTEGER_KEYS:
         return _int64(entries, shape, key).reshape(shape)
     return _float32(entries, shape, key).reshape(shape)
 
 
-def _flattened(value: object, key: str) -> tuple[list[Any], list[int]]:
-    """The innermost entries and the shape of a rectangular list, axis by axis."""
+def _flatten(value: object, key: str) -> tuple[list[Any], list[int]]:
+    """Returns the numbers in a nested list, in row-major order, and its shape."""
     if not isinstance(value, list):
-        raise IllPosed.about(key, "a list", name_of(value))
+        raise IllPosed(key, "a list", type_name(value))
     shape, entries = [len(value)], value
     while entries and isinstance(entries[0], list):
         if len(shape) == MAX_AXES:
-            raise Malformed.about(key, f"lists at most {MAX_AXES} deep", "deeper ones")
+            raise Malformed(key, f"lists at most {MAX_AXES} deep", "deeper ones")
         size = len(entries[0])
         for index, entry in enumerate(entries):
             if not isinstance(entry, list):
-                place = _place(key, index, shape)
-                raise IllPosed.about(place, f"a list of {size} entries", name_of(entry))
+                path = _path(key, index, shape)
+                raise IllPosed(path, f"a list of {size} entries", type_name(entry))
             if len(entry) != size:
-                raise IllPosed.about(_place(key, index, shape), f"{size} entries", f"{len(entry)}")
+                raise IllPosed(_path(key, index, shape), f"{size} entries", f"{len(entry)}")
         entries = list(chain.from_iterable(entries))
         shape.append(size)
     return entries, shape
@@ -105,53 +114,53 @@ def _flattened(value: object, key: str) -> tuple[list[Any], list[int]]:
 
 def _int64(entries: list[Any], shape: list[int], key: str) -> torch.Tensor:
     for index, entry in enumerate(entries):
-        if type(entry) is int:  # not isinstance: true is an int to Python
+        if type(entry) is int:  # not isinstance, since bool is a subclass of int
             continue
         if isinstance(entry, float):
-            is_whole = entry.is_integer()  # false for the infinity of 1e400
+            is_whole = entry.is_integer()  # False for infinity, the value of 1e400
             fix = f"Write {int(entry)}." if is_whole and abs(entry) < 2**53 else ""
-            raise IllPosed.about(_place(key, index, shape), "an integer", f"{entry}", fix)
-        raise IllPosed.about(_place(key, index, shape), "an integer", name_of(entry))
+            raise IllPosed(_path(key, index, shape), "an integer", f"{entry}", fix)
+        raise IllPosed(_path(key, index, shape), "an integer", type_name(entry))
     try:
-        return _over(array("q", entries), torch.int64)
+        return _tensor_over(array("q", entries), torch.int64)
     except OverflowError:
         index = next(i for i, entry in enumerate(entries) if not -(2**63) <= entry < 2**63)
         got = "a larger one" if entries[index] > 0 else "a smaller one"
-        raise IllPosed.about(_place(key, index, shape), "a 64-bit integer", got) from None
+        raise IllPosed(_path(key, index, shape), "a 64-bit integer", got) from None
 
 
 def _float32(entries: list[Any], shape: list[int], key: str) -> torch.Tensor:
     for index, entry in enumerate(entries):
         if type(entry) not in (float, int):
-            raise IllPosed.about(_place(key, index, shape), "a number", name_of(entry))
+            raise IllPosed(_path(key, index, shape), "a number", type_name(entry))
     try:
-        numbers = _over(array("d", entries), torch.float64).to(torch.float32)
-    except OverflowError:  # an integer beyond float64
-        index = next(i for i, entry in enumerate(entries) if not _has_float(entry))
+        numbers = _tensor_over(array("d", entries), torch.float64).to(torch.float32)
+    except OverflowError:  # an integer out of the range of float64
+        index = next(i for i, entry in enumerate(entries) if not _fits_float64(entry))
     else:
         infinite = numbers.isinf().nonzero()
         if not len(infinite):
             return numbers
         index = int(infinite[0])
     got = "a larger one" if entries[index] > 0 else "a smaller one"
-    raise IllPosed.about(_place(key, index, shape), "a number that float32 holds", got)
+    raise IllPosed(_path(key, index, shape), "a number that float32 holds", got)
 
 
-def _over(numbers: "array[Any]", dtype: torch.dtype) -> torch.Tensor:
+def _tensor_over(numbers: "array[Any]", dtype: torch.dtype) -> torch.Tensor:
     if not numbers:
         return torch.empty(0, dtype=dtype)
     return torch.frombuffer(numbers, dtype=dtype)
 
 
-def _has_float(number: float) -> bool:
+def _fits_float64(number: float) -> bool:
     try:
         return math.isfinite(number)
     except OverflowError:
         return False
 
 
-def _place(key: str, index: int, shape: list[int]) -> str:
-    """The path to an entry of the flattened list, such as `logits[0][2]`."""
+def _path(key: str, index: int, shape: list[int]) -> str:
+    """Returns the path to an entry of the flattened list, such as `logits[0][2]`."""
     path = ""
     for size in reversed(shape):
         path = f"[{index % size}]{path}"

@@ -1,4 +1,4 @@
-r"""Named files in one body (`multipart/form-data`, RFC 7578): what curl and browsers send.
+r"""Named files in one body (`multipart/form-data`, RFC 7578), as curl and browsers send them.
 
     --BOUNDARY\r\n
     Content-Disposition: form-data; name="logits"; filename="logits.npy"\r\n
@@ -7,16 +7,16 @@ r"""Named files in one body (`multipart/form-data`, RFC 7578): what curl and bro
     ...the file...\r\n
     --BOUNDARY--\r\n
 
-The boundary stands in the Content-Type of the request: 1 to 70 of the characters that RFC 2046
-allows. The body begins with it, so there is no preamble; what follows the last one is ignored. At
-most `MAX_PARTS` parts, each with its own name and at most `MAX_HEADER_BYTES` of headers. A line
-that begins with the boundary and does not end after it is refused, as RFC 2046 forbids it in data:
-the body is read once, whatever is in it. Content-Transfer-Encoding, deprecated, may only say that
-nothing was encoded. `filename*` is ignored, as RFC 7578 forbids it.
+The boundary is a parameter of the Content-Type: 1 to 70 of the characters that RFC 2046 allows. The
+body begins with the boundary, without a preamble. Bytes after the last boundary are ignored. There
+are at most `MAX_PARTS` parts, with different names and at most `MAX_HEADER_BYTES` of headers each.
 
-The parts are views of the body. That is why the lines are found here: the parser of
-`python_multipart` takes `bytes`, and a body gathered in a bytearray would have to be copied first.
-The quoting inside of header values is that library's.
+RFC 2046 forbids a line in the data that begins with the boundary. Such a line is rejected, so that
+one pass over the body is enough. The deprecated Content-Transfer-Encoding must not announce an
+encoding. `filename*` is ignored, since RFC 7578 forbids it.
+
+The parts are views of the body. `python_multipart` parses only `bytes`, for which a body in a
+bytearray would have to be copied. It is used for the values of headers alone.
 """
 
 import re
@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from python_multipart.multipart import parse_options_header
 
 from ..errors import Malformed
+
+MEDIA_TYPE = "multipart/form-data"
 
 MAX_PARTS = 16
 MAX_HEADER_BYTES = 8 * 1024
@@ -37,7 +39,14 @@ _UNENCODED = ("7bit", "8bit", "binary")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One file, or one field when `filename` is None; `data` is a view of the body."""
+    """One part of a body.
+
+    Attributes:
+        name: the name of the part.
+        filename: the name of the file, or None.
+        content_type: the media type of the part, or None.
+        data: a view of the body.
+    """
 
     name: str
     filename: str | None
@@ -46,89 +55,92 @@ class Part:
 
 
 def decode(body: bytes | bytearray | memoryview, content_type: str) -> dict[str, Part]:
-    """Split a body into its parts by name, in their order."""
+    """Returns the parts of a body by name, in their order.
+
+    Raises:
+        Malformed: if the body or its Content-Type is not as specified above.
+    """
     memory = memoryview(body).cast("B")
     boundary = _boundary(content_type)
     delimiter = re.compile(rb"\r\n--" + re.escape(boundary) + rb"(--|[ \t]{0,70}\r\n)?")
     opening = re.compile(rb"--" + re.escape(boundary) + rb"(--|[ \t]{0,70}\r\n)?")
-    line = opening.match(memory)
-    if line is None:
+    boundary_line = opening.match(memory)
+    if boundary_line is None:
         fix = "Let the HTTP client write the Content-Type: it holds the boundary of this body."
         expected = "a body that begins with the boundary of its Content-Type"
-        raise Malformed.about("body", expected, "something else", fix)
+        raise Malformed("body", expected, "something else", fix)
     parts: dict[str, Part] = {}
     while True:
-        if line[1] is None:
+        if boundary_line[1] is None:
             expected = "-- or a line end after the boundary"
-            raise Malformed.about("body", expected, f"something else at byte {line.end()}")
-        if line[1] == b"--":
+            raise Malformed("body", expected, f"something else at byte {boundary_line.end()}")
+        if boundary_line[1] == b"--":
             return parts
         if len(parts) == MAX_PARTS:
-            raise Malformed.about("body", f"at most {MAX_PARTS} parts", "more")
-        begin, headers = _headers(memory, line.end(), f"part {len(parts)}")
-        line = delimiter.search(memory, begin)
-        if line is None:
-            raise Malformed.about("body", "a last boundary, followed by --", "a body without it")
-        part = _part(headers, memory[begin : line.start()], f"part {len(parts)}")
+            raise Malformed("body", f"at most {MAX_PARTS} parts", "more")
+        begin, headers = _headers(memory, boundary_line.end(), f"part {len(parts)}")
+        boundary_line = delimiter.search(memory, begin)
+        if boundary_line is None:
+            raise Malformed("body", "a last boundary, followed by --", "a body without it")
+        part = _part(headers, memory[begin : boundary_line.start()], f"part {len(parts)}")
         if part.name in parts:
-            raise Malformed.about("body", "every part once", f"{part.name[:40]!a} twice")
+            raise Malformed("body", "every part once", f"{part.name[:40]!a} twice")
         parts[part.name] = part
 
 
 def _boundary(content_type: str) -> bytes:
-    media_type, options = _options(content_type, "Content-Type")
-    if media_type != "multipart/form-data":
-        raise Malformed.about("Content-Type", "multipart/form-data", "another media type")
-    boundary = options.get("boundary", "").encode()
+    media_type, parameters = _parse_header(content_type, "Content-Type")
+    if media_type != MEDIA_TYPE:
+        raise Malformed("Content-Type", MEDIA_TYPE, "another media type")
+    boundary = parameters.get("boundary", "").encode()
     if not _BOUNDARY.fullmatch(boundary):
         expected = "a boundary of 1 to 70 characters that RFC 2046 allows"
-        raise Malformed.about("Content-Type", expected, "another one" if boundary else "none")
+        raise Malformed("Content-Type", expected, "another one" if boundary else "none")
     return boundary
 
 
 def _headers(memory: memoryview, begin: int, where: str) -> tuple[int, dict[str, str]]:
-    """Where the data begins, and the headers before it by lower-case name."""
-    # From two bytes before, for a part without headers: the line end of its boundary counts.
+    """Returns the offset of the data, and the headers before it by lower-case name."""
+    # A part without headers begins with the blank line: its first line end is the boundary's.
     blank_line = _HEADERS_END.search(memory, begin - 2, begin + MAX_HEADER_BYTES + 4)
     if blank_line is None:
         expected = f"a blank line within {MAX_HEADER_BYTES} bytes of headers"
-        raise Malformed.about(where, expected, "none")
+        raise Malformed(where, expected, "none")
     headers: dict[str, str] = {}
     for line in bytes(memory[begin : blank_line.start()]).split(b"\r\n"):
         header = _HEADER.fullmatch(line)
         if header is None:
-            raise Malformed.about(where, "headers of the form name: value", "something else")
+            raise Malformed(where, "headers of the form name: value", "something else")
         name = header[1].decode().lower()
         if name in headers:
-            raise Malformed.about(where, "every header once", f"{name[:40]!a} twice")
+            raise Malformed(where, "every header once", f"{name[:40]!a} twice")
         try:
             headers[name] = header[2].decode()
         except UnicodeDecodeError:
-            raise Malformed.about(where, "headers in UTF-8", "other bytes") from None
+            raise Malformed(where, "headers in UTF-8", "other bytes") from None
     return blank_line.end(), headers
 
 
 def _part(headers: dict[str, str], data: memoryview, where: str) -> Part:
-    kind, options = _options(headers.get("content-disposition", ""), where)
-    if kind != "form-data" or not options.get("name"):
+    disposition, parameters = _parse_header(headers.get("content-disposition", ""), where)
+    if disposition != "form-data" or not parameters.get("name"):
         expected = 'the header Content-Disposition: form-data; name="..."'
-        raise Malformed.about(where, expected, "none" if not kind else "something else")
+        raise Malformed(where, expected, "none" if not disposition else "something else")
     encoding = headers.get("content-transfer-encoding", "binary").strip().lower()
     if encoding not in _UNENCODED:
         fix = "Send the bytes as they are."
-        raise Malformed.about(where, "an unencoded part", "a Content-Transfer-Encoding", fix)
-    return Part(options["name"], options.get("filename"), headers.get("content-type"), data)
+        raise Malformed(where, "an unencoded part", "a Content-Transfer-Encoding", fix)
+    return Part(parameters["name"], parameters.get("filename"), headers.get("content-type"), data)
 
 
-def _options(value: str, where: str) -> tuple[str, dict[str, str]]:
-    """A header value and its parameters; UTF-8 passes through the library's Latin-1 unharmed."""
+def _parse_header(value: str, where: str) -> tuple[str, dict[str, str]]:
+    """Returns a header value and its parameters."""
     if len(value) > MAX_HEADER_BYTES:
-        raise Malformed.about(
-            where, f"a header of at most {MAX_HEADER_BYTES} bytes", "a longer one"
-        )
+        raise Malformed(where, f"a header of at most {MAX_HEADER_BYTES} bytes", "a longer one")
     try:
-        kind, options = parse_options_header(value.encode().decode("latin-1"))
-        texts = {name.decode(): text.decode() for name, text in options.items()}
+        # The library decodes and encodes Latin-1, which keeps the bytes of UTF-8.
+        kind, parameters = parse_options_header(value.encode().decode("latin-1"))
+        texts = {name.decode(): text.decode() for name, text in parameters.items()}
     except UnicodeError:
-        raise Malformed.about(where, "a header in UTF-8", "other bytes") from None
+        raise Malformed(where, "a header in UTF-8", "other bytes") from None
     return kind.decode("latin-1"), texts

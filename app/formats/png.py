@@ -1,25 +1,26 @@
-"""Label maps and photos as files: PNG (and JPEG, for photos) to arrays, indices to PNG.
+"""Label maps and photos: reads PNG, and JPEG for photos, into arrays; writes pictures as PNG.
 
-A label map is a PNG whose *samples* are class indices:
+A label map is a PNG whose samples are class indices:
 
 | colour type, bits | mode | read as |
 |---|---|---|
-| palette, 1, 2, 4, 8 | P | the indices; the colours and tRNS play no part |
+| palette, 1, 2, 4, 8 | P | the indices; the colours and tRNS are ignored |
 | grey, 1, 8, 16 | 1, L, I;16 | the values |
-| grey, 2, 4 | L | refused: decoders stretch these values to 0…255 |
-| RGB, RGBA, 8 | RGB, RGBA | the indices of the colours in a palette that the request names |
-| all others | | refused |
+| grey, 2, 4 | L | rejected: decoders stretch these values to 0…255 |
+| RGB, RGBA, 8 | RGB, RGBA | the indices of the colours, in the palette that the request names |
+| all others | | rejected |
 
-Nothing here ever converts a label map from one mode to another: that replaces indices by
-brightness, the most frequent mistake with PASCAL VOC.
+No label map is ever converted from one mode to another. Conversion replaces indices by brightness,
+which is the most frequent mistake with PASCAL VOC.
 
-A PNG is read in two steps. The first walks over its chunks without decoding anything: signature,
-order, checksums, size, mode. It refuses files that are cut, damaged, animated, or too large, so a
-decompression bomb costs its compressed bytes only. The second gives Pillow a PNG made of the
-critical chunks alone (IHDR, PLTE, IDAT, IEND), so that text, colour profiles and transparency
-cannot fail, swell or change an index. Pillow's PNG and JPEG readers are called directly: they are
-the only two formats ever tried, and `Image.open` would add a limit on pixels that is a global of
-the process.
+A PNG is read in two steps. The first walks over the chunks and checks signature, order, checksums,
+size and mode, without decoding pixels. It rejects files that are incomplete, damaged, animated or
+too large, so that a decompression bomb costs only its compressed bytes. The second step gives
+Pillow a PNG made of the critical chunks alone (IHDR, PLTE, IDAT, IEND). Text, colour profiles and
+transparency can then neither fail, nor inflate, nor change an index.
+
+Pillow's PNG and JPEG readers are called directly. `Image.open` would try other formats, and its
+limit on pixels is global to the process.
 """
 
 import io
@@ -36,7 +37,9 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from ..errors import IllPosed, RequestError, TooLarge
-from ..images.palettes import NUM_COLOURS, PALETTES, Palette
+from ..images.palettes import PALETTES, Palette
+
+MEDIA_TYPE: Final = "image/png"
 
 Encoding = Literal["auto", "index", "rgb"]
 ENCODINGS: Final = ("auto", "index", "rgb")
@@ -45,16 +48,17 @@ PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE: Final = b"\xff\xd8\xff"
 
 COMPRESS_LEVEL: Final = 3
-"""zlib level of every PNG written here: a third of the time of Pillow's default 6 for label maps,
-half for photos, and files larger by 50 % and 1 % (measured on ADE20K, zlib-ng 2.3)."""
+"""zlib level of every written PNG. Compared with Pillow's default of 6, label maps take a third of
+the time and are 50 % larger; photos take half and are 1 % larger (ADE20K, zlib-ng 2.3)."""
 
 _MAX_CHUNKS = 1 << 16
-"""Chunks are walked over in Python: this keeps a file of empty chunks from costing seconds. With
-the 8 KiB per chunk that libpng writes it is still a file of 512 MiB."""
+"""Largest number of chunks. They are walked over in Python, which takes seconds for a file of empty
+chunks. With the 8 KiB per chunk that libpng writes, the limit is a file of 512 MiB."""
 
 _MAX_EXAMPLES = 10
+"""Number of unknown colours that a message lists."""
 
-_GREY, _RGB, _PALETTE, _RGBA = 0, 2, 3, 6
+_GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGBA = 0, 2, 3, 4, 6
 _MODES = {
     (_GREY, 1): "1",
     (_GREY, 8): "L",
@@ -67,7 +71,7 @@ _MODES = {
     (_RGBA, 8): "RGBA",
 }
 
-_DAMAGE = (
+_DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -76,11 +80,11 @@ _DAMAGE = (
     zlib.error,
     OverflowError,
     MemoryError,
-    Warning,  # about metadata, where warnings are made errors
+    Warning,  # about metadata, where a filter turns warnings into errors
 )
-"""What Pillow raises when the pixels cannot be decoded."""
+"""Exceptions that Pillow raises if the pixels cannot be decoded."""
 
-_UPRIGHT = {
+_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -89,7 +93,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What to do with a photo of each EXIF orientation; 1 is upright."""
+"""The transposition that turns a photo upright, by EXIF orientation; 1 is upright."""
 
 Indices = npt.NDArray[np.uint8] | npt.NDArray[np.int32]
 
@@ -98,10 +102,10 @@ Indices = npt.NDArray[np.uint8] | npt.NDArray[np.int32]
 class LabelMap:
     """A decoded label map.
 
-    Args:
-        indices: [H,W]; uint8 where the values fit, int32 for 16-bit files.
-        mode: Pillow's name of what the file held: P, L, 1, I;16, RGB, RGBA.
-        warnings: sentences about what was read but looks unintended.
+    Attributes:
+        indices: [H,W]; int32 for files of 16 bits, else uint8.
+        mode: Pillow's name of the mode of the file: P, L, 1, I;16, RGB or RGBA.
+        warnings: sentences about content that is probably unintended.
     """
 
     indices: Indices
@@ -111,35 +115,42 @@ class LabelMap:
 
 @dataclass(frozen=True)
 class _Header:
-    """IHDR, and the chunks that hold pixels."""
+    """The checked header of a PNG.
+
+    Attributes:
+        width, height: in pixels.
+        bits: per sample.
+        colour_type: one of `_GREY`, `_RGB`, `_PALETTE`, `_GREY_ALPHA`, `_RGBA`, or unknown.
+        plte: the content of PLTE, or empty.
+        critical: a PNG of the critical chunks.
+    """
 
     width: int
     height: int
     bits: int
     colour_type: int
     plte: bytes
-    bare: bytes
-    """A PNG of the critical chunks only."""
+    critical: bytes
 
     @property
     def mode(self) -> str | None:
-        """Pillow's mode, or None where a label map must be refused."""
+        """Pillow's name of the mode; None if no label map has it."""
         return _MODES.get((self.colour_type, self.bits))
 
     @property
     def description(self) -> str:
-        """For messages: `grey with 4 bits`."""
-        kind = {
+        """Text for messages, such as "grey with 4 bits"."""
+        names = {
             _GREY: "grey",
             _RGB: "RGB",
             _PALETTE: "palette",
-            4: "grey with alpha",
+            _GREY_ALPHA: "grey with alpha",
             _RGBA: "RGBA",
         }
-        return f"{kind.get(self.colour_type, 'an unknown colour type')} with {self.bits} bits"
+        return f"{names.get(self.colour_type, 'an unknown colour type')} with {self.bits} bits"
 
 
-def read(
+def read_label_map(
     data: bytes | memoryview,
     *,
     where: str,
@@ -148,30 +159,30 @@ def read(
     expected_size: tuple[int, int] | None,
     max_pixels: int,
 ) -> LabelMap:
-    """Indices of a label map in PNG.
+    """Returns the class indices of a PNG.
 
     Args:
         data: the file.
-        where: the name of the input for messages, `labels`.
-        encoding: whether samples are indices or colours. `auto` takes colours in RGB and RGBA if a
-            palette is named, and indices otherwise. `rgb` also takes the colours of mode P, for
-            coloured maps that an optimiser has shrunk to it.
-        palette: what the colours mean; None if the request names none.
-        expected_size: (height, width) of the logits, where the map must have it.
-        max_pixels: what the settings allow, checked before decoding.
+        where: name of the input for messages, such as "labels".
+        encoding: whether the samples are indices or colours. "auto" reads RGB and RGBA as colours,
+            and all other modes as indices. "rgb" also reads mode P as colours, for coloured maps
+            that an optimiser has converted to it.
+        palette: the palette that colours are looked up in; None if the request names none.
+        expected_size: height and width of the logits; None if the map may have another size.
+        max_pixels: the largest number of pixels.
 
     Raises:
-        IllPosed: not a PNG, damaged, of another size or mode, or with colours that the palette
-            does not have.
-        TooLarge: more than `max_pixels`.
+        IllPosed: if the file is not a PNG, is damaged, or has another size or mode, or colours that
+            are not in the palette.
+        TooLarge: if it has more than `max_pixels`.
     """
     header = _read_header(data, where)
     _check_size(where, header.height, header.width, expected_size, max_pixels)
     if header.mode is None:
-        raise _refused_mode(where, header)
+        raise _mode_error(where, header)
     in_colour = header.mode in ("RGB", "RGBA")
     if encoding == "index" and in_colour:
-        raise IllPosed.about(
+        raise IllPosed(
             where,
             "indices (PNG of mode P or L)",
             f"colours (mode {header.mode})",
@@ -179,133 +190,112 @@ def read(
         )
     if encoding == "rgb" or in_colour:
         if palette is None:
-            raise IllPosed.about(
+            raise IllPosed(
                 where,
                 "indices (PNG of mode P or L), or colours of a named palette",
                 f"mode {header.mode} and no palette",
                 f"Name the palette ({_named_palettes()}), or save the map as mode P or L.",
             )
         return _decode_colours(header, where, palette)
-    samples = _decode(header, where)
+    samples = _decode_samples(header, where)
     if samples.dtype in (np.bool_, np.uint8):
         return LabelMap(samples.astype(np.uint8, copy=False), header.mode)
     return LabelMap(samples.astype(np.int32), header.mode)
 
 
-def write(indices: npt.NDArray[np.integer], palette: Palette) -> bytes:
-    """A PNG of mode P with `indices` [H,W], 0…255, as samples and the colours of the palette.
-
-    `read(write(indices, palette), ...)` gives `indices` back.
-
-    Raises:
-        IllPosed: an index does not fit.
-    """
-    assert indices.ndim == 2, indices.shape
-    if indices.dtype != np.uint8:
-        outside = (indices < 0) | (indices >= NUM_COLOURS)
-        if outside.any():
-            row, column = map(int, np.argwhere(outside)[0])
-            more = int(np.count_nonzero(outside)) - 1
-            others = f" and {more} more place{'s' if more > 1 else ''}" if more else ""
-            raise IllPosed.about(
-                "labels",
-                f"0…{NUM_COLOURS - 1}, which a PNG of mode P can hold",
-                f"{int(indices[row, column])} at ({row}, {column}){others}",
-            )
-    height, width = indices.shape
-    picture = Image.frombytes("P", (width, height), indices.astype(np.uint8).tobytes())
-    picture.putpalette(palette.colours.tobytes())
-    return encode(picture)
-
-
 def encode(picture: Image.Image) -> bytes:
-    """A picture as PNG, at `COMPRESS_LEVEL`."""
+    """Returns a picture as a PNG file."""
     target = io.BytesIO()
     picture.save(target, "PNG", compress_level=COMPRESS_LEVEL)
     return target.getvalue()
 
 
 def read_photo(data: bytes | memoryview, *, where: str, max_pixels: int) -> npt.NDArray[np.uint8]:
-    """Colours [H,W,3] of a PNG or JPEG, upright: EXIF rotation is applied, transparency dropped.
+    """Returns the colours of a PNG or JPEG, uint8 [H,W,3].
+
+    The photo is turned upright as its EXIF orientation says. Transparency is dropped.
 
     Raises:
-        IllPosed: neither PNG nor JPEG, damaged, or grey with 16 bits.
-        TooLarge: more than `max_pixels`.
+        IllPosed: if the file is neither PNG nor JPEG, is damaged, or has grey values of 16 bits.
+        TooLarge: if it has more than `max_pixels`.
     """
     try:
         photo: ImageFile.ImageFile
         if bytes(data[:8]) == PNG_SIGNATURE:
-            header = _read_header(data, where, also=b"eXIf")
+            header = _read_header(data, where, keep=b"eXIf")
             _check_size(where, header.height, header.width, None, max_pixels)
             if (header.colour_type, header.bits) == (_GREY, 16):
-                raise IllPosed.about(where, "a photo with 8 bits", header.description)
-            photo = PngImageFile(io.BytesIO(header.bare))
+                raise IllPosed(where, "a photo with 8 bits", header.description)
+            photo = PngImageFile(io.BytesIO(header.critical))
         elif bytes(data[:3]) == JPEG_SIGNATURE:
             photo = JpegImageFile(io.BytesIO(data))
             _check_size(where, photo.height, photo.width, None, max_pixels)
         else:
-            raise IllPosed.about(where, "a PNG or JPEG file", "another format")
+            raise IllPosed(where, "a PNG or JPEG file", "another format")
         with photo:
-            upright = _UPRIGHT.get(_orientation(photo.info.get("exif", b"")))
+            transpose = _TRANSPOSE.get(_orientation(photo.info.get("exif", b"")))
             colours = photo.convert("RGB")
-            return np.array(colours if upright is None else colours.transpose(upright))
-    except _DAMAGE as error:
-        raise _damaged(where, "its pixels cannot be decoded") from error
+            return np.array(colours if transpose is None else colours.transpose(transpose))
+    except _DECODE_ERRORS as error:
+        raise _damage_error(where, "its pixels cannot be decoded") from error
 
 
-def _read_header(data: bytes | memoryview, where: str, also: bytes = b"") -> _Header:
-    """Walk over the chunks, keeping the critical ones and those named `also`.
+def _read_header(data: bytes | memoryview, where: str, keep: bytes = b"") -> _Header:
+    """Returns the header of a PNG, after walking over all of its chunks.
 
-    Every checksum is verified, which Pillow leaves out for the pixels, and IEND must be there: a
-    file cut at any byte, or with any bit flipped, is refused. Bytes behind IEND are left alone.
+    All checksums are verified, which Pillow does not do for the pixels, and IEND must be there. A
+    file that is cut at any byte, or has a flipped bit, is rejected. Bytes behind IEND are ignored.
+
+    Args:
+        keep: the name of chunks that are kept beside the critical ones.
     """
     view = memoryview(data)
     if bytes(view[:8]) != PNG_SIGNATURE:
         is_jpeg = bytes(view[:3]) == JPEG_SIGNATURE
         got = "a JPEG, whose colours are approximate" if is_jpeg else "another format"
-        raise IllPosed.about(where, "a PNG file", got)
+        raise IllPosed(where, "a PNG file", got)
     ihdr, plte = b"", b""
     kept: list[bytes | memoryview] = [PNG_SIGNATURE]
     ended = False
     for number, (name, body, chunk) in enumerate(_chunks(view, where)):
         if number == _MAX_CHUNKS:
-            raise _damaged(where, f"it has more than {_MAX_CHUNKS} chunks")
+            raise _damage_error(where, f"it has more than {_MAX_CHUNKS} chunks")
         if (number == 0) != (name == b"IHDR"):
-            raise _damaged(where, "it does not begin with one header")
+            raise _damage_error(where, "IHDR is missing, repeated or not its first chunk")
         if name == b"acTL":
-            raise IllPosed.about(where, "one picture", "an animated PNG")
+            raise IllPosed(where, "one picture", "an animated PNG")
         if name == b"IHDR":
             ihdr = bytes(body)
         elif name == b"PLTE":
             plte = bytes(body)
-        if name in (b"IHDR", b"PLTE", b"IDAT", b"IEND", also):
+        if name in (b"IHDR", b"PLTE", b"IDAT", b"IEND", keep):
             kept.append(chunk)
         if name == b"IEND":
             ended = True
             break
     if not ended:
-        raise _damaged(where, "it ends too early")
+        raise _damage_error(where, "it ends too early")
     if len(ihdr) != 13:
-        raise _damaged(where, "its header has a wrong length")
+        raise _damage_error(where, "its IHDR chunk has a wrong length")
     width, height, bits, colour_type = struct.unpack(">IIBB", ihdr[:10])
     if not (0 < width < 1 << 31 and 0 < height < 1 << 31):
-        raise _damaged(where, "its header has an impossible size")
+        raise _damage_error(where, "its width or height is out of range")
     return _Header(width, height, bits, colour_type, plte, b"".join(kept))
 
 
 def _chunks(view: memoryview, where: str) -> Iterator[tuple[bytes, memoryview, memoryview]]:
-    """Name, body and whole of each chunk, its checksum verified."""
+    """Yields the name, the content and all bytes of each chunk, after checking its checksum."""
     position = len(PNG_SIGNATURE)
     while position < len(view):
         if len(view) - position < 12:
-            raise _damaged(where, "it ends too early")
+            raise _damage_error(where, "it ends too early")
         (length,) = struct.unpack_from(">I", view, position)
         end = position + length + 12
         if end > len(view):
-            raise _damaged(where, "it ends too early")
+            raise _damage_error(where, "it ends too early")
         (checksum,) = struct.unpack_from(">I", view, end - 4)
         if zlib.crc32(view[position + 4 : end - 4]) != checksum:
-            raise _damaged(where, "a checksum is wrong")
+            raise _damage_error(where, "a checksum is wrong")
         yield (
             bytes(view[position + 4 : position + 8]),
             view[position + 8 : end - 4],
@@ -318,7 +308,7 @@ def _check_size(
     where: str, height: int, width: int, expected: tuple[int, int] | None, max_pixels: int
 ) -> None:
     if height * width > max_pixels:
-        raise TooLarge.about(
+        raise TooLarge(
             where,
             f"at most {max_pixels} pixels",
             f"{height} x {width} = {height * width}",
@@ -326,7 +316,7 @@ def _check_size(
         )
     if expected is not None and (height, width) != expected:
         is_larger = height >= expected[0] and width >= expected[1]
-        raise IllPosed.about(
+        raise IllPosed(
             where,
             f"{expected[0]} x {expected[1]} (height x width) to match the logits",
             f"{height} x {width}",
@@ -334,19 +324,19 @@ def _check_size(
         )
 
 
-def _decode(header: _Header, where: str) -> npt.NDArray[Any]:
-    """The samples of a PNG, as they are: [H,W], or [H,W,3] and [H,W,4] for colours."""
+def _decode_samples(header: _Header, where: str) -> npt.NDArray[Any]:
+    """Returns the samples of a PNG without conversion: [H,W], or [H,W,3 or 4] for colours."""
     try:
-        with PngImageFile(io.BytesIO(header.bare)) as picture:
+        with PngImageFile(io.BytesIO(header.critical)) as picture:
             return np.array(picture)
-    except _DAMAGE as error:
-        raise _damaged(where, "its pixels cannot be decoded") from error
+    except _DECODE_ERRORS as error:
+        raise _damage_error(where, "its pixels cannot be decoded") from error
 
 
 def _orientation(exif: bytes) -> int:
-    """The orientation in EXIF data, 1 where there is none or none that can be read.
+    """Returns the orientation in EXIF data, or 1 if it is missing or damaged.
 
-    `ImageOps.exif_transpose` would also rewrite the other tags, and fails on odd ones.
+    `ImageOps.exif_transpose` also rewrites the other tags, and raises for unusual ones.
     """
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
@@ -365,37 +355,37 @@ def _orientation(exif: bytes) -> int:
 
 
 def _decode_colours(header: _Header, where: str, palette: Palette) -> LabelMap:
-    """Indices of a map in the colours of `palette`."""
+    """Returns the indices of a map whose samples, or whose colours in PLTE, are colours."""
     assert header.mode is not None
-    samples = _decode(header, where)
+    samples = _decode_samples(header, where)
     warnings: tuple[str, ...] = ()
     if header.mode == "P":
-        own = np.frombuffer(header.plte, dtype=np.uint8, count=len(header.plte) // 3 * 3)
-        own = own.reshape(-1, 3)
-        if int(samples.max()) >= len(own):
-            raise _damaged(where, "it uses colours behind the end of its own palette")
-        samples = own[samples]
+        plte = np.frombuffer(header.plte, dtype=np.uint8, count=len(header.plte) // 3 * 3)
+        plte = plte.reshape(-1, 3)
+        if int(samples.max()) >= len(plte):
+            raise _damage_error(where, "it uses colours behind the end of its own palette")
+        samples = plte[samples]
     elif header.mode not in ("RGB", "RGBA"):
-        raise IllPosed.about(
+        raise IllPosed(
             where, "colours (PNG of mode RGB)", f"mode {header.mode}", "Use label_encoding=index."
         )
     if header.mode == "RGBA":
         translucent = int(np.count_nonzero(samples[:, :, 3] != 255))
         if translucent:
-            warnings = (f"{where}: transparency was left out (translucent pixels: {translucent}).",)
+            warnings = (f"{where}: transparency was dropped (translucent pixels: {translucent}).",)
     return LabelMap(_colours_to_indices(samples, where, palette), header.mode, warnings)
 
 
 def _colours_to_indices(
     colours: npt.NDArray[np.uint8], where: str, palette: Palette
 ) -> npt.NDArray[np.uint8]:
-    """Look up each colour of [H,W,3 or 4] among those of the named classes and the void."""
+    """Returns the index of each colour [H,W,3 or 4]; the void colours are the ignored index."""
     keys, indices = _colour_table(palette, where)
-    # uint8 would lose what is shifted out of its 8 bits, and confuse classes.
+    # In uint8, shifting would lose bits and confuse classes.
     wide = colours.astype(np.int32)
     key = (wide[:, :, 0] << 16) | (wide[:, :, 1] << 8) | wide[:, :, 2]
-    place = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
-    unknown = keys[place] != key
+    position = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
+    unknown = keys[position] != key
     if unknown.any():
         values, counts = np.unique(key[unknown], return_counts=True)
         most_frequent = np.argsort(-counts, kind="stable")[:_MAX_EXAMPLES]
@@ -404,53 +394,51 @@ def _colours_to_indices(
             for value in values[most_frequent].tolist()
         )
         row, column = divmod(int(np.argmax(unknown)), unknown.shape[1])
-        raise IllPosed.about(
+        raise IllPosed(
             where,
             f"colours of the palette {palette.name}",
             f"{len(values)} other colours on {int(counts.sum())} pixels, the first at "
             f"({row}, {column}): {examples}{', …' if len(values) > _MAX_EXAMPLES else ''}",
-            "A JPEG or a smooth resize in its past mixes colours; use the original file.",
+            "JPEG compression and smooth resizing mix colours: use the original file.",
         )
-    return indices[place]
+    return indices[position]
 
 
 def _colour_table(
     palette: Palette, where: str
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-    """The sorted keys of the colours that mean something, and the index of each."""
+    """Returns the colours of classes and void as keys 0xRRGGBB, ascending, and their indices."""
     pairs = [
         *((index, palette.colours[index].tolist()) for index in range(len(palette.class_names))),
         (palette.ignore_index, palette.colours[palette.ignore_index].tolist()),
         *((palette.ignore_index, list(colour)) for colour in palette.void_colours),
     ]
-    meaning: dict[int, int] = {}
+    index_of: dict[int, int] = {}
     for index, (red, green, blue) in pairs:
         key = red << 16 | green << 8 | blue
-        if meaning.setdefault(key, index) != index:
-            raise IllPosed.about(
+        if index_of.setdefault(key, index) != index:
+            raise IllPosed(
                 where,
                 "a palette with one colour per class",
-                f"{palette.name}, where {meaning[key]} and {index} are ({red}, {green}, {blue})",
+                f"{palette.name}, where {index_of[key]} and {index} are ({red}, {green}, {blue})",
                 "Save the map as mode P or L.",
             )
-    keys = sorted(meaning)
+    keys = sorted(index_of)
     return (
         np.array(keys, dtype=np.int32),
-        np.array([meaning[key] for key in keys], dtype=np.uint8),
+        np.array([index_of[key] for key in keys], dtype=np.uint8),
     )
 
 
-def _refused_mode(where: str, header: _Header) -> RequestError:
+def _mode_error(where: str, header: _Header) -> RequestError:
     fix = "Save the map as mode P or L, with 8 bits."
     if header.colour_type == _GREY:
         fix = "Its values may have been scaled. " + fix
-    return IllPosed.about(
-        where, "a label map (PNG of mode P, L, 1 or I;16)", header.description, fix
-    )
+    return IllPosed(where, "a label map (PNG of mode P, L, 1 or I;16)", header.description, fix)
 
 
-def _damaged(where: str, reason: str) -> RequestError:
-    return IllPosed.about(where, "a complete file", f"a damaged file: {reason}")
+def _damage_error(where: str, reason: str) -> RequestError:
+    return IllPosed(where, "a complete file", f"a damaged file: {reason}")
 
 
 def _named_palettes() -> str:

@@ -1,6 +1,7 @@
-"""The service: `create_app` puts settings, workers, routes and problems together.
+"""`create_app` assembles the service: settings, workers, routes, error handlers and middleware.
 
-`seg-loss serve` runs it with uvicorn (`app.server`). The way of a request begins in `app.routes`.
+`seg-loss serve` runs it with uvicorn, in `http.server`. A request enters in `http.middleware` and
+is answered in `http.v1`.
 """
 
 import asyncio
@@ -11,12 +12,10 @@ from contextlib import asynccontextmanager, suppress
 from fastapi import FastAPI
 
 import seg_loss
-from seg_loss._version import __version__
 
 from ..settings import Settings
-from . import problems
-from . import v1 as routes
-from .middleware import Figures, Observation
+from . import problems, v1
+from .middleware import Metrics, ObservabilityMiddleware
 from .pool import Workers
 from .v1 import Service
 
@@ -24,45 +23,45 @@ _log = logging.getLogger("seg_loss_app")
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """A service of its own: two in one process share nothing but the kernels."""
+    """Returns a new service; two of them in one process share nothing but the kernels."""
     settings = settings or Settings()
     workers = Workers(settings)
-    service = Service(settings, workers, Figures(workers))
+    service = Service(settings, workers, Metrics(workers))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # Beside the first answers of /livez, not before them: compiling takes seconds when cold.
-        warming = asyncio.create_task(_warm_up(service))
+        # Compiling can take seconds. Meanwhile /livez must be answered.
+        warm_up = asyncio.create_task(_warm_up(service))
         try:
             yield
         finally:
-            warming.cancel()
+            warm_up.cancel()
             with suppress(asyncio.CancelledError):
-                await warming
+                await warm_up
             workers.close()
 
     app = FastAPI(
         title="seg-loss",
         summary="The pixel-wise softmax loss of semantic segmentation",
-        version=__version__,
+        version=seg_loss.__version__,
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's pages load scripts from elsewhere
+        docs_url=None,  # FastAPI's pages load scripts from other sites
         redoc_url=None,
         redirect_slashes=False,
     )
     app.state.service = service
-    app.include_router(routes.router())
-    app.add_middleware(Observation, figures=service.figures)
-    problems.install(app)
+    app.include_router(v1.router())
+    app.add_middleware(ObservabilityMiddleware, metrics=service.metrics)
+    problems.install_handlers(app)
     return app
 
 
 async def _warm_up(service: Service) -> None:
-    _log.info("Loading the kernels; on a machine that never did, this takes a while.")
+    _log.info("Loading the kernels. The first time on a machine, they are compiled.")
     try:
-        await service.workers.run_at_start(seg_loss.warm_up)
+        await service.workers.run_without_limits(seg_loss.warm_up)
     except Exception:
-        _log.exception("The kernels could not be loaded: /readyz will go on to say no.")
+        _log.exception("Loading the kernels failed. /readyz will answer 503 from now on.")
     else:
         service.is_warm = True
         _log.info("Ready.")

@@ -1,243 +1,161 @@
-"""The body of a request as one piece of memory, within limits of size, time and unpacking.
+"""Reads the body of a request into one block of memory, within limits of size and time.
 
-What can be refused by the headers is refused before the first byte is read; uvicorn then never
-sends `100 Continue`, and a client that waits for it sends nothing. Such answers leave the
-connection open: closing it while a client still writes would reset it and lose the answer.
+A request with invalid headers is rejected before the first byte of its body is read. uvicorn then
+sends no `100 Continue`, and a client that waits for it sends no body. The connection stays open:
+closing it while a client still writes would reset it, and the client would lose the response.
 
-A body of known length is written, chunk by chunk, into memory of that length that nobody has
-touched yet: it costs real memory only as far as it has arrived. A chunked one grows up to the
-limit. There is never a list of chunks: a body sent a byte at a time would cost 200 times its size.
+A body with a Content-Length is written into uninitialised memory of that length. The system
+provides physical memory only as bytes arrive, so an announced length alone costs nothing. A body
+without a length is collected in a bytearray, up to the limit. Its chunks are never kept in a list:
+a body of one-byte chunks would take 200 times its size.
 
-`Content-Encoding` is unpacked afterwards by `unpack`, in the worker thread, with the output held to
-the same limit. The way goes on in `app.uploads`.
+The body is returned as it was sent: `formats.compression` decodes its Content-Encoding later, in a
+worker thread.
 """
 
 import asyncio
 import re
-import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import zstandard
 from starlette.requests import ClientDisconnect, Request
 
-from ..errors import Malformed, TooLarge, TooSlow, UnsupportedMedia
+from ..errors import Malformed, TooSlow, UnsupportedMedia, body_too_large, empty_body
+from ..formats.compression import DECOMPRESSORS
 from ..settings import Settings
 
 _LENGTH = re.compile(r"[0-9]{1,19}")
-_PACKED_BYTES = 64 * 1024
-_UNPACKED_BYTES = 1024 * 1024
-_ZSTD_PACKED_BYTES = 4 * 1024
-"""Its decoder cannot be told to stop: this much may come to 128 MiB, but no more, before it is
-counted."""
-_ZSTD_WINDOW_BYTES = 8 * 1024 * 1024
-"""As RFC 9659 demands for HTTP."""
 
 
 @dataclass(frozen=True)
-class Announced:
-    """What the headers say of a body.
+class BodyHeaders:
+    """The headers of a request that describe its body.
 
-    Args:
-        length: its bytes as they are sent; None if it comes in chunks.
-        coding: a row of `CODINGS`, or None for bytes as they are.
-        limit: the most bytes it may have, as sent and when unpacked.
+    Attributes:
+        length: Content-Length in bytes; None for a chunked body.
+        content_encoding: a key of `DECOMPRESSORS`; None for an uncompressed body.
+        limit: the largest number of bytes, as sent and decompressed.
     """
 
     length: int | None
-    coding: str | None
+    content_encoding: str | None
     limit: int
 
     @property
-    def reserved_bytes(self) -> int:
-        """The most memory that the body can come to."""
-        known = self.length is not None and self.coding is None
-        return self.length if known and self.length is not None else self.limit
+    def max_bytes(self) -> int:
+        """The largest number of bytes that the body can take in memory."""
+        if self.length is None or self.content_encoding is not None:
+            return self.limit
+        return self.length
 
 
-def announced(headers: Mapping[str, str], limit: int) -> Announced:
-    """Read the headers, and refuse what they already show to be too much.
+def parse_headers(headers: Mapping[str, str], limit: int) -> BodyHeaders:
+    """Returns Content-Length and Content-Encoding, checked.
 
     Raises:
-        Malformed: a length that is none, or an empty body.
-        TooLarge: a length over the limit.
-        UnsupportedMedia: a coding that is not in `CODINGS`.
+        Malformed: if the length is not a number, or 0.
+        TooLarge: if the length is above the limit.
+        UnsupportedMedia: if the content encoding is unknown.
     """
-    coding = headers.get("content-encoding", "identity").strip().lower()
-    if coding not in ("identity", *CODINGS):
-        accepted = ", ".join(CODINGS)
-        raise UnsupportedMedia.about(
+    content_encoding = headers.get("content-encoding", "identity").strip().lower()
+    if content_encoding not in ("identity", *DECOMPRESSORS):
+        accepted = ", ".join(DECOMPRESSORS)
+        raise UnsupportedMedia(
             "Content-Encoding",
             f"one of {accepted}, or none",
             "another one",
             headers={"Accept-Encoding": accepted},
-            accepted=[*CODINGS],
+            accepted=[*DECOMPRESSORS],
         )
     text = headers.get("content-length")
     length = None
     if text is not None:
         if not _LENGTH.fullmatch(text):
-            raise Malformed.about("Content-Length", "a number of bytes", "something else")
+            raise Malformed("Content-Length", "a number of bytes", "something else")
         length = int(text)
     if length is None and "transfer-encoding" not in headers:
         length = 0
     if length == 0:
-        raise _empty()
+        raise empty_body()
     if length is not None and length > limit:
-        raise _too_large(limit, f"{length}")
-    return Announced(length, None if coding == "identity" else coding, limit)
+        raise body_too_large(limit, f"{length}")
+    return BodyHeaders(length, None if content_encoding == "identity" else content_encoding, limit)
 
 
-async def read(request: Request, body: Announced, settings: Settings) -> memoryview:
-    """The body, still packed, in writable memory.
+async def read(request: Request, headers: BodyHeaders, settings: Settings) -> memoryview:
+    """Returns the body as sent, in writable memory.
 
     Raises:
-        Malformed: it is empty, or ends early.
-        TooLarge: over the limit.
-        TooSlow: slower than the settings allow.
+        Malformed: if the body is empty or incomplete.
+        TooLarge: if it has more bytes than announced or allowed.
+        TooSlow: if it arrives more slowly than the settings allow.
     """
-    clock = asyncio.get_running_loop()
-    begun = clock.time()
-    sink = _Exactly(body.length) if body.length is not None else _Growing(body.limit)
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    buffer: _FixedBuffer | _GrowingBuffer
+    buffer = (
+        _GrowingBuffer(headers.limit) if headers.length is None else _FixedBuffer(headers.length)
+    )
     try:
-        async with asyncio.timeout(settings.body_timeout_seconds) as deadline:
+        async with asyncio.timeout(settings.body_timeout_seconds) as timeout:
             async for chunk in request.stream():
-                sink.write(chunk)
-                allowed = sink.received / settings.min_body_bytes_per_second
-                deadline.reschedule(begun + settings.body_timeout_seconds + allowed)
+                buffer.write(chunk)
+                allowed_seconds = buffer.num_received / settings.min_body_bytes_per_second
+                timeout.reschedule(start + settings.body_timeout_seconds + allowed_seconds)
     except TimeoutError:
         rate = settings.min_body_bytes_per_second
-        raise TooSlow.about(
+        raise TooSlow(
             "body",
             f"at least {rate} bytes per second after {settings.body_timeout_seconds:g} s",
-            f"{sink.received} bytes in {clock.time() - begun:.0f} s",
-            # Unlike with other refusals, the rest would keep coming as slowly.
+            f"{buffer.num_received} bytes in {loop.time() - start:.0f} s",
+            # An open connection would go on receiving the body as slowly.
             headers={"Connection": "close"},
         ) from None
     except ClientDisconnect:
-        raise Malformed.about("body", "all of it", f"{sink.received} bytes") from None
-    return sink.finish()
+        raise Malformed("body", "all of it", f"{buffer.num_received} bytes") from None
+    return buffer.finish()
 
 
-def unpack(body: memoryview, coding: str, limit: int) -> memoryview:
-    """The bytes behind one layer of `Content-Encoding`, in writable memory.
-
-    Raises:
-        Malformed: damaged, cut, or followed by something else.
-        TooLarge: more than `limit` bytes, found out soon after that many.
-    """
-    unpacked = bytearray()
-    try:
-        for piece in CODINGS[coding](body):
-            unpacked += piece
-            if len(unpacked) > limit:
-                raise _too_large(limit, "more, unpacked")
-    except EOFError:
-        raise Malformed.about("body", f"all of its {coding}", "a part of it") from None
-    except (zlib.error, zstandard.ZstdError):
-        raise Malformed.about("body", f"{coding}, as its header says", "other bytes") from None
-    if not unpacked:
-        raise _empty()
-    return memoryview(unpacked)
-
-
-def _gzip(packed: memoryview) -> Iterator[bytes]:
-    while packed:  # RFC 1952 allows several members, one after the other
-        packed = yield from _zlib_stream(packed, 16 + zlib.MAX_WBITS)
-
-
-def _deflate(packed: memoryview) -> Iterator[bytes]:
-    if (yield from _zlib_stream(packed, zlib.MAX_WBITS)):
-        raise zlib.error
-
-
-def _zlib_stream(packed: memoryview, window_bits: int) -> Generator[bytes, None, memoryview]:
-    """Unpack one stream, in bounded pieces, and return what is behind it."""
-    stream = zlib.decompressobj(window_bits)
-    begin = 0
-    while not stream.eof:
-        rest: bytes | memoryview = packed[begin : begin + _PACKED_BYTES]
-        if not rest:
-            raise EOFError
-        begin += len(rest)
-        # A full piece may mean that more is waiting, in the stream if not in its input.
-        while piece := stream.decompress(rest, _UNPACKED_BYTES):
-            yield piece
-            rest = stream.unconsumed_tail
-    return packed[begin - len(stream.unused_data) :]
-
-
-def _zstd(packed: memoryview) -> Iterator[bytes]:
-    while packed:  # RFC 8878 allows several frames, one after the other
-        frame = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).decompressobj()
-        begin = 0
-        while not frame.eof:
-            rest = packed[begin : begin + _ZSTD_PACKED_BYTES]
-            if not rest:
-                raise EOFError
-            begin += len(rest)
-            yield frame.decompress(rest)
-        packed = packed[begin - len(frame.unused_data) :]
-
-
-CODINGS: dict[str, Callable[[memoryview], Iterator[bytes]]] = {
-    "gzip": _gzip,
-    "deflate": _deflate,
-    "zstd": _zstd,
-}
-"""What `Content-Encoding` may say. Each raises EOFError where something is missing."""
-
-
-class _Exactly:
-    """A body of known length."""
+class _FixedBuffer:
+    """Memory for a body of known length."""
 
     def __init__(self, length: int) -> None:
-        # Unlike a bytearray, not filled with zeros: a client that announces a gigabyte and sends
-        # nothing costs nothing, and what arrives is written once.
+        # A bytearray would be filled with zeros, which takes time and physical memory.
         self._memory = np.empty(length, dtype=np.uint8).data
-        self.received = 0
+        self.num_received = 0
 
     def write(self, chunk: bytes) -> None:
-        end = self.received + len(chunk)
+        end = self.num_received + len(chunk)
         if end > len(self._memory):
-            raise Malformed.about("body", f"{len(self._memory)} bytes, as announced", "more")
-        self._memory[self.received : end] = chunk
-        self.received = end
+            raise Malformed("body", f"{len(self._memory)} bytes, as announced", "more")
+        self._memory[self.num_received : end] = chunk
+        self.num_received = end
 
     def finish(self) -> memoryview:
-        if self.received < len(self._memory):
-            raise Malformed.about(
-                "body", f"{len(self._memory)} bytes, as announced", f"{self.received}"
-            )
+        if self.num_received < len(self._memory):
+            expected = f"{len(self._memory)} bytes, as announced"
+            raise Malformed("body", expected, f"{self.num_received}")
         return self._memory
 
 
-class _Growing:
-    """A body of unknown length; bytearrays grow by an eighth, without a second copy in sight."""
+class _GrowingBuffer:
+    """Memory for a body of unknown length; a bytearray grows by an eighth at a time."""
 
     def __init__(self, limit: int) -> None:
         self._memory = bytearray()
         self._limit = limit
 
     @property
-    def received(self) -> int:
+    def num_received(self) -> int:
         return len(self._memory)
 
     def write(self, chunk: bytes) -> None:
         if len(self._memory) + len(chunk) > self._limit:
-            raise _too_large(self._limit, "more")
+            raise body_too_large(self._limit, "more")
         self._memory += chunk
 
     def finish(self) -> memoryview:
         if not self._memory:
-            raise _empty()
+            raise empty_body()
         return memoryview(self._memory)
-
-
-def _empty() -> Malformed:
-    return Malformed.about("body", "tensors", "0 bytes")
-
-
-def _too_large(limit: int, got: str) -> TooLarge:
-    return TooLarge.about("body", f"at most {limit} bytes", got, limit=limit)

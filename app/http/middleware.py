@@ -1,8 +1,8 @@
-"""Around every request: its id, headers that all answers have, figures for `/metrics`, and the log.
+"""Observability: request ids, metrics for `/metrics`, the error log, and common headers.
 
-Plain ASGI, since Starlette's `BaseHTTPMiddleware` costs a task and a stream per request. What no
-route caught ends here: the traceback goes into the log under the request's id, the client gets the
-id (`app.problems.internal`).
+It is plain ASGI, since Starlette's `BaseHTTPMiddleware` costs a task and a stream per request.
+Exceptions that no handler of `problems` covers end here: the traceback is logged under the id of
+the request, and the client gets a problem document with the same id.
 """
 
 import logging
@@ -21,12 +21,12 @@ from .pool import Workers
 _log = logging.getLogger("seg_loss_app")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-"""Those with a row in the figures: a client must not be able to make up more of them."""
-_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+"""Methods with a label value of their own. Any other is "other": clients cannot add time series."""
+_SECONDS_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
 
-class Figures:
-    """What `/metrics` shows, in a registry of its own: one service, one set of figures."""
+class Metrics:
+    """The Prometheus metrics of one service, in a registry that no other service shares."""
 
     def __init__(self, workers: Workers) -> None:
         self.registry = CollectorRegistry()
@@ -36,17 +36,21 @@ class Figures:
         )
         self.seconds = Histogram(
             "seg_loss_request_seconds",
-            "From the headers of a request to the end of its answer.",
+            "Time from the headers of a request to the end of its response.",
             ("route",),
-            buckets=_SECONDS,
+            buckets=_SECONDS_BUCKETS,
             registry=self.registry,
         )
         self.received = Counter(
-            "seg_loss_received_bytes", "Bytes of bodies received.", registry=self.registry
+            "seg_loss_received_bytes", "Bytes of request bodies.", registry=self.registry
         )
-        self.sent = Counter("seg_loss_sent_bytes", "Bytes of answers.", registry=self.registry)
+        self.sent = Counter(
+            "seg_loss_sent_bytes", "Bytes of response bodies.", registry=self.registry
+        )
         requests = Gauge(
-            "seg_loss_requests_in_flight", "Requests let in and not done.", registry=self.registry
+            "seg_loss_requests_in_flight",
+            "Requests admitted and not finished.",
+            registry=self.registry,
         )
         requests.set_function(lambda: workers.requests_in_flight)
         reserved = Gauge(
@@ -57,12 +61,12 @@ class Figures:
         reserved.set_function(lambda: workers.bytes_in_flight)
 
 
-class Observation:
-    """The outermost layer of the service that knows of requests."""
+class ObservabilityMiddleware:
+    """ASGI middleware that observes each HTTP request; it wraps all other layers of the service."""
 
-    def __init__(self, app: ASGIApp, figures: Figures) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
-        self._figures = figures
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -70,38 +74,38 @@ class Observation:
             return
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
-        begun = time.perf_counter()
+        start = time.perf_counter()
         status = 0
 
-        async def receive_counted() -> Message:
+        async def counting_receive() -> Message:
             message = await receive()
-            self._figures.received.inc(len(message.get("body", b"")))
+            self._metrics.received.inc(len(message.get("body", b"")))
             return message
 
-        async def send_counted(message: Message) -> None:
+        async def counting_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 _add_headers(message, request_id)
-            self._figures.sent.inc(len(message.get("body", b"")))
+            self._metrics.sent.inc(len(message.get("body", b"")))
             await send(message)
 
         try:
-            await self._app(scope, receive_counted, send_counted)
+            await self._app(scope, counting_receive, counting_send)
         except Exception:
             _log.exception("request %s failed", request_id)
-            if status:  # half an answer is out: only the connection can still tell
+            if status:  # the response has begun, so only closing the connection shows the failure
                 raise
-            await problems.internal(request_id)(scope, receive, send_counted)
+            await problems.internal_error(request_id)(scope, receive, counting_send)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in _METHODS else "other"
-            self._figures.requests.labels(route, method, status).inc()
-            self._figures.seconds.labels(route).observe(time.perf_counter() - begun)
+            self._metrics.requests.labels(route, method, status).inc()
+            self._metrics.seconds.labels(route).observe(time.perf_counter() - start)
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's own, if it is a plain word, or a new one."""
+    """Returns the `X-Request-ID` of the client if it is a plain word, else a new id."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value, "ascii")

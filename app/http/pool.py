@@ -1,18 +1,20 @@
-"""Who may come in, and the threads that do the work, so that the event loop stays free to answer.
+"""Admission control and the compute thread pool.
 
-A request is let in before its body is read, with the bytes that the body can come to, and asks for
-more when it is known what maps and upsampling take. It takes its place back out when it has its
-answer, or, after a timeout, when its thread has really ended: work in a thread cannot be stopped,
-and what it holds is not free before.
+A request is admitted before its body is read, with a reservation of the bytes that the body may
+have. The reservation grows when the memory of maps and upsampling is known. It is released after
+the response. A thread cannot be stopped, so after a timeout the reservation is released only when
+the thread has ended: its memory is in use until then.
+
+Computations run in threads so that the event loop can go on answering other requests.
 """
 
 import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,15 +25,20 @@ T = TypeVar("T")
 
 
 @dataclass(eq=False)
-class Place:
-    """One request that was let in, and its bytes."""
+class Reservation:
+    """The memory of one admitted request.
+
+    Attributes:
+        num_bytes: bytes reserved so far.
+        future: the computation, once it is submitted to the pool.
+    """
 
     num_bytes: int
-    work: "Future[object] | None" = field(default=None)
+    future: Future[Any] | None = None
 
 
 class Workers:
-    """A few threads, and a count of the requests that may wait for them."""
+    """A pool of threads, with limits on the number and the memory of the requests it serves."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -47,20 +54,20 @@ class Workers:
 
     @property
     def requests_in_flight(self) -> int:
-        """Requests that were let in and are not done."""
+        """Number of requests that are admitted and not finished."""
         return self._requests
 
     @property
     def bytes_in_flight(self) -> int:
-        """The memory their bodies, maps and upsampling can come to."""
+        """Bytes reserved for their bodies, maps and upsampling."""
         return self._bytes
 
     @contextmanager
-    def place(self, num_bytes: int) -> Iterator[Place]:
-        """Room for a request of that many bytes.
+    def reserve(self, num_bytes: int) -> Iterator[Reservation]:
+        """Admits a request with this many bytes; releases them at the end of the context.
 
         Raises:
-            Unavailable: there is none.
+            Unavailable: if the number of requests or their bytes would exceed the limits.
         """
         settings = self._settings
         with self._lock:
@@ -70,68 +77,64 @@ class Workers:
                 raise self._busy("The memory for requests is in use")
             self._requests += 1
             self._bytes += num_bytes
-        place = Place(num_bytes)
+        reservation = Reservation(num_bytes)
         try:
-            yield place
+            yield reservation
         finally:
-            if place.work is None:
-                self._leave(place)
-            else:  # at once if it has ended
-                place.work.add_done_callback(lambda _: self._leave(place))
+            if reservation.future is None:
+                self._release(reservation)
+            else:  # calls back immediately if the computation has ended
+                reservation.future.add_done_callback(lambda _: self._release(reservation))
 
-    def enlarge(self, place: Place, num_bytes: int) -> None:
-        """More room for a request, for what it turned out to need beside its body.
+    def grow(self, reservation: Reservation, num_bytes: int) -> None:
+        """Adds bytes that the request needs beside its body; may be called from any thread.
 
         Raises:
-            TooLarge: it alone would need more than there is.
-            Unavailable: there is none now.
+            TooLarge: if this request alone exceeds the limit.
+            Unavailable: if all requests together would exceed the limit.
         """
         limit = self._settings.max_bytes_in_flight
-        if place.num_bytes + num_bytes > limit:
-            left = limit - place.num_bytes
-            raise TooLarge.about(
+        if reservation.num_bytes + num_bytes > limit:
+            left = limit - reservation.num_bytes
+            raise TooLarge(
                 "memory", f"at most {left} bytes beside the body", f"{num_bytes}", limit=left
             )
         with self._lock:
             if self._bytes + num_bytes > limit:
                 raise self._busy("The memory for requests is in use")
             self._bytes += num_bytes
-            place.num_bytes += num_bytes
+            reservation.num_bytes += num_bytes
 
-    async def run(self, work: Callable[[], T], place: Place) -> T:
-        """Do the work in a thread.
+    async def run(self, function: Callable[[], T], reservation: Reservation) -> T:
+        """Calls a function in a thread of the pool and returns its result.
 
         Raises:
-            Unavailable: it took too long.
+            Unavailable: if it has no result within the time limit; the function goes on running.
         """
-        future = self._pool.submit(work)
-        place.work = future  # type: ignore[assignment]  # only ever asked whether it is done
+        future = self._pool.submit(function)
+        reservation.future = future
         try:
             async with asyncio.timeout(self._settings.compute_timeout_seconds):
                 return await asyncio.wrap_future(future)
         except TimeoutError:
             if future.done() and not future.cancelled():
-                return future.result()  # its own TimeoutError, or an answer in the last moment
+                return future.result()  # a result at the last moment, or the function's own error
             limit = f"{self._settings.compute_timeout_seconds:g} s"
-            raise self._busy(f"The answer was not ready within {limit}") from None
+            raise self._busy(f"The response was not ready within {limit}") from None
 
-    async def run_at_start(self, work: Callable[[], T]) -> T:
-        """Do what is nobody's request, without a limit."""
-        return await asyncio.wrap_future(self._pool.submit(work))
+    async def run_without_limits(self, function: Callable[[], T]) -> T:
+        """Calls a function that belongs to no request in a thread of the pool."""
+        return await asyncio.wrap_future(self._pool.submit(function))
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Cancels what has not begun; does not wait for running computations."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _leave(self, place: Place) -> None:
+    def _release(self, reservation: Reservation) -> None:
         with self._lock:
             self._requests -= 1
-            self._bytes -= place.num_bytes
+            self._bytes -= reservation.num_bytes
 
-    def _busy(self, what: str) -> Unavailable:
+    def _busy(self, reason: str) -> Unavailable:
         wait = self._settings.retry_after_seconds
-        return Unavailable(
-            f"{what}. Try again in {wait} s.",
-            headers={"Retry-After": f"{wait}"},
-            retry_after_seconds=wait,
-        )
+        return Unavailable(f"{reason}. Try again in {wait} s.", wait)

@@ -1,11 +1,12 @@
-"""Every error as `application/problem+json` (RFC 9457), and the table of what may be raised.
+"""Every error as `application/problem+json` (RFC 9457).
 
     {"type": "urn:seg-loss:ill_posed", "title": "Ill-posed input", "status": 422,
      "detail": "labels: expected ..., got ....", "error": <the same>, "code": "ill_posed",
      "request_id": "...", "where": "labels", "expected": ..., "got": ..., "fix": ...}
 
-`error` repeats `detail` for clients of the Open Inference Protocol, which show that member. What a
-client sent is never repeated, and an error of ours says nothing but the id to look for in the log.
+`error` repeats `detail` for clients of the Open Inference Protocol, which show that member. Text of
+the client is never repeated raw. A status of 500 gives no detail, only the id under which the
+traceback is logged.
 """
 
 import json
@@ -25,77 +26,63 @@ from ..errors import IllPosed, RequestError
 MEDIA_TYPE = "application/problem+json"
 
 
-def install(app: FastAPI) -> None:
-    """Answer everything that routes raise with a problem document."""
-    for error in (RequestError, InvalidInput, HTTPException, RequestValidationError):
-        app.add_exception_handler(error, _answer)
+def install_handlers(app: FastAPI) -> None:
+    """Makes the application answer each error that a route may raise with a problem document."""
+    for error_type in (RequestError, InvalidInput, HTTPException, RequestValidationError):
+        app.add_exception_handler(error_type, _handle)
 
 
-def internal(request_id: str) -> Response:
-    """What a client hears of an error of ours."""
-    return _document(
-        500,
-        "internal",
-        "Internal error",
-        "An error of the service, not of the request.",
-        request_id,
-    )
+def internal_error(request_id: str) -> Response:
+    """Returns the response to a request that failed through a defect of the service."""
+    detail = "An error of the service, not of the request."
+    return _problem(500, "internal", "Internal error", detail, request_id)
 
 
-def request_id_of(request: Request) -> str:
-    """The id that `app.observation` gave to the request."""
-    return str(getattr(request.state, "request_id", ""))
+async def _handle(request: Request, error: Exception) -> Response:
+    # `http.middleware` has set the id.
+    request_id = str(getattr(request.state, "request_id", ""))
+    if isinstance(error, RequestError):
+        return _problem_of(error, request_id)
+    if isinstance(error, InvalidInput):
+        ill_posed = IllPosed(error.where, error.expected, error.got, error.fix)
+        return _problem_of(ill_posed, request_id)
+    if isinstance(error, HTTPException):
+        status = HTTPStatus(error.status_code)
+        code = status.phrase.lower().replace(" ", "_").replace("-", "_")
+        detail = f"{status.description or status.phrase}."
+        title = status.phrase.capitalize()
+        return _problem(status, code, title, detail, request_id, headers=error.headers)
+    # FastAPI's own validation, which no route uses. Its message would repeat the input.
+    detail = "The request does not fit this path."
+    return _problem(IllPosed.status, IllPosed.code, IllPosed.title, detail, request_id)
 
 
-def refused(error: RequestError, request_id: str) -> Response:
-    """The document of a refusal."""
+def _problem_of(error: RequestError, request_id: str) -> Response:
     parts = {"where": error.where, "expected": error.expected, "got": error.got, "fix": error.fix}
-    given = {name: text for name, text in parts.items() if text is not None}
-    return _document(
+    present = {name: text for name, text in parts.items() if text is not None}
+    return _problem(
         error.status,
         error.code,
         error.title,
         error.detail,
         request_id,
-        members={**given, **error.members},
+        extensions={**present, **error.extensions},
         headers=error.headers,
     )
 
 
-async def _answer(request: Request, error: Exception) -> Response:
-    request_id = request_id_of(request)
-    if isinstance(error, RequestError):
-        return refused(error, request_id)
-    if isinstance(error, InvalidInput):
-        return refused(
-            IllPosed.about(error.where, error.expected, error.got, error.fix), request_id
-        )
-    if isinstance(error, HTTPException):
-        status = HTTPStatus(error.status_code)
-        code = status.phrase.lower().replace(" ", "_").replace("-", "_")
-        return _document(
-            status,
-            code,
-            status.phrase.capitalize(),
-            f"{status.description or status.phrase}.",
-            request_id,
-            headers=error.headers or {},
-        )
-    # Of FastAPI's own validation, which no route here uses; its messages would echo the input.
-    return refused(IllPosed("The request does not fit this path."), request_id)
-
-
-def _document(
+def _problem(
     status: int,
     code: str,
     title: str,
     detail: str,
     request_id: str,
     *,
-    members: Mapping[str, object] | None = None,
+    extensions: Mapping[str, object] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    content = {
+    """Returns a problem document; `extensions` are members beside those of RFC 9457."""
+    members = {
         "type": f"urn:seg-loss:{code}",
         "title": title,
         "status": int(status),
@@ -103,7 +90,7 @@ def _document(
         "error": detail,
         "code": code,
         "request_id": request_id,
-        **(members or {}),
+        **(extensions or {}),
     }
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+    text = json.dumps(members, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
     return Response(text, status_code=status, headers=dict(headers or {}), media_type=MEDIA_TYPE)

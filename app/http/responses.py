@@ -1,191 +1,182 @@
-"""Results to bytes: one table per operation, media type -> encoder, the first row the default.
+"""Results as response bodies, in a media type that `Accept` allows.
 
-`choose` reads `Accept` before the body is read. JSON never holds NaN or Infinity: null instead.
-What has no place in a format goes into headers: the loss of an NPY gradient is `Seg-Loss`, warnings
-are `Seg-Loss-Warning`.
+Each operation has a table of encoders by media type; the first row is the default. The media type
+is chosen before the body of the request is read. Values that a media type cannot hold become
+headers: `Seg-Loss` is the loss of an NPY gradient, `Seg-Loss-Warning` holds the warnings.
 """
 
-import json
-import math
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 
-from torch import Tensor
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+from .. import results
 from ..errors import IllPosed, NotAcceptable
-from ..formats import npy, safetensors
-from ..operations import Evaluated, Gradient, Picture
+from ..formats import json, npy, png, safetensors
+from ..results import EvaluationResult, GradientResult, PictureResult
+from ..settings import Settings
 
-JSON = "application/json"
-NPY = "application/x-npy"
-PNG = "image/png"
-SAFETENSORS = "application/x-safetensors"
+_MAX_SEND_BYTES = 1024 * 1024
+"""Size of one ASGI message. The server waits for a slow client between messages, not within."""
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
-    """A body in pieces that need not be joined, as views of the tensors they come from."""
+class Encoded:
+    """A result as bytes.
+
+    Attributes:
+        media_type: the Content-Type.
+        chunks: the body in parts, which may be views of tensors.
+        headers: headers that belong to the result.
+    """
 
     media_type: str
-    pieces: Sequence[bytes | memoryview]
+    chunks: Sequence[bytes | memoryview]
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-LOSS_MEMBERS = (
-    "loss",
-    "normalization",
-    "divisor",
-    "valid_pixels",
-    "ignored_pixels",
-    "uniform_loss",
-    "per_image",
-    "per_class",
-    "diagnosis",
-)
-"""The members of an `Evaluation` that `loss` answers with."""
+class ChunkedResponse(Response):
+    """A response whose chunks are sent one after the other and never joined.
 
-EVALUATION_MEMBERS = (*LOSS_MEMBERS, "confusion", "metrics", "calibration")
-"""Those that `evaluate` answers with: all that JSON can hold."""
+    Clients slower than the minimum rate get a truncated response.
 
+    Args:
+        encoded: the body, its media type and its headers.
+        headers: additional headers.
+        stack: closed after the last chunk, or when the client has disconnected.
+        settings: the minimum rate and the grace time of request bodies, used for responses too.
+    """
 
-def loss_members(result: Evaluated) -> dict[str, object]:
-    """The JSON object of `loss`."""
-    return _members(result, LOSS_MEMBERS)
+    def __init__(
+        self, encoded: Encoded, headers: Mapping[str, str], stack: ExitStack, settings: Settings
+    ) -> None:
+        self._chunks = encoded.chunks
+        self._stack = stack
+        num_bytes = sum(map(len, encoded.chunks))
+        super().__init__(
+            headers={**encoded.headers, **headers, "Content-Length": f"{num_bytes}"},
+            media_type=encoded.media_type,
+        )
+        allowed_seconds = num_bytes / settings.min_body_bytes_per_second
+        self._timeout_seconds = settings.body_timeout_seconds + allowed_seconds
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # uvicorn closes the connection of a response that was not completed.
+        with self._stack, suppress(TimeoutError):
+            await asyncio.wait_for(self._send(send), self._timeout_seconds)
 
-def evaluation_members(result: Evaluated) -> dict[str, object]:
-    """The JSON object of `evaluate`."""
-    return _members(result, EVALUATION_MEMBERS)
-
-
-def json_bytes(value: object) -> bytes:
-    """JSON in UTF-8 of what `plain` returned."""
-    return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-
-
-def plain(value: object) -> object:
-    """Dataclasses, tuples and numbers as JSON knows them; what is not finite is None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Tensor):
-        return value.tolist()  # counts only: integers need no second look
-    if is_dataclass(value):
-        return {entry.name: plain(getattr(value, entry.name)) for entry in fields(value)}
-    if isinstance(value, tuple):
-        return [plain(entry) for entry in value]
-    return value
+    async def _send(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        for chunk in self._chunks:
+            for begin in range(0, len(chunk), _MAX_SEND_BYTES):
+                part = chunk[begin : begin + _MAX_SEND_BYTES]
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def gradient_file(result: Gradient) -> list[bytes | memoryview]:
-    """The gradient as safetensors: the rest of the result is text in the metadata."""
-    metadata = {
-        "loss": repr(result.loss),
-        "normalization": result.normalization,
-        "loss_weight": repr(result.loss_weight),
-        "warnings": json.dumps(result.warnings),
-    }
-    return safetensors.encode({"gradient": result.gradient}, metadata)
-
-
-def choose(accept: str | None, offered: Sequence[str]) -> str:
-    """The offered media type that `Accept` likes best; the first of equals.
+def choose_media_type(accept: str | None, offered: Sequence[str]) -> str:
+    """Returns the offered media type with the highest quality in `Accept`, the first of equals.
 
     Raises:
-        NotAcceptable: it likes none.
+        NotAcceptable: if the quality of all of them is 0.
     """
     if accept is None or not accept.strip():
         return offered[0]
-    ranges = [_range(text) for text in accept.lower().split(",")]
+    ranges = [_parse_media_range(text) for text in accept.lower().split(",")]
     best, best_quality = "", 0.0
     for media_type in offered:
         matching = [
-            (len(wanted), quality) for wanted, quality in ranges if _matches(wanted, media_type)
+            (len(media_range), quality)
+            for media_range, quality in ranges
+            if _matches(media_range, media_type)
         ]
-        # The most specific range speaks: `image/png;q=0, */*` is everything but PNG.
+        # The most specific range decides: `image/png;q=0, */*` allows everything but PNG.
         quality = max(matching, default=(0, 0.0))[1]
         if quality > best_quality:
             best, best_quality = media_type, quality
     if not best:
-        raise NotAcceptable.about(
+        raise NotAcceptable(
             "Accept", f"one of {', '.join(offered)}", "others", offered=list(offered)
         )
     return best
 
 
-def _loss_as_json(result: Evaluated) -> Answer:
-    return Answer(JSON, [json_bytes(loss_members(result))])
-
-
-def _gradient_as_safetensors(result: Gradient) -> Answer:
-    return Answer(SAFETENSORS, gradient_file(result), {"Seg-Loss": repr(result.loss)})
-
-
-def _gradient_as_npy(result: Gradient) -> Answer:
-    headers = {"Seg-Loss": repr(result.loss), **_warning(result.warnings)}
-    return Answer(NPY, npy.encode(result.gradient), headers)
-
-
-def _evaluation_as_json(result: Evaluated) -> Answer:
-    assert not result.evaluation.maps  # `refuse_maps_in_json` was asked before the work
-    return Answer(JSON, [json_bytes(evaluation_members(result))])
-
-
-def _evaluation_as_safetensors(result: Evaluated) -> Answer:
-    metadata = {"evaluation": json_bytes(evaluation_members(result)).decode()}
-    return Answer(SAFETENSORS, safetensors.encode(result.evaluation.maps, metadata))
-
-
-def _picture_as_png(result: Picture) -> Answer:
-    return Answer(PNG, [result.png], _warning(result.warnings))
-
-
-LOSS: Mapping[str, Callable[[Evaluated], Answer]] = {JSON: _loss_as_json}
-GRADIENT: Mapping[str, Callable[[Gradient], Answer]] = {
-    SAFETENSORS: _gradient_as_safetensors,
-    NPY: _gradient_as_npy,
-}
-EVALUATE: Mapping[str, Callable[[Evaluated], Answer]] = {
-    JSON: _evaluation_as_json,
-    SAFETENSORS: _evaluation_as_safetensors,
-}
-VISUALIZE: Mapping[str, Callable[[Picture], Answer]] = {PNG: _picture_as_png}
-
-
-def refuse_maps_in_json(maps: Sequence[str], media_type: str) -> None:
-    """Maps have a place in safetensors only.
+def check_can_hold_maps(media_type: str, maps: Sequence[str]) -> None:
+    """Checks that a response of this media type can hold the maps asked for.
 
     Raises:
-        IllPosed: maps are wanted, and JSON.
+        IllPosed: if there are maps and the response is JSON.
     """
-    if maps and media_type == JSON:
-        raise IllPosed.about(
-            "maps", "none in a JSON answer", "some", f"Send Accept: {SAFETENSORS} to get them."
-        )
+    if maps and media_type == json.MEDIA_TYPE:
+        fix = f"Send Accept: {safetensors.MEDIA_TYPE} to get them."
+        raise IllPosed("maps", "none in a JSON response", "some", fix)
 
 
-def _members(result: Evaluated, names: Sequence[str]) -> dict[str, object]:
-    members = {name: plain(getattr(result.evaluation, name)) for name in names}
-    return {**members, "warnings": list(result.warnings)}
+def _loss_as_json(result: EvaluationResult) -> Encoded:
+    return Encoded(json.MEDIA_TYPE, [results.json_bytes(results.loss_fields(result))])
 
 
-def _warning(warnings: Sequence[str]) -> dict[str, str]:
+def _gradient_as_safetensors(result: GradientResult) -> Encoded:
+    headers = {"Seg-Loss": repr(result.loss)}
+    return Encoded(safetensors.MEDIA_TYPE, results.gradient_file(result), headers)
+
+
+def _gradient_as_npy(result: GradientResult) -> Encoded:
+    headers = {"Seg-Loss": repr(result.loss), **_warning_header(result.warnings)}
+    return Encoded(npy.MEDIA_TYPE, npy.encode(result.gradient), headers)
+
+
+def _evaluation_as_json(result: EvaluationResult) -> Encoded:
+    assert not result.evaluation.maps  # `check_can_hold_maps` came before the computation
+    return Encoded(json.MEDIA_TYPE, [results.json_bytes(results.evaluation_fields(result))])
+
+
+def _evaluation_as_safetensors(result: EvaluationResult) -> Encoded:
+    return Encoded(safetensors.MEDIA_TYPE, results.maps_file(result))
+
+
+def _picture_as_png(result: PictureResult) -> Encoded:
+    return Encoded(png.MEDIA_TYPE, [result.png], _warning_header(result.warnings))
+
+
+LOSS_ENCODERS: Mapping[str, Callable[[EvaluationResult], Encoded]] = {
+    json.MEDIA_TYPE: _loss_as_json,
+}
+GRADIENT_ENCODERS: Mapping[str, Callable[[GradientResult], Encoded]] = {
+    safetensors.MEDIA_TYPE: _gradient_as_safetensors,
+    npy.MEDIA_TYPE: _gradient_as_npy,
+}
+EVALUATE_ENCODERS: Mapping[str, Callable[[EvaluationResult], Encoded]] = {
+    json.MEDIA_TYPE: _evaluation_as_json,
+    safetensors.MEDIA_TYPE: _evaluation_as_safetensors,
+}
+VISUALIZE_ENCODERS: Mapping[str, Callable[[PictureResult], Encoded]] = {
+    png.MEDIA_TYPE: _picture_as_png,
+}
+
+
+def _warning_header(warnings: Sequence[str]) -> dict[str, str]:
     text = " ".join(warnings).encode("ascii", "replace").decode()
     return {"Seg-Loss-Warning": text} if text else {}
 
 
-def _range(text: str) -> tuple[str, float]:
-    """A media range and its quality, 0 if it cannot be read."""
-    name, *parameters = (part.strip() for part in text.split(";"))
+def _parse_media_range(text: str) -> tuple[str, float]:
+    """Returns a media range and its quality; an invalid quality counts as 0."""
+    media_range, *parameters = (part.strip() for part in text.split(";"))
     for parameter in parameters:
         if parameter.startswith("q="):
             try:
                 quality = float(parameter[2:])
             except ValueError:
-                return name, 0.0
-            return name, quality if 0 <= quality <= 1 else 0.0
-    return name, 1.0
+                return media_range, 0.0
+            return media_range, quality if 0 <= quality <= 1 else 0.0
+    return media_range, 1.0
 
 
-def _matches(wanted: str, media_type: str) -> bool:
-    kind = media_type.partition("/")[0]
-    return wanted in (media_type, f"{kind}/*", "*/*")
+def _matches(media_range: str, media_type: str) -> bool:
+    main_type = media_type.partition("/")[0]
+    return media_range in (media_type, f"{main_type}/*", "*/*")

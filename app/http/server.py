@@ -1,7 +1,8 @@
 """uvicorn with the settings of the service: what `seg-loss serve` runs.
 
-When told to stop, `/readyz` says no at once, and for `drain_seconds` more the service goes on to
-serve, so that a load balancer can look elsewhere before connections are refused.
+At the first signal to stop, `/readyz` answers 503 from then on, and the service serves for
+`drain_seconds` more. A load balancer can use this time to send requests elsewhere before
+connections are refused.
 """
 
 import asyncio
@@ -18,20 +19,8 @@ from .app import create_app
 from .v1 import Service
 
 
-def _log_config() -> dict[str, Any]:
-    """uvicorn's, with every line on stderr, and the messages of `app` among them."""
-    config = deepcopy(LOGGING_CONFIG)
-    config["handlers"]["access"]["stream"] = "ext://sys.stderr"
-    config["loggers"]["seg_loss_app"] = {
-        "handlers": ["default"],
-        "level": "INFO",
-        "propagate": False,
-    }
-    return config
-
-
 class Server(uvicorn.Server):
-    """Drains before it stops."""
+    """A uvicorn server that drains before it stops."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         self._service: Service = app.state.service
@@ -51,7 +40,7 @@ class Server(uvicorn.Server):
         )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop at the second signal, or when the time to drain is over."""
+        """Stops after `drain_seconds`, or immediately at a second signal."""
         wait = self._service.settings.drain_seconds
         if self._service.is_draining or not wait:
             self._service.is_draining = True
@@ -63,5 +52,17 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: Settings) -> None:
-    """Serve until told to stop."""
+    """Serves until a signal stops the process."""
     Server(create_app(settings), settings).run()
+
+
+def _log_config() -> dict[str, Any]:
+    """Returns uvicorn's configuration, with all lines on stderr and the service's logger added."""
+    config = deepcopy(LOGGING_CONFIG)
+    config["handlers"]["access"]["stream"] = "ext://sys.stderr"
+    config["loggers"]["seg_loss_app"] = {
+        "handlers": ["default"],
+        "level": "INFO",
+        "propagate": False,
+    }
+    return config

@@ -1,1 +1,1 @@
-"""Label maps as pictures: palettes, colour maps, rendering."""
+"""Pictures of labels, predictions and losses, and the colours in them."""

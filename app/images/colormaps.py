@@ -1,8 +1,8 @@
-"""The colour maps of the heat pictures: 256 colours each, from dark to light.
+"""Colour maps of 256 colours, from dark to light: uint8 [256,3].
 
-`INFERNO` and `VIRIDIS` are the tables of BIDS/colormap by Nathaniel Smith and Stéfan van der Walt
-(CC0), as matplotlib 3.11 publishes them, each value rounded to the nearest of 0…255. A table is 768
-bytes, kept as base64 so that no data file needs to be packaged.
+`INFERNO` and `VIRIDIS` are from BIDS/colormap by Nathaniel Smith and Stéfan van der Walt (CC0), as
+published with matplotlib 3.11. Values are rounded to the nearest of 0…255. They are stored as
+base64, so that no data file has to be packaged.
 """
 
 from base64 import b64decode
@@ -41,20 +41,22 @@ _VIRIDIS = (
 )
 
 
-def _table(base64: str) -> npt.NDArray[np.uint8]:
-    return np.frombuffer(b64decode(base64), dtype=np.uint8).reshape(256, 3)
+def _decode(table: str) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(b64decode(table), dtype=np.uint8).reshape(256, 3)
 
 
-INFERNO = _table(_INFERNO)
-VIRIDIS = _table(_VIRIDIS)
+INFERNO = _decode(_INFERNO)
+VIRIDIS = _decode(_VIRIDIS)
 
 
-def paint(share: npt.NDArray[np.floating], table: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Colours [H,W,3] of values [H,W]: 0 and below the first, 1 and above the last of `table`.
+def paint(
+    values: npt.NDArray[np.floating], colormap: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.uint8]:
+    """Returns the colours [H,W,3] of values [H,W] from 0 to 1.
 
-    The index is floor(x·255 + 0.5): the first and the last colour cover half a step each. NaN gets
-    the first colour.
+    The index of a colour is floor(255 x + 0.5), so that the first and the last colour cover half a
+    step each. Values outside 0...1 are clipped. NaN gets the first colour.
     """
-    steps = (np.nan_to_num(np.clip(share, 0.0, 1.0), nan=0.0) * 255 + 0.5).astype(np.uint8)
-    colours: npt.NDArray[np.uint8] = np.take(table, steps, axis=0)
+    index = (np.nan_to_num(np.clip(values, 0.0, 1.0), nan=0.0) * 255 + 0.5).astype(np.uint8)
+    colours: npt.NDArray[np.uint8] = np.take(colormap, index, axis=0)
     return colours

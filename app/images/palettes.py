@@ -1,13 +1,14 @@
-"""Colours and class names: one row of `PALETTES` per data set.
+"""Colours and class names of data sets: one row of `PALETTES` for each.
 
-Every palette has 256 colours, one for each index that a P-mode PNG can hold, so that drawing never
-meets an index without a colour. Behind the classes that a palette names:
+Every palette has 256 colours, one for each index that a PNG of mode P can hold. The colours behind
+those of the named classes are:
 
-- `voc` goes on with the formula that made its first 21 colours (Everingham's `labelcolormap`);
-- every other palette goes on with the VOC colours it does not use itself, in their order, so that
-  no two of its 256 colours are equal.
+- in `voc`, those of the formula that also gives its first 21 colours (Everingham's
+  `labelcolormap`);
+- in every other palette, the VOC colours that it does not use itself, in their order, so that all
+  256 colours differ.
 
-`ignore_index` has the colour that the data set gives to its void.
+`ignore_index` has the colour that the data set gives to its void pixels.
 """
 
 from dataclasses import dataclass
@@ -15,25 +16,23 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import IllPosed
-
 NUM_COLOURS = 256
-"""As many as a P-mode PNG can hold."""
+"""Number of colours that a PNG of mode P can hold."""
 
-Colour = tuple[int, int, int]
+Colour = tuple[int, int, int]  # red, green, blue
 
 
 @dataclass(frozen=True, eq=False)
 class Palette:
-    """What the indices of a data set are called and how they are painted.
+    """The colours and names of the classes of a data set.
 
-    Args:
-        name: what a request asks for, `palette=voc`.
-        colours: red, green and blue of the indices 0…255. Read-only.
-        class_names: the names of the indices 0…n-1; later indices have a colour and no name.
-        ignore_index: the index of pixels that do not count.
-        background_index: the class that an overlay leaves as photo, if the data set has one.
-        void_colours: further colours that mean `ignore_index` in coloured label maps.
+    Attributes:
+        name: the value of the option `palette`.
+        colours: uint8 [256,3], read-only: red, green and blue of each index.
+        class_names: names of the classes 0…n-1. Later indices have a colour and no name.
+        ignore_index: the index of void pixels.
+        background_index: the class at which an overlay shows the photo, or None.
+        void_colours: further colours of void pixels in coloured label maps.
     """
 
     name: str
@@ -49,15 +48,24 @@ class Palette:
         self.colours.setflags(write=False)
 
     def paint(self, indices: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
-        """Colours [H,W,3] of indices [H,W]; above 255, and below 0, the table starts again."""
+        """Returns the colours [H,W,3] of indices [H,W], taken modulo 256."""
         return np.take(self.colours, indices & (NUM_COLOURS - 1), axis=0)
+
+    def fields(self) -> dict[str, object]:
+        """Returns the names and the special indices as JSON fields."""
+        return {
+            "name": self.name,
+            "class_names": list(self.class_names),
+            "ignore_index": self.ignore_index,
+            "background_index": self.background_index,
+        }
 
 
 def voc_colours() -> npt.NDArray[np.uint8]:
-    """The 256 VOC colours, by interleaving the bits of the index.
+    """Returns the 256 VOC colours, uint8 [256,3].
 
-    Bits 0, 1, 2 of the index become the highest bits of red, green, blue, bits 3, 4, 5 the next
-    ones, and so on. Index 0 is black and index 255 is (224, 224, 192).
+    Bits 0, 1 and 2 of the index are the highest bits of red, green and blue. Bits 3, 4 and 5 are
+    the next ones, and so on. Index 0 is black and index 255 is (224, 224, 192).
     """
     index = np.arange(NUM_COLOURS, dtype=np.uint8)
     colours = np.zeros((NUM_COLOURS, 3), dtype=np.uint8)
@@ -67,13 +75,13 @@ def voc_colours() -> npt.NDArray[np.uint8]:
     return colours
 
 
-def _continue_with_voc(
-    own: tuple[Colour, ...], void: Colour, ignore_index: int
+def _fill_with_voc(
+    class_colours: tuple[Colour, ...], void: Colour, ignore_index: int
 ) -> npt.NDArray[np.uint8]:
-    """256 distinct colours: `own`, then the VOC colours not used yet; `void` at `ignore_index`."""
-    used = {*own, void}
-    rest = [colour for colour in map(tuple, voc_colours().tolist()) if colour not in used]
-    colours = [*own, *rest][: NUM_COLOURS - 1]
+    """Returns 256 distinct colours: those of the classes, then VOC colours; void where ignored."""
+    used = {*class_colours, void}
+    unused = [colour for colour in map(tuple, voc_colours().tolist()) if colour not in used]
+    colours = [*class_colours, *unused][: NUM_COLOURS - 1]
     colours.insert(ignore_index, void)
     return np.array(colours, dtype=np.uint8)
 
@@ -102,7 +110,7 @@ _VOC_NAMES = (
     "tvmonitor",
 )
 
-# The evaluated classes in the order of their trainIds, as in cityscapesScripts' labels.py.
+# The evaluated classes in the order of their trainIds, as in labels.py of cityscapesScripts.
 _CITYSCAPES: dict[str, Colour] = {
     "road": (128, 64, 128),
     "sidewalk": (244, 35, 232),
@@ -125,8 +133,8 @@ _CITYSCAPES: dict[str, Colour] = {
     "bicycle": (119, 11, 32),
 }
 
-# The colours of the classes that Cityscapes annotates and does not evaluate, in *_color.png. The
-# licence plate is left out: it has the colour of cars, and never occurs in the files.
+# The classes that Cityscapes annotates but does not evaluate, in the colours of *_color.png. The
+# licence plate is missing: it has the colour of cars, and does not occur in the files.
 _CITYSCAPES_VOID: dict[str, Colour] = {
     "dynamic": (111, 74, 0),
     "ground": (81, 0, 81),
@@ -145,22 +153,10 @@ PALETTES: dict[str, Palette] = {
         Palette("voc", voc_colours(), _VOC_NAMES, ignore_index=255, background_index=0),
         Palette(
             "cityscapes",
-            _continue_with_voc(tuple(_CITYSCAPES.values()), void=(0, 0, 0), ignore_index=255),
+            _fill_with_voc(tuple(_CITYSCAPES.values()), void=(0, 0, 0), ignore_index=255),
             tuple(_CITYSCAPES),
             ignore_index=255,
             void_colours=tuple(_CITYSCAPES_VOID.values()),
         ),
     )
 }
-
-
-def palette(name: str) -> Palette:
-    """The palette of that name.
-
-    Raises:
-        IllPosed: there is none; the sentence lists those there are.
-    """
-    found = PALETTES.get(name)
-    if found is None:
-        raise IllPosed.about("palette", f"one of {', '.join(PALETTES)}", "an unknown name")
-    return found

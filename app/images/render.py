@@ -1,18 +1,18 @@
-"""Pictures of one image of a batch: arrays [H,W] to PNG, one function per row of `KINDS`.
+"""Pictures of one image of a batch, drawn from arrays [H,W]; one row of `KINDS` for each kind.
 
 | kind | picture | mode |
 |---|---|---|
-| labels, prediction | the indices themselves, in the colours of the palette | P |
+| labels, prediction | the class indices, with the colours of the palette | P |
 | overlay | the photo, blended with the colours of the prediction, or else of the labels | RGB |
-| error | correct light grey, wrong vermilion | RGB |
-| nll | inferno from 0 to ln C; what is above is worse than knowing nothing, and clipped | RGB |
+| error | light grey where the prediction is right, vermilion where it is wrong | RGB |
+| nll | inferno from 0 to ln C; clipped above, where a uniform prediction would be better | RGB |
 | confidence | viridis from 0 to 1 | RGB |
-| entropy | viridis of entropy / ln C, from 0 to 1 | RGB |
+| entropy | viridis from 0 to ln C | RGB |
 
-The P pictures are label maps again: they can be sent where labels are read. The scales never depend
-on the image, so pictures of one class count can be compared. Pixels that do not count are a checker
-of two greys, which no colour map contains; the overlay leaves them as photo, and also the
-background class of the palette, as `vis.py` of FCN does.
+Pictures of mode P are label maps: they can be sent as `labels`. No scale depends on the image, so
+that pictures with the same number of classes can be compared. Ignored pixels are a checkerboard of
+two greys that no colour map contains. The overlay shows the photo there, and also where the
+background class of the palette is, as `vis.py` of FCN does.
 """
 
 import math
@@ -25,35 +25,37 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..errors import IllPosed
-from ..formats import png as label_maps
-from . import colormaps as colour_maps
-from .palettes import Palette
+from . import colormaps
+from .palettes import NUM_COLOURS, Palette
 
 Indices = npt.NDArray[np.integer]
 Values = npt.NDArray[np.floating]
 Colours = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
 
 _Array = TypeVar("_Array", bound=npt.NDArray[Any])
 
 CORRECT: Final = (217, 217, 217)
 WRONG: Final = (213, 94, 0)
-"""Vermilion of Okabe and Ito, told from grey with any kind of colour blindness."""
-CHECKER: Final = (96, 144)
-CHECKER_PX: Final = 4
+"""Vermilion of Okabe and Ito, distinct from grey with every kind of colour blindness."""
+CHECKER_GREYS: Final = (96, 144)
+CHECKER_PIXELS: Final = 4
+"""Width and height of one square of the checkerboard."""
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
-    """What there is to draw: arrays [H,W] of one image, all of the same size.
+class Layers:
+    """The arrays [H,W] that a picture of one image is drawn from; None where there is none.
 
-    Args:
+    Attributes:
         palette: the colours of the classes.
         num_classes: C, for the scales of nll and entropy.
         labels, prediction: class indices.
-        nll, confidence, entropy: natural logarithms and probabilities, unclipped.
+        nll, entropy: in nats, not negative.
+        confidence: from 0 to 1.
         photo: uint8 [H,W,3].
-        valid: whether a pixel counts; None where all do.
-        alpha: weight of the palette in the overlay, 0…1.
+        valid: false at ignored pixels; None if no pixel is ignored.
+        alpha: weight of the palette in the overlay, from 0 to 1.
     """
 
     palette: Palette
@@ -64,36 +66,73 @@ class Scene:
     confidence: Values | None = None
     entropy: Values | None = None
     photo: Colours | None = None
-    valid: npt.NDArray[np.bool_] | None = None
+    valid: Mask | None = None
     alpha: float = 0.5
 
-    def ignored(self, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
-        """The pixels that do not count."""
+    def ignored(self, shape: tuple[int, int]) -> Mask:
+        """Returns a mask of the ignored pixels."""
         return np.zeros(shape, dtype=np.bool_) if self.valid is None else ~self.valid
 
 
-def draw(kind: str, scene: Scene) -> bytes:
-    """The PNG of that kind.
+@dataclass(frozen=True)
+class Kind:
+    """A kind of picture.
+
+    Attributes:
+        draw: the function that draws it.
+        map: the map of `seg_loss.evaluate` that it is drawn from; None if it needs no logits.
+    """
+
+    draw: Callable[[Layers], Image.Image]
+    map: str | None
+
+
+def draw(kind: str, layers: Layers) -> Image.Image:
+    """Returns the picture of a kind, of mode P or RGB.
 
     Raises:
-        IllPosed: an unknown kind, something missing for it, sizes that differ, or a bad alpha.
+        IllPosed: if the kind is unknown, an array is missing, sizes differ, alpha is not from 0 to
+            1, or an index does not fit mode P.
     """
-    function = KINDS.get(kind)
-    if function is None:
-        raise IllPosed.about("kind", f"one of {', '.join(KINDS)}", "an unknown name")
-    if not 0 <= scene.alpha <= 1:
-        raise IllPosed.about("alpha", "a weight from 0 to 1", f"{scene.alpha}")
-    _check_sizes(scene)
-    return function(scene)
+    row = KINDS.get(kind)
+    if row is None:
+        raise IllPosed("kind", f"one of {', '.join(KINDS)}", "an unknown name")
+    if not 0 <= layers.alpha <= 1:
+        raise IllPosed("alpha", "a weight from 0 to 1", f"{layers.alpha}")
+    _check_sizes(layers)
+    return row.draw(layers)
 
 
-def _check_sizes(scene: Scene) -> None:
-    """Everything there is has the size of the first thing there is."""
+def indexed_picture(indices: Indices, palette: Palette) -> Image.Image:
+    """Returns a picture of mode P, whose samples are the indices [H,W].
+
+    Raises:
+        IllPosed: if an index is not from 0 to 255.
+    """
+    if indices.dtype != np.uint8:
+        outside = (indices < 0) | (indices >= NUM_COLOURS)
+        if outside.any():
+            row, column = map(int, np.argwhere(outside)[0])
+            others = int(np.count_nonzero(outside)) - 1
+            more = f" and {others} more pixel{'s' if others > 1 else ''}" if others else ""
+            raise IllPosed(
+                "labels",
+                f"0…{NUM_COLOURS - 1}, which a PNG of mode P can hold",
+                f"{int(indices[row, column])} at ({row}, {column}){more}",
+            )
+    height, width = indices.shape
+    picture = Image.frombytes("P", (width, height), indices.astype(np.uint8).tobytes())
+    picture.putpalette(palette.colours.tobytes())
+    return picture
+
+
+def _check_sizes(layers: Layers) -> None:
+    """Checks that all arrays have the height and width of the first one."""
     arrays = {
-        "labels": scene.labels,
-        "prediction": scene.prediction,
-        "logits": scene.nll if scene.confidence is None else scene.confidence,
-        "image": scene.photo,
+        "labels": layers.labels,
+        "prediction": layers.prediction,
+        "logits": layers.nll if layers.confidence is None else layers.confidence,
+        "image": layers.photo,
     }
     first = ""
     for where, array in arrays.items():
@@ -104,7 +143,7 @@ def _check_sizes(scene: Scene) -> None:
             first, expected = where, (height, width)
         elif (height, width) != expected:
             is_larger = height >= expected[0] and width >= expected[1]
-            raise IllPosed.about(
+            raise IllPosed(
                 where,
                 f"{expected[0]} x {expected[1]} (height x width) to match the {first}",
                 f"{height} x {width}",
@@ -114,98 +153,99 @@ def _check_sizes(scene: Scene) -> None:
             )
 
 
-def _labels(scene: Scene) -> bytes:
-    """Labels as they came; an ignored one that no PNG can hold, such as -1, as the palette's."""
-    labels = _needed(scene.labels, "labels", "labels", "Send `labels`.")
-    outside = (labels < 0) | (labels > 255)
-    replaced = outside & scene.ignored(labels.shape)
+def _labels(layers: Layers) -> Image.Image:
+    labels = _required(layers.labels, "labels", "labels", "Send `labels`.")
+    outside = (labels < 0) | (labels > NUM_COLOURS - 1)
+    # An ignored label such as -1 does not fit mode P.
+    replaced = outside & layers.ignored(labels.shape)
     if replaced.any():
-        labels = np.where(replaced, scene.palette.ignore_index, labels)
-    return label_maps.write(labels, scene.palette)
+        labels = np.where(replaced, layers.palette.ignore_index, labels)
+    return indexed_picture(labels, layers.palette)
 
 
-def _prediction(scene: Scene) -> bytes:
-    """Predicted classes of all pixels, ignored ones included: a prediction has no void."""
-    prediction = _needed(
-        scene.prediction, "prediction", "prediction", "Send `logits` or `prediction`."
+def _prediction(layers: Layers) -> Image.Image:
+    # Ignored pixels have a prediction too, and show it.
+    prediction = _required(
+        layers.prediction, "prediction", "prediction", "Send `logits` or `prediction`."
     )
-    return label_maps.write(prediction, scene.palette)
+    return indexed_picture(prediction, layers.palette)
 
 
-def _overlay(scene: Scene) -> bytes:
-    photo = _needed(scene.photo, "image", "overlay", "Send the photo as `image`, PNG or JPEG.")
-    indices = _needed(
-        scene.labels if scene.prediction is None else scene.prediction,
+def _overlay(layers: Layers) -> Image.Image:
+    photo = _required(layers.photo, "image", "overlay", "Send the photo as `image`, PNG or JPEG.")
+    indices = _required(
+        layers.labels if layers.prediction is None else layers.prediction,
         "prediction",
         "overlay",
         "Send `logits`, `prediction` or `labels`.",
     )
-    alpha = np.float32(scene.alpha)
-    blend = (1 - alpha) * photo + alpha * scene.palette.paint(indices)
-    as_photo = scene.ignored(indices.shape)
-    if scene.palette.background_index is not None:
-        as_photo |= indices == scene.palette.background_index
-    return _encode(np.where(as_photo[:, :, None], photo, np.rint(blend).astype(np.uint8)))
+    alpha = np.float32(layers.alpha)
+    blend = (1 - alpha) * photo + alpha * layers.palette.paint(indices)
+    shows_photo = layers.ignored(indices.shape)
+    if layers.palette.background_index is not None:
+        shows_photo |= indices == layers.palette.background_index
+    return _picture(np.where(shows_photo[:, :, None], photo, np.rint(blend).astype(np.uint8)))
 
 
-def _error(scene: Scene) -> bytes:
-    labels = _needed(scene.labels, "labels", "error", "Send `labels`.")
-    prediction = _needed(scene.prediction, "prediction", "error", "Send `logits` or `prediction`.")
+def _error(layers: Layers) -> Image.Image:
+    labels = _required(layers.labels, "labels", "error", "Send `labels`.")
+    prediction = _required(
+        layers.prediction, "prediction", "error", "Send `logits` or `prediction`."
+    )
     colours = np.array([WRONG, CORRECT], dtype=np.uint8)[(labels == prediction).astype(np.intp)]
-    return _with_checker(colours, scene.ignored(labels.shape))
+    return _with_checkerboard(colours, layers.ignored(labels.shape))
 
 
-def _nll(scene: Scene) -> bytes:
-    nll = _needed(scene.nll, "nll", "nll", "Send `logits` and `labels`.")
-    return _heat(_share(nll, scene.num_classes), colour_maps.INFERNO, scene)
+def _nll(layers: Layers) -> Image.Image:
+    nll = _required(layers.nll, "nll", "nll", "Send `logits` and `labels`.")
+    return _heat_map(_over_ln_c(nll, layers.num_classes), colormaps.INFERNO, layers)
 
 
-def _confidence(scene: Scene) -> bytes:
-    confidence = _needed(scene.confidence, "confidence", "confidence", "Send `logits`.")
-    return _heat(confidence, colour_maps.VIRIDIS, scene)
+def _confidence(layers: Layers) -> Image.Image:
+    confidence = _required(layers.confidence, "confidence", "confidence", "Send `logits`.")
+    return _heat_map(confidence, colormaps.VIRIDIS, layers)
 
 
-def _entropy(scene: Scene) -> bytes:
-    entropy = _needed(scene.entropy, "entropy", "entropy", "Send `logits`.")
-    return _heat(_share(entropy, scene.num_classes), colour_maps.VIRIDIS, scene)
+def _entropy(layers: Layers) -> Image.Image:
+    entropy = _required(layers.entropy, "entropy", "entropy", "Send `logits`.")
+    return _heat_map(_over_ln_c(entropy, layers.num_classes), colormaps.VIRIDIS, layers)
 
 
-KINDS: Final[dict[str, Callable[[Scene], bytes]]] = {
-    "labels": _labels,
-    "prediction": _prediction,
-    "overlay": _overlay,
-    "error": _error,
-    "nll": _nll,
-    "confidence": _confidence,
-    "entropy": _entropy,
+KINDS: Final[dict[str, Kind]] = {
+    "labels": Kind(_labels, map=None),
+    "prediction": Kind(_prediction, map="prediction"),
+    "overlay": Kind(_overlay, map="prediction"),
+    "error": Kind(_error, map="prediction"),
+    "nll": Kind(_nll, map="nll"),
+    "confidence": Kind(_confidence, map="confidence"),
+    "entropy": Kind(_entropy, map="entropy"),
 }
 
 
-def _needed(array: _Array | None, where: str, kind: str, fix: str) -> _Array:
+def _required(array: _Array | None, where: str, kind: str, fix: str) -> _Array:
     if array is None:
-        raise IllPosed.about(where, f"something to draw for kind={kind}", "nothing", fix)
+        raise IllPosed(where, f"something to draw for kind={kind}", "nothing", fix)
     return array
 
 
-def _share(values: Values, num_classes: int) -> Values:
-    """Values as shares of ln C, the loss and the entropy of knowing nothing."""
-    # A single class leaves nothing to know: ln 1 = 0, and every value is 0 too.
+def _over_ln_c(values: Values, num_classes: int) -> Values:
+    """Returns values divided by ln C, the nll and the entropy of a uniform prediction."""
+    # With a single class, ln C and all values are 0.
     return values / math.log(num_classes) if num_classes > 1 else np.zeros_like(values)
 
 
-def _heat(share: Values, table: Colours, scene: Scene) -> bytes:
-    # NaN can only come from pixels without a value, and is shown as such.
-    return _with_checker(
-        colour_maps.paint(share, table), scene.ignored(share.shape) | np.isnan(share)
-    )
+def _heat_map(values: Values, colormap: Colours, layers: Layers) -> Image.Image:
+    # Pixels without a softmax have the value NaN, which is not on the scale.
+    not_shown = layers.ignored(values.shape) | np.isnan(values)
+    return _with_checkerboard(colormaps.paint(values, colormap), not_shown)
 
 
-def _with_checker(colours: Colours, where: npt.NDArray[np.bool_]) -> bytes:
-    row, column = (np.arange(length) // CHECKER_PX for length in where.shape)
-    checker = np.array(CHECKER, dtype=np.uint8)[(row[:, None] + column) % 2]
-    return _encode(np.where(where[:, :, None], checker[:, :, None], colours))
+def _with_checkerboard(colours: Colours, mask: Mask) -> Image.Image:
+    row, column = (np.arange(length) // CHECKER_PIXELS for length in mask.shape)
+    greys = np.array(CHECKER_GREYS, dtype=np.uint8)[(row[:, None] + column) % 2]
+    return _picture(np.where(mask[:, :, None], greys[:, :, None], colours))
 
 
-def _encode(colours: Colours) -> bytes:
+def _picture(colours: Colours) -> Image.Image:
     height, width, _ = colours.shape
-    return label_maps.encode(Image.frombytes("RGB", (width, height), colours.tobytes()))
+    return Image.frombytes("RGB", (width, height), colours.tobytes())

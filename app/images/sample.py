@@ -1,36 +1,39 @@
-"""A made-up street: photo, labels and logits to try the service with, and nothing to license.
+"""A synthetic street scene: photo, labels and logits to try the service with, free of any licence.
 
-`make_sample` draws one scene in perspective, twice with the same outlines: once in the colours of a
-photo, once in the indices of the 19 Cityscapes classes, of which only the train is missing. The
-logits are those of a network that was never trained: the true class, blurred and perturbed, so that
-borders are uncertain, related classes are confused, and what is wrong is wrong with too much
-confidence. Everything is computed from one seed; the same size gives the same files.
+`make_sample` draws one scene in perspective, twice with the same outlines: in the colours of a
+photo, and in the indices of the 19 Cityscapes classes, of which only the train is missing. The
+logits are not those of a trained network. They are the true classes, blurred and perturbed: borders
+are uncertain, similar classes are confused, and wrong predictions are too confident. All random
+numbers come from one seed, so that the same size gives the same files.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from ..formats import png as label_maps
-from .palettes import palette
+from .palettes import PALETTES, Colour
+from .render import indexed_picture
 
-_SEED = 20150608  # any number would do; this is the month of FCN's publication
+_SEED = 20150608  # FCN was published in this month
 _SUPERSAMPLING = 2
 
-_NAMES = palette("cityscapes").class_names
+_PALETTE = PALETTES["cityscapes"]
+_NAMES = _PALETTE.class_names
 _CLASS = {name: index for index, name in enumerate(_NAMES)}
-_VOID = palette("cityscapes").ignore_index
+_VOID = _PALETTE.ignore_index
 
 _THINGS = ("person", "rider", "car", "truck", "bus", "motorcycle", "bicycle")
 """Classes around which the labels have a void border."""
 
-# What a network takes for what, and how strongly (1 would make it a coin toss on the average).
+# True class, class that it is confused with, and how strongly: at 1 both are equally likely on
+# average.
 _CONFUSIONS: tuple[tuple[str, str, float], ...] = (
     ("sidewalk", "road", 0.62),
     ("road", "sidewalk", 0.45),
@@ -52,18 +55,17 @@ _CONFUSIONS: tuple[tuple[str, str, float], ...] = (
     ("traffic sign", "building", 0.40),
 )
 
-Colour = tuple[int, int, int]
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class SampleFiles:
-    """Where the three files are.
+    """The paths of the three files.
 
-    Args:
-        photo: PNG, RGB.
-        labels: PNG, mode P, indices 0…18 and 255.
-        logits: float32 [1,19,H,W] in NumPy's format.
+    Attributes:
+        photo: PNG of mode RGB.
+        labels: PNG of mode P, with the indices 0…18 and 255.
+        logits: NPY, float32 [1,19,H,W].
     """
 
     photo: Path
@@ -72,14 +74,14 @@ class SampleFiles:
 
 
 def make_sample(directory: Path, *, height: int = 256, width: int = 512) -> SampleFiles:
-    """Write `photo.png`, `labels.png` and `logits.npy`, and nothing else, into `directory`.
+    """Writes `photo.png`, `labels.png` and `logits.npy`, and no other file, into a directory.
 
-    The directory is made if it is not there. Files of these three names are replaced, each in one
-    step, so that a reader never sees half a file.
+    The directory is created if it does not exist. Files of the three names are replaced, each in
+    one step, so that no other process reads an incomplete file.
 
     Raises:
-        ValueError: a side below 32 pixels, where nothing would be recognised.
-        OSError: the directory cannot be made or written to.
+        ValueError: if height or width is below 32 pixels, where no object is recognisable.
+        OSError: if the directory cannot be created or written to.
     """
     if height < 32 or width < 32:
         raise ValueError(f"sample: expected sides of at least 32 pixels, got {height} x {width}.")
@@ -91,21 +93,23 @@ def make_sample(directory: Path, *, height: int = 256, width: int = 512) -> Samp
 
     files = SampleFiles(directory / "photo.png", directory / "labels.png", directory / "logits.npy")
     directory.mkdir(parents=True, exist_ok=True)
-    _replace(files.photo, label_maps.encode(Image.fromarray(street.photo(random))))
-    _replace(files.labels, label_maps.write(labels, palette("cityscapes")))
-    _replace_array(files.logits, _logits(truth, random)[None])
+    photo = Image.fromarray(street.photo(random))
+    logits = _logits(truth, random)[None]
+    _write(files.photo, lambda file: photo.save(file, "PNG"))
+    _write(files.labels, lambda file: indexed_picture(labels, _PALETTE).save(file, "PNG"))
+    _write(files.logits, lambda file: np.save(file, logits, allow_pickle=False))
     return files
 
 
 class _Street:
-    """Draws each shape into a photo and into a map of (instance, class), in the same places.
+    """Draws each shape into a photo, a map of classes and a map of instances.
 
-    Coordinates are shares of the picture: x in [0, 2], y in [0, 1], so that shapes keep their
-    proportions at the usual 2:1 and stretch at others.
+    Coordinates are relative to the size of the picture: x from 0 to 2 and y from 0 to 1, so that
+    shapes have their natural proportions in pictures of 2:1.
     """
 
     HORIZON = 0.44
-    VANISHING: Point = (1.04, 0.44)
+    VANISHING_POINT: Point = (1.04, 0.44)
 
     def __init__(self, height: int, width: int) -> None:
         self.size = (height, width)
@@ -121,24 +125,24 @@ class _Street:
         self._num_instances = 0
 
     def truth(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        """Classes and instances [H,W]; instance 0 is what has no border."""
+        """Returns classes and instances, uint8 [H,W]; instance 0 has no void border."""
         step = slice(None, None, _SUPERSAMPLING)
         return np.array(self._classes)[step, step], np.array(self._instances)[step, step]
 
     def photo(self, random: np.random.Generator) -> npt.NDArray[np.uint8]:
-        """The drawing, shaded and with the grain of surfaces and of the sensor."""
+        """Returns the drawing, uint8 [H,W,3], with shading, surface texture and sensor noise."""
         height, width = self.size
         drawing = np.array(self._photo.reduce(_SUPERSAMPLING), dtype=np.float32)
         classes, _ = self.truth()
-        rough = np.full(_VOID + 1, 3.0, dtype=np.float32)
-        rough[[_CLASS["road"], _CLASS["sidewalk"], _CLASS["building"]]] = 8.0
-        rough[[_CLASS["vegetation"], _CLASS["terrain"]]] = 26.0
-        rough[_CLASS["sky"]] = 1.0
+        roughness = np.full(_VOID + 1, 3.0, dtype=np.float32)
+        roughness[[_CLASS["road"], _CLASS["sidewalk"], _CLASS["building"]]] = 8.0
+        roughness[[_CLASS["vegetation"], _CLASS["terrain"]]] = 26.0
+        roughness[_CLASS["sky"]] = 1.0
         grain = random.random((height, width), dtype=np.float32) - 0.5
-        coarse = _clouds(random, 1, height, width, height // 40 + 1)[0]
-        light = _clouds(random, 1, height, width, height // 5 + 1)[0]
+        coarse = _smooth_noise(random, 1, height, width, height // 40 + 1)[0]
+        light = _smooth_noise(random, 1, height, width, height // 5 + 1)[0]
         is_sky = classes == _CLASS["sky"]
-        shade = rough[classes] * (grain + 0.35 * coarse) + np.where(is_sky, 1, 7) * light
+        shade = roughness[classes] * (grain + 0.35 * coarse) + np.where(is_sky, 1, 7) * light
         # The sky is lighter towards the horizon, the street darker towards the viewer.
         depth = np.linspace(0, 1, height, dtype=np.float32)[:, None]
         shade += np.where(is_sky, 60 * depth - 14, 10 - 26 * depth)
@@ -146,10 +150,10 @@ class _Street:
         drawing += shade[:, :, None] + sensor
         return np.rint(np.clip(drawing, 0, 255)).astype(np.uint8)
 
-    # The pen
+    # Drawing tools
 
-    def of(self, name: str) -> None:
-        """What follows belongs to this class, and to a new instance where it has borders."""
+    def begin(self, name: str) -> None:
+        """Gives the shapes that follow a class, and a new instance if the class has borders."""
         self._class = _CLASS[name]
         self._instance = 0
         if name in _THINGS:
@@ -165,11 +169,13 @@ class _Street:
     def box(self, colour: Colour, left: float, top: float, right: float, bottom: float) -> None:
         self.polygon(colour, ((left, top), (right, top), (right, bottom), (left, bottom)))
 
-    def disc(self, colour: Colour, x: float, y: float, radius: float, tall: float = 1.0) -> None:
-        turn = np.arange(24) * (2 * np.pi / 24)
+    def disc(self, colour: Colour, x: float, y: float, radius: float, aspect: float = 1.0) -> None:
+        angles = np.arange(24) * (2 * np.pi / 24)
         self.polygon(
             colour,
-            list(zip(x + radius * np.cos(turn), y + radius * tall * np.sin(turn), strict=True)),
+            list(
+                zip(x + radius * np.cos(angles), y + radius * aspect * np.sin(angles), strict=True)
+            ),
         )
 
     def line(self, colour: Colour, points: Sequence[Point], thickness: float) -> None:
@@ -181,14 +187,14 @@ class _Street:
                 ((x0 - dy, y0 + dx), (x1 - dy, y1 + dx), (x1 + dy, y1 - dx), (x0 + dy, y0 - dx)),
             )
 
-    def far(self, point: Point, share: float) -> Point:
-        """A point moved towards the vanishing point by a share of the way."""
+    def recede(self, point: Point, fraction: float) -> Point:
+        """Returns a point moved towards the vanishing point by a fraction of the distance."""
         return (
-            point[0] + (self.VANISHING[0] - point[0]) * share,
-            point[1] + (self.VANISHING[1] - point[1]) * share,
+            point[0] + (self.VANISHING_POINT[0] - point[0]) * fraction,
+            point[1] + (self.VANISHING_POINT[1] - point[1]) * fraction,
         )
 
-    # The scene, from far to near
+    # The scene, from the background to the foreground
 
     def draw(self) -> None:
         self._clouds_in_the_sky()
@@ -196,7 +202,7 @@ class _Street:
         self._row_of_houses(left=True)
         self._row_of_houses(left=False)
         self._wall_and_fence()
-        self._distance()
+        self._background()
         self._markings()
         for x, y, size in ((0.60, 0.475, 0.40), (0.47, 0.50, 0.62), (0.22, 0.55, 1.05)):
             self._tree(x, y, size)
@@ -223,42 +229,42 @@ class _Street:
         self._bonnet()
 
     def _clouds_in_the_sky(self) -> None:
-        self.of("sky")
+        self.begin("sky")
         for x, y, radius in ((0.76, 0.13, 0.10), (0.86, 0.11, 0.12), (0.97, 0.135, 0.10)):
-            self.disc((196, 216, 234), x, y, radius, tall=0.30)
+            self.disc((196, 216, 234), x, y, radius, aspect=0.30)
         for x, y, radius in ((1.20, 0.05, 0.09), (1.30, 0.035, 0.11)):
-            self.disc((190, 212, 232), x, y, radius, tall=0.28)
+            self.disc((190, 212, 232), x, y, radius, aspect=0.28)
 
     def _ground(self) -> None:
         horizon = self.HORIZON
-        self.of("sidewalk")
+        self.begin("sidewalk")
         self.box((158, 152, 148), 0, horizon, 2, 1)
         for side in (-1.0, 1.0):
-            for near in np.arange(0.35, 3.2, 0.28):  # joints of the slabs run to the horizon
-                foot = (self.VANISHING[0] + side * near, 1.0)
-                self.line((146, 140, 136), (foot, self.far(foot, 0.97)), 0.003)
-        self.of("road")
+            for near in np.arange(0.35, 3.2, 0.28):  # the joints between paving slabs
+                foot = (self.VANISHING_POINT[0] + side * near, 1.0)
+                self.line((146, 140, 136), (foot, self.recede(foot, 0.97)), 0.003)
+        self.begin("road")
         self.polygon((96, 97, 101), self._strip(-1.02, 0.90))
-        self.of("sidewalk")  # the kerbs
+        self.begin("sidewalk")  # the kerbs
         self.polygon((186, 182, 176), self._strip(-1.06, -1.02))
         self.polygon((186, 182, 176), self._strip(0.90, 0.94))
-        self.of("terrain")
+        self.begin("terrain")
         self.polygon((118, 140, 76), self._strip(-1.92, -1.62, 0.0, 0.80))
 
     def _strip(
         self, left: float, right: float, near: float = 0.0, distant: float = 1.0
     ) -> list[Point]:
-        """A strip of the ground: x at the bottom edge, relative to the vanishing point."""
-        corners = [(self.VANISHING[0] + side, 1.0) for side in (left, right)]
+        """Returns a strip of the ground; left and right are x at the bottom edge of the picture."""
+        corners = [(self.VANISHING_POINT[0] + side, 1.0) for side in (left, right)]
         return [
-            self.far(corners[0], near),
-            self.far(corners[0], distant),
-            self.far(corners[1], distant),
-            self.far(corners[1], near),
+            self.recede(corners[0], near),
+            self.recede(corners[0], distant),
+            self.recede(corners[1], distant),
+            self.recede(corners[1], near),
         ]
 
     def _row_of_houses(self, *, left: bool) -> None:
-        """Facades along one side: slices of a plane that runs to the vanishing point."""
+        """Draws facades along one side, in a plane through the vanishing point."""
         side = -1.0 if left else 1.0
         reach = 2.35 if left else 2.05
         colours: tuple[Colour, ...] = (
@@ -274,27 +280,29 @@ class _Street:
         )
         heights = (1.50, 1.95, 1.35, 1.75, 1.45) if left else (1.80, 1.40, 1.95, 1.50, 1.85)
         cuts = (0.0, 0.36, 0.58, 0.72, 0.82, 0.90)
-        for colour, tall, near, distant in zip(colours, heights, cuts[:-1], cuts[1:], strict=True):
+        for colour, height, near, distant in zip(
+            colours, heights, cuts[:-1], cuts[1:], strict=True
+        ):
 
             def at(along: float, up: float, near: float = near, distant: float = distant) -> Point:
-                share = near + (distant - near) * along
-                return self.far((self.VANISHING[0] + side * reach, 1.0 - up), share)
+                fraction = near + (distant - near) * along
+                return self.recede((self.VANISHING_POINT[0] + side * reach, 1.0 - up), fraction)
 
             def patch(colour: Colour, start: float, low: float, stop: float, high: float) -> None:
                 self.polygon(
                     colour, (at(start, low), at(stop, low), at(stop, high), at(start, high))
                 )
 
-            self.of("building")
-            patch(colour, 0, 0, 1, tall)
+            self.begin("building")
+            patch(colour, 0, 0, 1, height)
             dark: Colour = (colour[0] - 40, colour[1] - 40, colour[2] - 36)
             patch(dark, 0, 0, 1, 0.30)
-            patch((88, 66, 58), 0, tall, 1, tall + 0.05)
+            patch((88, 66, 58), 0, height, 1, height + 0.05)
             columns = 4 if near == 0 else 3
             for column in range(columns):
                 start, stop = (column + 0.22) / columns, (column + 0.74) / columns
                 patch((58, 62, 70), start, 0.05, stop, 0.24)
-                for floor in np.arange(0.40, tall - 0.14, 0.26):
+                for floor in np.arange(0.40, height - 0.14, 0.26):
                     lit = (column + round(floor * 50)) % 5 == 0
                     patch((224, 222, 212), start - 0.02, floor - 0.02, stop + 0.02, floor + 0.17)
                     patch(
@@ -302,32 +310,32 @@ class _Street:
                     )
 
     def _wall_and_fence(self) -> None:
-        """In front of the houses: a wall on the left, a fence of pales on the right."""
-        self.of("wall")
+        """Draws a wall before the houses on the left, and a fence before those on the right."""
+        self.begin("wall")
         self.polygon((132, 120, 112), self._upright(-1.96, 0.16, 0.50, 0.66))
-        self.of("fence")
+        self.begin("fence")
         self.polygon((108, 96, 84), self._upright(1.86, 0.17, 0.30, 0.52))
         for near in np.arange(0.30, 0.52, 0.018):
             foot, _, _, top = self._upright(1.86, 0.17, near, near)
             self.line((74, 64, 56), (foot, top), 0.004)
 
-    def _upright(self, side: float, tall: float, near: float, distant: float) -> list[Point]:
-        """A wall along the street, its foot where `_strip` has that side."""
-        x = self.VANISHING[0] + side
+    def _upright(self, side: float, height: float, near: float, distant: float) -> list[Point]:
+        """Returns a wall along the street; `side` is x of its foot, as in `_strip`."""
+        x = self.VANISHING_POINT[0] + side
         return [
-            self.far((x, 1.0), near),
-            self.far((x, 1.0), distant),
-            self.far((x, 1.0 - tall), distant),
-            self.far((x, 1.0 - tall), near),
+            self.recede((x, 1.0), near),
+            self.recede((x, 1.0), distant),
+            self.recede((x, 1.0 - height), distant),
+            self.recede((x, 1.0 - height), near),
         ]
 
-    def _distance(self) -> None:
-        """What closes the street: trees and a far building around the vanishing point."""
-        x, y = self.VANISHING
-        self.of("building")
+    def _background(self) -> None:
+        """Draws trees and a distant building around the vanishing point."""
+        x, y = self.VANISHING_POINT
+        self.begin("building")
         self.box((166, 164, 168), x - 0.16, y - 0.105, x + 0.13, y + 0.035)
         self.box((150, 150, 158), x - 0.05, y - 0.165, x + 0.03, y + 0.035)
-        self.of("vegetation")
+        self.begin("vegetation")
         for dx, radius in (
             (-0.17, 0.035),
             (-0.12, 0.028),
@@ -338,7 +346,7 @@ class _Street:
             self.disc((84, 112, 68), x + dx, y + 0.01, radius)
 
     def _markings(self) -> None:
-        self.of("road")
+        self.begin("road")
         for near in np.arange(0.04, 0.92, 0.115):
             length = 0.055 * (1 - near)
             self.polygon((222, 222, 216), self._strip(-0.075, -0.045, near, near + length + 0.012))
@@ -348,7 +356,7 @@ class _Street:
             self.polygon((218, 218, 212), self._strip(left, left + 0.08, 0.48, 0.56))
 
     def _tree(self, x: float, y: float, size: float) -> None:
-        self.of("vegetation")
+        self.begin("vegetation")
         self.line((84, 66, 52), ((x, y + 0.02 * size), (x, y - 0.22 * size)), 0.022 * size)
         crown = ((0, -0.34, 0.13), (-0.10, -0.27, 0.10), (0.10, -0.28, 0.10), (0.03, -0.22, 0.09))
         for shade, shift in (((56, 88, 44), 0.0), ((74, 112, 54), -0.015), ((96, 134, 66), -0.03)):
@@ -358,40 +366,40 @@ class _Street:
                 )
 
     def _car(self, x: float, y: float, size: float, colour: Colour, lamp: Colour) -> None:
-        """A car whose wheels stand at y; `size` is its width."""
-        self.of("car")
+        """Draws a car; its wheels stand at y, and `size` is its width."""
+        self.begin("car")
         dark: Colour = (colour[0] * 3 // 4, colour[1] * 3 // 4, colour[2] * 3 // 4)
-        half, tall = size / 2, size * 0.80
+        half, height = size / 2, size * 0.80
         for wheel in (x - half * 0.72, x + half * 0.72):
             self.box((26, 26, 28), wheel - size * 0.09, y - size * 0.16, wheel + size * 0.09, y)
         self.box((34, 34, 38), x - half * 0.9, y - size * 0.14, x + half * 0.9, y - size * 0.06)
-        self.box(colour, x - half, y - tall * 0.62, x + half, y - size * 0.12)
+        self.box(colour, x - half, y - height * 0.62, x + half, y - size * 0.12)
         self.polygon(
             dark,
             (
-                (x - half * 0.94, y - tall * 0.60),
-                (x - half * 0.70, y - tall),
-                (x + half * 0.70, y - tall),
-                (x + half * 0.94, y - tall * 0.60),
+                (x - half * 0.94, y - height * 0.60),
+                (x - half * 0.70, y - height),
+                (x + half * 0.70, y - height),
+                (x + half * 0.94, y - height * 0.60),
             ),
         )
         self.polygon(
             (62, 78, 92),
             (
-                (x - half * 0.80, y - tall * 0.63),
-                (x - half * 0.62, y - tall * 0.94),
-                (x + half * 0.62, y - tall * 0.94),
-                (x + half * 0.80, y - tall * 0.63),
+                (x - half * 0.80, y - height * 0.63),
+                (x - half * 0.62, y - height * 0.94),
+                (x + half * 0.62, y - height * 0.94),
+                (x + half * 0.80, y - height * 0.63),
             ),
         )
         for left in (x - half * 0.95, x + half * 0.60):
-            self.box(lamp, left, y - tall * 0.54, left + half * 0.35, y - tall * 0.42)
+            self.box(lamp, left, y - height * 0.54, left + half * 0.35, y - height * 0.42)
         self.box(
-            (228, 228, 220), x - half * 0.24, y - tall * 0.36, x + half * 0.24, y - tall * 0.26
+            (228, 228, 220), x - half * 0.24, y - height * 0.36, x + half * 0.24, y - height * 0.26
         )
 
     def _truck(self, x: float, y: float, size: float) -> None:
-        self.of("truck")
+        self.begin("truck")
         half = size / 2
         for wheel in (x - half * 0.7, x + half * 0.7):
             self.box((26, 26, 28), wheel - size * 0.08, y - size * 0.16, wheel + size * 0.08, y)
@@ -399,129 +407,157 @@ class _Street:
         self.box((200, 196, 184), x - size * 0.02, y - size * 1.2, x + size * 0.02, y - size * 0.26)
         self.box((60, 60, 64), x - half, y - size * 0.24, x + half, y - size * 0.10)
 
-    def _bus(self, x: float, y: float, tall: float) -> None:
-        """An oncoming bus: its front, and its side towards the vanishing point."""
-        self.of("bus")
-        wide = tall * 0.74
-        front = ((x, y), (x + wide, y), (x + wide, y - tall), (x, y - tall))
-        back = [self.far(point, 0.36) for point in front]
+    def _bus(self, x: float, y: float, height: float) -> None:
+        """Draws an oncoming bus: its front, and the side towards the vanishing point."""
+        self.begin("bus")
+        width = height * 0.74
+        front = ((x, y), (x + width, y), (x + width, y - height), (x, y - height))
+        back = [self.recede(point, 0.36) for point in front]
         self.polygon((150, 112, 20), (front[0], back[0], back[3], front[3]))
         self.polygon(
             (48, 60, 72),
             tuple(
-                self.far((x, y - tall * up), share)
-                for share, up in ((0.03, 0.52), (0.34, 0.52), (0.34, 0.86), (0.03, 0.86))
+                self.recede((x, y - height * up), fraction)
+                for fraction, up in ((0.03, 0.52), (0.34, 0.52), (0.34, 0.86), (0.03, 0.86))
             ),
         )
-        for share in (0.06, 0.26):
-            self.disc((24, 24, 26), *self.far((x, y - tall * 0.04), share), tall * 0.07, tall=1.3)
+        for fraction in (0.06, 0.26):
+            self.disc(
+                (24, 24, 26),
+                *self.recede((x, y - height * 0.04), fraction),
+                height * 0.07,
+                aspect=1.3,
+            )
         self.polygon((222, 170, 36), front)
-        self.box((30, 30, 34), x + wide * 0.05, y - tall * 0.97, x + wide * 0.95, y - tall * 0.86)
-        self.box((250, 196, 70), x + wide * 0.2, y - tall * 0.94, x + wide * 0.7, y - tall * 0.89)
-        self.box((70, 90, 106), x + wide * 0.06, y - tall * 0.83, x + wide * 0.94, y - tall * 0.42)
+        self.box(
+            (30, 30, 34), x + width * 0.05, y - height * 0.97, x + width * 0.95, y - height * 0.86
+        )
+        self.box(
+            (250, 196, 70), x + width * 0.2, y - height * 0.94, x + width * 0.7, y - height * 0.89
+        )
+        self.box(
+            (70, 90, 106), x + width * 0.06, y - height * 0.83, x + width * 0.94, y - height * 0.42
+        )
         self.line(
             (40, 44, 50),
-            ((x + wide * 0.5, y - tall * 0.83), (x + wide * 0.5, y - tall * 0.42)),
+            ((x + width * 0.5, y - height * 0.83), (x + width * 0.5, y - height * 0.42)),
             0.006,
         )
         for lamp in (0.16, 0.84):
-            self.disc((250, 246, 224), x + wide * lamp, y - tall * 0.22, tall * 0.05)
-        self.box((40, 40, 42), x, y - tall * 0.09, x + wide, y - tall * 0.02)
+            self.disc((250, 246, 224), x + width * lamp, y - height * 0.22, height * 0.05)
+        self.box((40, 40, 42), x, y - height * 0.09, x + width, y - height * 0.02)
 
-    def _lamp(self, x: float, y: float, tall: float) -> None:
-        self.of("pole")
-        self.line((92, 96, 98), ((x, y), (x, y - tall), (x + tall * 0.22, y - tall * 1.04)), 0.011)
-        self.box((70, 74, 76), x + tall * 0.2, y - tall * 1.07, x + tall * 0.36, y - tall * 1.03)
+    def _lamp(self, x: float, y: float, height: float) -> None:
+        self.begin("pole")
+        self.line(
+            (92, 96, 98), ((x, y), (x, y - height), (x + height * 0.22, y - height * 1.04)), 0.011
+        )
+        self.box(
+            (70, 74, 76), x + height * 0.2, y - height * 1.07, x + height * 0.36, y - height * 1.03
+        )
 
-    def _traffic_light(self, x: float, y: float, tall: float) -> None:
-        self.of("pole")
-        self.line((70, 72, 74), ((x, y), (x, y - tall)), 0.014)
-        self.of("traffic light")
-        wide, top = tall * 0.09, y - tall * 1.02
-        self.box((30, 32, 32), x - wide, top - tall * 0.14, x + wide, top + tall * 0.30)
+    def _traffic_light(self, x: float, y: float, height: float) -> None:
+        self.begin("pole")
+        self.line((70, 72, 74), ((x, y), (x, y - height)), 0.014)
+        self.begin("traffic light")
+        width, top = height * 0.09, y - height * 1.02
+        self.box((30, 32, 32), x - width, top - height * 0.14, x + width, top + height * 0.30)
         lights: tuple[Colour, ...] = ((72, 22, 20), (78, 64, 20), (64, 232, 120))
         for number, light in enumerate(lights):
-            self.disc(light, x, top - tall * 0.06 + tall * 0.14 * number, wide * 0.66)
+            self.disc(light, x, top - height * 0.06 + height * 0.14 * number, width * 0.66)
 
-    def _sign(self, x: float, y: float, tall: float) -> None:
-        self.of("pole")
-        self.line((128, 130, 132), ((x, y), (x, y - tall)), 0.010)
-        self.of("traffic sign")
-        self.disc((196, 30, 36), x, y - tall, tall * 0.17)
-        self.disc((244, 244, 240), x, y - tall, tall * 0.125)
-        self.box((40, 40, 42), x - tall * 0.08, y - tall * 1.03, x + tall * 0.08, y - tall * 0.97)
+    def _sign(self, x: float, y: float, height: float) -> None:
+        self.begin("pole")
+        self.line((128, 130, 132), ((x, y), (x, y - height)), 0.010)
+        self.begin("traffic sign")
+        self.disc((196, 30, 36), x, y - height, height * 0.17)
+        self.disc((244, 244, 240), x, y - height, height * 0.125)
+        self.box(
+            (40, 40, 42), x - height * 0.08, y - height * 1.03, x + height * 0.08, y - height * 0.97
+        )
 
-    def _person(self, x: float, y: float, tall: float, coat: Colour, legs: Colour) -> None:
-        """Someone walking, feet at y."""
-        self.of("person")
-        stride = tall * 0.11
+    def _person(self, x: float, y: float, height: float, coat: Colour, legs: Colour) -> None:
+        """Draws a walking person, with the feet at y."""
+        self.begin("person")
+        stride = height * 0.11
         for side in (-1, 1):
-            self.line(legs, ((x + side * stride, y), (x, y - tall * 0.50)), tall * 0.10)
-        self._upper_body(x, y - tall * 0.48, tall, coat)
+            self.line(legs, ((x + side * stride, y), (x, y - height * 0.50)), height * 0.10)
+        self._upper_body(x, y - height * 0.48, height, coat)
 
-    def _upper_body(self, x: float, hip: float, tall: float, coat: Colour) -> None:
+    def _upper_body(self, x: float, hip: float, height: float, coat: Colour) -> None:
         self.polygon(
             coat,
             (
-                (x - tall * 0.10, hip),
-                (x + tall * 0.10, hip),
-                (x + tall * 0.13, hip - tall * 0.34),
-                (x - tall * 0.13, hip - tall * 0.34),
+                (x - height * 0.10, hip),
+                (x + height * 0.10, hip),
+                (x + height * 0.13, hip - height * 0.34),
+                (x - height * 0.13, hip - height * 0.34),
             ),
         )
         dark: Colour = (coat[0] * 4 // 5, coat[1] * 4 // 5, coat[2] * 4 // 5)
         for side in (-1, 1):
             self.line(
                 dark,
-                ((x + side * tall * 0.12, hip - tall * 0.31), (x + side * tall * 0.16, hip)),
-                tall * 0.06,
+                ((x + side * height * 0.12, hip - height * 0.31), (x + side * height * 0.16, hip)),
+                height * 0.06,
             )
-        self.disc((206, 160, 130), x, hip - tall * 0.43, tall * 0.072, tall=1.15)
-        self.disc((60, 44, 34), x, hip - tall * 0.47, tall * 0.068, tall=0.75)
+        self.disc((206, 160, 130), x, hip - height * 0.43, height * 0.072, aspect=1.15)
+        self.disc((60, 44, 34), x, hip - height * 0.47, height * 0.068, aspect=0.75)
 
     def _wheel(self, x: float, y: float, radius: float, rim: Colour) -> None:
-        """A wheel with spokes; the label of the whole disc is that of the vehicle."""
+        """Draws a wheel with spokes; the whole disc has the label of the vehicle."""
         self.disc((24, 24, 26), x, y, radius)
         self.disc(rim, x, y, radius * 0.80)
         self.line((150, 150, 152), ((x - radius * 0.8, y), (x + radius * 0.8, y)), radius * 0.06)
         self.line((150, 150, 152), ((x, y - radius * 0.8), (x, y + radius * 0.8)), radius * 0.06)
         self.disc((60, 60, 62), x, y, radius * 0.16)
 
-    def _cyclist(self, x: float, y: float, tall: float) -> None:
-        """Riding to the right across the road."""
-        self.of("bicycle")
-        radius = tall * 0.17
+    def _cyclist(self, x: float, y: float, height: float) -> None:
+        """Draws a cyclist who crosses the road to the right."""
+        self.begin("bicycle")
+        radius = height * 0.17
         hub = y - radius
-        back, front = x - tall * 0.27, x + tall * 0.27
+        back, front = x - height * 0.27, x + height * 0.27
         for wheel in (back, front):
             self._wheel(wheel, hub, radius, (104, 105, 108))
-        seat, bars = (x - tall * 0.12, hub - tall * 0.26), (x + tall * 0.19, hub - tall * 0.30)
-        crank = (x - tall * 0.03, hub + tall * 0.01)
+        seat, bars = (
+            (x - height * 0.12, hub - height * 0.26),
+            (x + height * 0.19, hub - height * 0.30),
+        )
+        crank = (x - height * 0.03, hub + height * 0.01)
         frame = ((back, hub), seat, crank, (back, hub), crank, bars, seat)
-        self.line((30, 128, 150), frame, tall * 0.03)
-        self.line((30, 128, 150), ((front, hub), bars), tall * 0.03)
-        self.of("rider")
+        self.line((30, 128, 150), frame, height * 0.03)
+        self.line((30, 128, 150), ((front, hub), bars), height * 0.03)
+        self.begin("rider")
         self.line(
             (44, 46, 60),
-            ((x - tall * 0.11, hub - tall * 0.29), (x + tall * 0.06, hub - tall * 0.17), crank),
-            tall * 0.075,
+            (
+                (x - height * 0.11, hub - height * 0.29),
+                (x + height * 0.06, hub - height * 0.17),
+                crank,
+            ),
+            height * 0.075,
         )
         self.polygon(
             (232, 120, 40),
             (
-                (x - tall * 0.17, hub - tall * 0.28),
-                (x - tall * 0.03, hub - tall * 0.27),
-                (x + tall * 0.10, hub - tall * 0.56),
-                (x - tall * 0.02, hub - tall * 0.60),
+                (x - height * 0.17, hub - height * 0.28),
+                (x - height * 0.03, hub - height * 0.27),
+                (x + height * 0.10, hub - height * 0.56),
+                (x - height * 0.02, hub - height * 0.60),
             ),
         )
-        self.line((206, 160, 130), ((x + tall * 0.05, hub - tall * 0.54), bars), tall * 0.05)
-        self.disc((206, 160, 130), x + tall * 0.10, hub - tall * 0.66, tall * 0.068, tall=1.1)
-        self.disc((236, 236, 232), x + tall * 0.09, hub - tall * 0.70, tall * 0.078, tall=0.7)
+        self.line((206, 160, 130), ((x + height * 0.05, hub - height * 0.54), bars), height * 0.05)
+        self.disc(
+            (206, 160, 130), x + height * 0.10, hub - height * 0.66, height * 0.068, aspect=1.1
+        )
+        self.disc(
+            (236, 236, 232), x + height * 0.09, hub - height * 0.70, height * 0.078, aspect=0.7
+        )
 
     def _motorcycle(self, x: float, y: float, size: float) -> None:
-        """Parked, seen from the side."""
-        self.of("motorcycle")
+        """Draws a parked motorcycle, seen from the side."""
+        self.begin("motorcycle")
         radius = size * 0.22
         for wheel in (x - size * 0.36, x + size * 0.36):
             self.disc((24, 24, 26), wheel, y - radius, radius)
@@ -557,18 +593,20 @@ class _Street:
         )
 
     def _bonnet(self) -> None:
-        """The car that carries the camera; it is no part of the street."""
+        """Draws the bonnet of the car that carries the camera; it is void."""
         self._class, self._instance = _VOID, 0
-        turn = np.linspace(np.pi, 2 * np.pi, 40)
+        angles = np.linspace(np.pi, 2 * np.pi, 40)
         for colour, drop in (((24, 27, 32), 0.0), ((44, 49, 57), 0.012)):
-            arc = zip(1.0 + 0.98 * np.cos(turn), 1.02 + drop + 0.085 * np.sin(turn), strict=True)
+            arc = zip(
+                1.0 + 0.98 * np.cos(angles), 1.02 + drop + 0.085 * np.sin(angles), strict=True
+            )
             self.polygon(colour, [*arc, (2.0, 1.1), (0.0, 1.1)])
 
 
 def _with_void(
     truth: npt.NDArray[np.uint8], instances: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.uint8]:
-    """Labels with a void border around things, as VOC has: where a neighbour is another one."""
+    """Returns labels with a void border wherever two instances meet, as in VOC."""
     padded = np.pad(instances, 1, mode="edge")
     height, width = instances.shape
     border = np.zeros(instances.shape, dtype=np.bool_)
@@ -578,34 +616,34 @@ def _with_void(
 
 
 def _logits(truth: npt.NDArray[np.uint8], random: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Scores [19,H,W] of a plausible network."""
+    """Returns logits, float32 [19,H,W], as a network might compute them."""
     height, width = truth.shape
     num_classes = len(_NAMES)
-    cell = max(height // 32, 2)  # a network sees the scene in cells, and enlarges its answer
+    cell = max(height // 32, 2)  # networks predict at low resolution and upsample
     onehot = (truth == np.arange(num_classes, dtype=np.uint8)[:, None, None]).astype(np.float32)
-    onehot[_CLASS["car"]] += truth == _VOID  # what it makes of the bonnet
+    onehot[_CLASS["car"]] += truth == _VOID  # the network predicts a car for the bonnet
     smooth = _blur(_blur(onehot, cell // 8 + 1), cell // 8)
-    wide = _blur(_blur(onehot, cell), cell)
-    evidence = 0.75 * smooth + 0.25 * wide
-    evidence[_CLASS["pole"]] *= 1.9  # thin, or none would survive the blur
+    smoother = _blur(_blur(onehot, cell), cell)
+    evidence = 0.75 * smooth + 0.25 * smoother
+    evidence[_CLASS["pole"]] *= 1.9  # poles are so thin that the blur would remove them
     scores = evidence.copy()
-    doubt = _clouds(random, len(_CONFUSIONS), height, width, cell * 2)
-    for (name, taken_for, weight), where in zip(_CONFUSIONS, doubt, strict=True):
-        strength = np.clip(weight + 0.36 * where, 0, 1.4)
-        scores[_CLASS[taken_for]] += strength * evidence[_CLASS[name]]
+    clouds = _smooth_noise(random, len(_CONFUSIONS), height, width, cell * 2)
+    for (true, predicted, strength), cloud in zip(_CONFUSIONS, clouds, strict=True):
+        strength_map = np.clip(strength + 0.36 * cloud, 0, 1.4)
+        scores[_CLASS[predicted]] += strength_map * evidence[_CLASS[true]]
     scores *= 16.0
-    scores += 1.8 * _clouds(random, num_classes, height, width, cell)
+    scores += 1.8 * _smooth_noise(random, num_classes, height, width, cell)
     scores += 0.9 * (random.random(scores.shape, dtype=np.float32) - 0.5)
-    # Classes that are frequent are expected, the others less so.
-    share = onehot.mean(axis=(1, 2))
-    scores += 7 * np.sqrt(share)[:, None, None]
+    # A network prefers frequent classes.
+    frequency = onehot.mean(axis=(1, 2))
+    scores += 7 * np.sqrt(frequency)[:, None, None]
     return scores.astype(np.float32)
 
 
-def _clouds(
+def _smooth_noise(
     random: np.random.Generator, count: int, height: int, width: int, cell: int
 ) -> npt.NDArray[np.float32]:
-    """Smooth noise [count,H,W], mean about 0, standard deviation about 1, in lumps of `cell`."""
+    """Returns smooth noise [count,H,W] of mean 0, deviation 1 and feature size `cell`."""
     coarse = random.random((count, -(-height // cell) + 1, -(-width // cell) + 1), dtype=np.float32)
     fine = np.repeat(np.repeat(coarse, cell, axis=1), cell, axis=2)[:, :height, :width]
     smooth = _blur(_blur(fine, cell // 2), cell // 2)
@@ -614,7 +652,7 @@ def _clouds(
 
 
 def _blur(planes: npt.NDArray[np.float32], radius: int) -> npt.NDArray[np.float32]:
-    """The mean over squares of 2·radius + 1, the edges repeated; planes [N,H,W]."""
+    """Returns means over squares of side 2 radius + 1, the edges repeated; planes [N,H,W]."""
     for axis in (1, 2):
         length = planes.shape[axis]
         pad = [(0, 0), (0, 0), (0, 0)]
@@ -626,21 +664,12 @@ def _blur(planes: npt.NDArray[np.float32], radius: int) -> npt.NDArray[np.float3
     return planes
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside the file, then take its place."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+def _write(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Writes a temporary file and renames it, so that no other process reads a part of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_bytes(content)
-        beside.replace(path)
+        with temporary.open("wb") as file:
+            write(file)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
-
-
-def _replace_array(path: Path, array: npt.NDArray[np.float32]) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

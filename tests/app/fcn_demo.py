@@ -1,4 +1,4 @@
-"""The published example of FCN and the figures it must give; not part of the repository."""
+"""The published example of FCN and its published values; the files are not in the repository."""
 
 import math
 from pathlib import Path
@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from app.formats import png as label_maps
-from app.images.palettes import palette
+from app.formats import png
+from app.images.palettes import PALETTES
 
 DIRECTORY = Path(__file__).parents[3] / "shared" / "data" / "fcn-demo"
 
@@ -31,16 +31,16 @@ needed = pytest.mark.skipif(not DIRECTORY.is_dir(), reason=f"{DIRECTORY} is not 
 
 
 LOSS_TOLERANCE = {np.float32: 2e-7, np.float64: 1e-13}
-"""Relative. There are only two different pixels here, right and wrong ones, so what is lost in the
-last bit of one is lost in all of them, and does not average out."""
+"""Relative. The example has only two different terms, those of right and of wrong pixels. The
+rounding errors of its pixels are equal, and so do not average out."""
 
 
 def logits(dtype: type = np.float32) -> npt.NDArray[np.floating]:
     """4.0 at the predicted class and 0 elsewhere, [1,21,H,W]."""
-    predicted = label_maps.read(
+    predicted = png.read_label_map(
         (DIRECTORY / "output.png").read_bytes(),
         where="prediction",
-        palette=palette("voc"),
+        palette=PALETTES["voc"],
         expected_size=None,
         max_pixels=1 << 20,
     ).indices
@@ -48,8 +48,8 @@ def logits(dtype: type = np.float32) -> npt.NDArray[np.floating]:
     return np.where(predicted == classes, dtype(4), dtype(0))[None]
 
 
-def assert_figures(evaluation: dict, dtype: type) -> None:
-    """The figures in the JSON of `evaluate`; all but the loss to the last bit or the one before."""
+def assert_published_values(evaluation: dict, dtype: type) -> None:
+    """Checks the JSON of `evaluate`: the loss within its tolerance, metrics to the last bits."""
     assert evaluation["valid_pixels"] == 149715
     assert evaluation["ignored_pixels"] == 17285
     assert evaluation["uniform_loss"] == 3.044522437723423

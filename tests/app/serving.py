@@ -1,7 +1,6 @@
 """A service to test: in this process without a socket, or in another one behind a real socket."""
 
 import asyncio
-import io
 import os
 import socket
 import subprocess
@@ -14,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
+from examples import make_inputs, safetensors_file
 
-from app.formats import safetensors
 from app.http.app import create_app
 from app.settings import Settings
 
@@ -57,7 +54,7 @@ class Client:
         return self.request("POST", path, **request)
 
     def post_tensors(self, path: str, /, **tensors: torch.Tensor) -> httpx.Response:
-        return self.post(path, content=packed(**tensors), headers=SAFETENSORS)
+        return self.post(path, content=safetensors_file(**tensors), headers=SAFETENSORS)
 
     def post_raw_query(self, path: str, query: bytes, content: bytes) -> int:
         """The status; for queries that no HTTP client would send."""
@@ -147,29 +144,24 @@ def served(**settings: object) -> Iterator[Client]:
         yield client
 
 
-def packed(**tensors: torch.Tensor) -> bytes:
-    return b"".join(safetensors.encode(tensors, {}))
-
-
-def npy_file(array: npt.NDArray[np.generic]) -> bytes:
-    target = io.BytesIO()
-    np.save(target, array)
-    return target.getvalue()
-
-
-def example(seed: int = 0) -> dict[str, torch.Tensor]:
-    """A well-posed request: 5 classes, 6 x 7 pixels, some ignored."""
-    random = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 5, (1, 6, 7), generator=random, dtype=torch.uint8)
-    labels[0, 0, :3] = 255
-    return {"logits": torch.randn(1, 5, 6, 7, generator=random), "labels": labels}
-
-
-def assert_well(client: Client) -> None:
-    """A good request is answered as before, whatever came in between."""
-    response = client.post_tensors("/v1/loss", **example())
+def assert_still_serves(client: Client) -> None:
+    """A valid request gets the right loss, after whatever requests came before."""
+    response = client.post_tensors("/v1/loss", **make_inputs())
     assert response.status_code == 200, response.text
     loss = torch.nn.functional.cross_entropy(
-        example()["logits"], example()["labels"].long(), ignore_index=255
+        make_inputs()["logits"], make_inputs()["labels"].long(), ignore_index=255
     )
     assert response.json()["loss"] == pytest.approx(float(loss), rel=1e-6)
+
+
+def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, object]:
+    assert response.status_code == status, response.text
+    assert response.headers["Content-Type"] == "application/problem+json"
+    problem = response.json()
+    assert problem["type"] == f"urn:seg-loss:{code}"
+    assert problem["code"] == code
+    assert problem["status"] == status
+    assert problem["error"] == problem["detail"]
+    assert problem["title"]
+    assert problem["request_id"] == response.headers["X-Request-ID"]
+    return problem

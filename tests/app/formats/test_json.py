@@ -1,5 +1,7 @@
+"""JSON lists: the tensors in them, and the message for every other text."""
+
 import contextlib
-import json
+from json import dumps
 
 import pytest
 import torch
@@ -7,19 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import IllPosed, Malformed, RequestError
-from app.formats import json as json_lists
+from app.formats import json
 
 GOLDEN = b'{"logits": [[[[0.5, 2.0]], [[1.5, -1.0]]]], "labels": [[[0, 255]]]}'
 
 
-def refusal_of(body: bytes) -> RequestError:
-    with pytest.raises(RequestError) as refusal:
-        json_lists.decode(body)
-    return refusal.value
+def error_of(body: bytes) -> RequestError:
+    with pytest.raises(RequestError) as error:
+        json.decode(body)
+    return error.value
 
 
 def test_the_example_is_logits_and_labels():
-    tensors = json_lists.decode(GOLDEN)
+    tensors = json.decode(GOLDEN)
     assert list(tensors) == ["logits", "labels"]
     assert tensors["logits"].dtype == torch.float32
     assert torch.equal(tensors["logits"], torch.tensor([[[[0.5, 2.0]], [[1.5, -1.0]]]]))
@@ -29,14 +31,12 @@ def test_the_example_is_logits_and_labels():
 
 @pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview])
 def test_any_kind_of_buffer_is_read(wrap):
-    assert json_lists.decode(wrap(GOLDEN)).keys() == {"logits", "labels"}
+    assert json.decode(wrap(GOLDEN)).keys() == {"logits", "labels"}
 
 
 def test_every_key_has_its_dtype():
-    body = {key: [0, 1] for key in json_lists.KEYS}
-    dtypes = {
-        key: tensor.dtype for key, tensor in json_lists.decode(json.dumps(body).encode()).items()
-    }
+    body = {key: [0, 1] for key in json.KEYS}
+    dtypes = {key: tensor.dtype for key, tensor in json.decode(dumps(body).encode()).items()}
     assert dtypes == {
         "logits": torch.float32,
         "labels": torch.int64,
@@ -50,15 +50,15 @@ def test_every_key_has_its_dtype():
 @pytest.mark.parametrize("shape", [(1,), (0,), (2, 0), (2, 3), (1, 2, 3, 4), (1, 2, 1, 2, 1, 2)])
 def test_lists_keep_their_shape_and_entries(key, shape):
     numbers = torch.arange(torch.Size(shape).numel()).reshape(shape)
-    body = json.dumps({key: numbers.tolist()}).encode()
-    decoded = json_lists.decode(body)[key]
+    body = dumps({key: numbers.tolist()}).encode()
+    decoded = json.decode(body)[key]
     assert decoded.shape == shape
     assert torch.equal(decoded, numbers.to(decoded.dtype))
 
 
-def test_the_ends_of_the_number_types_are_kept():
+def test_the_limits_of_int64_and_float32_are_kept():
     body = {"labels": [-(2**63), 2**63 - 1], "logits": [3.4028234e38, -3.4028234e38, 1e-45, -0.0]}
-    decoded = json_lists.decode(json.dumps(body).encode())
+    decoded = json.decode(dumps(body).encode())
     assert decoded["labels"].tolist() == body["labels"]
     assert torch.equal(decoded["logits"], torch.tensor(body["logits"]))
     assert decoded["logits"][3].signbit()
@@ -77,7 +77,7 @@ def test_the_ends_of_the_number_types_are_kept():
         (b"[]", "body: expected a JSON object, got a list."),
         (b"null", "body: expected a JSON object, got null."),
         (b"true", "body: expected a JSON object, got true or false."),
-        (b'"logits"', "body: expected a JSON object, got a text."),
+        (b'"logits"', "body: expected a JSON object, got a string."),
         (
             b'{"logits": [NaN]}',
             "body: expected JSON, which has finite numbers only, got NaN.",
@@ -92,11 +92,11 @@ def test_the_ends_of_the_number_types_are_kept():
         ),
         (
             b'{"logits": [' + b"1" * 5000 + b"]}",
-            "body: expected JSON numbers of a few digits, got thousands of them.",
+            "body: expected JSON numbers of a few digits, got thousands of digits.",
         ),
         (
             b'{"logits": ' + b"[" * 100_000,
-            "body: expected JSON nested a few levels deep, got hundreds of them.",
+            "body: expected JSON nested a few levels deep, got hundreds of levels.",
         ),
         (
             b'{"logits": ' + b"[" * 7 + b"]" * 7 + b"}",
@@ -104,10 +104,10 @@ def test_the_ends_of_the_number_types_are_kept():
         ),
     ],
 )
-def test_what_is_not_json_or_too_deep_is_malformed(body, sentence):
-    refusal = refusal_of(body)
-    assert isinstance(refusal, Malformed)
-    assert refusal.detail == sentence
+def test_a_body_that_is_not_json_or_too_deep_is_malformed(body, sentence):
+    error = error_of(body)
+    assert isinstance(error, Malformed)
+    assert error.detail == sentence
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_what_is_not_json_or_too_deep_is_malformed(body, sentence):
     [
         (
             b'{"target": [0]}',
-            f"body: expected keys out of {', '.join(json_lists.KEYS)}, got 'target'.",
+            f"body: expected keys among {', '.join(json.KEYS)}, got 'target'.",
         ),
         (b'{"logits": 1}', "logits: expected a list, got an integer."),
         (b'{"logits": null}', "logits: expected a list, got null."),
@@ -131,7 +131,7 @@ def test_what_is_not_json_or_too_deep_is_malformed(body, sentence):
         (b'{"logits": [[1, [2]]]}', "logits[0][1]: expected a number, got a list."),
         (b'{"logits": [[1, null]]}', "logits[0][1]: expected a number, got null."),
         (b'{"logits": [true]}', "logits[0]: expected a number, got true or false."),
-        (b'{"logits": ["1"]}', "logits[0]: expected a number, got a text."),
+        (b'{"logits": ["1"]}', "logits[0]: expected a number, got a string."),
         (b'{"labels": [[0, false]]}', "labels[0][1]: expected an integer, got true or false."),
         (b'{"labels": [[0], [null]]}', "labels[1][0]: expected an integer, got null."),
         (b'{"labels": [[0, 1.0]]}', "labels[0][1]: expected an integer, got 1.0. Write 1."),
@@ -159,28 +159,28 @@ def test_what_is_not_json_or_too_deep_is_malformed(body, sentence):
         ),
     ],
 )
-def test_json_that_is_no_tensor_is_ill_posed_and_says_where(body, sentence):
-    refusal = refusal_of(body)
-    assert isinstance(refusal, IllPosed)
-    assert refusal.detail == sentence
+def test_json_that_is_no_tensor_is_ill_posed_with_its_path(body, sentence):
+    error = error_of(body)
+    assert isinstance(error, IllPosed)
+    assert error.detail == sentence
 
 
-def test_a_strange_key_is_cut_and_escaped_in_refusals():
-    refusal = refusal_of(json.dumps({"\n\u202e" + "x" * 99: []}).encode())
-    assert refusal.got == "'\\n\\u202e" + "x" * 38 + "'"
+def test_an_unknown_key_is_cut_and_escaped_in_messages():
+    error = error_of(dumps({"\n\u202e" + "x" * 99: []}).encode())
+    assert error.got == "'\\n\\u202e" + "x" * 38 + "'"
 
 
 def test_a_body_cut_anywhere_is_malformed():
     for length in range(len(GOLDEN)):
-        assert isinstance(refusal_of(GOLDEN[:length]), Malformed)
+        assert isinstance(error_of(GOLDEN[:length]), Malformed)
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=100), st.integers(0, len(GOLDEN)), st.integers(0, len(GOLDEN)))
-def test_random_bytes_are_read_or_refused(noise, begin, end):
+def test_random_bytes_are_read_or_raise_a_request_error(noise, begin, end):
     for body in (noise, GOLDEN[:begin] + noise + GOLDEN[end:]):
         with contextlib.suppress(RequestError):
-            json_lists.decode(body)
+            json.decode(body)
 
 
 NUMBERS = st.integers() | st.floats() | st.sampled_from([2**63, -(2**63) - 1, 10**400, 1e39, True])
@@ -194,9 +194,9 @@ VALUES = st.recursive(
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.dictionaries(st.sampled_from(json_lists.KEYS), st.lists(VALUES, max_size=4)))
-def test_random_lists_are_read_or_refused(message):
+@given(st.dictionaries(st.sampled_from(json.KEYS), st.lists(VALUES, max_size=4)))
+def test_random_lists_are_read_or_raise_a_request_error(message):
     with contextlib.suppress(RequestError):
-        tensors = json_lists.decode(json.dumps(message).encode())
+        tensors = json.decode(dumps(message).encode())
         assert tensors.keys() == message.keys()
         assert all(tensor.isfinite().all() for tensor in tensors.values())

@@ -1,4 +1,4 @@
-"""The service behind a real socket, spoken to with curl."""
+"""`seg-loss serve` in a process of its own, with curl as the client."""
 
 import json
 import shutil
@@ -7,7 +7,8 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from serving import Server, example, npy_file, packed, running
+from examples import make_inputs, npy_file, safetensors_file
+from serving import Server, running
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
@@ -19,8 +20,8 @@ def server() -> Iterator[Server]:
 
 
 def test_curl_posts_files_and_gets_the_loss(server, tmp_path):
-    (tmp_path / "logits.npy").write_bytes(npy_file(example()["logits"].numpy()))
-    (tmp_path / "labels.npy").write_bytes(npy_file(example()["labels"].numpy()))
+    (tmp_path / "logits.npy").write_bytes(npy_file(make_inputs()["logits"].numpy()))
+    (tmp_path / "labels.npy").write_bytes(npy_file(make_inputs()["labels"].numpy()))
     status, body = server.curl(
         "/v1/loss", "-F", f"logits=@{tmp_path}/logits.npy", "-F", f"labels=@{tmp_path}/labels.npy"
     )
@@ -29,7 +30,7 @@ def test_curl_posts_files_and_gets_the_loss(server, tmp_path):
 
 
 def test_curl_posts_safetensors_and_gets_a_gradient(server, tmp_path):
-    (tmp_path / "body").write_bytes(packed(**example()))
+    (tmp_path / "body").write_bytes(safetensors_file(**make_inputs()))
     arguments = ("--data-binary", f"@{tmp_path}/body", "-H", "Transfer-Encoding: chunked")
     for chunked in (arguments[:2], arguments):
         status, body = server.curl(
@@ -39,7 +40,7 @@ def test_curl_posts_safetensors_and_gets_a_gradient(server, tmp_path):
         assert b'"gradient"' in body[:200]
 
 
-def test_curl_hears_that_a_body_is_too_large_without_sending_it(server, tmp_path):
+def test_curl_gets_413_without_sending_the_body(server, tmp_path):
     (tmp_path / "large").write_bytes(bytes(3_000_000))
     status, body = server.curl(
         "/v1/loss",
@@ -54,7 +55,7 @@ def test_curl_hears_that_a_body_is_too_large_without_sending_it(server, tmp_path
     assert int(num_sent) == 0
 
 
-def test_a_connection_goes_on_after_refusals(server):
+def test_a_connection_stays_open_after_errors(server):
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
         connection.settimeout(20)
         for status in (b"415", b"415"):
@@ -64,7 +65,7 @@ def test_a_connection_goes_on_after_refusals(server):
             assert status in connection.recv(65536).split(b"\r\n")[0]
 
 
-def test_a_body_that_ends_early_leaves_the_service_well(server):
+def test_the_service_survives_an_incomplete_body(server):
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
         connection.sendall(
             b"POST /v1/loss HTTP/1.1\r\nHost: a\r\nContent-Length: 500\r\n"
@@ -73,7 +74,7 @@ def test_a_body_that_ends_early_leaves_the_service_well(server):
     assert server.curl("/livez")[0] == 200
 
 
-def test_the_server_stops_when_it_is_told(server):
+def test_the_server_stops_at_sigterm(server):
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(20) in (0, -signal.SIGTERM)
     assert b"Traceback" not in server.process.stderr.read()

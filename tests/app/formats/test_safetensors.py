@@ -1,3 +1,5 @@
+"""safetensors: golden bytes, the package as a second implementation, and malformed files."""
+
 import contextlib
 import json
 import struct
@@ -19,11 +21,11 @@ GOLDEN = (
 )
 LOGITS = torch.tensor([[1.0, -2.0]])
 LABELS = torch.tensor([255], dtype=torch.uint8)
-KNOWN = "a dtype out of I8, I16, I32, I64, U8, U16, U32, F16, BF16, F32, F64"
+KNOWN = "a dtype among I8, I16, I32, I64, U8, U16, U32, F16, BF16, F32, F64"
 
 
-def written(header: object, payload: bytes = b"", padding: int = 0) -> bytearray:
-    """A file with any header, true or not; bytes stand for themselves."""
+def file_with_header(header: object, payload: bytes = b"", padding: int = 0) -> bytearray:
+    """A file with any header, valid or not; a header of bytes is not encoded."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     text += b" " * padding
     return bytearray(struct.pack("<Q", len(text)) + text + payload)
@@ -33,10 +35,10 @@ def entry(dtype: object, shape: object, *offsets: object) -> dict[str, object]:
     return {"dtype": dtype, "shape": shape, "data_offsets": list(offsets)}
 
 
-def refusal_of(body: bytes | bytearray, where: str = "body") -> RequestError:
-    with pytest.raises(RequestError) as refusal:
+def error_of(body: bytes | bytearray, where: str = "body") -> RequestError:
+    with pytest.raises(RequestError) as error:
         safetensors.decode(body, where)
-    return refusal.value
+    return error.value
 
 
 def test_the_golden_bytes_are_logits_and_labels():
@@ -67,19 +69,19 @@ DTYPES = [
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(), (1,), (0, 3), (2, 3, 5)])
-def test_the_package_reads_what_is_written_and_writes_what_is_read(dtype, shape):
+def test_tensors_pass_from_the_safetensors_package_and_back(dtype, shape):
     tensor = torch.arange(torch.Size(shape).numel()).to(dtype).reshape(shape)
     tensors = {"logits": tensor, "labels": torch.tensor([1, 2, 255], dtype=torch.uint8)}
-    theirs = reference.save(tensors, {"loss": "0.5", "ü": "∞"})
-    ours = b"".join(safetensors.encode(tensors, {"loss": "0.5", "ü": "∞"}))
-    assert reference.load(ours).keys() == tensors.keys()
-    for body in (theirs, ours):
+    by_package = reference.save(tensors, {"loss": "0.5", "ü": "∞"})
+    by_app = b"".join(safetensors.encode(tensors, {"loss": "0.5", "ü": "∞"}))
+    assert reference.load(by_app).keys() == tensors.keys()
+    for body in (by_package, by_app):
         decoded, metadata = safetensors.decode(bytearray(body))
         assert metadata == {"loss": "0.5", "ü": "∞"}
         for name, expected in tensors.items():
             assert decoded[name].dtype == expected.dtype
             assert torch.equal(decoded[name], expected)
-            assert torch.equal(reference.load(ours)[name], expected)
+            assert torch.equal(reference.load(by_app)[name], expected)
 
 
 @pytest.mark.parametrize(
@@ -101,21 +103,21 @@ def test_a_writable_body_is_not_copied():
     assert tensors["labels"].data_ptr() == start + 136
 
 
-def test_read_only_memory_is_copied_and_stays_as_it_was():
+def test_read_only_memory_is_copied_and_unchanged():
     safetensors.decode(GOLDEN)[0]["logits"].zero_()
     assert GOLDEN[128:132] == b"\x00\x00\x80\x3f"
 
 
 @pytest.mark.parametrize("padding", range(8))
-def test_misaligned_elements_are_copied_to_an_aligned_place(padding):
+def test_misaligned_elements_are_copied_to_aligned_memory(padding):
     payload = struct.pack("<2f", 1, -2)
-    body = written({"logits": entry("F32", [1, 2], 0, 8)}, payload, padding)
+    body = file_with_header({"logits": entry("F32", [1, 2], 0, 8)}, payload, padding)
     logits = safetensors.decode(body)[0]["logits"]
     assert logits.data_ptr() % 4 == 0
     assert torch.equal(logits, LOGITS)
 
 
-def test_every_written_payload_is_aligned_and_is_the_memory_of_its_tensor():
+def test_written_payloads_are_aligned_and_not_copied():
     tensors = {"a": LABELS, "b": LOGITS.double(), "c": LOGITS.half(), "d": LOGITS.clone()}
     header, *payloads = safetensors.encode(tensors, {"loss": "0.5"})
     assert len(header) % 64 == 0
@@ -126,14 +128,14 @@ def test_every_written_payload_is_aligned_and_is_the_memory_of_its_tensor():
 
 
 def test_an_empty_file_has_no_tensors():
-    assert safetensors.decode(written({})) == ({}, {})
+    assert safetensors.decode(file_with_header({})) == ({}, {})
     assert safetensors.decode(b"".join(safetensors.encode({}, {}))) == ({}, {})
 
 
-def test_a_tensor_that_the_format_lacks_is_not_written():
-    with pytest.raises(IllPosed) as refusal:
+def test_writing_a_dtype_that_the_format_lacks_is_an_error():
+    with pytest.raises(IllPosed) as error:
         safetensors.encode({"gradient": LOGITS.to(torch.complex64)}, {})
-    assert refusal.value.detail == f"gradient: expected {KNOWN}, got complex64."
+    assert error.value.detail == f"gradient: expected {KNOWN}, got complex64."
 
 
 @pytest.mark.parametrize(
@@ -149,77 +151,77 @@ def test_a_tensor_that_the_format_lacks_is_not_written():
             "body: expected a safetensors header of 3 bytes, got 2.",
         ),
         (
-            written(b""),
+            file_with_header(b""),
             "body: expected a safetensors header that begins with {, got something else.",
         ),
         (
-            written(b" {}"),
+            file_with_header(b" {}"),
             "body: expected a safetensors header that begins with {, got something else.",
         ),
-        (written(b"{]"), "body header: expected JSON, got something else at character 1."),
-        (written(b"{\xff}"), "body header: expected JSON in UTF-8, got other bytes."),
+        (file_with_header(b"{]"), "body header: expected JSON, got something else at character 1."),
+        (file_with_header(b"{\xff}"), "body header: expected JSON in UTF-8, got other bytes."),
         (
-            written(b'{"a":1,"a":1}'),
+            file_with_header(b'{"a":1,"a":1}'),
             "body header: expected a JSON object with every key once, got a key twice.",
         ),
         (
-            written(b'{"a":{"shape":[],"shape":[]}}'),
+            file_with_header(b'{"a":{"shape":[],"shape":[]}}'),
             "body header: expected a JSON object with every key once, got a key twice.",
         ),
         (
-            written(b'{"a":NaN}'),
+            file_with_header(b'{"a":NaN}'),
             "body header: expected JSON, which has finite numbers only, got NaN.",
         ),
         (
-            written(b'{"a":' + b"9" * 5000 + b"}"),
-            "body header: expected JSON numbers of a few digits, got thousands of them.",
+            file_with_header(b'{"a":' + b"9" * 5000 + b"}"),
+            "body header: expected JSON numbers of a few digits, got thousands of digits.",
         ),
         (
-            written(b'{"a":' + b"[" * 30_000),
-            "body header: expected JSON nested a few levels deep, got hundreds of them.",
+            file_with_header(b'{"a":' + b"[" * 30_000),
+            "body header: expected JSON nested a few levels deep, got hundreds of levels.",
         ),
         (
-            written({f"t{i}": entry("U8", [0], 0, 0) for i in range(17)}),
+            file_with_header({f"t{i}": entry("U8", [0], 0, 0) for i in range(17)}),
             "body: expected at most 16 tensors, got 17.",
         ),
         (
-            written({"logits": entry("F32", [2, 3], 0, 20)}, bytes(20)),
+            file_with_header({"logits": entry("F32", [2, 3], 0, 20)}, bytes(20)),
             "body['logits']: expected 24 bytes for float32 (2, 3), got 20.",
         ),
         (
-            written({"a": entry("U8", [4], 0, 4), "b": entry("U8", [4], 3, 7)}, bytes(7)),
+            file_with_header({"a": entry("U8", [4], 0, 4), "b": entry("U8", [4], 3, 7)}, bytes(7)),
             "body: expected tensors one after the other, got an overlap at byte 3.",
         ),
         (
-            written({"a": entry("U8", [4], 0, 4), "b": entry("U8", [4], 0, 4)}, bytes(4)),
+            file_with_header({"a": entry("U8", [4], 0, 4), "b": entry("U8", [4], 0, 4)}, bytes(4)),
             "body: expected tensors one after the other, got an overlap at byte 0.",
         ),
         (
-            written({"a": entry("U8", [4], 0, 4), "b": entry("U8", [4], 5, 9)}, bytes(9)),
+            file_with_header({"a": entry("U8", [4], 0, 4), "b": entry("U8", [4], 5, 9)}, bytes(9)),
             "body: expected tensors one after the other, got a hole at byte 5.",
         ),
         (
-            written({"a": entry("U8", [4], 1, 5)}, bytes(5)),
+            file_with_header({"a": entry("U8", [4], 1, 5)}, bytes(5)),
             "body: expected tensors one after the other, got a hole at byte 1.",
         ),
         (
-            written({"a": entry("U8", [4], 0, 4)}, bytes(5)),
+            file_with_header({"a": entry("U8", [4], 0, 4)}, bytes(5)),
             "body: expected 4 bytes after the header, got 5.",
         ),
         (
-            written({"a": entry("U8", [2**40], 0, 2**40)}, bytes(5)),
+            file_with_header({"a": entry("U8", [2**40], 0, 2**40)}, bytes(5)),
             "body: expected 1099511627776 bytes after the header, got 5.",
         ),
     ],
 )
-def test_a_broken_file_is_refused_by_what_is_broken(body, sentence):
-    refusal = refusal_of(body)
-    assert isinstance(refusal, Malformed)
-    assert refusal.detail == sentence
+def test_a_malformed_file_is_described(body, sentence):
+    error = error_of(body)
+    assert isinstance(error, Malformed)
+    assert error.detail == sentence
 
 
 @pytest.mark.parametrize(
-    "lie",
+    "invalid",
     [
         {},
         [],
@@ -258,66 +260,73 @@ def test_a_broken_file_is_refused_by_what_is_broken(body, sentence):
         entry("F64", [4], 0, 4),
     ],
 )
-def test_an_entry_that_lies_is_malformed(lie):
-    assert isinstance(refusal_of(written({"labels": lie}, bytes(4))), Malformed)
+def test_an_invalid_entry_is_malformed(invalid):
+    assert isinstance(error_of(file_with_header({"labels": invalid}, bytes(4))), Malformed)
 
 
 @pytest.mark.parametrize("dtype", ["U64", "F8_E4M3", "C64", "F4"])
-def test_a_dtype_of_no_use_is_ill_posed(dtype):
-    refusal = refusal_of(written({"labels": entry(dtype, [1], 0, 8)}, bytes(8)), "multipart labels")
-    assert isinstance(refusal, IllPosed)
-    assert refusal.where == "multipart labels['labels']"
-    assert refusal.expected == KNOWN
-    assert refusal.got == dtype
+def test_an_unsupported_dtype_is_ill_posed(dtype):
+    error = error_of(
+        file_with_header({"labels": entry(dtype, [1], 0, 8)}, bytes(8)), "multipart labels"
+    )
+    assert isinstance(error, IllPosed)
+    assert error.where == "multipart labels['labels']"
+    assert error.expected == KNOWN
+    assert error.got == dtype
 
 
-def test_booleans_are_ill_posed_and_told_what_to_be():
-    refusal = refusal_of(reference.save({"labels": torch.tensor([True])}))
-    assert isinstance(refusal, IllPosed)
-    assert refusal.detail == f"body['labels']: expected {KNOWN}, got BOOL. Send U8."
+def test_booleans_are_ill_posed_with_a_fix():
+    error = error_of(reference.save({"labels": torch.tensor([True])}))
+    assert isinstance(error, IllPosed)
+    assert error.detail == f"body['labels']: expected {KNOWN}, got BOOL. Send U8."
 
 
 @pytest.mark.parametrize("metadata", [None, [], "a", {"a": 1}, {"a": None}, {"a": {"b": "c"}}])
-def test_metadata_other_than_texts_is_malformed(metadata):
-    refusal = refusal_of(written({"__metadata__": metadata}))
-    assert refusal.detail == (
-        "body: expected an object of texts as __metadata__, got something else."
+def test_metadata_other_than_strings_is_malformed(metadata):
+    error = error_of(file_with_header({"__metadata__": metadata}))
+    assert error.detail == (
+        "body: expected an object of strings as __metadata__, got something else."
     )
 
 
-def test_a_name_that_no_answer_could_repeat_is_malformed():
-    body = written(b'{"\\ud800":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}')
-    assert refusal_of(body).detail == "body header: expected JSON in UTF-8, got other bytes."
+def test_an_unpaired_surrogate_in_a_name_is_malformed():
+    body = file_with_header(b'{"\\ud800":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}')
+    assert error_of(body).detail == "body header: expected JSON in UTF-8, got other bytes."
 
 
-def test_a_long_or_strange_name_is_cut_and_escaped_in_refusals():
-    refusal = refusal_of(written({"\n\u202e" + "x" * 99: {}}))
-    assert refusal.where == "body['\\n\\u202e" + "x" * 38 + "']"
+def test_a_long_name_is_cut_and_escaped_in_messages():
+    error = error_of(file_with_header({"\n\u202e" + "x" * 99: {}}))
+    assert error.where == "body['\\n\\u202e" + "x" * 38 + "']"
 
 
 def test_a_file_cut_anywhere_is_malformed():
     for length in range(len(GOLDEN)):
-        assert isinstance(refusal_of(GOLDEN[:length]), Malformed)
+        assert isinstance(error_of(GOLDEN[:length]), Malformed)
 
 
 @pytest.mark.parametrize(
     "header", [b'{"a":[' + b"0," * 32_000 + b"0]}", b'{"a":' * 10_000, b"{" + b" " * 65_000]
 )
-def test_a_header_made_to_be_costly_is_malformed(header):
-    assert isinstance(refusal_of(written(header)), Malformed)
+def test_a_costly_header_is_malformed(header):
+    assert isinstance(error_of(file_with_header(header)), Malformed)
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=200))
-def test_random_bytes_are_read_or_refused(noise):
-    for body in (noise, written(noise), written(b"{" + noise + b"}"), GOLDEN[:60] + noise):
+def test_random_bytes_are_read_or_raise_a_request_error(noise):
+    for body in (
+        noise,
+        file_with_header(noise),
+        file_with_header(b"{" + noise + b"}"),
+        GOLDEN[:60] + noise,
+    ):
         with contextlib.suppress(RequestError):
             safetensors.decode(body)
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.tuples(st.integers(0, len(GOLDEN) - 1), st.integers(0, 255)), max_size=4))
-def test_a_file_with_changed_bytes_is_read_or_refused(changes):
+def test_changed_bytes_are_read_or_raise_a_request_error(changes):
     body = bytearray(GOLDEN)
     for index, value in changes:
         body[index] = value
@@ -339,20 +348,20 @@ JSON = st.recursive(
 
 @settings(deadline=None, max_examples=200)
 @given(JSON, st.integers(0, 16))
-def test_a_random_header_is_read_or_refused(value, num_bytes):
+def test_a_random_header_is_read_or_raise_a_request_error(value, num_bytes):
     for header in (value, {"a": value}, {"a": entry("U8", value, 0, num_bytes)}):
         with contextlib.suppress(RequestError):
-            safetensors.decode(written(header, bytes(num_bytes)))
+            safetensors.decode(file_with_header(header, bytes(num_bytes)))
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.tuples(st.integers(-1, 9), st.integers(-1, 9)), max_size=4), st.integers(0, 9))
-def test_tensors_that_are_read_fill_the_payload_without_overlap(offsets, num_bytes):
+def test_read_tensors_cover_the_payload_without_overlap(offsets, num_bytes):
     header = {
         f"t{i}": entry("U8", [end - begin], begin, end) for i, (begin, end) in enumerate(offsets)
     }
     try:
-        tensors, _ = safetensors.decode(written(header, bytes(num_bytes)))
+        tensors, _ = safetensors.decode(file_with_header(header, bytes(num_bytes)))
     except RequestError:
         return
     assert sorted(i for begin, end in offsets for i in range(begin, end)) == list(range(num_bytes))

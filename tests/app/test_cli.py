@@ -1,4 +1,4 @@
-"""Commands: what they print where, what they write, and how they exit."""
+"""Commands: what they print and write, and their exit status."""
 
 import csv
 import io
@@ -12,60 +12,51 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from examples import (
+    make_inputs,
+    npy_file,
+    safetensors_file,
+    write_inputs,
+)
 from PIL import Image
-from serving import example, npy_file, packed
+from serving import ROOT
 
 import seg_loss
-from app import cli
-from app.formats import png as label_maps
-from app.images.palettes import palette
-
-ROOT = Path(__file__).parents[2]
+from app.settings import Settings
 
 
 @pytest.fixture
-def files(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    logits, labels = (example()[name].numpy() for name in ("logits", "labels"))
-    Path("logits.npy").write_bytes(npy_file(logits))
-    Path("logits.safetensors").write_bytes(packed(logits=torch.from_numpy(logits)))
+def files(empty_directory):
+    """Logits and labels in all file types, with the current directory as theirs."""
+    logits, labels = (make_inputs()[name].numpy() for name in ("logits", "labels"))
+    write_inputs(make_inputs())
+    Path("logits.safetensors").write_bytes(safetensors_file(logits=torch.from_numpy(logits)))
     np.savez("logits.npz", logits=logits, other=labels)
     np.savez_compressed("labels.npz", labels)
     Path("labels.npy").write_bytes(npy_file(labels))
-    Path("labels.png").write_bytes(label_maps.write(labels[0], palette("voc")))
-    return tmp_path
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return stop.value.code or 0, output.out, output.err
-
-    return run
 
 
 @pytest.mark.parametrize("logits", ["logits.npy", "logits.npz", "logits.safetensors"])
 @pytest.mark.parametrize("labels", ["labels.png", "labels.npy", "labels.npz"])
-def test_loss_reads_every_kind_of_file(files, run, logits, labels):
+def test_loss_reads_every_file_type(files, run, logits, labels):
     status, out, err = run("loss", logits, labels, "--format", "json")
     assert (status, err) == (0, "")
-    assert json.loads(out)["loss"] == seg_loss.evaluate(**example()).loss
+    assert json.loads(out)["loss"] == seg_loss.evaluate(**make_inputs()).loss
 
 
-def test_json_is_the_object_that_the_service_answers_with(files, run, client):
-    answer = client.post_tensors("/v1/loss", **example()).json()
-    assert json.loads(run("loss", "logits.npy", "labels.npy", "--format", "json")[1]) == answer
-    answer = client.post_tensors("/v1/evaluate", **example()).json()
-    assert json.loads(run("evaluate", "logits.npy", "labels.npy", "--format", "json")[1]) == answer
+def test_json_is_the_json_object_of_the_service(files, run, client):
+    response = client.post_tensors("/v1/loss", **make_inputs()).json()
+    assert json.loads(run("loss", "logits.npy", "labels.npy", "--format", "json")[1]) == response
+    response = client.post_tensors("/v1/evaluate", **make_inputs()).json()
+    assert (
+        json.loads(run("evaluate", "logits.npy", "labels.npy", "--format", "json")[1]) == response
+    )
 
 
-def test_flags_are_the_options_of_the_library_with_dashes_or_as_they_are(files, run):
+def test_flags_have_the_names_of_options_with_dash_or_underscore(files, run):
     Path("weight.npy").write_bytes(npy_file(np.arange(5, dtype=np.float32)))
     expected = seg_loss.evaluate(
-        **example(),
+        **make_inputs(),
         class_weight=torch.arange(5.0),
         ignore_index=(0, 255),
         normalization="weight",
@@ -89,26 +80,26 @@ def test_a_negative_label_can_be_ignored(files, run):
     assert "valid_pixels" in out
 
 
-def test_the_table_names_the_classes_of_the_palette(files, run):
+def test_the_table_has_the_class_names_of_the_palette(files, run):
     out = run("loss", "logits.npy", "labels.png", "--palette", "voc")[1]
     assert "aeroplane" in out
     assert "\x1b" not in out
 
 
-@pytest.mark.parametrize("form", ["table", "csv", "md", "html"])
+@pytest.mark.parametrize("format_name", ["table", "csv", "md", "html"])
 @pytest.mark.parametrize("command", ["loss", "evaluate"])
-def test_every_form_has_the_numbers(files, run, form, command):
-    status, out, err = run(command, "logits.npy", "labels.png", "--format", form)
+def test_every_format_shows_the_loss(files, run, format_name, command):
+    status, out, err = run(command, "logits.npy", "labels.png", "--format", format_name)
     assert (status, err) == (0, "")
-    assert f"{seg_loss.evaluate(**example()).loss:.6g}"[:6] in out
+    assert f"{seg_loss.evaluate(**make_inputs()).loss:.6g}"[:6] in out
 
 
-def test_csv_is_one_number_per_line(files, run):
+def test_csv_has_one_number_per_line(files, run):
     out = run("evaluate", "logits.npy", "labels.png", "--format", "csv")[1]
     rows = list(csv.reader(io.StringIO(out)))
     assert rows[0] == ["of", "item", "quantity", "value"]
     assert all(len(row) == 4 for row in rows)
-    expected = seg_loss.evaluate(**example())
+    expected = seg_loss.evaluate(**make_inputs())
     assert ["batch", "loss", "", repr(expected.loss)] not in rows
     assert ["batch", "", "loss", repr(expected.loss)] in rows
     assert ["class", "2", "pixels", str(expected.per_class[2].pixels)] in rows
@@ -120,7 +111,7 @@ def test_gradient_writes_a_file_and_prints_the_loss(files, run, suffix):
         *("gradient", "logits.npy", "labels.png", "--output", f"g.{suffix}"),
         *("--loss-weight", "2", "--format", "json"),
     )
-    loss, gradient = seg_loss.loss_and_gradient(**example())
+    loss, gradient = seg_loss.loss_and_gradient(**make_inputs())
     assert status == 0
     assert json.loads(out)["loss"] == float(loss)
     if suffix == "npy":
@@ -134,17 +125,24 @@ def test_evaluate_writes_maps(files, run):
     arguments = ("logits.npy", "labels.png", "--maps", "nll,prediction", "-o", "m.safetensors")
     assert run("evaluate", *arguments)[0] == 0
     maps = safetensors.torch.load_file("m.safetensors")
-    assert torch.equal(maps["prediction"].long(), example()["logits"].argmax(1))
+    assert torch.equal(maps["prediction"].long(), make_inputs()["logits"].argmax(1))
     assert maps.keys() == {"nll", "prediction"}
 
 
-def test_a_metric_below_its_threshold_is_exit_1(files, run):
+def test_a_metric_below_its_threshold_exits_with_1(files, run):
     arguments = ("evaluate", "logits.npy", "labels.png", "--fail-under")
     assert run(*arguments, "mean_iu=0")[0] == 0
     status, out, err = run(*arguments, "mean_iu=0.99")
     assert status == 1
     assert "mean_iu" in out
     assert err.startswith("seg-loss: mean_iu: expected at least 0.99, got 0.")
+
+
+def test_thresholds_apply_to_upsampled_logits(run, empty_directory):
+    write_inputs(make_inputs("fcn"))
+    arguments = ["evaluate", "logits.npy", "labels.png", "--upsampling", "fcn", "--fail-under"]
+    assert run(*arguments, "mean_iu=0")[0] == 0
+    assert run(*arguments, "mean_iu=1")[0] == 1
 
 
 def test_visualize_writes_a_picture(files, run):
@@ -171,7 +169,7 @@ def test_palettes_are_listed_and_shown(run):
     assert json.loads(run("palettes", "voc", "--format", "json")[1])["colours"][1] == [128, 0, 0]
 
 
-def test_the_sample_can_be_used_at_once(run, tmp_path):
+def test_the_sample_is_a_valid_input_of_loss(run, tmp_path):
     status, out, _ = run("sample", tmp_path / "s", "--height", "32", "--width", "64")
     assert status == 0
     names = ["photo.png", "labels.png", "logits.npy"]
@@ -183,17 +181,21 @@ def test_the_sample_can_be_used_at_once(run, tmp_path):
     assert json.loads(out)["diagnosis"]["state"] == "learning"
 
 
-def test_logits_that_are_not_finite_are_shown_with_a_diagnosis(files, run):
-    logits = example()["logits"]
-    logits[0, 1, 3, 3] = float("nan")
-    Path("logits.npy").write_bytes(npy_file(logits.numpy()))
-    status, out, _ = run("loss", "logits.npy", "labels.png", "--format", "json")
+@pytest.mark.parametrize("upsampling", ["none", "bilinear"])
+def test_logits_with_nan_have_a_loss_of_null_and_a_diagnosis(run, empty_directory, upsampling):
+    inputs = make_inputs(upsampling)
+    inputs["logits"][0, 1, 3, 3] = float("nan")
+    write_inputs(inputs)
+    arguments = ("logits.npy", "labels.png", "--upsampling", upsampling)
+    status, out, _ = run("loss", *arguments, "--format", "json")
     assert status == 0
     assert json.loads(out)["loss"] is None
     assert json.loads(out)["diagnosis"]["state"] == "non_finite"
-    status, _, err = run("gradient", "logits.npy", "labels.png", "-o", "g.npy")
+    status, _, err = run("gradient", *arguments, "-o", "g.npy")
     assert status == 0
-    assert err == "seg-loss: warning: logits: not all are finite, and so is the gradient.\n"
+    assert err == (
+        "seg-loss: warning: logits contain non-finite values, so the gradient does too.\n"
+    )
 
 
 USAGE = {
@@ -210,16 +212,24 @@ USAGE = {
     "evaluate logits.npy labels.png --maps nll": "seg-loss: --maps and --output: expected both",
     "visualize logits.npy -o a.jpg": "seg-loss: --output: expected a name that ends in .png.",
     "visualize logits.npy labels.png --kind heat -o a.png": "seg-loss: kind: expected one of",
-    "palettes nothing": "seg-loss: palette: expected one of voc",
+    "palettes nothing": (
+        "seg-loss: palette: expected one of voc, cityscapes, got an unknown name.\n"
+    ),
     "nothing": "No such command",
 }
 
 
 @pytest.mark.parametrize("line", USAGE)
-def test_wrong_usage_is_exit_2_with_nothing_on_stdout(files, run, line):
+def test_wrong_usage_exits_with_2_and_prints_only_to_stderr(files, run, line):
     status, out, err = run(*line.split())
     assert (status, out) == (2, "")
     assert USAGE[line] in err
+
+
+def test_an_unknown_upsampling_is_wrong_usage(files, run):
+    expected = "upsampling: expected one of none, bilinear, bilinear_aligned, fcn, got 'nearest'."
+    arguments = ("logits.npy", "labels.png", "--upsampling", "nearest")
+    assert run("loss", *arguments) == (2, "", f"seg-loss: {expected}\n")
 
 
 FAILURES = {
@@ -227,16 +237,16 @@ FAILURES = {
     "loss . labels.png": "seg-loss: .: Is a directory\n",
     "loss labels.npy labels.png": "seg-loss: logits: expected",
     "loss logits.npy logits.npy": "seg-loss: labels: expected uint8",
-    "loss empty labels.png": "seg-loss: logits: expected a file of NPY or safetensors, got",
+    "loss empty labels.png": "seg-loss: logits: expected an NPY or safetensors file, got",
     "loss cut.npz labels.png": "seg-loss: logits: expected a complete NPZ file, got a damaged one.",
     "loss pickled.npz labels.png": "Pickled objects are never read",
-    "loss two.npz labels.png": "seg-loss: logits: expected one array, or one called logits, got 2",
+    "loss two.npz labels.png": "seg-loss: logits: expected one array, or one named logits, got 2",
     "gradient logits.npy labels.png -o nowhere/g.npy": "seg-loss: nowhere/g.npy: No such file",
 }
 
 
 @pytest.mark.parametrize("line", FAILURES)
-def test_a_file_that_cannot_be_used_is_exit_1_and_one_line(files, run, line):
+def test_an_unusable_file_exits_with_1_and_prints_one_line(files, run, line):
     Path("empty").touch()
     Path("cut.npz").write_bytes(Path("logits.npz").read_bytes()[:100])
     np.savez("pickled.npz", np.array([{}], dtype=object))
@@ -247,7 +257,26 @@ def test_a_file_that_cannot_be_used_is_exit_1_and_one_line(files, run, line):
     assert err.count("\n") == 1
 
 
-def test_a_setting_that_cannot_be_is_wrong_usage(run, monkeypatch):
+def test_scores_that_do_not_fit_the_upsampling_exit_with_1(run, empty_directory):
+    np.save("small.npy", np.zeros((1, 5, 2, 2), np.float32))
+    np.save("wide.npy", np.zeros((1, 99, 99), np.uint8))
+    status, out, err = run(*["loss", "small.npy", "wide.npy", "--upsampling", "fcn"])
+    assert (status, out) == (1, "")
+    assert err.startswith("seg-loss: logits: expected height and width (22, 22) or")
+
+
+def test_the_limit_on_upsampled_logits_applies_to_commands(run, empty_directory, monkeypatch):
+    write_inputs(make_inputs("fcn"))
+    arguments = ["loss", "logits.npy", "labels.png", "--upsampling", "fcn"]
+    monkeypatch.setenv("SEG_LOSS_MAX_UPSAMPLED_LOGITS", "2999")
+    status, _, err = run(*arguments)
+    assert status == 1
+    assert "at most 2999 upsampled logits" in err
+    monkeypatch.setenv("SEG_LOSS_MAX_UPSAMPLED_LOGITS", "3000")
+    assert run(*arguments)[0] == 0
+
+
+def test_an_invalid_setting_is_wrong_usage(run, monkeypatch):
     monkeypatch.setenv("SEG_LOSS_PORT", "http")
     status, _, err = run("serve")
     assert status == 2
@@ -255,20 +284,39 @@ def test_a_setting_that_cannot_be_is_wrong_usage(run, monkeypatch):
 
 
 def test_serve_help_lists_every_setting(run):
-    from app.settings import Settings
-
     out = run("serve", "--help")[1]
     for name, field in Settings.model_fields.items():
         assert f"SEG_LOSS_{name.upper()} [{field.default}]" in out
         assert field.description in out
 
 
-def test_help_does_not_wait_for_torch():
-    program = "import sys; from app import cli; assert 'torch' not in sys.modules"
+@pytest.mark.parametrize("command", ["loss", "gradient", "evaluate", "visualize"])
+def test_the_help_of_every_operation_has_the_option_upsampling(run, command):
+    assert "--upsampling" in run(command, "--help")[1]
+
+
+def test_help_version_and_palettes_do_not_load_torch():
+    commands = [["--help"], ["loss", "--help"], ["serve", "--help"], ["--version"], ["palettes"]]
+    program = (
+        "import sys\n"
+        "from app import cli\n"
+        f"for arguments in {commands}:\n"
+        "    try:\n"
+        "        cli.main(arguments)\n"
+        "    except SystemExit as stop:\n"
+        "        assert not stop.code, arguments\n"
+        "    assert 'torch' not in sys.modules, arguments\n"
+    )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
-def test_python_m_app_is_the_same_program():
+def test_the_version_is_the_same_everywhere(run, client):
+    assert run("--version") == (0, f"seg-loss {seg_loss.__version__}\n", "")
+    document = client.get("/openapi.json").json()
+    assert document["info"]["version"] == seg_loss.__version__
+
+
+def test_python_m_app_runs_the_same_commands():
     command = [sys.executable, "-m", "app", "palettes", "--format", "json"]
     output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout
     assert "voc" in json.loads(output)["palettes"]
@@ -276,10 +324,12 @@ def test_python_m_app_is_the_same_program():
 
 @fcn_demo.needed
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_published_example_gives_its_figures(run, tmp_path, dtype):
+def test_the_published_example_has_the_published_values(run, tmp_path, dtype):
     np.save(tmp_path / "logits.npy", fcn_demo.logits(dtype))
     paths = (tmp_path / "logits.npy", fcn_demo.DIRECTORY / "label.png")
-    fcn_demo.assert_figures(json.loads(run("evaluate", *paths, "--format", "json")[1]), dtype)
+    fcn_demo.assert_published_values(
+        json.loads(run("evaluate", *paths, "--format", "json")[1]), dtype
+    )
     for normalization, loss in fcn_demo.LOSS.items():
         out = run("loss", *paths, "--format", "json", "--normalization", normalization)[1]
         assert json.loads(out)["loss"] == pytest.approx(loss, rel=fcn_demo.LOSS_TOLERANCE[dtype])

@@ -1,3 +1,5 @@
+"""Multipart bodies: golden bytes, httpx as a client, and every kind of malformed body."""
+
 import contextlib
 
 import httpx
@@ -28,7 +30,7 @@ NO_NAME = 'part 0: expected the header Content-Disposition: form-data; name="...
 ENCODED = "part 0: expected an unencoded part, got a Content-Transfer-Encoding"
 
 
-def written(*parts: bytes) -> bytes:
+def body_of(*parts: bytes) -> bytes:
     return b"--cut-here\r\n" + b"\r\n--cut-here\r\n".join(parts) + b"\r\n--cut-here--\r\n"
 
 
@@ -36,10 +38,10 @@ def part(name: str, data: bytes = b"") -> bytes:
     return f'Content-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + data
 
 
-def refusal_of(body: bytes, content_type: str = TYPE) -> RequestError:
-    with pytest.raises(Malformed) as refusal:
+def error_of(body: bytes, content_type: str = TYPE) -> RequestError:
+    with pytest.raises(Malformed) as error:
         multipart.decode(body, content_type)
-    return refusal.value
+    return error.value
 
 
 @pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview])
@@ -66,7 +68,7 @@ def test_a_part_is_a_view_of_the_body():
     assert not data.readonly
 
 
-def test_what_httpx_sends_is_read():
+def test_a_body_of_httpx_is_read():
     files = {"logits": ('ü "a".npy', b"\r\n--\r\n" * 5, "application/x-npy"), "image": b"\x89PNG"}
     request = httpx.Request("POST", "http://a", files=files, data={"palette": "voc"})
     parts = multipart.decode(request.read(), request.headers["Content-Type"])
@@ -90,7 +92,7 @@ def test_the_boundary_may_be_quoted_and_stand_anywhere(content_type):
     assert len(multipart.decode(GOLDEN, content_type)) == 2
 
 
-def test_the_longest_boundary_and_its_strangest_characters_are_read():
+def test_the_longest_boundary_and_all_its_characters_are_read():
     boundary = "'()+_,-./:=? 0" * 5
     body = GOLDEN.replace(b"cut-here", boundary.encode())
     content_type = f'multipart/form-data; boundary="{boundary}"'
@@ -98,25 +100,25 @@ def test_the_longest_boundary_and_its_strangest_characters_are_read():
 
 
 def test_a_quoted_quote_stays_in_the_filename():
-    body = written(b'Content-Disposition: form-data; name="a"; filename="b;\\"c\\".npy"\r\n\r\n')
+    body = body_of(b'Content-Disposition: form-data; name="a"; filename="b;\\"c\\".npy"\r\n\r\n')
     assert multipart.decode(body, TYPE)["a"].filename == 'b;"c".npy'
 
 
 def test_an_empty_part_and_an_empty_form_are_read():
-    assert multipart.decode(written(part("a")), TYPE)["a"].data == b""
+    assert multipart.decode(body_of(part("a")), TYPE)["a"].data == b""
     assert multipart.decode(b"--cut-here--\r\n", TYPE) == {}
 
 
-def test_spaces_after_a_boundary_belong_to_it_and_what_follows_the_last_is_ignored():
+def test_spaces_after_a_boundary_and_the_epilogue_are_ignored():
     body = GOLDEN.replace(b"--cut-here\r\n", b"--cut-here \t\r\n") + b"anything"
     assert multipart.decode(body, TYPE)["palette"].data == b"voc"
 
 
-def test_sixteen_parts_are_read_and_one_more_is_refused():
+def test_sixteen_parts_are_read_and_one_more_is_an_error():
     names = [f"p{i}" for i in range(17)]
-    assert len(multipart.decode(written(*map(part, names[:16])), TYPE)) == 16
-    refusal = refusal_of(written(*map(part, names)))
-    assert refusal.detail == "body: expected at most 16 parts, got more."
+    assert len(multipart.decode(body_of(*map(part, names[:16])), TYPE)) == 16
+    error = error_of(body_of(*map(part, names)))
+    assert error.detail == "body: expected at most 16 parts, got more."
 
 
 @pytest.mark.parametrize(
@@ -147,12 +149,12 @@ def test_sixteen_parts_are_read_and_one_more_is_refused():
         ("a; b=\ud800", "Content-Type: expected a header in UTF-8, got other bytes."),
     ],
 )
-def test_a_content_type_without_a_sound_boundary_is_malformed(content_type, sentence):
-    assert refusal_of(GOLDEN, content_type).detail == sentence
+def test_a_content_type_without_a_valid_boundary_is_malformed(content_type, sentence):
+    assert error_of(GOLDEN, content_type).detail == sentence
 
 
-def test_a_body_with_another_boundary_is_told_who_writes_it():
-    assert refusal_of(GOLDEN.replace(b"cut-here", b"cut-there")).detail == (
+def test_another_boundary_is_an_error_with_a_fix():
+    assert error_of(GOLDEN.replace(b"cut-here", b"cut-there")).detail == (
         "body: expected a body that begins with the boundary of its Content-Type, "
         "got something else. "
         "Let the HTTP client write the Content-Type: it holds the boundary of this body."
@@ -175,77 +177,77 @@ def test_a_body_with_another_boundary_is_told_who_writes_it():
             f"{NO_LINE_END}, got something else at byte {GOLDEN.index(b'--cut-here--') + 10}.",
         ),
         (
-            written(part("a"), part("b"), part("a")),
+            body_of(part("a"), part("b"), part("a")),
             "body: expected every part once, got 'a' twice.",
         ),
         (
-            written(b"X: " + b"a" * 8192 + b"\r\n" + part("a")),
+            body_of(b"X: " + b"a" * 8192 + b"\r\n" + part("a")),
             "part 0: expected a blank line within 8192 bytes of headers, got none.",
         ),
         (
-            written(b"\r\ndata"),
+            body_of(b"\r\ndata"),
             "part 0: expected headers of the form name: value, got something else.",
         ),
         (
-            written(b"a b: c\r\n" + part("a")),
+            body_of(b"a b: c\r\n" + part("a")),
             "part 0: expected headers of the form name: value, got something else.",
         ),
         (
-            written(b"a: b\rc\r\n" + part("a")),
+            body_of(b"a: b\rc\r\n" + part("a")),
             "part 0: expected headers of the form name: value, got something else.",
         ),
         (
-            written(b"a: b\r\n c\r\n" + part("a")),
+            body_of(b"a: b\r\n c\r\n" + part("a")),
             "part 0: expected headers of the form name: value, got something else.",
         ),
         (
-            written(b"a: \xff\r\n" + part("a")),
+            body_of(b"a: \xff\r\n" + part("a")),
             "part 0: expected headers in UTF-8, got other bytes.",
         ),
         (
-            written(part("a"), b"A: b\r\na: c\r\n" + part("b")),
+            body_of(part("a"), b"A: b\r\na: c\r\n" + part("b")),
             "part 1: expected every header once, got 'a' twice.",
         ),
         (
-            written(b"a: b\r\n\r\n"),
+            body_of(b"a: b\r\n\r\n"),
             f"{NO_NAME}, got none.",
         ),
         (
-            written(part("")),
+            body_of(part("")),
             f"{NO_NAME}, got something else.",
         ),
         (
-            written(b'Content-Disposition: attachment; name="a"\r\n\r\n'),
+            body_of(b'Content-Disposition: attachment; name="a"\r\n\r\n'),
             f"{NO_NAME}, got something else.",
         ),
         (
-            written(b"Content-Transfer-Encoding: base64\r\n" + part("a")),
+            body_of(b"Content-Transfer-Encoding: base64\r\n" + part("a")),
             f"{ENCODED}. Send the bytes as they are.",
         ),
     ],
 )
-def test_a_broken_body_is_refused_by_what_is_broken(body, sentence):
-    assert refusal_of(body).detail == sentence
+def test_a_malformed_body_is_described(body, sentence):
+    assert error_of(body).detail == sentence
 
 
-def test_many_lines_that_only_look_like_the_boundary_are_refused_at_the_first():
-    body = written(part("a", b"\r\n--cut-hereX" * 100_000))
-    assert refusal_of(body).detail == f"{NO_LINE_END}, got something else at byte 68."
+def test_lines_that_begin_with_the_boundary_fail_at_the_first():
+    body = body_of(part("a", b"\r\n--cut-hereX" * 100_000))
+    assert error_of(body).detail == f"{NO_LINE_END}, got something else at byte 68."
 
 
 def test_an_extended_name_does_not_replace_the_name():
-    body = written(b"Content-Disposition: form-data; name=\"a\"; name*=utf-8''b\r\n\r\n")
+    body = body_of(b"Content-Disposition: form-data; name=\"a\"; name*=utf-8''b\r\n\r\n")
     assert list(multipart.decode(body, TYPE)) == ["a"]
 
 
-def test_a_body_cut_before_the_end_of_its_last_boundary_is_malformed():
+def test_a_body_cut_before_its_last_boundary_ends_is_malformed():
     for length in range(len(GOLDEN) - 2):
-        refusal_of(GOLDEN[:length])
+        error_of(GOLDEN[:length])
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=100), st.integers(0, len(GOLDEN)), st.integers(0, len(GOLDEN)))
-def test_random_bytes_are_read_or_refused(noise, begin, end):
+def test_random_bytes_are_read_or_raise_a_request_error(noise, begin, end):
     for body in (noise, GOLDEN[:begin] + noise + GOLDEN[end:]):
         with contextlib.suppress(RequestError):
             multipart.decode(body, TYPE)
@@ -253,10 +255,10 @@ def test_random_bytes_are_read_or_refused(noise, begin, end):
 
 @settings(deadline=None, max_examples=200)
 @given(st.text(max_size=40))
-def test_random_header_values_are_read_or_refused(text):
+def test_random_header_values_are_read_or_raise_a_request_error(text):
     disposition = f"Content-Disposition: form-data; name=a; {text}\r\n\r\n"
     with contextlib.suppress(RequestError):
-        multipart.decode(written(disposition.encode(errors="replace")), TYPE)
+        multipart.decode(body_of(disposition.encode(errors="replace")), TYPE)
     for content_type in (text, f"multipart/form-data; {text}", f"{TYPE}{text}"):
         with contextlib.suppress(RequestError):
             multipart.decode(GOLDEN, content_type)
@@ -264,8 +266,8 @@ def test_random_header_values_are_read_or_refused(text):
 
 @settings(deadline=None, max_examples=200)
 @given(st.dictionaries(st.sampled_from("abcdef"), st.binary(max_size=40)))
-def test_any_data_without_the_boundary_comes_back(contents):
-    body = written(*(part(name, data) for name, data in contents.items()))
+def test_any_data_without_the_boundary_is_read_unchanged(contents):
+    body = body_of(*(part(name, data) for name, data in contents.items()))
     if not contents:
         body = b"--cut-here--\r\n"
     parts = multipart.decode(body, TYPE)

@@ -1,4 +1,4 @@
-"""The pictures, pixel by pixel."""
+"""The pixels of each kind of picture."""
 
 import io
 import math
@@ -10,18 +10,17 @@ import pytest
 from PIL import Image
 
 from app.errors import IllPosed
-from app.formats import png as label_maps
-from app.images import colormaps as colour_maps
-from app.images import render as pictures
-from app.images.palettes import palette
-from app.images.render import Scene
+from app.formats import png
+from app.images import colormaps, render
+from app.images.palettes import PALETTES
+from app.images.render import Layers, indexed_picture
 
 LABELS = np.array([[0, 1, 2], [255, 3, 3]])
 PREDICTION = np.array([[0, 1, 1], [4, 3, 0]])
 VALID = LABELS != 255
 PHOTO = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 10
-FULL = Scene(
-    palette=palette("voc"),
+FULL = Layers(
+    palette=PALETTES["voc"],
     num_classes=21,
     labels=LABELS,
     prediction=PREDICTION,
@@ -34,22 +33,25 @@ FULL = Scene(
 CHECKER = [96, 96, 96]
 
 
-def pixels(data: bytes) -> npt.NDArray[np.uint8]:
-    with Image.open(io.BytesIO(data)) as picture:
-        assert picture.format == "PNG"
-        return np.array(picture)
+def pixels(picture: Image.Image) -> npt.NDArray[np.uint8]:
+    """The pixels of a picture, which a PNG file keeps."""
+    array = np.array(picture)
+    with Image.open(io.BytesIO(png.encode(picture))) as decoded:
+        assert (decoded.format, decoded.mode) == ("PNG", picture.mode)
+        assert np.array_equal(np.array(decoded), array)
+    return array
 
 
-def refusal(kind: str, scene: Scene) -> str:
-    with pytest.raises(IllPosed) as caught:
-        pictures.draw(kind, scene)
-    return caught.value.detail
+def error_of(kind: str, layers: Layers) -> str:
+    with pytest.raises(IllPosed) as error:
+        render.draw(kind, layers)
+    return error.value.detail
 
 
-def test_labels_and_predictions_are_valid_label_maps_again() -> None:
+def test_pictures_of_labels_and_predictions_are_label_maps() -> None:
     for kind, indices in (("labels", LABELS), ("prediction", PREDICTION)):
-        label_map = label_maps.read(
-            pictures.draw(kind, FULL),
+        label_map = png.read_label_map(
+            png.encode(render.draw(kind, FULL)),
             where="labels",
             palette=None,
             expected_size=(2, 3),
@@ -59,66 +61,74 @@ def test_labels_and_predictions_are_valid_label_maps_again() -> None:
         np.testing.assert_array_equal(label_map.indices, indices)
 
 
-def test_an_ignored_label_that_no_png_holds_becomes_the_void_of_the_palette() -> None:
-    scene = replace(FULL, labels=np.where(VALID, LABELS, -1))
-    assert pixels(pictures.draw("labels", scene)).tolist() == LABELS.tolist()
+def test_an_ignored_label_that_no_png_holds_becomes_void() -> None:
+    layers = replace(FULL, labels=np.where(VALID, LABELS, -1))
+    assert pixels(render.draw("labels", layers)).tolist() == LABELS.tolist()
 
 
-def test_a_valid_label_that_no_png_holds_is_refused() -> None:
-    assert refusal("labels", replace(FULL, labels=LABELS + 253, valid=None)) == (
+def test_a_valid_label_that_no_png_holds_is_an_error() -> None:
+    assert error_of("labels", replace(FULL, labels=LABELS + 253, valid=None)) == (
         "labels: expected 0…255, which a PNG of mode P can hold, got 508 at (1, 0) and 2 more "
-        "places."
+        "pixels."
+    )
+
+
+def test_an_index_that_does_not_fit_is_an_error_with_its_pixel() -> None:
+    with pytest.raises(IllPosed) as error:
+        indexed_picture(np.array([[0, 1], [-1, 300]]), PALETTES["voc"])
+    assert error.value.detail == (
+        "labels: expected 0…255, which a PNG of mode P can hold, got -1 at (1, 0) and 1 more pixel."
     )
 
 
 def test_the_overlay_is_half_photo_and_half_palette() -> None:
-    overlay = pixels(pictures.draw("overlay", FULL))
+    overlay = pixels(render.draw("overlay", FULL))
     assert overlay[0, 1].tolist() == [79, 20, 25]  # (30, 40, 50) and (128, 0, 0)
     assert overlay[1, 1].tolist() == [124, 129, 70]  # (120, 130, 140) and (128, 128, 0)
 
 
-def test_the_overlay_leaves_the_background_and_what_does_not_count_as_photo() -> None:
-    overlay = pixels(pictures.draw("overlay", FULL))
+def test_the_overlay_shows_the_photo_at_background_and_ignored() -> None:
+    overlay = pixels(render.draw("overlay", FULL))
     for row, column in ((0, 0), (1, 0), (1, 2)):
         assert overlay[row, column].tolist() == PHOTO[row, column].tolist()
 
 
-def test_the_overlay_of_a_palette_without_background_blends_class_0() -> None:
-    overlay = pixels(pictures.draw("overlay", replace(FULL, palette=palette("cityscapes"))))
+def test_an_overlay_without_background_class_blends_class_0() -> None:
+    overlay = pixels(render.draw("overlay", replace(FULL, palette=PALETTES["cityscapes"])))
     assert overlay[0, 0].tolist() == [64, 37, 74]  # half of the road, half of (0, 10, 20)
 
 
 @pytest.mark.parametrize(("alpha", "expected"), [(0.0, [30, 40, 50]), (1.0, [128, 0, 0])])
 def test_alpha_is_the_weight_of_the_palette(alpha: float, expected: list[int]) -> None:
-    overlay = pixels(pictures.draw("overlay", replace(FULL, alpha=alpha)))
+    overlay = pixels(render.draw("overlay", replace(FULL, alpha=alpha)))
     assert overlay[0, 1].tolist() == expected
 
 
 def test_the_overlay_shows_labels_where_there_is_no_prediction() -> None:
-    overlay = pixels(pictures.draw("overlay", replace(FULL, prediction=None, alpha=1.0)))
+    overlay = pixels(render.draw("overlay", replace(FULL, prediction=None, alpha=1.0)))
     assert overlay[0, 2].tolist() == [0, 128, 0]
 
 
 def test_blends_are_rounded_to_the_nearest_even() -> None:
-    scene = Scene(
-        palette=palette("voc"),
+    layers = Layers(
+        palette=PALETTES["voc"],
         num_classes=21,
         prediction=np.array([[1, 1]]),
         photo=np.array([[[0, 1, 3], [0, 5, 7]]], dtype=np.uint8),
     )
-    assert pixels(pictures.draw("overlay", scene)).tolist() == [[[64, 0, 2], [64, 2, 4]]]
+    assert pixels(render.draw("overlay", layers)).tolist() == [[[64, 0, 2], [64, 2, 4]]]
 
 
-def test_the_error_map_is_grey_where_right_vermilion_where_wrong_and_checkered_elsewhere() -> None:
-    assert pixels(pictures.draw("error", FULL)).tolist() == [
+def test_the_error_map_is_grey_vermilion_or_checkered() -> None:
+    assert pixels(render.draw("error", FULL)).tolist() == [
         [[217] * 3, [217] * 3, [213, 94, 0]],
         [CHECKER, [217] * 3, [213, 94, 0]],
     ]
 
 
-def test_the_checker_has_cells_of_four_pixels() -> None:
+def test_the_checkerboard_has_squares_of_four_pixels() -> None:
     nothing = np.zeros((8, 8), dtype=np.bool_)
-    scene = replace(
+    layers = replace(
         FULL,
         labels=np.zeros((8, 8), dtype=np.int64),
         prediction=np.zeros((8, 8), dtype=np.int64),
@@ -128,49 +138,49 @@ def test_the_checker_has_cells_of_four_pixels() -> None:
         confidence=None,
         entropy=None,
     )
-    error = pixels(pictures.draw("error", scene))[:, :, 0]
+    error = pixels(render.draw("error", layers))[:, :, 0]
     assert error[0].tolist() == [96] * 4 + [144] * 4
     assert error[4].tolist() == [144] * 4 + [96] * 4
 
 
 def test_nll_runs_from_0_to_ln_c_and_is_clipped_above() -> None:
-    nll = pixels(pictures.draw("nll", FULL))
+    nll = pixels(render.draw("nll", FULL))
     assert nll[0].tolist() == [
         [0, 0, 4],
-        colour_maps.INFERNO[math.floor(255 / math.log(21) + 0.5)].tolist(),
+        colormaps.INFERNO[math.floor(255 / math.log(21) + 0.5)].tolist(),
         [252, 255, 164],
     ]
     assert nll[1].tolist() == [CHECKER, [252, 255, 164], [252, 255, 164]]
 
 
 def test_confidence_is_viridis_from_0_to_1() -> None:
-    confidence = pixels(pictures.draw("confidence", FULL))
+    confidence = pixels(render.draw("confidence", FULL))
     assert confidence[0].tolist() == [[68, 1, 84], [33, 145, 140], [253, 231, 37]]
     assert confidence[1, 0].tolist() == CHECKER
 
 
 def test_entropy_is_viridis_of_shares_of_ln_c() -> None:
-    entropy = pixels(pictures.draw("entropy", FULL))
+    entropy = pixels(render.draw("entropy", FULL))
     assert entropy[0].tolist() == [[68, 1, 84], [33, 145, 140], [253, 231, 37]]
 
 
-def test_a_single_class_has_nothing_to_lose() -> None:
-    scene = replace(FULL, num_classes=1, nll=np.zeros((2, 3), dtype=np.float32))
-    assert pixels(pictures.draw("nll", scene))[0, 0].tolist() == [0, 0, 4]
+def test_the_nll_of_a_single_class_is_black() -> None:
+    layers = replace(FULL, num_classes=1, nll=np.zeros((2, 3), dtype=np.float32))
+    assert pixels(render.draw("nll", layers))[0, 0].tolist() == [0, 0, 4]
 
 
-def test_a_pixel_without_a_value_is_checkered_even_if_it_counts() -> None:
-    scene = replace(FULL, valid=None)
-    assert pixels(pictures.draw("nll", scene))[1, 0].tolist() == CHECKER
+def test_a_valid_pixel_with_a_value_of_nan_is_checkered() -> None:
+    layers = replace(FULL, valid=None)
+    assert pixels(render.draw("nll", layers))[1, 0].tolist() == CHECKER
 
 
-def test_no_colour_map_contains_the_greys_of_the_checker() -> None:
-    for table in (colour_maps.INFERNO, colour_maps.VIRIDIS):
+def test_no_colour_map_contains_a_grey_of_the_checkerboard() -> None:
+    for table in (colormaps.INFERNO, colormaps.VIRIDIS):
         assert not (table == table[:, :1]).all(axis=1).any()
 
 
 def test_colour_maps_go_from_dark_to_light() -> None:
-    for table in (colour_maps.INFERNO, colour_maps.VIRIDIS):
+    for table in (colormaps.INFERNO, colormaps.VIRIDIS):
         assert table.shape == (256, 3)
         luminance = table @ np.array([0.2126, 0.7152, 0.0722])
         assert (np.diff(luminance) > -0.8).all()  # rounding to 8 bits may step back a little
@@ -182,11 +192,11 @@ def test_colour_maps_go_from_dark_to_light() -> None:
 )
 def test_the_first_and_the_last_colour_cover_half_a_step(share: float, index: int) -> None:
     steps = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-    assert colour_maps.paint(np.array([[share]]), steps)[0, 0, 0] == index
+    assert colormaps.paint(np.array([[share]]), steps)[0, 0, 0] == index
 
 
-def test_an_unknown_kind_is_answered_with_the_known_ones() -> None:
-    assert refusal("margin", FULL) == (
+def test_an_unknown_kind_is_an_error_that_lists_the_known_ones() -> None:
+    assert error_of("margin", FULL) == (
         "kind: expected one of labels, prediction, overlay, error, nll, confidence, entropy, "
         "got an unknown name."
     )
@@ -205,40 +215,38 @@ def test_an_unknown_kind_is_answered_with_the_known_ones() -> None:
         ("entropy", "entropy", "entropy: {}. Send `logits`."),
     ],
 )
-def test_what_is_missing_is_named_with_the_way_to_send_it(
-    kind: str, missing: str, detail: str
-) -> None:
-    scene = replace(FULL, **{missing: None})  # type: ignore[arg-type]
-    assert refusal(kind, scene) == detail.format(
+def test_a_missing_array_is_an_error_with_a_fix(kind: str, missing: str, detail: str) -> None:
+    layers = replace(FULL, **{missing: None})  # type: ignore[arg-type]
+    assert error_of(kind, layers) == detail.format(
         f"expected something to draw for kind={kind}, got nothing"
     )
 
 
-def test_an_overlay_needs_something_to_lay_over() -> None:
-    assert refusal("overlay", replace(FULL, labels=None, prediction=None)) == (
+def test_an_overlay_needs_a_prediction_or_labels() -> None:
+    assert error_of("overlay", replace(FULL, labels=None, prediction=None)) == (
         "prediction: expected something to draw for kind=overlay, got nothing. "
         "Send `logits`, `prediction` or `labels`."
     )
 
 
-def test_a_photo_of_another_size_is_refused() -> None:
-    assert refusal("overlay", replace(FULL, photo=PHOTO[:, :2])) == (
+def test_a_photo_of_another_size_is_an_error() -> None:
+    assert error_of("overlay", replace(FULL, photo=PHOTO[:, :2])) == (
         "image: expected 2 x 3 (height x width) to match the labels, got 2 x 2."
     )
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.5, math.nan])
-def test_alpha_outside_0_and_1_is_refused(alpha: float) -> None:
-    assert refusal("overlay", replace(FULL, alpha=alpha)) == (
+def test_alpha_outside_0_to_1_is_an_error(alpha: float) -> None:
+    assert error_of("overlay", replace(FULL, alpha=alpha)) == (
         f"alpha: expected a weight from 0 to 1, got {alpha}."
     )
 
 
-@pytest.mark.parametrize("kind", pictures.KINDS)
-def test_nothing_that_comes_in_is_changed(kind: str) -> None:
+@pytest.mark.parametrize("kind", render.KINDS)
+def test_drawing_does_not_change_the_arrays(kind: str) -> None:
     arrays = [getattr(FULL, field.name) for field in fields(FULL)]
     copies = [array.copy() for array in arrays if isinstance(array, np.ndarray)]
-    pictures.draw(kind, FULL)
+    render.draw(kind, FULL)
     for array, copy in zip(
         (array for array in arrays if isinstance(array, np.ndarray)), copies, strict=True
     ):

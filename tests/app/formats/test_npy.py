@@ -1,3 +1,5 @@
+"""NPY: golden bytes, NumPy as a second implementation, and every kind of malformed file."""
+
 import contextlib
 import io
 import math
@@ -22,21 +24,23 @@ GOLDEN = (
 SIX = torch.arange(6, dtype=torch.float32).reshape(2, 3)
 
 
-def saved(array: np.ndarray, version: tuple[int, int] | None = None) -> bytearray:
+def npy_of(array: np.ndarray, version: tuple[int, int] | None = None) -> bytearray:
     file = io.BytesIO()
     np.lib.format.write_array(file, array, version=version)
     return bytearray(file.getvalue())
 
 
-def written(header: str, payload: bytes = bytes(24), version: bytes = b"\x01\x00") -> bytearray:
-    """A file with any header, true or not, and its terminating line feed."""
+def npy_with_header(
+    header: str, payload: bytes = bytes(24), version: bytes = b"\x01\x00"
+) -> bytearray:
+    """A file with any header, valid or not, and its final line feed."""
     text = header.encode() + b"\n"
     length = struct.pack("<H" if version == b"\x01\x00" else "<I", len(text))
     return bytearray(b"\x93NUMPY" + version + length + text + payload)
 
 
-def with_descr(descr: str) -> bytearray:
-    return written(HEADER.replace("'<f4'", descr))
+def npy_with_descr(descr: str) -> bytearray:
+    return npy_with_header(HEADER.replace("'<f4'", descr))
 
 
 def test_the_golden_bytes_are_six_floats():
@@ -50,9 +54,9 @@ def test_six_floats_are_the_golden_bytes():
 
 @pytest.mark.parametrize("dtype", ["i1", "i2", "i4", "i8", "u1", "f2", "f4", "f8"])
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (0, 3), (2, 3, 5)])
-def test_what_numpy_saves_is_read_and_what_is_written_numpy_loads(dtype, shape):
+def test_arrays_pass_from_numpy_and_back_unchanged(dtype, shape):
     array = np.arange(math.prod(shape)).astype(dtype).reshape(shape)
-    tensor = npy.decode(saved(array), "logits")
+    tensor = npy.decode(npy_of(array), "logits")
     assert tensor.shape == shape
     assert tensor.numpy().dtype == array.dtype
     np.testing.assert_array_equal(tensor.numpy(), array)
@@ -64,14 +68,14 @@ def test_what_numpy_saves_is_read_and_what_is_written_numpy_loads(dtype, shape):
 @pytest.mark.parametrize(("dtype", "wider"), [("u2", torch.int32), ("u4", torch.int64)])
 def test_unsigned_integers_become_the_next_wider_signed_ones(dtype, wider):
     largest = np.iinfo(dtype).max
-    tensor = npy.decode(saved(np.array([0, largest], dtype)), "labels")
+    tensor = npy.decode(npy_of(np.array([0, largest], dtype)), "labels")
     assert tensor.dtype == wider
     assert tensor.tolist() == [0, largest]
 
 
 @pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
 def test_all_three_versions_are_read(version):
-    assert torch.equal(npy.decode(saved(SIX.numpy(), version), "logits"), SIX)
+    assert torch.equal(npy.decode(npy_of(SIX.numpy(), version), "logits"), SIX)
 
 
 @pytest.mark.parametrize(
@@ -83,12 +87,12 @@ def test_all_three_versions_are_read(version):
     ],
 )
 def test_keys_may_stand_in_any_order_and_spacing(header):
-    assert npy.decode(written(header), "logits").shape == (2, 3)
+    assert npy.decode(npy_with_header(header), "logits").shape == (2, 3)
 
 
 def test_one_byte_has_any_byte_order():
     for order in ("", "|", "<", ">", "="):
-        body = written(HEADER.replace("<f4", f"{order}u1"), bytes(range(6)))
+        body = npy_with_header(HEADER.replace("<f4", f"{order}u1"), bytes(range(6)))
         assert npy.decode(body, "labels").tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
@@ -110,14 +114,14 @@ def test_a_body_cannot_be_resized_under_its_tensor():
 
 
 @pytest.mark.parametrize("body", [GOLDEN, memoryview(GOLDEN)])
-def test_read_only_memory_is_copied_and_stays_as_it_was(body):
+def test_read_only_memory_is_copied_and_unchanged(body):
     npy.decode(body, "logits").zero_()
     assert GOLDEN[-4:] == b"\x00\x00\xa0\x40"
 
 
 def test_fortran_order_is_a_transposed_view():
     array = np.asfortranarray(np.arange(24, dtype="<f4").reshape(2, 3, 4))
-    body = saved(array)
+    body = npy_of(array)
     start = torch.frombuffer(body, dtype=torch.uint8).data_ptr()
     tensor = npy.decode(body, "logits")
     assert tensor.stride() == (1, 2, 6)
@@ -125,7 +129,7 @@ def test_fortran_order_is_a_transposed_view():
     np.testing.assert_array_equal(tensor.numpy(), array)
 
 
-def test_misaligned_elements_are_copied_to_an_aligned_place():
+def test_misaligned_elements_are_copied_to_aligned_memory():
     body = bytearray(1) + GOLDEN
     tensor = npy.decode(memoryview(body)[1:], "logits")
     assert tensor.data_ptr() % 4 == 0
@@ -143,14 +147,14 @@ def test_a_strided_tensor_is_written_in_row_major_order():
     np.testing.assert_array_equal(loaded, SIX.T.numpy())
 
 
-def test_the_gradient_of_a_tensor_that_wants_one_is_written():
+def test_a_tensor_that_requires_a_gradient_is_written():
     assert bytes(npy.encode(SIX.clone().requires_grad_())[1]) == GOLDEN[128:]
 
 
-def test_bfloat16_is_refused_with_the_way_out():
-    with pytest.raises(IllPosed) as refusal:
+def test_writing_bfloat16_is_an_error_with_a_fix():
+    with pytest.raises(IllPosed) as error:
         npy.encode(SIX.bfloat16())
-    assert refusal.value.detail == (
+    assert error.value.detail == (
         "npy: expected a number type that NumPy has, got bfloat16. "
         "Ask for application/x-safetensors."
     )
@@ -174,45 +178,45 @@ KNOWN = "one of |i1, <i2, <i4, <i8, |u1, <u2, <u4, <f2, <f4, <f8"
         ("[('a', '<f4')]", "a structured dtype", "Save each field as an array of its own."),
     ],
 )
-def test_a_dtype_of_no_use_is_ill_posed(descr, got, fix):
-    with pytest.raises(IllPosed) as refusal:
-        npy.decode(with_descr(descr), "logits")
-    assert refusal.value.where == "logits"
-    assert refusal.value.expected in (KNOWN, "little-endian <f4")
-    assert refusal.value.got == got
-    assert refusal.value.fix == fix
+def test_an_unsupported_dtype_is_ill_posed(descr, got, fix):
+    with pytest.raises(IllPosed) as error:
+        npy.decode(npy_with_descr(descr), "logits")
+    assert error.value.where == "logits"
+    assert error.value.expected in (KNOWN, "little-endian <f4")
+    assert error.value.got == got
+    assert error.value.fix == fix
 
 
-sprung: list[str] = []
+executed: list[str] = []
 
 
-class Trap:
-    """Unpickled, it leaves a mark."""
+class Exploit:
+    """An object whose unpickling calls a function."""
 
     def __reduce__(self):
-        return spring, ("a trap",)
+        return execute, ("an exploit",)
 
 
-def spring(what: str) -> None:
-    sprung.append(what)
+def execute(name: str) -> None:
+    executed.append(name)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_pickled_objects_are_refused_and_never_executed(order):
-    body = saved(np.array([[Trap(), Trap()]], dtype=object, order=order))
-    sprung.clear()
-    with pytest.raises(Malformed) as refusal:
+def test_pickled_objects_are_malformed_and_never_executed(order):
+    body = npy_of(np.array([[Exploit(), Exploit()]], dtype=object, order=order))
+    executed.clear()
+    with pytest.raises(Malformed) as error:
         npy.decode(body, "logits")
-    assert sprung == []
-    assert refusal.value.detail == (
+    assert executed == []
+    assert error.value.detail == (
         f"logits: expected {KNOWN}, got Python objects. "
         "Pickled objects are never read: save numbers, array.astype('<f4')."
     )
     np.load(io.BytesIO(body), allow_pickle=True)
-    assert sprung == ["a trap", "a trap"]  # the trap is a real one
+    assert executed == ["an exploit", "an exploit"]  # NumPy does execute it
 
 
-NOT_NPY = "logits: expected an NPY file, which begins 93 4e 55 4d 50 59"
+NOT_NPY = "logits: expected an NPY file, which begins with 93 4e 55 4d 50 59"
 
 
 @pytest.mark.parametrize(
@@ -237,17 +241,17 @@ NOT_NPY = "logits: expected an NPY file, which begins 93 4e 55 4d 50 59"
         (GOLDEN + b"\x00", "logits: expected 24 bytes for float32 (2, 3), got 25."),
     ],
 )
-def test_a_broken_file_is_refused_by_what_is_broken(body, sentence):
-    with pytest.raises(Malformed) as refusal:
+def test_a_malformed_file_is_described(body, sentence):
+    with pytest.raises(Malformed) as error:
         npy.decode(body, "logits")
-    assert refusal.value.detail == sentence
+    assert error.value.detail == sentence
 
 
-def test_a_header_that_claims_more_than_is_there_is_refused():
+def test_a_shape_beyond_64_bit_addresses_is_malformed():
     header = HEADER.replace("(2, 3)", "(2147483647, 2147483647)")
-    with pytest.raises(Malformed) as refusal:
-        npy.decode(written(header), "logits")
-    assert refusal.value.expected == "a shape within 64-bit addresses"
+    with pytest.raises(Malformed) as error:
+        npy.decode(npy_with_header(header), "logits")
+    assert error.value.expected == "a shape within 64-bit addresses"
 
 
 @pytest.mark.parametrize(
@@ -260,9 +264,9 @@ def test_a_header_that_claims_more_than_is_there_is_refused():
         f"(0, {'2147483647, ' * 3})",
     ],
 )
-def test_a_shape_that_torch_cannot_hold_is_refused(shape):
+def test_a_shape_that_torch_cannot_hold_is_malformed(shape):
     with pytest.raises(Malformed):
-        npy.decode(written(HEADER.replace("(2, 3)", shape), b""), "logits")
+        npy.decode(npy_with_header(HEADER.replace("(2, 3)", shape), b""), "logits")
 
 
 @pytest.mark.parametrize(
@@ -301,9 +305,9 @@ def test_a_shape_that_torch_cannot_hold_is_refused(shape):
         "{'descr': [" + "]" * 60_000,
     ],
 )
-def test_a_header_that_is_not_exactly_the_three_keys_is_malformed(header):
+def test_a_header_without_exactly_the_three_keys_is_malformed(header):
     with pytest.raises(Malformed):
-        npy.decode(written(header), "logits")
+        npy.decode(npy_with_header(header), "logits")
 
 
 def test_a_header_without_its_line_feed_is_malformed():
@@ -321,7 +325,7 @@ def test_a_file_cut_anywhere_is_malformed():
 
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=200))
-def test_random_bytes_are_read_or_refused(noise):
+def test_random_bytes_are_read_or_raise_a_request_error(noise):
     for body in (noise, b"\x93NUMPY\x01\x00" + noise, GOLDEN[:70] + noise):
         with contextlib.suppress(RequestError):
             npy.decode(body, "logits")
@@ -329,7 +333,7 @@ def test_random_bytes_are_read_or_refused(noise):
 
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.tuples(st.integers(0, len(GOLDEN) - 1), st.integers(0, 255)), max_size=4))
-def test_a_file_with_changed_bytes_is_read_or_refused(changes):
+def test_changed_bytes_are_read_or_raise_a_request_error(changes):
     body = bytearray(GOLDEN)
     for index, value in changes:
         body[index] = value
@@ -337,12 +341,12 @@ def test_a_file_with_changed_bytes_is_read_or_refused(changes):
         tensor = npy.decode(body, "logits")
     except RequestError:
         return
-    assert tensor.numel() * tensor.itemsize >= 24  # widening only ever adds
+    assert tensor.numel() * tensor.itemsize >= 24  # widening adds bytes
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.text("{}()[]'\",: \n0123456789<>|=fiubOVdescrfortran_ordershapeTrueFalse", max_size=80))
-def test_a_random_header_is_read_or_refused(header):
+def test_a_random_header_is_read_or_raise_a_request_error(header):
     for text in (header, HEADER.replace("'<f4'", header), HEADER.replace("(2, 3)", header)):
         with contextlib.suppress(RequestError):
-            npy.decode(written(text), "logits")
+            npy.decode(npy_with_header(text), "logits")

@@ -1,0 +1,104 @@
+"""Admission control: limits on requests, their memory and their time."""
+
+import time
+
+import pytest
+import torch
+from examples import UPSAMPLED_SIZE, make_inputs, safetensors_file
+from serving import SAFETENSORS, Client, assert_problem, assert_still_serves, served
+
+import seg_loss
+from app import inputs
+from seg_loss import Bilinear
+
+
+@pytest.fixture(autouse=True)
+def still_serves(client):
+    yield
+    assert_still_serves(client)
+
+
+def test_health_and_metrics_need_no_admission():
+    with served(max_concurrent_requests=1) as client, client.app.state.service.workers.reserve(1):
+        assert client.post_tensors("/v1/loss", **make_inputs()).status_code == 503
+        assert client.get("/livez").status_code == 200
+        assert "seg_loss_requests_in_flight 1.0" in client.get("/metrics").text
+
+
+def test_all_bodies_together_have_a_limit():
+    with served(max_body_bytes=4000, max_bytes_in_flight=4000) as client:
+        service = client.app.state.service
+        with service.workers.reserve(3999):
+            response = client.post_tensors("/v1/loss", **make_inputs())
+            problem = assert_problem(response, 503, "unavailable")
+            assert problem["retry_after_seconds"] == 1
+        assert_still_serves(client)
+
+
+def test_a_timed_out_computation_keeps_its_reservation_to_the_end(monkeypatch):
+    decode = inputs.decode
+
+    def slow(*arguments: object) -> object:
+        time.sleep(0.3)
+        return decode(*arguments)
+
+    with served(compute_timeout_seconds=0.05, max_concurrent_requests=1) as client:
+        client.wait_until_warm()
+        monkeypatch.setattr(inputs, "decode", slow)
+        response = client.post_tensors("/v1/loss", **make_inputs())
+        problem = assert_problem(response, 503, "unavailable")
+        assert "not ready within 0.05 s" in problem["detail"]
+        assert response.headers["Retry-After"] == "1"
+        monkeypatch.undo()
+        response = client.post_tensors("/v1/loss", **make_inputs())
+        problem = assert_problem(response, 503, "unavailable")
+        assert problem["detail"] == "1 requests are being served. Try again in 1 s."
+        time.sleep(0.4)
+        assert_still_serves(client)
+        assert client.app.state.service.workers.requests_in_flight == 0
+        assert client.app.state.service.workers.bytes_in_flight == 0
+
+
+def test_maps_and_upsampling_grow_the_reservation():
+    tensors = make_inputs("bilinear")
+    body = len(safetensors_file(**tensors))
+    maps = "prediction,nll,confidence,entropy,top_classes,top_probabilities"
+    path = f"/v1/evaluate?upsampling=bilinear&maps={maps}"
+    headers = {**SAFETENSORS, "Accept": "application/x-safetensors"}
+    map_bytes = 4 * 10 * 20 * 30
+    scratch = seg_loss.scratch_bytes(tensors["logits"], UPSAMPLED_SIZE, upsampling=Bilinear())
+    needed = map_bytes + scratch
+    limits = {"max_body_bytes": body, "max_bytes_in_flight": body + needed, "num_threads": 2}
+
+    def post(client: Client, path: str = path):
+        return client.post(path, content=safetensors_file(**tensors), headers=headers)
+
+    with served(**limits) as client:
+        workers = client.app.state.service.workers
+        response = post(client)
+        assert response.status_code == 200, response.text
+        assert len(response.content) < map_bytes + (1 << 14)
+        assert workers.bytes_in_flight == 0
+        with workers.reserve(1):
+            problem = assert_problem(post(client), 503, "unavailable")
+            assert problem["retry_after_seconds"] == 1
+            assert workers.bytes_in_flight == 1
+            assert post(client, "/v1/evaluate?upsampling=bilinear&maps=nll").status_code == 200
+    limits["max_bytes_in_flight"] -= 1
+    with served(**limits) as client:
+        problem = assert_problem(post(client), 413, "too_large")
+        assert problem["detail"] == (
+            f"memory: expected at most {needed - 1} bytes beside the body, got {needed}."
+        )
+        assert problem["limit"] == needed - 1
+        assert client.app.state.service.workers.bytes_in_flight == 0
+
+
+def test_upsampling_beyond_the_memory_limit_is_an_error():
+    wide = {"logits": torch.zeros(1, 3, 1, 60_000), "labels": torch.zeros(1, 1, 9).byte()}
+    with served(max_body_bytes=1 << 20, max_bytes_in_flight=1 << 21) as client:
+        response = client.post_tensors("/v1/loss?upsampling=bilinear", **wide)
+        problem = assert_problem(response, 413, "too_large")
+        assert problem["detail"].startswith("memory: expected at most ")
+        assert client.app.state.service.workers.bytes_in_flight == 0
+        assert_still_serves(client)

@@ -1,0 +1,108 @@
+"""The three media types, and the shapes and files in them, give the same `Inputs`."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from examples import label_png, make_inputs, npy_file, safetensors_file
+from PIL import Image
+
+from app import inputs
+from app.errors import RequestError
+from app.options import LossOptions, parse
+from app.settings import Settings
+
+SETTINGS = Settings()
+OPTIONS = LossOptions()
+LOGITS, LABELS = make_inputs()["logits"], make_inputs()["labels"]
+
+
+def assemble(**sources: inputs.Source) -> inputs.Inputs:
+    return inputs.assemble(sources, OPTIONS, SETTINGS)
+
+
+def memory(content: bytes) -> memoryview:
+    return memoryview(bytearray(content))
+
+
+def multipart_body(**files: bytes) -> tuple[memoryview, str]:
+    parts = [
+        b'--b\r\nContent-Disposition: form-data; name="%s"; filename="x"\r\n\r\n%s\r\n'
+        % (name.encode(), content)
+        for name, content in files.items()
+    ]
+    return memory(b"".join(parts) + b"--b--\r\n"), "multipart/form-data; boundary=b"
+
+
+def test_the_three_media_types_give_the_same_tensors():
+    lists = {"logits": LOGITS.tolist(), "labels": LABELS.tolist()}
+    bodies = [
+        (memory(safetensors_file(**make_inputs())), "application/x-safetensors"),
+        (memory(json.dumps(lists).encode()), "application/json; charset=utf-8"),
+        multipart_body(logits=npy_file(LOGITS.numpy()), labels=npy_file(LABELS.numpy())),
+        multipart_body(logits=safetensors_file(logits=LOGITS), labels=label_png(LABELS[0].numpy())),
+        multipart_body(
+            labels=label_png(LABELS[0].numpy()), logits=safetensors_file(any_name=LOGITS)
+        ),
+    ]
+    for content, content_type in bodies:
+        decoded = inputs.decode(content, content_type, OPTIONS, SETTINGS)
+        assert torch.equal(decoded.logits, LOGITS)
+        assert torch.equal(decoded.labels.to(torch.uint8), LABELS)
+        assert decoded.names == ("logits", "labels")
+
+
+def test_the_tensors_of_a_body_share_its_memory():
+    content = memory(safetensors_file(**make_inputs()))
+    decoded = inputs.decode(content, "application/x-safetensors", OPTIONS, SETTINGS)
+    begin = torch.frombuffer(content, dtype=torch.uint8).data_ptr()
+    assert begin <= decoded.logits.data_ptr() < begin + len(content)
+
+
+def test_the_batch_axis_of_one_image_may_be_missing():
+    decoded = assemble(logits=LOGITS[0], labels=LABELS[0], pixel_weight=torch.ones(6, 7))
+    assert decoded.logits.shape == (1, 5, 6, 7)
+    assert decoded.labels.shape == decoded.pixel_weight.shape == (1, 6, 7)
+    assert assemble(labels=LABELS[0]).labels.shape == (1, 6, 7)
+
+
+def test_labels_of_any_other_shape_are_left_to_the_library():
+    assert assemble(logits=LOGITS, labels=LABELS[None]).labels.shape == (1, 1, 6, 7)
+    two = torch.cat([LOGITS, LOGITS])
+    assert assemble(logits=two, labels=LABELS[0]).labels.shape == (6, 7)
+
+
+@pytest.mark.parametrize("shape", [(6, 7, 3), (3, 6, 7), (1, 6, 7, 3), (1, 3, 6, 7)])
+def test_a_photo_may_have_its_channels_first_or_last(shape):
+    assert assemble(image=torch.zeros(shape, dtype=torch.uint8)).image.shape == (6, 7, 3)
+
+
+def test_a_photo_of_another_dtype_or_shape_is_an_error():
+    for image in (torch.zeros(6, 7, 3), torch.zeros(6, 7, dtype=torch.uint8)):
+        with pytest.raises(RequestError, match=r"image: expected uint8 \[H,W,3\] or \[3,H,W\]"):
+            assemble(image=image)
+
+
+def test_photo_files_are_png_or_jpeg_or_npy(tmp_path):
+    colours = np.full((6, 7, 3), 99, np.uint8)
+    for suffix in (".png", ".jpg"):
+        Image.fromarray(colours).save(tmp_path / f"a{suffix}")
+        decoded = assemble(image=memory((tmp_path / f"a{suffix}").read_bytes()))
+        assert np.array_equal(decoded.image, colours)
+    assert np.array_equal(assemble(image=memory(npy_file(colours))).image, colours)
+
+
+def test_warnings_of_a_label_map_are_kept():
+    translucent = np.zeros((6, 7, 4), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(translucent).save(file, "PNG")
+    options = parse(LossOptions, [("palette", "voc")])
+    decoded = inputs.assemble({"labels": memory(file.getvalue())}, options, SETTINGS)
+    assert decoded.warnings == ("labels: transparency was dropped (translucent pixels: 42).",)
+
+
+def test_prediction_files_are_read_like_label_files():
+    decoded = assemble(prediction=memory(label_png(LABELS[0].numpy())))
+    assert torch.equal(decoded.prediction, LABELS)

@@ -1,0 +1,220 @@
+"""The operations through every entry point, with and without upsampling.
+
+The truth is `seg_loss.reference` in float64: the dense upsampling, then the loss as defined.
+"""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from examples import (
+    UPSAMPLED_SIZE,
+    UPSAMPLINGS,
+    full_size_logits,
+    label_png,
+    loss_and_gradient_of,
+    make_inputs,
+    make_photo,
+    npy_file,
+    safetensors_file,
+    write_inputs,
+)
+from PIL import Image
+from serving import SAFETENSORS, assert_problem, served
+
+import seg_loss
+from app import operations, options
+from app.inputs import Inputs
+from seg_loss import Bilinear
+
+GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "fcn_head"
+
+with_and_without_upsampling = pytest.mark.parametrize("upsampling", UPSAMPLINGS)
+
+
+@with_and_without_upsampling
+def test_every_entry_point_returns_the_loss_of_the_library(
+    client, run, empty_directory, upsampling
+):
+    inputs = make_inputs(upsampling)
+    expected = seg_loss.evaluate(**inputs, upsampling=UPSAMPLINGS[upsampling]).loss
+    assert expected == pytest.approx(loss_and_gradient_of(upsampling, inputs)[0], rel=1e-6)
+    path = f"/v1/loss?upsampling={upsampling}"
+    lists = {key: value.tolist() for key, value in inputs.items()}
+    logits, labels = npy_file(inputs["logits"].numpy()), inputs["labels"]
+    for request in (
+        {"content": safetensors_file(**inputs), "headers": SAFETENSORS},
+        {"json": lists},
+        {"files": {"logits": logits, "labels": label_png(labels[0].numpy())}},
+        {"files": {"labels": npy_file(labels.numpy()), "logits": logits}},
+        {"files": {"labels": safetensors_file(labels=labels[:, None]), "logits": logits}},
+    ):
+        response = client.post(path, **request)
+        assert response.status_code == 200, response.text
+        assert response.json()["loss"] == expected
+    write_inputs(inputs)
+    line = f"loss logits.npy labels.png --upsampling {upsampling} --format json"
+    status, out, err = run(*line.split())
+    assert (status, err) == (0, "")
+    assert json.loads(out)["loss"] == expected
+
+
+@with_and_without_upsampling
+def test_the_gradient_is_that_of_the_definition(client, run, empty_directory, upsampling):
+    inputs = make_inputs(upsampling, num_images=2)
+    loss, expected = loss_and_gradient_of(upsampling, inputs)
+    path = f"/v1/gradient?upsampling={upsampling}&loss_weight=2"
+    response = client.post_tensors(path, **inputs)
+    gradient = safetensors.torch.load(response.content)["gradient"]
+    assert float(response.headers["Seg-Loss"]) == pytest.approx(loss, rel=1e-6)
+    assert gradient.shape == inputs["logits"].shape
+    torch.testing.assert_close(gradient.double(), 2 * expected, rtol=1e-5, atol=1e-7)
+    headers = {**SAFETENSORS, "Accept": "application/x-npy"}
+    response = client.post(path, content=safetensors_file(**inputs), headers=headers)
+    assert np.array_equal(np.load(io.BytesIO(response.content)), gradient.numpy())
+
+    inputs = make_inputs(upsampling)
+    loss, expected = loss_and_gradient_of(upsampling, inputs)
+    write_inputs(inputs)
+    line = f"gradient logits.npy labels.png --upsampling {upsampling} -o g.npy --format json"
+    status, out, _ = run(*line.split())
+    assert status == 0
+    assert json.loads(out)["loss"] == pytest.approx(loss, rel=1e-6)
+    gradient = torch.from_numpy(np.load("g.npy"))
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+@with_and_without_upsampling
+def test_maps_have_the_size_of_the_labels(client, run, empty_directory, upsampling):
+    inputs = make_inputs(upsampling, num_images=2)
+    size = inputs["labels"].shape[1:]
+    logits = full_size_logits(upsampling, inputs)
+    probabilities = torch.softmax(logits, 1)
+    maps = "prediction,nll,confidence,top_probabilities"
+    path = f"/v1/evaluate?upsampling={upsampling}&maps={maps}"
+    headers = {**SAFETENSORS, "Accept": "application/x-safetensors"}
+    response = client.post(path, content=safetensors_file(**inputs), headers=headers)
+    maps = safetensors.torch.load(response.content)
+    assert torch.equal(maps["prediction"].long(), logits.argmax(1))
+    torch.testing.assert_close(
+        maps["confidence"].double(), probabilities.amax(1).double(), rtol=1e-5, atol=0
+    )
+    assert maps["nll"].shape == (2, *size)
+    assert maps["top_probabilities"].shape == (2, 3, *size)
+
+    inputs = make_inputs(upsampling)
+    write_inputs(inputs)
+    flags = f"--upsampling {upsampling} --maps prediction -o m.safetensors"
+    assert run("evaluate", "logits.npy", "labels.png", *flags.split())[0] == 0
+    prediction = safetensors.torch.load_file("m.safetensors")["prediction"]
+    assert torch.equal(prediction.long(), full_size_logits(upsampling, inputs).argmax(1))
+
+
+@pytest.mark.parametrize("upsampling", ["none", "fcn"])
+def test_options_reach_the_library_by_their_own_names(client, upsampling):
+    inputs = make_inputs(upsampling, num_images=2)
+    pixel_weight = torch.rand(inputs["labels"].shape)
+    weights = {"class_weight": torch.rand(5), "pixel_weight": pixel_weight}
+    values = {"label_smoothing": 0.1, "temperature": 2.0, "normalization": "weight"}
+    expected = seg_loss.evaluate(
+        **inputs,
+        **weights,
+        **values,
+        ignore_index=(0, 255),
+        upsampling=UPSAMPLINGS[upsampling],
+    )
+    truth, _ = loss_and_gradient_of(upsampling, inputs, **weights, **values, ignore_index=(0, 255))
+    query = "&".join(f"{name}={value}" for name, value in values.items())
+    path = f"/v1/loss?upsampling={upsampling}&ignore_index=0,255&{query}"
+    response = client.post_tensors(path, **inputs, **weights).json()
+    assert response["loss"] == expected.loss == pytest.approx(truth, rel=1e-6)
+    assert response["divisor"] == expected.divisor
+
+
+def test_no_upsampling_is_the_default_and_equal_sizes_need_none(client):
+    inputs = make_inputs()
+    response = client.post_tensors("/v1/loss", **inputs).json()
+    assert client.post_tensors("/v1/loss?upsampling=none", **inputs).json() == response
+    bilinear = client.post_tensors("/v1/loss?upsampling=bilinear", **inputs).json()
+    assert bilinear["loss"] == pytest.approx(response["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("upsampling", ["none", "bilinear"])
+def test_one_image_without_batch_axis_is_a_batch_of_one(client, upsampling):
+    inputs = make_inputs(upsampling)
+    size = inputs["labels"].shape[1:]
+    path = f"/v1/loss?upsampling={upsampling}"
+    expected = client.post_tensors(path, **inputs).json()
+    without_batch = {name: tensor[0] for name, tensor in inputs.items()}
+    assert client.post_tensors(path, **without_batch).json() == expected
+    lists = {name: tensor.tolist() for name, tensor in without_batch.items()}
+    assert client.post(path, json=lists).json() == expected
+    weighted = client.post_tensors(path, **inputs, pixel_weight=torch.ones(1, *size))
+    response = client.post_tensors(path, **without_batch, pixel_weight=torch.ones(size))
+    assert response.json() == weighted.json()
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="../shared/golden is not on this machine")
+@pytest.mark.parametrize("case", ["fcn32s_dense_surgery", "fcn8s_group5"])
+def test_upsampling_fcn_is_caffes_deconvolution_and_crop(run, empty_directory, case):
+    with np.load(GOLDEN / f"{case}.npz") as golden:
+        scores, labels = golden["score_fr"], golden["label"].astype(np.uint8)
+        loss, gradient = float(golden["loss"]), golden["d_score_fr"]
+    files = {"logits": npy_file(scores), "labels": label_png(labels[0, 0])}
+    query = "upsampling=fcn&normalization=batch&ignore_index=255"
+    with served() as client:
+        response = client.post(f"/v1/loss?{query}", files=files)
+        assert response.json()["loss"] == pytest.approx(loss, rel=1e-6)
+        headers = {"Accept": "application/x-npy"}
+        response = client.post(f"/v1/gradient?{query}", files=files, headers=headers)
+        assert float(response.headers["Seg-Loss"]) == pytest.approx(loss, rel=1e-6)
+    got = np.load(io.BytesIO(response.content))
+    assert np.abs(got - gradient).max() <= 1e-6 * np.abs(gradient).max()
+    np.save("scores.npy", scores)
+    np.save("labels.npy", labels)
+    line = "loss scores.npy labels.npy --upsampling fcn --normalization batch --format json"
+    assert json.loads(run(*line.split())[1])["loss"] == pytest.approx(loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["prediction", "overlay", "confidence", "entropy"])
+def test_without_labels_pictures_have_the_size_of_the_photo(client, run, empty_directory, kind):
+    inputs = make_inputs("fcn")
+    logits, photo = inputs["logits"], make_photo(*UPSAMPLED_SIZE)
+    path = f"/v1/visualize?upsampling=fcn&kind={kind}"
+    response = client.post_tensors(path, logits=logits, image=photo)
+    assert response.status_code == 200, response.text
+    assert Image.open(io.BytesIO(response.content)).size == UPSAMPLED_SIZE[::-1]
+    problem = assert_problem(client.post_tensors(path, logits=logits), 422, "ill_posed")
+    assert problem["detail"] == (
+        "body: expected labels or image too, for the size that logits are upsampled to, got logits."
+    )
+    write_inputs(inputs)
+    Image.fromarray(photo.numpy()).save("photo.png")
+    arguments = f"visualize logits.npy --upsampling fcn --kind {kind} -o a.png".split()
+    assert run(*arguments, "--image", "photo.png") == (0, "", "")
+    with Image.open("a.png") as picture:
+        assert picture.size == UPSAMPLED_SIZE[::-1]
+    status, _, err = run(*arguments)
+    assert status == 1
+    assert "labels or image too" in err
+
+
+def test_working_bytes_are_those_of_maps_and_upsampling():
+    inputs = Inputs(**make_inputs())
+    needed = operations.working_bytes
+    assert needed(inputs, options.LossOptions()) == 0
+    assert needed(inputs, options.EvaluateOptions()) == 0
+    assert needed(inputs, options.EvaluateOptions(maps=("nll",))) == 4 * 42
+    assert needed(inputs, options.VisualizeOptions(kind="entropy")) == 4 * 42
+    assert needed(inputs, options.VisualizeOptions(kind="labels")) == 0
+    logits_alone = Inputs(logits=inputs.logits)
+    assert needed(logits_alone, options.VisualizeOptions(kind="entropy")) == 4 * 42
+    upsampled = options.VisualizeOptions(kind="entropy", upsampling="bilinear")
+    assert needed(logits_alone, upsampled) == 0  # the operation will raise
+    with_photo = Inputs(logits=inputs.logits, image=np.zeros((8, 9, 3), np.uint8))
+    scratch = seg_loss.scratch_bytes(inputs.logits, (8, 9), upsampling=Bilinear())
+    assert needed(with_photo, upsampled) == 4 * 72 + scratch
