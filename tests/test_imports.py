@@ -1,0 +1,247 @@
+"""Who imports whom, read from the sources: the arrows between the modules, as one table."""
+
+import ast
+import functools
+import sys
+from pathlib import Path
+
+import pytest
+
+import seg_loss
+from tests.support import backends
+
+ROOT = Path(seg_loss.__file__).parents[1]
+PACKAGES = ("seg_loss", "models", "app", "benchmarks")
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+
+# What a module, or each module of a package, may import of the repository. The row with the longest
+# name counts. Modules without a row of their own may import the others of their package too.
+BASE = ("constants", "_errors", "_labels", "_inputs", "_divisor", "_evaluation_sums", "upsampling")
+BASE = tuple(f"seg_loss.{name}" for name in BASE)
+ARROWS = {
+    # The library: functional, evaluation, modules -> _operators -> {cpu, gpu}.backend -> kernels.
+    # `_operators` imports the backends by name, when a tensor on their device comes first.
+    "seg_loss": ("seg_loss._version",),
+    "seg_loss._version": (),
+    "seg_loss.constants": (),
+    "seg_loss._errors": (),
+    "seg_loss._divisor": (),
+    "seg_loss._evaluation_sums": (),
+    "seg_loss.diagnosis": (),
+    "seg_loss._labels": ("seg_loss._errors",),
+    "seg_loss.upsampling": ("seg_loss._errors", "seg_loss.constants"),
+    "seg_loss._inputs": ("seg_loss._errors", "seg_loss.constants", "seg_loss.upsampling"),
+    "seg_loss._finite": BASE,
+    "seg_loss.metrics": BASE,
+    "seg_loss.reference": ("seg_loss.upsampling",),
+    "seg_loss.cpu": (),
+    "seg_loss.cpu.cache": (),
+    "seg_loss.cpu.memory": (),
+    "seg_loss.cpu.simd": (),
+    "seg_loss.cpu.threads": (),
+    "seg_loss.cpu.kernels": ("seg_loss.constants", "seg_loss.cpu.cache", "seg_loss.cpu.simd"),
+    "seg_loss.cpu.upsampled": ("seg_loss.cpu.cache", "seg_loss.cpu.kernels", "seg_loss.cpu.simd"),
+    "seg_loss.cpu.backend": (
+        *BASE, "seg_loss.cpu.kernels", "seg_loss.cpu.memory", "seg_loss.cpu.threads",
+        "seg_loss.cpu.upsampled",
+    ),
+    "seg_loss.gpu": (),
+    "seg_loss.gpu.math": (),
+    "seg_loss.gpu.tiling": (),
+    "seg_loss.gpu.labels": ("seg_loss.gpu.math",),
+    "seg_loss.gpu.softmax": ("seg_loss.gpu.math",),
+    "seg_loss.gpu.evaluate": ("seg_loss.constants", "seg_loss.gpu.math"),
+    "seg_loss.gpu.cross_entropy": (
+        "seg_loss.constants", "seg_loss.gpu.labels", "seg_loss.gpu.math",
+    ),
+    "seg_loss.gpu.upsampled": (
+        "seg_loss.gpu.cross_entropy", "seg_loss.gpu.labels", "seg_loss.gpu.math",
+    ),
+    "seg_loss.gpu.backend": (
+        *BASE, "seg_loss.gpu.cross_entropy", "seg_loss.gpu.evaluate", "seg_loss.gpu.labels",
+        "seg_loss.gpu.softmax", "seg_loss.gpu.tiling", "seg_loss.gpu.upsampled",
+    ),
+    "seg_loss._operators": (*BASE, "seg_loss.cpu.memory"),
+    "seg_loss._scratch": (*BASE, "seg_loss._operators"),
+    "seg_loss.functional": (*BASE, "seg_loss._operators"),
+    "seg_loss.evaluation": (
+        *BASE, "seg_loss._operators", "seg_loss.diagnosis", "seg_loss.metrics",
+    ),
+    "seg_loss.modules": (*BASE, "seg_loss.functional"),
+    "seg_loss.compat": (*BASE, "seg_loss.functional"),
+    "seg_loss.warmup": (*BASE, "seg_loss.evaluation", "seg_loss.functional"),
+    # The networks.
+    "models": ("seg_loss",),
+    # The app: http, cli -> operations -> inputs -> {formats, images} -> errors.
+    "app": (),
+    "app.__main__": ("app.cli",),
+    "app.errors": (),
+    "app.settings": (),
+    "app.report": (),
+    "app.images": ("app.errors",),
+    "app.formats": ("app.errors", "app.images.palettes"),
+    "app.options": ("seg_loss", "app.errors", "app.formats.png", "app.images"),
+    "app.inputs": (
+        "app.errors", "app.settings", "app.options", "app.formats", "app.images.palettes",
+    ),
+    "app.results": ("seg_loss", "app.formats"),
+    "app.operations": (
+        "seg_loss", "app.errors", "app.options", "app.inputs", "app.results", "app.formats.png",
+        "app.images",
+    ),
+    "app.http": (
+        "seg_loss", "app.errors", "app.settings", "app.options", "app.inputs", "app.results",
+        "app.operations", "app.formats", "app.images.palettes",
+    ),
+    "app.cli": (
+        "seg_loss", "app.errors", "app.settings", "app.report", "app.options", "app.inputs",
+        "app.results", "app.operations", "app.formats.npy", "app.images", "app.http.server",
+    ),
+    # Nothing imports app but app, and nothing imports the tests.
+    "benchmarks": ("seg_loss",),
+}  # fmt: skip
+# Packages of others, and the only modules or packages that may import them.
+ONLY_IN = {
+    "numba": ("seg_loss.cpu.cache", "seg_loss.cpu.kernels", "seg_loss.cpu.simd", "benchmarks"),
+    "llvmlite": ("seg_loss.cpu.simd",),
+    "triton": (
+        *(f"seg_loss.gpu.{name}"
+          for name in ("cross_entropy", "evaluate", "labels", "math", "softmax", "upsampled")),
+        "benchmarks",
+    ),
+    "torch.distributed": ("seg_loss._divisor",),
+    "seg_loss.reference": ("benchmarks",),
+    "fastapi": ("app.http",),
+    "starlette": ("app.http",),
+    "uvicorn": ("app.http",),
+    "prometheus_client": ("app.http",),
+    "typer": ("app.cli",),
+}  # fmt: skip
+# All packages of others that a package may import.
+OTHERS = {
+    "seg_loss": {"torch", "numpy", "numba", "llvmlite", "triton"},
+    "models": {"torch"},
+}
+MAX_APP_LEVEL = 7
+
+
+@functools.cache
+def imports_of(name: str, *, of_functions: bool = True) -> frozenset[str]:
+    """Returns the full names that a module imports, with or without those inside functions."""
+    path = MODULES[name]
+    is_package = path.name == "__init__.py"
+    package = name.split(".") if is_package else name.split(".")[:-1]
+    tree = ast.parse(path.read_text())
+    names: set[str] = set()
+    for node in ast.walk(tree) if of_functions else tree.body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            source = ".".join([*above, *filter(None, [node.module])])
+            names |= {f"{source}.{alias.name}" for alias in node.names}
+    return frozenset(names)
+
+
+def is_in(name: str, packages: tuple[str, ...]) -> bool:
+    """Returns whether a name is one of these modules or packages, or inside one of them."""
+    return any(f"{name}.".startswith(f"{package}.") for package in packages)
+
+
+def module_of(name: str) -> str | None:
+    """Returns the module of the repository that a full name belongs to; None for other names."""
+    while name and name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+def local_imports_of(name: str, *, of_functions: bool = True) -> set[str]:
+    """Returns the modules of the repository that a module imports."""
+    modules = {module_of(full) for full in imports_of(name, of_functions=of_functions)}
+    return {module for module in modules if module is not None and module != name}
+
+
+def row_of(name: str) -> str:
+    """Returns the key of the row for a module."""
+    while name not in ARROWS:
+        name = name.rpartition(".")[0]
+    return name
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_follow_the_arrows(name):
+    row = row_of(name)
+    allowed = ARROWS[row] if row == name else (*ARROWS[row], row)
+    for imported in local_imports_of(name):
+        assert is_in(imported, allowed), f"{name} imports {imported}, allowed are {allowed}"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("seg_loss.")])
+def test_every_module_of_the_library_has_a_row(name):
+    assert row_of(name) != "seg_loss", "add a row for it"
+
+
+@pytest.mark.parametrize("package", ONLY_IN)
+def test_packages_are_imported_only_where_the_table_says(package):
+    importers = {
+        name for name in MODULES if any(is_in(full, (package,)) for full in imports_of(name))
+    }
+    for name in importers:
+        assert is_in(name, ONLY_IN[package]), f"{name} imports {package}"
+    if package in ("numba", "triton"):
+        kernels = {name for name in ONLY_IN[package] if is_in(name, ("seg_loss",))}
+        assert kernels <= importers
+
+
+@pytest.mark.parametrize("package", OTHERS)
+def test_library_and_models_need_few_packages(package):
+    for name in MODULES:
+        if is_in(name, (package,)):
+            found = {full.partition(".")[0] for full in imports_of(name)}
+            found -= {*sys.stdlib_module_names, "seg_loss", "models"}
+            assert found <= OTHERS[package], name
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if is_in(name, ("app", "models"))])
+def test_app_and_models_use_public_names_of_the_library(name):
+    public = {*seg_loss.__all__, "constants", "metrics", "upsampling"}
+    for full in imports_of(name):
+        package, _, path = full.partition(".")
+        if package == "seg_loss" and path:
+            assert path.split(".")[0] in public, full
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "seg_loss":
+            assert node.attr in public, node.attr
+
+
+def test_no_package_imports_the_tests():
+    for name in MODULES:
+        assert not any(is_in(full, ("tests",)) for full in imports_of(name)), name
+
+
+def test_backends_are_imported_by_name_on_first_use():
+    assert {"cpu": backends.NUMBA, "cuda": backends.TRITON} == {
+        "cpu": "seg_loss.cpu.backend",
+        "cuda": "seg_loss.gpu.backend",
+    }
+    for name in MODULES:
+        if not is_in(name, ("benchmarks",)):
+            modules = {module_of(full) for full in imports_of(name)}
+            assert not modules & {backends.NUMBA, backends.TRITON}, name
+
+
+@functools.cache
+def level_of(name: str) -> int:
+    """Returns 0 for a module that imports none of its package, else one more than the highest."""
+    package = (name.partition(".")[0],)
+    imported = local_imports_of(name, of_functions=False)
+    return max((level_of(module) + 1 for module in imported if is_in(module, package)), default=0)
+
+
+def test_chains_of_imports_in_the_app_are_short():
+    levels = {name: level_of(name) for name in MODULES if is_in(name, ("app",))}
+    assert max(levels.values()) <= MAX_APP_LEVEL, levels
