@@ -54,7 +54,7 @@ def test_the_gradient_sums_to_zero_over_the_classes(case, option):
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("case", [PLAIN, UPSAMPLINGS["bilinear"]], ids=["plain", "bilinear"])
-def test_scores_that_no_valid_pixel_reads_have_gradient_plus_zero(case, dtype, option, sign):
+def test_scores_without_a_valid_reader_have_gradient_plus_zero(case, dtype, option, sign):
     scores, labels, upsampling = make_inputs(case, dtype)
     labels[:, : labels.shape[1] // 2] = 255
     scores.requires_grad_()
@@ -211,7 +211,7 @@ def test_losses_times_divisors_of_parts_add_up(case):
     ],
     ids=["plain", "deconvolution"],
 )
-def test_ignoring_each_class_in_turn_adds_up_to_classes_minus_one(case, rtol, atol):
+def test_ignoring_each_class_in_turn_counts_all_others(case, rtol, atol):
     # Caffe's own test of ignore_label.
     scores, labels, upsampling = make_inputs(case, ignored=0.0)
     full, gradient = loss_and_gradient_of(scores, labels, upsampling, normalization="none")
@@ -348,7 +348,7 @@ def test_an_image_has_the_same_bits_alone_and_in_a_batch(case, option):
         assert float(loss) == pytest.approx(per_image[k].loss, rel=1e-7)
 
 
-def test_softmax_and_nll_of_an_image_have_the_same_bits_in_a_batch():
+def test_softmax_and_nll_of_an_image_are_the_same_in_a_batch():
     logits, labels, _ = make_inputs(Case((3, 7, 97, 101), "several chunks"))
     nll, softmax = seg_loss.pixel_nll(logits, labels), seg_loss.spatial_softmax(logits)
     for k in range(3):

@@ -187,7 +187,7 @@ def test_nan_in_grad_output_of_ignored_pixels_has_no_effect():
     assert same_bits(got, expected)
 
 
-def test_a_scaled_loss_has_float16_gradients_that_are_scaled_first():
+def test_a_float16_gradient_is_scaled_before_it_is_rounded():
     # GradScaler does this: without the scale these gradients are subnormal in float16.
     logits = torch.zeros(1, 2, 1000, 1000, dtype=torch.float16, requires_grad=True)
     labels = torch.zeros(1, 1000, 1000, dtype=torch.uint8)
@@ -198,7 +198,7 @@ def test_a_scaled_loss_has_float16_gradients_that_are_scaled_first():
     assert (logits.grad[:, 1] == exact).all()
 
 
-def test_a_scaled_upsampled_loss_has_gradients_that_are_scaled_first():
+def test_an_upsampled_gradient_is_scaled_before_it_is_rounded():
     scores = torch.zeros(1, 2, 1, 1, dtype=torch.float16, requires_grad=True)
     labels = torch.full((1, 1000, 1000), 255, dtype=torch.uint8)
     labels[0, 500, 500] = 0
@@ -484,7 +484,7 @@ def test_the_loss_compiles_into_a_full_graph_with_the_same_bits(option, name):
 
 
 @pytest.mark.filterwarnings("default")
-def test_all_differentiable_functions_compile_with_dynamic_shapes():
+def test_all_functions_compile_with_dynamic_shapes():
     torch.compiler.reset()
 
     def step(x, y):

@@ -112,7 +112,7 @@ def test_normalize_matters_only_without_a_normalization():
         assert layer.normalization == effective
 
 
-def test_the_loss_of_a_pixel_is_at_most_87_3365_its_gradient_is_not():
+def test_the_loss_but_not_the_gradient_is_limited_to_87_3365():
     x = torch.tensor([[0.0, 1000.0], [0.0, 90.0], [0.0, 87.0]], requires_grad=True)
     losses = [float(SoftmaxWithLoss()(x[k : k + 1], torch.zeros(1)).detach()) for k in range(3)]
     bound = -math.log(1.17549435e-38)

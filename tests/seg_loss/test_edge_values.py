@@ -257,7 +257,7 @@ def test_a_class_of_minus_infinity_is_the_same_as_no_class(case, dtype):
 
 @EACH_DTYPE
 @EACH_UPSAMPLING
-def test_minus_infinity_removes_a_class_from_the_pixels_that_read_it(case, dtype):
+def test_minus_infinity_removes_a_class_where_it_is_read(case, dtype):
     scores, labels, upsampling = make_inputs(case, dtype)
     scores[0, 2, 3, 4] = -math.inf
     rows, columns = weight_matrices(scores.shape, labels.shape[1:], upsampling)
@@ -338,7 +338,7 @@ def test_scores_of_ten_thousand_are_accurate(case, dtype):
         assert_accurate("gradient", got[1], truth[1], by_torch[1], scale=scale)
 
 
-def test_the_largest_floats_do_not_overflow_if_the_truth_is_finite():
+def test_the_largest_floats_do_not_overflow():
     big = torch.finfo(torch.float32).max
     loss, gradient = seg_loss.loss_and_gradient(one_pixel(big, 0.0), label(1))
     assert float(loss) == big
@@ -347,7 +347,7 @@ def test_the_largest_floats_do_not_overflow_if_the_truth_is_finite():
 
 @pytest.mark.parametrize("upsampling", [Bilinear(), ALIGNED, Deconvolution(4, crop=2)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_interpolation_does_not_overflow_between_the_largest_floats(dtype, upsampling):
+def test_interpolation_of_the_largest_floats_does_not_overflow(dtype, upsampling):
     # a + t (b - a) would overflow: b - a is larger than the largest float.
     big = torch.finfo(dtype).max
     scores = torch.zeros(1, 2, 2, 2, dtype=dtype)

@@ -155,7 +155,7 @@ def test_of_fcn_finds_the_net_by_its_sizes():
         assert upsampling.stride == stride
 
 
-def test_with_every_pixel_ignored_the_gradient_is_zero_as_in_caffe():
+def test_without_valid_pixels_the_gradient_is_zero_as_in_caffe():
     golden = cases()["k4_s2_all255"]
     loss, gradient = seg_loss.loss_and_gradient(
         golden["score_fr"], golden["label"], normalization="batch", upsampling=layer_of(golden)

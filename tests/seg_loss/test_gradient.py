@@ -77,7 +77,7 @@ def test_out_may_be_the_scores_in_any_layout(case, dtype, layout):
 @pytest.mark.parametrize(
     "case", [Case((2, 3, 7, 9), "odd"), UPSAMPLINGS["bilinear"]], ids=lambda case: case.name
 )
-def test_out_may_have_other_strides_and_its_gaps_keep_their_contents(case, layout):
+def test_out_may_have_other_strides_and_gaps_are_not_written(case, layout):
     scores, labels, upsampling = make_inputs(case)
     out = LAYOUTS[layout](torch.full(scores.shape, torch.nan))
     _, gradient = loss_and_gradient_of(scores, labels, upsampling)

@@ -100,7 +100,7 @@ def test_the_first_invalid_label_of_a_large_batch_is_found(layout):
     )
 
 
-def test_invalid_labels_of_rows_and_volumes_are_named_with_their_index():
+def test_invalid_labels_of_rows_and_volumes_have_an_index():
     assert_raises(
         lambda: seg_loss.spatial_cross_entropy(torch.zeros(3, 2), torch.tensor([0, 1, 5])),
         "labels: expected 0...1 or 255 (ignored), got 5 at (2,).",
@@ -146,7 +146,7 @@ def test_an_invalid_label_changes_neither_out_nor_scores(case):
 # -- ignored labels ----------------------------------------------------------------------------
 
 
-def test_an_ignored_label_that_the_dtype_cannot_hold_matches_no_pixel():
+def test_an_ignored_label_outside_the_dtype_matches_no_pixel():
     # Cast to uint8, -1 would be 255 and 256 would be 0; cast to int8, 255 would be -1.
     logits = torch.zeros(1, 3, 1, 2)
     for ignored, value, dtype in (

@@ -127,7 +127,7 @@ def test_weights_may_have_another_dtype_than_the_scores(case):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_converted_pixel_weights_are_kept_while_the_kernel_reads_them(dtype):
+def test_converted_pixel_weights_live_as_long_as_the_kernel(dtype):
     # Without a reference a converted copy is returned to the system while the kernel reads it.
     shape = (1, 2, 1500, 1500)
     logits, labels = torch.zeros(shape), torch.zeros(1, 1500, 1500, dtype=torch.uint8)

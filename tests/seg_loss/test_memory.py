@@ -80,7 +80,7 @@ needs_proc = pytest.mark.skipif(
     ],
     ids=str,
 )
-def test_peak_memory_beside_the_gradient_is_two_percent_of_the_logits(dtype, layout, calls):
+def test_peak_memory_beside_the_gradient_is_two_percent(dtype, layout, calls):
     for call, peak in peaks_of(dtype, layout, 1, *calls).items():
         gradients = 1 if call in ("gradient", "autograd") else 0
         assert peak - gradients < 0.02, f"{call}: {peak - gradients:.1%} of the logits"

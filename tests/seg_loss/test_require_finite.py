@@ -47,7 +47,7 @@ def readers_of(sources, size, upsampling):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("share", [0.001, 0.05, 0.5])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_pixels_without_a_softmax_are_those_that_read_non_finite_scores(case, share, dtype):
+def test_pixels_that_read_non_finite_scores_are_counted(case, share, dtype):
     scores, labels, upsampling = make_inputs(case, dtype)
     size = labels.shape[1:]
     for k, value in enumerate((math.nan, math.inf, -math.inf)):
@@ -77,7 +77,7 @@ def test_pixels_without_a_softmax_are_those_that_read_non_finite_scores(case, sh
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_the_first_non_finite_logit_is_named_and_pixels_are_counted(dtype):
+def test_the_first_non_finite_logit_is_named(dtype):
     logits, labels = torch.zeros(2, 3, 4, 5, dtype=dtype), torch.zeros(2, 4, 5, dtype=U8)
     labels[0, 0, 0] = 255
     logits[0, 1, 0, 0] = math.nan  # ignored
@@ -94,7 +94,7 @@ def test_the_first_non_finite_logit_is_named_and_pixels_are_counted(dtype):
     seg_loss.require_finite(logits, torch.full_like(labels, 7), ignore_index=(255, 7))
 
 
-def test_the_first_non_finite_score_is_named_with_a_pixel_that_reads_it():
+def test_the_first_non_finite_score_is_named_with_its_reader():
     scores, labels = torch.zeros(2, 3, 4, 5), torch.zeros(2, 16, 20, dtype=U8)
     seg_loss.require_finite(scores, labels, upsampling=Bilinear())
     scores[1, 2, 1, 3] = math.inf
@@ -111,7 +111,7 @@ def test_the_first_non_finite_score_is_named_with_a_pixel_that_reads_it():
     seg_loss.require_finite(scores, ignored, ignore_index=(255, 7), upsampling=Bilinear())
 
 
-def test_classes_may_be_minus_infinity_at_different_source_pixels():
+def test_classes_may_be_minus_infinity_at_different_sources():
     # No source pixel is -inf in every class, but the target pixels between the two are.
     scores, labels = torch.zeros(1, 2, 1, 2), torch.zeros(1, 1, 8, dtype=U8)
     scores[0, 0, 0, 0] = scores[0, 1, 0, 1] = -math.inf

@@ -30,7 +30,7 @@ EACH_UPSAMPLING = pytest.mark.parametrize("case", UPSAMPLINGS.values(), ids=UPSA
 
 
 @EACH_UPSAMPLING
-def test_the_gradient_is_the_transposed_upsampling_of_the_logits_gradient(case):
+def test_the_gradient_is_that_of_the_logits_times_the_weights(case):
     # This uses neither autograd nor the loss of `reference`.
     scores, labels, upsampling = make_inputs(case, torch.float64)
     rows, columns = weight_matrices(scores.shape, labels.shape[1:], upsampling)
@@ -43,7 +43,7 @@ def test_the_gradient_is_the_transposed_upsampling_of_the_logits_gradient(case):
 
 
 @EACH_UPSAMPLING
-def test_one_valid_pixel_gives_its_sources_shares_by_their_weights(case):
+def test_one_valid_pixel_shares_its_gradient_by_the_weights(case):
     scores, labels, upsampling = make_inputs(case, torch.float64)
     scores, labels = scores[:1], labels[:1]
     size = labels.shape[1:]

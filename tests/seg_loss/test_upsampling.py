@@ -199,7 +199,7 @@ def test_bilinear_axes_with_weights_of_zero():
         assert bilinear_axis(sources, targets, align_corners).has_zero_weights is expected
 
 
-def test_targets_outside_the_first_and_last_source_read_one_source():
+def test_targets_outside_the_sources_read_one_source():
     axis = bilinear_axis(3, 24, False)
     assert axis.matrix()[:4].tolist() == [[1.0, 0.0, 0.0]] * 4
     assert axis.matrix()[-4:].tolist() == [[0.0, 0.0, 1.0]] * 4
@@ -375,7 +375,7 @@ def test_of_fcn_finds_the_three_nets_of_500_pixels():
     assert Deconvolution.of_fcn(scores.shape[2:], labels.shape[1:]).stride == 8
 
 
-def test_sizes_near_those_of_a_net_get_the_smallest_stride_that_fits():
+def test_sizes_near_a_net_get_the_smallest_stride_that_fits():
     for scores, labels, stride in (
         ((10, 10), (49, 49), 8),
         ((5, 5), (60, 60), 16),
@@ -400,7 +400,7 @@ def test_scores_of_other_nets_raise():
             Deconvolution.of_fcn(scores, labels)
 
 
-def test_scores_too_small_for_any_fcn_raise_with_the_sizes_that_fit():
+def test_scores_too_small_for_any_fcn_raise_with_sizes_that_fit():
     assert_raises(
         lambda: Deconvolution.of_fcn((10, 16), (375, 500)),
         "logits: expected height and width (54, 70) or (26, 34) or (12, 16), FCN-8s', 16s' or 32s' "

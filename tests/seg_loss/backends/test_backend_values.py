@@ -196,7 +196,7 @@ def test_grad_output_multiplies_the_gradient_once_rounded(backend, case, dtype, 
 
 
 @EACH_CASE_AND_DTYPE
-def test_later_backward_passes_do_not_see_changes_of_earlier_ones(backend, case, dtype):
+def test_a_changed_gradient_does_not_change_later_passes(backend, case, dtype):
     scores, labels, upsampling = make_inputs(case, dtype)
     _, truth = true_loss_and_gradient(scores, labels, upsampling=upsampling)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -281,7 +281,7 @@ if not IS_SMALL:
 
 
 @pytest.mark.parametrize(("shape", "dtype"), REPEATED, ids=str)
-def test_results_have_the_same_bits_twice_and_for_an_image_alone(backend, shape, dtype):
+def test_results_are_the_same_twice_and_for_an_image_alone(backend, shape, dtype):
     logits, labels, _ = make_inputs(Case(shape, ""), dtype)
     x, y = backend.place(logits), backend.place(labels)
     options = {"normalization": "none"}
@@ -304,7 +304,7 @@ def test_results_have_the_same_bits_twice_and_for_an_image_alone(backend, shape,
     seg_loss.evaluate(x, y)
 
 
-def test_upsampled_results_have_the_same_bits_twice_and_for_an_image_alone(backend):
+def test_upsampled_results_are_the_same_twice_and_for_one_image(backend):
     for dtype in (torch.float32, torch.bfloat16)[: 1 if IS_SMALL else None]:
         x, y, upsampling, _ = unread_inputs(SCORES, dtype, backend)
         options = {"normalization": "none"}
@@ -316,7 +316,7 @@ def test_upsampled_results_have_the_same_bits_twice_and_for_an_image_alone(backe
         assert same_bits(alone, expected[1][1:2])
 
 
-def test_axes_that_cannot_be_merged_keep_the_gradient_of_the_forward_pass(gpu_kernels):
+def test_more_than_three_spatial_axes_have_the_true_gradient(gpu_kernels):
     # More than three spatial axes are copied: the gradient and the backward pass use the copy.
     base = make_logits((2, 3, 6, 5, 4))
     strided = base[:, :, 1:-1, 1:-1, 1:-1].permute(0, 1, 4, 3, 2)
