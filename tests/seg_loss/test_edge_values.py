@@ -1,5 +1,6 @@
 """NaN and infinity, huge and tiny logits, confident pixels, no valid pixel, empty tensors."""
 
+import itertools
 import math
 
 import numpy as np
@@ -108,26 +109,26 @@ def test_unread_scores_reach_neither_loss_nor_gradient(name, dtype, value):
     read = is_read(labels, case.shape, upsampling)
     assert not read.all()
     assert read.any()
-    options_of_pixels = [{}, {"normalization": "full"}, {"temperature": 0.5}]
-    for options in [
-        *options_of_pixels,
-        *({**o, "label_smoothing": 0.1} for o in options_of_pixels),
-    ]:
-        expected = loss_and_gradient_of(scores, labels, upsampling, **options)
-        assert is_positive_zero(expected[1][~read.expand(case.shape)])
-        for classes in (slice(None), slice(0, 1), slice(4, 5)):
-            changed = scores.clone()
-            changed[:, classes] = torch.where(read, scores[:, classes], value)
+    loss_of_evaluation = evaluation_of(scores, labels, upsampling).loss
+    for classes in (slice(None), slice(0, 1), slice(4, 5)):
+        changed = scores.clone()
+        changed[:, classes] = torch.where(read, scores[:, classes], value)
+        for options, smoothing in itertools.product(
+            ({}, {"normalization": "full"}, {"temperature": 0.5}), (0.0, 0.1)
+        ):
+            options = {**options, "label_smoothing": smoothing}
+            expected = loss_and_gradient_of(scores, labels, upsampling, **options)
             got = loss_and_gradient_of(changed, labels, upsampling, **options)
             assert math.isfinite(got[0])
             assert same_bits(got[0], expected[0])
             assert same_bits(got[1], expected[1])
-    evaluation = evaluation_of(changed, labels, upsampling)
-    assert evaluation.non_finite_pixels == 0
-    assert evaluation.loss == evaluation_of(scores, labels, upsampling).loss
-    if upsampling is None:
-        expected_nll = seg_loss.pixel_nll(scores, labels)
-        assert same_bits(seg_loss.pixel_nll(changed, labels), expected_nll)
+            assert is_positive_zero(got[1][~read.expand(case.shape)])
+        evaluation = evaluation_of(changed, labels, upsampling)
+        assert evaluation.non_finite_pixels == 0
+        assert evaluation.loss == loss_of_evaluation
+        if upsampling is None:
+            expected_nll = seg_loss.pixel_nll(scores, labels)
+            assert same_bits(seg_loss.pixel_nll(changed, labels), expected_nll)
 
 
 @pytest.mark.parametrize("factor", [1.0, -1.0])
