@@ -2,7 +2,9 @@
 
 import importlib.util
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,7 +15,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 TESTS = "tests/seg_loss"
-SECONDS = 280  # for all tests together
+SECONDS = 300  # for all tests together
 SANITIZED_TEST = f"{TESTS}/backends/test_backend_labels.py"
 SANITIZED_CASES = "access_no_foreign_memory and (3x3x15x17 or 2x21x5x9)"
 
@@ -31,7 +33,7 @@ class Outcome:
 
 
 def pytest_command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", *arguments]
+    return [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "gpu", *arguments]
 
 
 def run_tests(*, jobs: int, is_quick: bool) -> list[Outcome]:
@@ -65,7 +67,7 @@ def run_tests(*, jobs: int, is_quick: bool) -> list[Outcome]:
 def test_functions(environment: dict[str, str]) -> list[str]:
     """Returns the test functions with a test that needs a device."""
     done = subprocess.run(
-        pytest_command("--collect-only", TESTS),
+        pytest_command("--collect-only", "-qq", TESTS),
         capture_output=True, text=True, check=False, cwd=ROOT, env=environment,
     )  # fmt: skip
     names = [line.partition("[")[0] for line in done.stdout.splitlines() if "::" in line]
@@ -74,19 +76,50 @@ def test_functions(environment: dict[str, str]) -> list[str]:
 
 def run_group(arguments: list[str], results: Path, environment: dict[str, str]) -> list[Outcome]:
     """Runs a process of pytest and returns the outcomes of its test functions."""
-    command = pytest_command(f"--junitxml={results}", *arguments)
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment,
-            timeout=SECONDS,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
+    output, is_finished = run_limited(
+        pytest_command(f"--junitxml={results}", *arguments), environment
+    )
+    if not is_finished:
         message = f"not finished after {SECONDS} s"
-        return [Outcome(arguments[-1], failed=1, message=message)]
+        return [*outcomes_of_output(output), Outcome(arguments[-1], failed=1, message=message)]
     if not results.is_file():
-        message = " / ".join((done.stdout + done.stderr).strip().splitlines()[-3:])
+        message = " / ".join(output.strip().splitlines()[-3:])
         return [Outcome(arguments[-1], failed=1, message=message)]
     return outcomes_of(results)
+
+
+def run_limited(command: list[str], environment: dict[str, str]) -> tuple[str, bool]:
+    """Runs a process for at most `SECONDS`; returns its output and whether it has finished.
+
+    Otherwise it is killed with its children, which would disturb the measurements.
+    """
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+        env=environment, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            return process.communicate(timeout=SECONDS)[0], True
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return process.communicate()[0], False
+
+
+def outcomes_of_output(output: str) -> list[Outcome]:
+    """Reads the lines that pytest prints per test, for a process that did not finish."""
+    by_function: dict[str, Outcome] = {}
+    for line in output.splitlines():
+        status = re.search(r"\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", line)
+        function = re.search(r"(\w+)\.py(::\w+)", line)
+        if status and function:
+            name = function.group(1) + function.group(2)
+            before = by_function.get(name, Outcome(name))
+            by_function[name] = Outcome(
+                name,
+                before.passed + (status.group(1) == "PASSED"),
+                before.failed + (status.group(1) in ("FAILED", "ERROR")),
+                before.skipped + (status.group(1) in ("SKIPPED", "XFAIL")),
+            )
+    return list(by_function.values())
 
 
 def outcomes_of(results: Path) -> list[Outcome]:
@@ -99,7 +132,7 @@ def outcomes_of(results: Path) -> list[Outcome]:
         failure, skipped = test.find("failure"), test.find("skipped")
         failure = test.find("error") if failure is None else failure
         reason = failure if failure is not None else skipped
-        message = "" if reason is None else (reason.get("message") or "").splitlines()[0][:300]
+        message = "" if reason is None else (reason.get("message") or "").partition("\n")[0][:300]
         if failure is not None:
             message = f"[{test.get('name', '').partition('[')[2]} {message}"
         by_function[name] = Outcome(
