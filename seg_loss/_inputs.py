@@ -4,9 +4,10 @@ Every public function calls `check_inputs` first. No function in this module rea
 logits or the labels: invalid label values are found later, by a backend, and reported by `_labels`.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -64,6 +65,11 @@ class LossOptions:
         }
         for name, value in normal.items():
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "_hash", hash(tuple(getattr(self, f.name) for f in fields(self))))
+
+    def __hash__(self) -> int:
+        """Returns the hash, computed once: each call of a loss looks up its plan with it."""
+        return self._hash  # type: ignore[attr-defined, no-any-return]
 
     def ignored_labels(self, dtype: torch.dtype) -> tuple[int, ...]:
         """Returns the ignored values that labels of this dtype can hold, without repetitions.
@@ -73,6 +79,25 @@ class LossOptions:
         limits = torch.iinfo(dtype)
         values: Any = self.ignore_index
         return tuple(dict.fromkeys(v for v in values if limits.min <= v <= limits.max))
+
+
+def loss_options(ignore_index: int | Sequence[int], *others: Any) -> LossOptions:
+    """Returns `LossOptions` of these values, from a cache if `ignore_index` is an int.
+
+    Checking the values takes longer than launching a kernel. A sequence is no key: a list has no
+    hash, and (True,) equals (1,).
+    """
+    if type(ignore_index) is not int or torch.compiler.is_compiling():
+        return LossOptions(ignore_index, *others)
+    try:
+        return _loss_options(ignore_index, *others)
+    except TypeError:  # a value without a hash, which is wrong
+        return LossOptions(ignore_index, *others)
+
+
+@functools.lru_cache(maxsize=256, typed=True)
+def _loss_options(*values: Any) -> LossOptions:
+    return LossOptions(*values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +117,11 @@ class LossInputs:
     class_weight: Tensor | None
     pixel_weight: Tensor | None
     options: LossOptions
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The tensors, of which the weights may be None."""
+        return self.logits, self.labels, self.class_weight, self.pixel_weight
 
     @property
     def num_classes(self) -> int:
@@ -118,9 +148,16 @@ class LossInputs:
     def resolve_neg(self) -> "LossInputs":
         """Returns the inputs with torch's lazy negation bit resolved, as z.conj().imag has it.
 
-        torch's dispatcher does so for operators. Whatever calls a backend directly calls this.
+        The backends read memory, which holds the numbers before the negation. Therefore each caller
+        of a backend calls this first.
         """
         class_weight, pixel_weight = self.class_weight, self.pixel_weight
+        if not (
+            self.logits.is_neg()
+            or (class_weight is not None and class_weight.is_neg())
+            or (pixel_weight is not None and pixel_weight.is_neg())
+        ):
+            return self
         return replace(
             self,
             logits=self.logits.resolve_neg(),
@@ -146,6 +183,48 @@ def check_inputs(
     Raises:
         InvalidInput: naming the argument.
     """
+    tensors = logits, labels, class_weight, pixel_weight
+    if torch.compiler.is_compiling():
+        return _check_inputs(*tensors, options, where)
+    # Shapes, dtypes and devices that have passed the checks pass them again.
+    key = options, *((None if t is None else _metadata(t)) for t in tensors)
+    if key not in _checked:
+        inputs = _check_inputs(*tensors, options, where)
+        if len(_checked) >= _MAX_CHECKED:
+            _checked.clear()
+        _checked.add(key)
+        return inputs
+    check_tangent(where, logits)
+    if labels.ndim == logits.ndim:
+        labels = labels.squeeze(1)
+    if class_weight is not None:
+        class_weight = class_weight.detach()
+    if pixel_weight is not None:
+        pixel_weight = pixel_weight.detach()
+        if pixel_weight.ndim == logits.ndim:
+            pixel_weight = pixel_weight.squeeze(1)
+    return LossInputs(logits, labels, class_weight, pixel_weight, options)
+
+
+_MAX_CHECKED = 1024
+_checked: set[Any] = set()
+
+
+def _metadata(value: object) -> Any:
+    """Returns shape, dtype and device of a tensor; else an object that is equal to no other."""
+    if not isinstance(value, Tensor):
+        return object()
+    return value.shape, value.dtype, value.device
+
+
+def _check_inputs(
+    logits: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    options: LossOptions,
+    where: str,
+) -> LossInputs:
     check_logits(logits, where)
     spatial: Sequence[int] = logits.shape[2:]
     if options.upsampling is not None:
@@ -204,7 +283,7 @@ def check_float_dtype(where: str, tensor: Tensor) -> None:
 
 
 def check_tangent(where: str, tensor: Tensor) -> None:
-    """Refuses a tangent of forward-mode differentiation, which the operators would drop.
+    """Refuses a tangent of forward-mode differentiation, which the loss would drop.
 
     A program compiled by torch is not checked.
     """

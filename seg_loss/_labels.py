@@ -1,9 +1,10 @@
-"""The label report: which labels and weights are invalid, and when the caller is told.
+"""The label report: which labels and weights are invalid, and when the error is raised.
 
 A backend reads the labels once and makes a `LabelReport`; `error_for` turns it into an error, and
-`raise_or_defer` raises it as `check_labels` says. On a GPU a kernel writes the report and the host
-does not wait for it: "raise" waits at the end of the call, "defer" leaves the report for the next
-call, or for `check`. A pixel with an invalid label counts as ignored, so that it harms nothing.
+`raise_or_defer` raises it as `check_labels` says. On a GPU a kernel writes the report: see
+`gpu.reports`. "raise" waits for that kernel at the end of the call. "defer" leaves the report for a
+later call, or for `check`. A pixel with an invalid label counts as ignored, so that it harms
+nothing.
 """
 
 from collections import deque
@@ -86,9 +87,9 @@ _pending: list[Callable[[bool], InvalidInput | None]] = []
 
 
 def register_pending(take_error: Callable[[bool], InvalidInput | None]) -> None:
-    """Registers a function that returns an error which a kernel has reported, and forgets it.
+    """Registers a function that returns the oldest error that kernels have reported, and clears it.
 
-    Its argument says whether to wait for kernels that still run.
+    The argument of the function says whether to wait for kernels that still run.
     """
     _pending.append(take_error)
 
@@ -103,7 +104,7 @@ def raise_or_defer(error: InvalidInput | None, check_labels: str) -> None:
 
 
 def raise_deferred(*, wait: bool = False) -> None:
-    """Raises an error that an earlier call has reported, the oldest first."""
+    """Raises one error of an earlier call, the oldest of a device first."""
     if _deferred:
         raise _deferred.popleft()
     for take_error in _pending:
@@ -113,10 +114,13 @@ def raise_deferred(*, wait: bool = False) -> None:
 
 
 def check() -> None:
-    """Waits for all calls with `check_labels="defer"` and raises what they have reported.
+    """Waits for all calls with `check_labels="defer"` and raises the first error among them.
+
+    Several invalid calls have an error each. Each call of `check`, or of a function that reads
+    labels, raises one of them and clears it: those of the CPU first, then those of each GPU, the
+    oldest first. A function that raises it computes nothing.
 
     Raises:
-        InvalidInput: the error that the call would have raised with `check_labels="raise"`. Each
-            report is raised once. Of several invalid calls on a GPU, the last is reported.
+        InvalidInput: the error that the call would have raised with `check_labels="raise"`.
     """
     raise_deferred(wait=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from seg_loss._operators import backend_of
+from seg_loss._backends import backend_of
 from seg_loss.upsampling import Upsampling, axes, check_upsampling
 
 

@@ -1,4 +1,4 @@
-"""The loss as functions: each checks its arguments and calls an operator of `_operators`.
+"""The loss as functions: each checks its arguments and calls `_autograd` or `_compile`.
 
     nll_p  = logsumexp_c(x_pc / T) - x_p,y_p / T
     term_p = pixel_weight_p * class_weight_y_p * nll_p
@@ -17,15 +17,15 @@ stored.
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from seg_loss import _operators as operators
+from seg_loss import _autograd, _backends, _compile
 from seg_loss._errors import InvalidInput
 from seg_loss._inputs import (
     LossInputs,
-    LossOptions,
     check_device,
     check_float_dtype,
     check_inputs,
@@ -33,6 +33,7 @@ from seg_loss._inputs import (
     check_tangent,
     check_temperature,
     check_tensor,
+    loss_options,
 )
 from seg_loss.upsampling import Bilinear, Upsampling, check_upsampling
 
@@ -65,7 +66,9 @@ def spatial_softmax(logits: Tensor, *, axis: int = 1, temperature: float = 1.0) 
     check_temperature(temperature)
     if not (isinstance(axis, int) and -logits.ndim <= axis < logits.ndim):
         raise InvalidInput("axis", f"an axis of the {logits.ndim} that logits have", repr(axis))
-    return operators.softmax(logits, axis % logits.ndim, float(temperature))
+    softmax = _differentiable(logits).softmax
+    probabilities: Tensor = softmax(logits, axis % logits.ndim, float(temperature))
+    return probabilities
 
 
 def pixel_nll(
@@ -94,9 +97,7 @@ def pixel_nll(
         InvalidInput: if shapes, dtypes or options do not fit, or a label is neither a class nor
             ignored.
     """
-    options = LossOptions(
-        ignore_index, temperature=temperature, normalization="none", check_labels=check_labels
-    )
+    options = loss_options(ignore_index, 0.0, temperature, "none", check_labels)
     return terms_of(check_inputs(logits, labels, None, None, options))
 
 
@@ -130,11 +131,12 @@ def spatial_cross_entropy(
         normalization: the divisor D. "valid" is the number of valid pixels, "full" of all pixels,
             "batch" of images (the FCN setup), "none" is 1, "weight" is the sum of the weights of
             the valid pixels.
-        check_labels: when invalid labels and weights are reported. "raise" reports immediately and
-            synchronizes with the GPU at the end of the call (except while a CUDA graph is captured,
-            where it acts like "defer"). "defer" reports at the next call or at `check()`. "ignore"
-            never reports. A pixel with an invalid label counts as ignored; an invalid weight is
-            used as it is.
+        check_labels: when invalid labels and weights are reported. "raise" reports immediately. On
+            a GPU it waits for the label check at the end of the call, except while a CUDA graph is
+            captured, where it acts like "defer". "defer" reports at a later call, which then
+            computes nothing, or at `check()`: one error a call, the oldest first. "ignore" never
+            reports. A pixel with an invalid label counts as ignored; an invalid weight is used as
+            it is.
 
     Returns:
         The loss, a scalar; float32, or float64 for float64 logits. Bitwise repeatable for any
@@ -149,7 +151,7 @@ def spatial_cross_entropy(
     >>> f"{spatial_cross_entropy(logits, labels):.4f}"  # ln 3, for the one valid pixel
     '1.0986'
     """
-    options = LossOptions(ignore_index, label_smoothing, temperature, normalization, check_labels)
+    options = loss_options(ignore_index, label_smoothing, temperature, normalization, check_labels)
     return loss_of(check_inputs(logits, labels, class_weight, pixel_weight, options))
 
 
@@ -197,7 +199,7 @@ def upsampled_cross_entropy(
     '1.0986'
     """
     check_upsampling(upsampling)
-    options = LossOptions(
+    options = loss_options(
         ignore_index, label_smoothing, temperature, normalization, check_labels, upsampling
     )
     inputs = check_inputs(scores, labels, class_weight, pixel_weight, options, where="scores")
@@ -247,7 +249,7 @@ def loss_and_gradient(
     >>> gradient.flatten().tolist()
     [-0.5, 0.5]
     """
-    options = LossOptions(
+    options = loss_options(
         ignore_index, label_smoothing, temperature, normalization, check_labels, upsampling
     )
     inputs = check_inputs(logits, labels, class_weight, pixel_weight, options)
@@ -255,17 +257,27 @@ def loss_and_gradient(
         check_out(out, logits)
     with torch.no_grad():
         if out is not None:
-            return operators.cross_entropy_into(out, inputs), out
-        loss, gradient = operators.cross_entropy(inputs, with_gradient=True)
+            return _write_loss(inputs, out), out
+        loss, gradient = _differentiable(*inputs.tensors).loss_and_gradient(inputs)
         return loss, gradient.to(logits.dtype)
 
 
 def loss_of(inputs: LossInputs) -> Tensor:
     """Returns the loss of checked inputs; differentiable."""
-    with_gradient = inputs.logits.requires_grad and torch.is_grad_enabled()
-    return operators.cross_entropy(inputs, with_gradient=with_gradient)[0]
+    loss: Tensor = _differentiable(*inputs.tensors).cross_entropy(inputs)
+    return loss
 
 
 def terms_of(inputs: LossInputs) -> Tensor:
     """Returns the terms of checked inputs before any sum, [N, *spatial]; differentiable."""
-    return operators.pixel_terms(inputs)
+    terms: Tensor = _differentiable(*inputs.tensors).pixel_terms(inputs)
+    return terms
+
+
+# This is not an operator, which may neither return nor alias an argument that it writes.
+_write_loss = _backends.without_dynamo(_backends.write_loss)
+
+
+def _differentiable(*tensors: Tensor | None) -> ModuleType:
+    """Returns `_compile` where torch needs operators, else `_autograd`, with the same functions."""
+    return _compile if _autograd.needs_operator(*tensors) else _autograd

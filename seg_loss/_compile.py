@@ -1,78 +1,30 @@
-"""The operators as torch sees them: schema, fake implementation, gradient, a kernel per device.
+"""The functions of `_backends` as operators, which torch can compile, export and transform.
 
-`functional` calls these functions. torch's dispatcher selects the backend by the device of the
-logits: `cpu.backend` or `gpu.backend`, each imported on its first call.
-
-If there will be a backward pass, the forward pass computes the gradient too, for a `grad_output` of
-1: one read of the logits and one write serve both. The backward pass returns that gradient if
-`grad_output` is 1, which is checked on the device, and otherwise computes it again from the logits,
-so that a gradient is never rounded twice. In a program compiled by torch the forward pass computes
-no gradient, because returning a buffer mutated in place would force Inductor to copy it.
+An operator has a schema, a fake implementation, a gradient, and a kernel per device, which torch's
+dispatcher selects by the logits. In a program compiled by torch the forward pass of full-size
+logits computes no gradient, because returning a buffer mutated in place would force Inductor to
+copy it.
 """
 
 import functools
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from seg_loss import _labels
-from seg_loss._errors import InvalidInput
+from seg_loss import _backends
 from seg_loss._inputs import LossInputs, LossOptions, loss_dtype
-from seg_loss.cpu.memory import empty_gradient
 from seg_loss.upsampling import decode, encode
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# By device type. The same names in capitals are torch's dispatch keys.
-BACKENDS = {"cpu": "seg_loss.cpu.backend", "cuda": "seg_loss.gpu.backend"}
-
-_NO_SECOND_ORDER = (
+NO_SECOND_ORDER = (
     "seg_loss: expected a first derivative, got a request for a second one (create_graph=True, or "
     "backward through a gradient). Second derivatives are not supported."
 )
-
-
-def backend_of(tensor: Tensor) -> ModuleType:
-    """Returns the backend for the tensor's device.
-
-    Raises:
-        InvalidInput: for a GPU without Triton.
-    """
-    try:
-        return importlib.import_module(BACKENDS[tensor.device.type])
-    except ModuleNotFoundError as error:
-        if error.name != "triton":
-            raise
-        got = f"a tensor on {tensor.device} without it"
-        fix = "pip install triton, or call .cpu()."
-        raise InvalidInput("logits", "Triton to be installed", got, fix) from error
-
-
-def without_dynamo(function: Callable[P, T]) -> Callable[P, T]:
-    """Disables Dynamo for functions that are not custom operators.
-
-    `torch.compiler.disable` alone would import torch's compiler, which takes two seconds.
-    """
-    disabled: Callable[P, T] | None = None
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        nonlocal disabled
-        if "torch._dynamo" not in sys.modules:
-            return function(*args, **kwargs)
-        if disabled is None:
-            disabled = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-        return disabled(*args, **kwargs)
-
-    return call
 
 
 # -- from functions of `LossInputs` to operators ---------------------------------------------------
@@ -144,7 +96,7 @@ def _operator(
         _library.define(  # type: ignore[no-untyped-call]
             name + schema, tags=(torch.Tag.pt2_compliant_tag,)
         )
-        for device in BACKENDS:
+        for device in _backends.BACKENDS:
             _library.impl(name, kernel, device.upper())  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"seg_loss::{name}", fake)
         operator = getattr(torch.ops.seg_loss, name)
@@ -191,48 +143,33 @@ def _save_nothing(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _raise_no_second_order(context: Any, *gradients: Tensor) -> None:
-    raise NotImplementedError(_NO_SECOND_ORDER)
+    raise NotImplementedError(NO_SECOND_ORDER)
 
 
 # -- the loss --------------------------------------------------------------------------------------
 
 
-def cross_entropy(inputs: LossInputs, *, with_gradient: bool) -> tuple[Tensor, Tensor]:
-    """Returns the loss, differentiable, and its gradient or an empty tensor.
-
-    The gradient is like the logits. The gradient of upsampled scores has the loss's dtype.
-    """
+def cross_entropy(inputs: LossInputs) -> Tensor:
+    """Returns the loss, differentiable in the logits."""
+    with_gradient = inputs.logits.requires_grad and torch.is_grad_enabled()
     if inputs.options.upsampling is not None:
-        return upsampled_cross_entropy(inputs, with_gradient)
-    loss, _, gradient = full_size_cross_entropy(
-        inputs, with_gradient and not torch.compiler.is_compiling()
-    )
+        return upsampled_cross_entropy(inputs, with_gradient)[0]
+    return full_size_cross_entropy(inputs, with_gradient and not torch.compiler.is_compiling())[0]
+
+
+def loss_and_gradient(inputs: LossInputs) -> tuple[Tensor, Tensor]:
+    """Returns the loss and its gradient, without gradients of their own."""
+    if inputs.options.upsampling is not None:
+        return upsampled_cross_entropy(inputs, True)
+    loss, _, gradient = full_size_cross_entropy(inputs, True)
     return loss, gradient
-
-
-@without_dynamo
-def cross_entropy_into(out: Tensor, inputs: LossInputs) -> Tensor:
-    """Returns the loss and writes its gradient to `out`, which may be the logits themselves.
-
-    This is no operator, because a torch operator may not return or alias an argument that it
-    writes. Autograd is told that `out` has changed.
-    """
-    _labels.raise_deferred()
-    backend, inputs = backend_of(out), inputs.resolve_neg()
-    loss: Tensor
-    if inputs.options.upsampling is not None:
-        loss = backend.upsampled_cross_entropy(inputs, out)
-    else:
-        loss, _ = backend.cross_entropy(inputs, out)
-    torch.autograd.graph.increment_version(out)
-    return loss
 
 
 def _fake_cross_entropy(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     with_gradient = others[-1]
     return (
         logits.new_empty((), dtype=loss_dtype(logits)),
-        logits.new_empty((), dtype=torch.float64),
+        logits.new_empty((2,), dtype=torch.float64),
         torch.empty_like(logits) if with_gradient else logits.new_empty(0),
     )
 
@@ -241,26 +178,21 @@ def _fake_cross_entropy(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor, T
 def full_size_cross_entropy(
     inputs: LossInputs, with_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the loss, its divisor in float64, and its gradient or an empty tensor."""
-    _labels.raise_deferred()
-    logits = inputs.logits
-    gradient = empty_gradient(logits) if with_gradient else None
-    loss, divisor = backend_of(logits).cross_entropy(inputs, gradient)
-    return loss, divisor, logits.new_empty(0) if gradient is None else gradient
+    """Returns the loss, its divisor, and its gradient or an empty tensor."""
+    loss, divisor, gradient = _backends.compute_loss(inputs, with_gradient=with_gradient)
+    return loss, divisor, inputs.logits.new_empty(0) if gradient is None else gradient
 
 
-def _fake_cross_entropy_gradient(logits: Tensor, *others: Any) -> Tensor:
+def _fake_gradient(logits: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(logits)
 
 
-@_operator(_fake_cross_entropy_gradient)
-def cross_entropy_gradient(inputs: LossInputs, divisor: Tensor, grad_output: Tensor) -> Tensor:
-    """Returns grad_output / divisor * d(sum of terms) / d(logits), without checking the labels."""
-    gradient = empty_gradient(inputs.logits)
-    backend_of(gradient).cross_entropy_gradient(
-        inputs, divisor, grad_output, gradient, skip_if_unit_grad=False
-    )
-    return gradient
+@_operator(_fake_gradient)
+def cross_entropy_gradient(
+    inputs: LossInputs, divisor: Tensor | None, grad_output: Tensor | None
+) -> Tensor:
+    """Returns grad_output / D * d(sum of terms) / d(logits), without checking the labels."""
+    return _backends.compute_gradient(inputs, divisor, grad_output)
 
 
 def _fake_rescale_gradient_(*arguments: Any) -> None:
@@ -272,9 +204,7 @@ def rescale_gradient_(
     inputs: LossInputs, divisor: Tensor, grad_output: Tensor, gradient: Tensor
 ) -> None:
     """Replaces a gradient for a `grad_output` of 1 by the one for this `grad_output`, in place."""
-    backend_of(gradient).cross_entropy_gradient(
-        inputs, divisor, grad_output, gradient, skip_if_unit_grad=True
-    )
+    _backends.rescale_gradient_(inputs, divisor, grad_output, gradient)
 
 
 def _save_for_cross_entropy(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -292,8 +222,8 @@ def _cross_entropy_backward(
     others = (None,) * len(_INPUTS)
     if grad_output is None:
         return None, *others
-    # The gradient is handed out once. A second backward pass through the graph allocates its own.
-    # With create_graph the operator is called, so that its backward refuses a second derivative.
+    # The gradient is returned once. A second backward pass through the graph allocates its own.
+    # With create_graph the operator is called, so that its backward raises an error.
     gradient, ctx.gradient = ctx.gradient, None
     inputs, (divisor,) = _saved_inputs(ctx)
     if gradient is None or torch.is_grad_enabled():
@@ -325,16 +255,9 @@ def _fake_upsampled_cross_entropy(scores: Tensor, *others: Any) -> tuple[Tensor,
 
 @_operator(_fake_upsampled_cross_entropy)
 def upsampled_cross_entropy(inputs: LossInputs, with_gradient: bool) -> tuple[Tensor, Tensor]:
-    """Returns the loss, and its gradient in the loss's dtype or an empty tensor.
-
-    The gradient is as small as the scores: it is stored, multiplied in the backward pass, and only
-    then rounded to the scores' dtype.
-    """
-    _labels.raise_deferred()
-    scores, dtype = inputs.logits, loss_dtype(inputs.logits)
-    gradient = torch.empty_like(scores, dtype=dtype) if with_gradient else None
-    loss: Tensor = backend_of(scores).upsampled_cross_entropy(inputs, gradient)
-    return loss, scores.new_empty(0, dtype=dtype) if gradient is None else gradient
+    """Returns the loss, and its gradient in the loss's dtype or an empty tensor."""
+    loss, gradient = _backends.compute_upsampled_loss(inputs, with_gradient=with_gradient)
+    return loss, loss.new_empty(0) if gradient is None else gradient
 
 
 def _fake_upsampled_gradient(scores: Tensor, gradient: Tensor, grad_output: Tensor) -> Tensor:
@@ -345,11 +268,10 @@ def _fake_upsampled_gradient(scores: Tensor, gradient: Tensor, grad_output: Tens
 def upsampled_gradient(scores: Tensor, gradient: Tensor, grad_output: Tensor) -> Tensor:
     """Returns grad_output * gradient, rounded to the scores' dtype.
 
-    Zeros stay +0, also for a `grad_output` that is negative or infinite. The scores are an argument
-    so that autograd reaches this operator, which refuses a second derivative.
+    The scores are an argument so that autograd reaches the backward pass of this operator, which
+    raises an error.
     """
-    product = torch.mul(gradient, grad_output, out=torch.empty_like(scores))
-    return product.masked_fill_(gradient == 0, 0)
+    return _backends.scale_upsampled_gradient(scores, gradient, grad_output)
 
 
 def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -389,11 +311,7 @@ def _fake_pixel_terms(logits: Tensor, labels: Tensor, *others: Any) -> Tensor:
 @_operator(_fake_pixel_terms)
 def pixel_terms(inputs: LossInputs) -> Tensor:
     """Returns the terms, [N, *spatial], 0 where ignored."""
-    _labels.raise_deferred()
-    logits, labels = inputs.logits, inputs.labels
-    terms = torch.empty(labels.shape, dtype=loss_dtype(logits), device=logits.device)
-    backend_of(logits).pixel_terms(inputs, terms)
-    return terms
+    return _backends.compute_terms(inputs)
 
 
 def _save_for_terms(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -402,10 +320,8 @@ def _save_for_terms(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _pixel_terms_backward(ctx: Any, grad_terms: Tensor) -> tuple[Tensor | None, ...]:
     inputs, _ = _saved_inputs(ctx)
-    weight = inputs.pixel_weight
-    inputs = replace(inputs, pixel_weight=grad_terms if weight is None else grad_terms * weight)
-    one = grad_terms.new_ones((), dtype=torch.float64)
-    return cross_entropy_gradient(inputs, one, one), *[None] * (len(_INPUTS) - 1)
+    inputs = _backends.weighted_by(inputs, grad_terms)
+    return cross_entropy_gradient(inputs, None, None), *[None] * (len(_INPUTS) - 1)
 
 
 torch.library.register_autograd(
@@ -423,8 +339,7 @@ def _fake_softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
 @_operator(_fake_softmax)
 def softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
     """Returns softmax(logits / temperature) along `axis`."""
-    probabilities: Tensor = backend_of(logits).softmax(logits, axis, temperature)
-    return probabilities
+    return _backends.compute_softmax(logits, axis, temperature)
 
 
 def _fake_softmax_gradient(
@@ -435,13 +350,8 @@ def _fake_softmax_gradient(
 
 @_operator(_fake_softmax_gradient)
 def softmax_gradient(grad_output: Tensor, logits: Tensor, axis: int, temperature: float) -> Tensor:
-    """Returns p (g - sum_c g_c p_c) / temperature for g = grad_output.
-
-    p is computed from the logits again, because the stored probabilities are rounded.
-    """
-    backend = backend_of(logits)
-    gradient: Tensor = backend.softmax_gradient(grad_output, logits, axis, temperature)
-    return gradient
+    """Returns the gradient in the logits, where `grad_output` is the gradient in the softmax."""
+    return _backends.compute_softmax_gradient(grad_output, logits, axis, temperature)
 
 
 def _save_logits(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -1,0 +1,184 @@
+"""Calls of the backends: selects the backend of a tensor and allocates the results.
+
+Each backend is imported on its first use. A function that reads labels first raises the deferred
+error of an earlier call. `_autograd` and `_compile` make the functions differentiable, the former
+in eager mode, the latter as operators.
+"""
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from seg_loss import _labels
+from seg_loss._errors import InvalidInput
+from seg_loss._inputs import LossInputs, loss_dtype
+from seg_loss.cpu.memory import empty_gradient
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# By device type. The same names in capitals are torch's dispatch keys.
+BACKENDS = {"cpu": "seg_loss.cpu.backend", "cuda": "seg_loss.gpu.backend"}
+
+
+def backend_of(tensor: Tensor) -> ModuleType:
+    """Returns the backend for the tensor's device.
+
+    Raises:
+        InvalidInput: for a GPU without Triton.
+    """
+    name = BACKENDS[tensor.device.type]
+    module = sys.modules.get(name)
+    if module is not None:
+        return module
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        got = f"a tensor on {tensor.device} without it"
+        fix = "pip install triton, or call .cpu()."
+        raise InvalidInput("logits", "Triton to be installed", got, fix) from error
+
+
+def without_dynamo(function: Callable[P, T]) -> Callable[P, T]:
+    """Disables Dynamo for functions that are not custom operators.
+
+    `torch.compiler.disable` alone would import torch's compiler, which takes two seconds.
+    """
+    disabled: Callable[P, T] | None = None
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        nonlocal disabled
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        if disabled is None:
+            disabled = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+        return disabled(*args, **kwargs)
+
+    return call
+
+
+def compute_loss(
+    inputs: LossInputs, *, with_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns the loss, its divisor, and its gradient if wanted.
+
+    The divisor is float64 [2]: D and 1 / (D temperature).
+    """
+    _labels.raise_deferred()
+    inputs = inputs.resolve_neg()
+    gradient = empty_gradient(inputs.logits) if with_gradient else None
+    loss, divisor = backend_of(inputs.logits).cross_entropy(inputs, gradient)
+    return loss, divisor, gradient
+
+
+def compute_gradient(
+    inputs: LossInputs, divisor: Tensor | None, grad_output: Tensor | None
+) -> Tensor:
+    """Returns grad_output / D * d(sum of terms) / d(logits), without checking the labels.
+
+    A divisor or `grad_output` of None is 1.
+    """
+    inputs = inputs.resolve_neg()
+    gradient = empty_gradient(inputs.logits)
+    backend_of(gradient).cross_entropy_gradient(
+        inputs, divisor, grad_output, gradient, skip_if_unit_grad=False
+    )
+    return gradient
+
+
+def rescale_gradient_(
+    inputs: LossInputs, divisor: Tensor, grad_output: Tensor, gradient: Tensor
+) -> None:
+    """Replaces a gradient for a `grad_output` of 1 by the one for this `grad_output`, in place."""
+    backend_of(gradient).cross_entropy_gradient(
+        inputs.resolve_neg(), divisor, grad_output, gradient, skip_if_unit_grad=True
+    )
+
+
+def compute_upsampled_loss(
+    inputs: LossInputs, *, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Returns the loss of upsampled scores, and its gradient in the loss's dtype if wanted.
+
+    The gradient is as small as the scores: it is stored, multiplied in the backward pass, and only
+    then rounded to the scores' dtype.
+    """
+    _labels.raise_deferred()
+    inputs = inputs.resolve_neg()
+    scores, dtype = inputs.logits, loss_dtype(inputs.logits)
+    gradient = torch.empty_like(scores, dtype=dtype) if with_gradient else None
+    return backend_of(scores).upsampled_cross_entropy(inputs, gradient), gradient
+
+
+def scale_upsampled_gradient(scores: Tensor, gradient: Tensor, grad_output: Tensor) -> Tensor:
+    """Returns grad_output * gradient, rounded to the scores' dtype.
+
+    Zeros stay +0, also for a `grad_output` that is negative or infinite.
+    """
+    scaled: Tensor = backend_of(scores).scale_gradient(gradient, grad_output, scores.dtype)
+    return scaled
+
+
+def write_loss(inputs: LossInputs, out: Tensor) -> Tensor:
+    """Returns the loss and writes its gradient to `out`, which may be the logits themselves.
+
+    The version of `out` is incremented, so that autograd notices the change.
+    """
+    _labels.raise_deferred()
+    backend, inputs = backend_of(out), inputs.resolve_neg()
+    loss: Tensor
+    if inputs.options.upsampling is not None:
+        loss = backend.upsampled_cross_entropy(inputs, out)
+    else:
+        loss, _ = backend.cross_entropy(inputs, out)
+    torch.autograd.graph.increment_version(out)
+    return loss
+
+
+def compute_terms(inputs: LossInputs) -> Tensor:
+    """Returns the terms, [N, *spatial], 0 where ignored."""
+    _labels.raise_deferred()
+    inputs = inputs.resolve_neg()
+    logits, labels = inputs.logits, inputs.labels
+    terms = torch.empty(labels.shape, dtype=loss_dtype(logits), device=logits.device)
+    backend_of(logits).pixel_terms(inputs, terms)
+    return terms
+
+
+def weighted_by(inputs: LossInputs, grad_terms: Tensor) -> LossInputs:
+    """Returns the inputs with pixel weights times `grad_terms`.
+
+    Their sum of terms has the gradient that the backward pass of the terms returns.
+    """
+    weight = inputs.pixel_weight
+    return replace(inputs, pixel_weight=grad_terms if weight is None else grad_terms * weight)
+
+
+def compute_softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
+    """Returns softmax(logits / temperature) along `axis`."""
+    logits = logits.resolve_neg()
+    probabilities: Tensor = backend_of(logits).softmax(logits, axis, temperature)
+    return probabilities
+
+
+def compute_softmax_gradient(
+    grad_output: Tensor, logits: Tensor, axis: int, temperature: float
+) -> Tensor:
+    """Returns p (g - sum_c g_c p_c) / temperature for g = grad_output.
+
+    p is computed from the logits again, because the stored probabilities are rounded.
+    """
+    logits, grad_output = logits.resolve_neg(), grad_output.resolve_neg()
+    backend = backend_of(logits)
+    gradient: Tensor = backend.softmax_gradient(grad_output, logits, axis, temperature)
+    return gradient
