@@ -1,9 +1,11 @@
 """The divisor D of the loss, for each `normalization`.
 
 The CPU backend calls `divisor` after it has counted the labels. The GPU kernels compute "valid" and
-"weight" on the device (`gpu.math.load_divisor`). This is the only module that will use
-`torch.distributed`: a mean over several processes sums the counts over them first.
+"weight" on the device (`gpu.labels`). This is the only module that will use `torch.distributed`: a
+mean over several processes sums the counts over them first.
 """
+
+import math
 
 
 def known_divisor(normalization: str, num_images: int, num_pixels: int) -> float | None:
@@ -39,11 +41,15 @@ def divisor(
         num_images: N.
         num_pixels: number of pixels of all images.
         has_floor: whether a count is raised to at least 1, and a weight of 0 replaced by 1, so that
-            a batch without valid pixels has the loss 0. torch divides by 0 instead.
+            a batch without valid pixels has the loss 0. Without a floor a divisor of 0 is NaN, and
+            so are loss and gradient: torch divides by 0 too, each part of a smoothed loss.
     """
     known = known_divisor(normalization, num_images, num_pixels)
     if known is not None:
         return known
+    total = float(valid_pixels)
     if normalization == "weight" and weight_sum is not None:
-        return weight_sum if weight_sum > 0 or not has_floor else 1.0
-    return float(max(valid_pixels, 1) if has_floor else valid_pixels)
+        total = weight_sum
+    if has_floor:
+        return total if total > 0 else 1.0
+    return total if total != 0 else math.nan

@@ -1,1 +1,1 @@
-"""The CPU backend: Numba kernels. `backend` is called by the operators and by `evaluate`."""
+"""The CPU backend: Numba kernels. `_backends` and `evaluate` call `backend`."""

@@ -1,7 +1,7 @@
 """The CPU backend: runs `kernels` over chunks of pixels on all threads.
 
-The operators and `evaluate` call it with checked inputs. Work is split by pixels, so that a batch
-of one image keeps every core busy. The pixels of a chunk depend on the shape of one image alone,
+`_backends` and `evaluate` call it with checked inputs. Work is split by pixels, so that a batch of
+one image keeps every core busy. The pixels of a chunk depend on the shape of one image alone,
 and partial sums are added in the order of the chunks. So results depend neither on the number of
 threads nor on the other images of the batch.
 """
@@ -282,29 +282,34 @@ def check_labels(inputs: LossInputs) -> _LabelCounts:
 
 
 def cross_entropy(inputs: LossInputs, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns the loss and its divisor; fills `gradient`, which may be the logits, if given."""
+    """Returns the loss and its divisor; fills `gradient`, which may be the logits, if given.
+
+    The divisor is float64 [2]: D and 1 / (D temperature).
+    """
     total = check_labels(inputs).divisor_of(inputs)
     sums = _terms(inputs, gradient=gradient, scale=ieee_divide(1.0, total))
     loss = ieee_divide(float(sums.sum()), total)
     dtype = loss_dtype(inputs.logits)
-    return torch.tensor(loss, dtype=dtype), torch.tensor(total, dtype=torch.float64)
+    scale = ieee_divide(1 / inputs.options.temperature, total)
+    return torch.tensor(loss, dtype=dtype), torch.tensor([total, scale], dtype=torch.float64)
 
 
 def cross_entropy_gradient(
     inputs: LossInputs,
-    divisor: Tensor,
-    grad_output: Tensor,
+    divisor: Tensor | None,
+    grad_output: Tensor | None,
     gradient: Tensor,
     *,
     skip_if_unit_grad: bool,
 ) -> None:
-    """Fills `gradient` with grad_output / divisor * d(sum of terms) / d(logits).
+    """Fills `gradient` with grad_output / D * d(sum of terms) / d(logits); None stands for 1.
 
     With `skip_if_unit_grad`, `gradient` already holds the result for a `grad_output` of 1.
     """
-    factor = float(grad_output)
+    factor = 1.0 if grad_output is None else float(grad_output)
     if not (skip_if_unit_grad and factor == 1):
-        _terms(inputs, gradient=gradient, scale=ieee_divide(factor, float(divisor)))
+        total = 1.0 if divisor is None else float(divisor[0])
+        _terms(inputs, gradient=gradient, scale=ieee_divide(factor, total))
 
 
 def upsampled_cross_entropy(inputs: LossInputs, gradient: Tensor | None) -> Tensor:
@@ -343,6 +348,12 @@ def upsampled_cross_entropy(inputs: LossInputs, gradient: Tensor | None) -> Tens
     views.copy_back()
     loss = ieee_divide(float(sums[:, :, kernels.LOSS].sum()), total)
     return torch.tensor(loss, dtype=loss_dtype(inputs.logits))
+
+
+def scale_gradient(gradient: Tensor, grad_output: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns grad_output * gradient in `dtype`, where zeros stay +0."""
+    product = torch.mul(gradient, grad_output, out=torch.empty_like(gradient, dtype=dtype))
+    return product.masked_fill_(gradient == 0, 0)
 
 
 def pixel_terms(inputs: LossInputs, terms: Tensor) -> None:

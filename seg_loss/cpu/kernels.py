@@ -506,7 +506,7 @@ def terms_of_tile(
         if options[LABEL_SMOOTHING]:
             uniform_sum = uniform_weight * broadcast(rows, options[SUM_OF_CLASS_WEIGHTS])
             grad_scale = (target_weight + uniform_sum) * factor
-            smoothing_grad = uniform_weight * scale
+            smoothing_grad = where(valid, uniform_weight * scale, zero)  # 0 times infinity is NaN
             for c in range(num_classes):
                 e = load(rows, c * stride + i)
                 store(
