@@ -1,4 +1,4 @@
-"""`EvaluationSums`: what a backend counts for `evaluate`, before anything is divided."""
+"""`EvaluationSums`: the sums and counts that a backend computes for `evaluate`."""
 
 from dataclasses import dataclass
 

@@ -5,17 +5,18 @@ It calls the `evaluate` of a backend, which returns `EvaluationSums`, and divide
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from seg_loss import _labels
+from seg_loss._backends import backend_of, without_dynamo
 from seg_loss._divisor import divisor
 from seg_loss._errors import InvalidInput
 from seg_loss._evaluation_sums import EvaluationSums
-from seg_loss._inputs import LossInputs, LossOptions, check_inputs
-from seg_loss._operators import backend_of, without_dynamo
+from seg_loss._inputs import LossInputs, check_inputs, loss_options
 from seg_loss.constants import MAPS, NUM_TOP_CLASSES
 from seg_loss.diagnosis import Diagnosis, diagnose
 from seg_loss.metrics import FcnMetrics, fcn_metrics
@@ -80,9 +81,9 @@ class Calibration:
     bins: tuple[CalibrationBin, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The result of `evaluate`.
+    """The result of `evaluate`. Its properties are computed from sums on their first use.
 
     Attributes:
         loss: the value of `spatial_cross_entropy` with the same options.
@@ -90,12 +91,7 @@ class Evaluation:
         divisor: D, which divides the sum of the terms.
         valid_pixels, ignored_pixels: their sum is the number of all pixels.
         uniform_loss: ln C, the loss of a uniform prediction.
-        per_image: for each image.
-        per_class: for each class, by the labels.
         confusion: int64 [C, C] over the valid pixels, rows = truth; on the CPU.
-        metrics: the metrics of the confusion matrix.
-        calibration: of the confidence, the highest probability of a pixel.
-        diagnosis: what the loss says about the training.
         non_finite_pixels: number of valid pixels whose logits hold NaN or +inf, or only -inf.
         maps: the maps asked for, over all pixels, ignored ones included (where `nll` is 0).
             `prediction` is the most probable class, the first of equal ones; `confidence` is its
@@ -110,14 +106,61 @@ class Evaluation:
     valid_pixels: int
     ignored_pixels: int
     uniform_loss: float
-    per_image: tuple[ImageLoss, ...]
-    per_class: tuple[ClassLoss, ...]
     confusion: Tensor
-    metrics: FcnMetrics
-    calibration: Calibration
-    diagnosis: Diagnosis
     non_finite_pixels: int
     maps: dict[str, Tensor]
+    _sums: EvaluationSums = field(repr=False)
+
+    @cached_property
+    def per_image(self) -> tuple[ImageLoss, ...]:
+        """The loss of each image."""
+        sums = self._sums
+        losses, valid_pixels = sums.loss.tolist(), sums.valid_pixels.tolist()
+        weights = [None] * len(losses) if sums.weight is None else sums.weight.tolist()
+        num_pixels = self.valid_pixels + self.ignored_pixels
+
+        def of_image(loss: float, valid: int, weight: float | None) -> ImageLoss:
+            total = divisor(
+                self.normalization,
+                valid_pixels=valid,
+                weight_sum=weight,
+                num_images=1,
+                num_pixels=num_pixels // len(losses),
+            )
+            return ImageLoss(loss / total, valid)
+
+        return tuple(map(of_image, losses, valid_pixels, weights))
+
+    @cached_property
+    def per_class(self) -> tuple[ClassLoss, ...]:
+        """The mean nll of each class, by the labels."""
+        pixels = self.confusion.sum(dim=1).tolist()
+        return tuple(
+            ClassLoss(count, nll / count if count else None)
+            for count, nll in zip(pixels, self._sums.class_nll.tolist(), strict=True)
+        )
+
+    @cached_property
+    def metrics(self) -> FcnMetrics:
+        """The metrics of the confusion matrix."""
+        return fcn_metrics(self.confusion)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """How well the highest probability of a pixel agrees with the accuracy."""
+        return _calibration(self._sums)
+
+    @cached_property
+    def diagnosis(self) -> Diagnosis:
+        """What the loss says about the training."""
+        valid_pixels = self.valid_pixels
+        return diagnose(
+            num_classes=len(self.confusion),
+            valid_pixels=valid_pixels,
+            mean_nll=float(self._sums.class_nll.sum()) / valid_pixels if valid_pixels else 0.0,
+            saturated_pixels=self._sums.num_saturated,
+            non_finite_pixels=self.non_finite_pixels,
+        )
 
 
 @without_dynamo
@@ -138,7 +181,8 @@ def evaluate(
 ) -> Evaluation:
     """Returns the loss with losses per image and class, confusion, metrics, calibration and maps.
 
-    Arguments, meaning and errors are those of `spatial_cross_entropy`.
+    Arguments, meaning and errors are those of `spatial_cross_entropy`. On a GPU the call waits for
+    the device, because it copies the results, except for the maps, to the host.
 
     Args:
         logits: [N, C, *spatial]; scores [N, C, h, w] with an upsampling.
@@ -161,7 +205,7 @@ def evaluate(
     """
     if isinstance(maps, str) or any(name not in MAPS for name in maps):
         raise InvalidInput("maps", f"names among {', '.join(MAPS)}", repr(maps))
-    options = LossOptions(
+    options = loss_options(
         ignore_index, label_smoothing, temperature, normalization, check_labels, upsampling
     )
     inputs = check_inputs(logits, labels, class_weight, pixel_weight, options).resolve_neg()
@@ -175,7 +219,6 @@ def evaluate(
         num_images=inputs.labels.shape[0],
         num_pixels=inputs.labels.numel(),
     )
-    class_pixels = sums.confusion.sum(dim=1).tolist()
     return Evaluation(
         loss=float(sums.loss.sum()) / total,
         normalization=normalization,
@@ -183,28 +226,17 @@ def evaluate(
         valid_pixels=valid_pixels,
         ignored_pixels=inputs.labels.numel() - valid_pixels,
         uniform_loss=math.log(inputs.num_classes),
-        per_image=_per_image(inputs, sums),
-        per_class=tuple(
-            ClassLoss(pixels, nll / pixels if pixels else None)
-            for pixels, nll in zip(class_pixels, sums.class_nll.tolist(), strict=True)
-        ),
         confusion=sums.confusion,
-        metrics=fcn_metrics(sums.confusion),
-        calibration=_calibration(sums),
-        diagnosis=diagnose(
-            num_classes=inputs.num_classes,
-            valid_pixels=valid_pixels,
-            mean_nll=float(sums.class_nll.sum()) / valid_pixels if valid_pixels else 0.0,
-            saturated_pixels=sums.num_saturated,
-            non_finite_pixels=sums.num_non_finite,
-        ),
         non_finite_pixels=sums.num_non_finite,
         maps={name: sums.maps[name] for name in maps},
+        _sums=sums,
     )
 
 
 def _empty_maps(inputs: LossInputs, names: Sequence[str]) -> dict[str, Tensor]:
     """Returns memory for the maps asked for; the two maps of the top classes come together."""
+    if not names:
+        return {}
     num_classes = inputs.num_classes
     # The smallest integers that hold the classes.
     index = torch.uint8 if num_classes <= 1 << 8 else torch.int16
@@ -226,24 +258,6 @@ def _empty_maps(inputs: LossInputs, names: Sequence[str]) -> dict[str, Tensor]:
         for name, (size, dtype) in all_maps.items()
         if name in needed
     }
-
-
-def _per_image(inputs: LossInputs, sums: EvaluationSums) -> tuple[ImageLoss, ...]:
-    losses, valid_pixels = sums.loss.tolist(), sums.valid_pixels.tolist()
-    weights = [None] * len(losses) if sums.weight is None else sums.weight.tolist()
-    pixels = inputs.labels[0].numel() if losses else 0
-
-    def of_image(loss: float, valid: int, weight: float | None) -> ImageLoss:
-        total = divisor(
-            inputs.options.normalization,
-            valid_pixels=valid,
-            weight_sum=weight,
-            num_images=1,
-            num_pixels=pixels,
-        )
-        return ImageLoss(loss / total, valid)
-
-    return tuple(map(of_image, losses, valid_pixels, weights))
 
 
 def _calibration(sums: EvaluationSums) -> Calibration:

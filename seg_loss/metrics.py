@@ -11,9 +11,12 @@ Long, Shelhamer, Darrell: Fully Convolutional Networks for Semantic Segmentation
 5.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -108,28 +111,32 @@ def fcn_metrics(confusion: Tensor, *, absent: str = "skip") -> FcnMetrics:
     if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
         raise InvalidInput("confusion", "[C, C]", f"shape {shape_of(confusion)}")
     check_choice("absent", absent, ABSENT)
-    counts = confusion.double()
-    right, truth, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
-    union = truth + predicted - right
-    iu, accuracy = right / union, right / truth
-    total = truth.sum()
-    averaged = iu[truth > 0] if absent == "gt_only" else iu[union > 0]
+    # NumPy, because each call of torch takes longer than the arithmetic.
+    counts = confusion.double().cpu().numpy()
+    right, truth, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    union, present, total = truth + predicted - right, truth > 0, truth.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        iu, accuracy = right / union, right / truth
+        pixel_accuracy = right.sum() / total
+        frequencies = truth[present] / total
+    averaged = iu[present] if absent == "gt_only" else iu[union > 0]
     if absent in ("zero", "one"):
-        averaged = iu.nan_to_num(nan=0.0 if absent == "zero" else 1.0)
-    present = truth > 0
+        averaged = np.where(np.isnan(iu), float(absent == "one"), iu)
     return FcnMetrics(
-        pixel_accuracy=_none_if_nan(right.sum() / total),
-        mean_accuracy=_none_if_nan(accuracy[present].mean()),
-        mean_iu=_none_if_nan(averaged.mean()),
-        frequency_weighted_iu=_none_if_nan((truth[present] / total * iu[present]).sum())
-        if total
-        else None,
-        iu=tuple(_none_if_nan(value) for value in iu),
-        accuracy=tuple(_none_if_nan(value) for value in accuracy),
+        pixel_accuracy=_none_if_nan(float(pixel_accuracy)),
+        mean_accuracy=_mean(accuracy[present]),
+        mean_iu=_mean(averaged),
+        frequency_weighted_iu=float((frequencies * iu[present]).sum()) if total else None,
+        iu=tuple(map(_none_if_nan, iu.tolist())),
+        accuracy=tuple(map(_none_if_nan, accuracy.tolist())),
         num_classes_averaged=len(averaged),
         absent=absent,
     )
 
 
-def _none_if_nan(value: Tensor) -> float | None:
-    return None if bool(value.isnan()) else float(value)
+def _mean(values: np.ndarray[Any, np.dtype[np.float64]]) -> float | None:
+    return float(values.sum() / len(values)) if len(values) else None
+
+
+def _none_if_nan(value: float) -> float | None:
+    return None if math.isnan(value) else value
