@@ -65,6 +65,17 @@ class Axis:
         exists = (sources >= 0) & (sources < self.num_sources)
         return bool(np.any(exists & (self.weights == 0)))
 
+    def weights_by_phase(self, stride: int) -> _Floats:
+        """Returns the weights [2, max_targets, stride]; [:, k, i] belong to target k of interval i.
+
+        Args:
+            stride: length of an axis of intervals, at least n + 1; zeros fill it up.
+        """
+        weights = np.zeros((2, max(1, self.max_targets), stride))
+        target = np.arange(self.num_targets)
+        weights[:, target - self.starts[self.intervals], self.intervals] = self.weights
+        return weights
+
     def matrix(self) -> _Floats:
         """Returns the dense matrix, float64 [targets, sources]."""
         matrix = np.zeros((self.num_targets, self.num_sources + 2))

@@ -1,33 +1,100 @@
 """`warm_up`: compiles the kernels, or loads them from the cache, before the first request."""
 
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
+from torch import Tensor
 
 from seg_loss.constants import MAPS
 from seg_loss.evaluation import evaluate
-from seg_loss.functional import loss_and_gradient, pixel_nll, spatial_softmax
+from seg_loss.functional import (
+    loss_and_gradient,
+    pixel_nll,
+    spatial_cross_entropy,
+    spatial_softmax,
+)
 from seg_loss.upsampling import Bilinear
 
 
-def warm_up(device: str | torch.device = "cpu", *, num_classes: int = 2) -> None:
-    """Runs each kernel once on a few pixels.
+class Case(NamedTuple):
+    """The dtypes and the height and width of logits and labels."""
 
-    The first call on a machine compiles and takes several seconds; later processes take one.
+    logits: torch.dtype
+    labels: torch.dtype
+    size: tuple[int, int]
+
+
+# Numba's kernels serve all sizes, all labels, and all logits of one precision.
+CPU_CASES = (
+    Case(torch.float32, torch.uint8, (2, 2)),
+    Case(torch.float64, torch.uint8, (2, 2)),
+)
+
+# Triton compiles the kernels that read logits for each dtype, for pixels that fill whole tiles or
+# not, and for numbers of pixels that 16 divides or not. The smaller kernels around them depend on
+# the number of pixels, so the sizes are those of Cityscapes, ADE20K's crops and PASCAL VOC.
+_CITYSCAPES, _ADE20K, _VOC, _VOC_BY_16 = (1024, 2048), (512, 512), (375, 500), (300, 500)
+GPU_CASES = (
+    *(Case(torch.float32, torch.uint8, size) for size in (_ADE20K, _VOC, _VOC_BY_16, _CITYSCAPES)),
+    *(Case(torch.float32, torch.int64, size) for size in (_ADE20K, _VOC)),
+    Case(torch.float32, torch.int32, _ADE20K),
+    *(Case(torch.float16, torch.uint8, size) for size in (_ADE20K, _VOC)),
+    *(Case(torch.bfloat16, torch.uint8, size) for size in (_ADE20K, _VOC)),
+)
+_MAX_LOGITS_BYTES = 1 << 28
+_SMALL_SIZE = 64, 64
+"""The size where logits of the case's size would take more than `_MAX_LOGITS_BYTES`."""
+
+
+def warm_up(device: str | torch.device = "cpu", *, num_classes: int = 2) -> None:
+    """Runs each kernel on a few pixels.
+
+    The first call on a machine compiles and takes several seconds, on a GPU a minute or more. Later
+    processes take a few seconds.
+
+    On a GPU this compiles what most calls need: one image of contiguous logits, of the usual sizes,
+    float32, float16 or bfloat16, with labels uint8; float32 logits with labels int32 and int64;
+    class weights, maps and upsampling of float32 logits. Any other kernel is compiled by the first
+    call that needs it. The tensors take up to 1 GB of the GPU's memory.
 
     Args:
         device: the device whose kernels are compiled.
         num_classes: the number of classes that GPU kernels are compiled for. The CPU kernels serve
             any number.
     """
-    labels = torch.zeros(1, 2, 2, dtype=torch.uint8, device=device)
-    class_weight = torch.ones(num_classes, device=device)
-    pixel_weight = torch.ones(1, 2, 2, device=device)
-    for dtype in (torch.float32, torch.float64):
-        shape = (1, num_classes, 2, 2)
-        logits = torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
-        loss_and_gradient(logits.detach(), labels, class_weight, pixel_weight=pixel_weight)
-        evaluate(logits, labels, maps=MAPS)
-        scores = torch.zeros((1, num_classes, 1, 1), dtype=dtype, device=device)
-        loss_and_gradient(scores, labels, upsampling=Bilinear())
-        evaluate(scores, labels, upsampling=Bilinear(), maps=MAPS)
-        total = pixel_nll(logits, labels).sum() + spatial_softmax(logits).sum()
-        torch.autograd.grad(total, logits)
+    device = torch.device(device)
+    cases: Sequence[Case] = GPU_CASES if device.type == "cuda" else CPU_CASES
+    precisions = set()
+    for case in cases:
+        size = case.size
+        if num_classes * math.prod(size) * case.logits.itemsize > _MAX_LOGITS_BYTES:
+            size = _SMALL_SIZE
+        logits = torch.zeros((1, num_classes, *size), dtype=case.logits, device=device)
+        labels = torch.zeros((1, *size), dtype=case.labels, device=device)
+        loss_and_gradient(logits, labels)
+        evaluate(logits, labels)
+        # Of 32 and of 64 bits: the latter on the CPU alone.
+        if case.logits.itemsize >= 4 and case.logits not in precisions:
+            precisions.add(case.logits)
+            _run_options(logits, labels)
+
+
+def _run_options(logits: Tensor, labels: Tensor) -> None:
+    """Runs weights, maps, upsampling and autograd."""
+    class_weight = torch.ones(logits.shape[1], device=logits.device)
+    pixel_weight = torch.ones(labels.shape, device=logits.device)
+    loss_and_gradient(logits, labels, class_weight)
+    loss_and_gradient(logits, labels, class_weight, pixel_weight=pixel_weight)
+    evaluate(logits, labels, class_weight)
+    evaluate(logits, labels, maps=("entropy",))
+    evaluate(logits, labels, maps=MAPS)
+    scores = logits[:, :, ::8, ::8].contiguous()
+    loss_and_gradient(scores, labels, upsampling=Bilinear())
+    for maps in ((), MAPS):
+        evaluate(scores, labels, upsampling=Bilinear(), maps=maps)
+    leaf = logits.clone().requires_grad_()
+    total = spatial_cross_entropy(leaf, labels)
+    total = total + pixel_nll(leaf, labels).sum() + spatial_softmax(leaf).sum()
+    torch.autograd.grad(total, leaf)

@@ -1,1 +1,1 @@
-"""The GPU backend: Triton kernels. `backend` is called by the operators and by `evaluate`."""
+"""The GPU backend: Triton kernels. `_backends` and `evaluate` call `backend`."""

@@ -1,17 +1,15 @@
 """The GPU backend: launches Triton kernels on the tensors' device.
 
-The operators and `evaluate` call it with checked inputs. A loss takes two kernel launches: a label
-check, then one pass that reads the logits and writes the gradient. Only `check_labels="raise"`
-waits for the device, at the end of the call.
+`_autograd`, the operators and `evaluate` call it with checked inputs. A loss takes three kernel
+launches: the label check, which also computes the divisor; one pass that reads the logits and
+writes the gradient; and the sum of the partial losses. Only `check_labels="raise"` waits for the
+device, at the end of the call and only for the label check. What depends on shapes, dtypes and
+options alone is computed once: see `plan`.
 
 Bytes per pixel with labels of one byte, for elements of E bytes: the loss alone C E + 2; loss and
 gradient 2 C E + 2, which includes autograd's gradient for a `grad_output` of 1; a backward pass for
 another `grad_output` 2 C E + 1 more. Temporary memory is 8 bytes per tile of pixels, less than one
-byte per pixel.
-
-Upsampled scores are read from the caches; logits and their gradient are only in registers.
-Temporary memory is 8 bytes per tile of source pixels; for more than 256 classes, 12 or 16 bytes per
-target pixel; and a second gradient if the first overwrites the scores.
+byte per pixel, and is kept for later calls.
 
 Labels and weights may have any strides. They are small, and copied if they are not contiguous.
 Logits and gradient are not copied, unless more than three spatial axes cannot be merged.
@@ -20,247 +18,847 @@ Logits and gradient are not copied, unless more than three spatial axes cannot b
 import math
 import struct
 import weakref
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from seg_loss import _labels
 from seg_loss._divisor import known_divisor
-from seg_loss._errors import InvalidInput
 from seg_loss._evaluation_sums import EvaluationSums
 from seg_loss._inputs import LossInputs, loss_dtype
-from seg_loss._labels import InvalidValues, LabelReport
 from seg_loss.gpu import cross_entropy as cross_entropy_kernels
 from seg_loss.gpu import evaluate as evaluate_kernels
 from seg_loss.gpu import labels as label_kernels
+from seg_loss.gpu import many_classes as many_classes_kernels
 from seg_loss.gpu import softmax as softmax_kernels
 from seg_loss.gpu import tiling
 from seg_loss.gpu import upsampled as upsampled_kernels
+from seg_loss.gpu.plan import (
+    Cache,
+    Launch,
+    current_stream,
+    event_of,
+    is_capturing,
+    layout,
+    on_device,
+    workspace,
+)
+from seg_loss.gpu.reports import Context, Reports, reports_of
+from seg_loss.gpu.tiling import Tiling
 from seg_loss.upsampling import Axes, Axis
 
+_plans: Cache[Any] = Cache(max_size=1024)
 
-class _Strides(NamedTuple):
-    """Strides of [N, C, *spatial] in elements, the spatial axes merged to at most three."""
 
-    image: int
-    class_: int
-    slice_: int
-    row: int
-    column: int
+# -- the loss --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Tiling:
-    """Logits and gradient as the kernels process them: images of `pixels`, in tiles.
+class _LossPlan:
+    """Launches of a loss.
 
     Attributes:
-        num_images, num_classes, pixels: sizes.
-        rows, columns: sizes of the last two merged spatial axes.
-        axes: number of merged spatial axes.
-        shape: row of the table.
-        strides: of each tensor.
+        check: the label check.
+        tiles: the pass over the logits; None without any pixel.
+        num_partials: number of partial sums of that pass.
+        sum: their sum.
     """
 
-    num_images: int
-    num_classes: int
-    pixels: int
-    rows: int
-    columns: int
-    axes: int
-    shape: tiling.TileShape
-    strides: tuple[_Strides, ...]
-
-    @property
-    def tiles(self) -> int:
-        """Tiles of an image."""
-        return -(-self.pixels // self.shape.pixels)
-
-    @property
-    def constants(self) -> dict[str, Any]:
-        """Compile-time arguments of a kernel."""
-        return {
-            "C": self.num_classes,
-            "BLOCK_C": self.shape.classes,
-            "BLOCK_P": self.shape.pixels,
-            "IN_REGISTERS": self.num_classes <= tiling.MAX_CLASSES_IN_REGISTERS,
-            "AXES": self.axes,
-            "num_warps": self.shape.num_warps,
-        }
+    check: "_CheckPlan"
+    tiles: Launch | None
+    num_partials: int
+    sum: Launch
 
 
 def cross_entropy(inputs: LossInputs, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns the loss and its divisor; fills `gradient`, which may be the logits, if given."""
-    inputs = _contiguous(inputs)
-    found = check_labels(inputs)
-    source, value = _divisor(inputs)
-    logits = inputs.logits
-    loss = torch.empty((), dtype=loss_dtype(logits), device=logits.device)
-    divisor = torch.empty((), dtype=torch.float64, device=logits.device)
-    _launch(
-        inputs,
-        found,
-        gradient=gradient,
-        divisor_source=source,
-        divisor_value=value,
-        loss=loss,
-        divisor=divisor,
-    )
-    _raise_if_waiting(inputs, found)
-    return loss, divisor
+    """Returns the loss and its divisor; fills `gradient`, which may be the logits, if given.
+
+    The divisor is float64 [2]: D and 1 / (D temperature), for `cross_entropy_gradient`.
+    """
+    inputs, gradient, copied = _prepared(inputs, gradient)
+    with on_device(inputs.logits):
+        plan: _LossPlan = _plans.get(
+            _key("loss", inputs, gradient), lambda: _plan_loss(inputs, gradient)
+        )
+        stream = current_stream(inputs.logits)
+        ints, partial = workspace(
+            inputs.logits, stream, plan.check.num_ints, plan.num_partials + tiling.MAX_SUM_PROGRAMS
+        )
+        check = _check_labels(plan.check, inputs, stream, ints)
+        loss = _empty(inputs.logits, (), loss_dtype(inputs.logits))
+        if plan.tiles is not None:
+            _run_tiles(plan.tiles, stream, inputs, gradient, check.divisor, partial=partial)
+        plan.sum(stream, partial, ints, check.divisor, loss)
+        _copy_back(gradient, copied)
+        check.raise_if_invalid()
+    return loss, check.divisor
 
 
 def cross_entropy_gradient(
     inputs: LossInputs,
-    divisor: Tensor,
-    grad_output: Tensor,
+    divisor: Tensor | None,
+    grad_output: Tensor | None,
     gradient: Tensor,
     *,
     skip_if_unit_grad: bool,
 ) -> None:
-    """Fills `gradient` with grad_output / divisor * d(sum of terms) / d(logits).
+    """Fills `gradient` with grad_output / D * d(sum of terms) / d(logits); None stands for 1.
 
     With `skip_if_unit_grad`, `gradient` already holds the result for a `grad_output` of 1, and the
     device leaves it unchanged if `grad_output` is 1.
     """
-    _launch(
-        _contiguous(inputs),
-        _LabelCheck(),
-        gradient=gradient,
-        divisor_source=label_kernels.MEMORY,
-        divisor_value=divisor,
-        grad_output=grad_output,
-        skip_if_unit_grad=skip_if_unit_grad,
+    if not gradient.numel():
+        return
+    keep = gradient if skip_if_unit_grad else None
+    inputs, written, copied = _prepared(inputs, gradient, keep)
+    with on_device(inputs.logits):
+        launch: Launch = _plans.get(
+            _key("gradient", inputs, written, divisor, grad_output, skip_if_unit_grad),
+            lambda: _plan_tiles(inputs, written, skip_if_unit_grad=skip_if_unit_grad)[0],
+        )
+        stream = current_stream(inputs.logits)
+        _run_tiles(launch, stream, inputs, written, divisor, grad_output=grad_output)
+        _copy_back(written, copied)
+
+
+def pixel_terms(inputs: LossInputs, terms: Tensor) -> None:
+    """Fills `terms` [N, *spatial], contiguous."""
+    inputs, _, _ = _prepared(inputs, None)
+    with on_device(inputs.logits):
+        plan: _LossPlan = _plans.get(_key("terms", inputs, terms), lambda: _plan_loss(inputs, None))
+        stream = current_stream(inputs.logits)
+        ints, _ = workspace(terms, stream, plan.check.num_ints, 0)
+        check = _check_labels(plan.check, inputs, stream, ints)
+        if plan.tiles is not None:
+            _run_tiles(plan.tiles, stream, inputs, None, None, terms=terms)
+        check.raise_if_invalid()
+
+
+def _plan_loss(inputs: LossInputs, gradient: Tensor | None) -> _LossPlan:
+    tiles, num_partials = None, 0
+    if inputs.labels.numel():
+        tiles, num_partials = _plan_tiles(inputs, gradient, is_early=_is_early(inputs.logits))
+    return _LossPlan(
+        _plan_check(inputs, has_early_next=_is_early(inputs.logits)),
+        tiles,
+        num_partials,
+        _plan_sum(inputs.logits, num_partials),
     )
+
+
+def _plan_sum(logits: Tensor, num_partials: int) -> Launch:
+    """Returns the launch of a sum of partial losses."""
+    programs = _num_sum_programs(num_partials)
+    return Launch(
+        cross_entropy_kernels.sum_partials_kernel,
+        programs,
+        (num_partials,),
+        **_sum_options(programs),
+        **_early(_is_early(logits)),
+    )
+
+
+def _num_sum_programs(num_partials: int) -> int:
+    """Returns the programs that add partial losses; each adds at least one block."""
+    return max(1, min(-(-num_partials // tiling.SUM_BLOCK), tiling.MAX_SUM_PROGRAMS))
+
+
+def _sum_options(programs: int) -> dict[str, int]:
+    return {
+        "BLOCK": tiling.SUM_BLOCK,
+        "PADDED_PROGRAMS": triton.next_power_of_2(programs),
+        "num_warps": tiling.SUM_WARPS,
+    }
+
+
+def _plan_tiles(
+    inputs: LossInputs,
+    gradient: Tensor | None,
+    *,
+    skip_if_unit_grad: bool = False,
+    is_early: bool = False,
+) -> tuple[Launch, int]:
+    """Returns the launch of a pass over the logits for `_run_tiles`, and its number of tiles.
+
+    If it `is_early`, it starts before the label check, which must come right before it, has ended.
+    """
+    tiles = _tile(inputs.logits, gradient)
+    assert tiles is not None
+    if inputs.options.label_smoothing != 0:
+        tiles = tiles.for_smoothing(inputs.logits.dtype.itemsize)
+    shape, num_classes = tiles.shape, inputs.num_classes
+    num_tiles = tiles.num_images * tiles.tiles
+    options = {
+        "C": num_classes,
+        "BLOCK_C": shape.classes,
+        "BLOCK_P": shape.pixels,
+        "IS_SMOOTHED": inputs.options.label_smoothing != 0,
+        "MAX_NLL": _finite_or_none(inputs.options.max_nll),
+        "SKIP_IF_UNIT_GRAD": skip_if_unit_grad,
+        **_compiled_for(shape, inputs.logits),
+    }
+    if num_classes <= tiling.MAX_CLASSES_IN_REGISTERS:
+        options |= _early(is_early)
+    programs = min(num_tiles, tiling.BACKWARD_PROGRAMS) if skip_if_unit_grad else num_tiles
+    if num_classes <= tiling.MAX_FLAT_CLASSES and tiles.is_dense_channels_last:
+        pixels = tiles.num_images * tiles.pixels
+        shape = tiling.DOUBLE_FLAT if inputs.logits.dtype == torch.float64 else tiling.FLAT
+        num_tiles = -(-pixels // shape.pixels)
+        programs = min(num_tiles, tiling.BACKWARD_PROGRAMS) if skip_if_unit_grad else num_tiles
+        options |= {
+            "BLOCK_C": triton.next_power_of_2(num_classes),
+            "BLOCK_P": shape.pixels,
+            "BLOCK": triton.next_power_of_2(num_classes * shape.pixels),
+            "HAS_ALL": pixels % shape.pixels == 0,
+            **_compiled_for(shape, inputs.logits),
+        }
+        scalars: tuple[Any, ...] = pixels, *_option_bits(inputs), _ignored_classes(inputs)
+        kernel = cross_entropy_kernels.channels_last_kernel
+        return Launch(kernel, programs, scalars, **options), num_tiles
+    options["AXES"] = tiles.axes
+    strides: tuple[int | None, ...] = tiles.strides[-1]
+    numbers = tiles.pixels, tiles.tiles, num_tiles
+    scalars = (
+        tiles.rows,
+        tiles.columns,
+        *tiles.strides[0],
+        *strides,
+        *_option_bits(inputs),
+        _ignored_classes(inputs),
+    )
+    if num_classes > tiling.MAX_CLASSES_IN_REGISTERS:
+        kernel = many_classes_kernels.many_classes_kernel
+        nothing = (None,) * 11  # planes, maps and interpolation
+        scalars = *nothing, *numbers, inputs.labels.numel(), *scalars
+        return Launch(kernel, num_tiles, scalars, **options), num_tiles
+    if tiles.strides[-1] == tiles.strides[0]:
+        strides = (None,) * 5
+    scalars = (
+        *numbers,
+        tiles.rows,
+        tiles.columns,
+        *tiles.strides[0],
+        *strides,
+        *_option_bits(inputs),
+        _ignored_classes(inputs),
+    )
+    options["HAS_ALL"] = tiles.pixels % shape.pixels == 0
+    options["INDEX"] = tl.int64 if tiles.is_wide else tl.int32
+    kernel = cross_entropy_kernels.cross_entropy_kernel
+    return Launch(kernel, programs, scalars, **options), num_tiles
+
+
+def _run_tiles(
+    launch: Launch,
+    stream: int,
+    inputs: LossInputs,
+    gradient: Tensor | None,
+    divisor: Tensor | None,
+    *,
+    grad_output: Tensor | None = None,
+    partial: Tensor | None = None,
+    terms: Tensor | None = None,
+) -> None:
+    """Launches a pass over the logits, whose kernels all have these first arguments."""
+    launch(
+        stream,
+        inputs.logits,
+        gradient,
+        inputs.labels,
+        inputs.class_weight,
+        inputs.pixel_weight,
+        divisor,
+        grad_output,
+        partial,
+        terms,
+    )
+
+
+# -- the loss of upsampled scores ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _UpsampledPlan:
+    """Launches of a loss of upsampled scores.
+
+    Attributes:
+        check: the label check.
+        planes: the pass over the pixels, of `many_classes_kernel`, if a program cannot hold all
+            classes; else None.
+        tiles: the pass over the intervals; None without any pixel, or if `planes` is all there is.
+        num_partials: number of partial sums.
+        halo_size: elements of the source rows that two programs share.
+        interval_stride: of the weights of the columns.
+        finish: the sums of partial sums and of shared rows; None without shared rows.
+        sum: the sum of partial sums, without shared rows.
+    """
+
+    check: "_CheckPlan"
+    planes: Launch | None
+    tiles: Launch | None
+    num_partials: int
+    halo_size: int
+    interval_stride: int
+    finish: Launch | None
+    sum: Launch
 
 
 def upsampled_cross_entropy(inputs: LossInputs, gradient: Tensor | None) -> Tensor:
     """Returns the loss of upsampled scores; fills `gradient`, which may be the scores, if given."""
     axes = inputs.axes
     assert axes is not None
-    inputs = _contiguous(inputs)
-    found = check_labels(inputs)
-    scores = inputs.logits
-    loss = torch.empty((), dtype=loss_dtype(scores), device=scores.device)
-    if gradient is None:
-        source, value = _divisor(inputs)
-        _launch(inputs, found, axes=axes, divisor_source=source, divisor_value=value, loss=loss)
-    else:
-        # A program reads scores whose gradient another program writes.
+    inputs, _, _ = _prepared(inputs, None)
+    scores, wide = inputs.logits, loss_dtype(inputs.logits)
+    written = gradient
+    if gradient is not None:
+        # The gradient is summed in the loss's precision, while other programs read the scores.
         is_in_place = gradient.data_ptr() == scores.data_ptr() and gradient.numel() > 0
-        written = torch.empty_like(gradient) if is_in_place else gradient
-        _launch_upsampled(inputs, found, axes, loss, written)
-        if is_in_place:
+        if is_in_place or gradient.dtype != wide:
+            written = torch.empty_like(gradient, dtype=wide)
+    with on_device(scores):
+        plan: _UpsampledPlan = _plans.get(
+            _key("upsampled", inputs, written), lambda: _plan_upsampled(inputs, axes, written)
+        )
+        stream = current_stream(scores)
+        ints, partial = workspace(
+            scores, stream, plan.check.num_ints, plan.num_partials + tiling.MAX_SUM_PROGRAMS
+        )
+        halo = planes = None
+        if written is not None:
+            halo = _empty(scores, (plan.halo_size,), wide)
+            torch._foreach_zero_([written, halo])
+        check = _check_labels(plan.check, inputs, stream, ints)
+        loss = _empty(scores, (), wide)
+        weights = inputs.class_weight, inputs.pixel_weight
+        if plan.planes is not None:
+            if plan.tiles is not None:
+                planes = _empty(scores, (4, inputs.labels.numel()), wide)
+            plan.planes(
+                stream,
+                scores,
+                None,
+                inputs.labels,
+                *weights,
+                check.divisor,
+                None,
+                partial,
+                None,
+                planes,
+                *(None,) * 6,
+                *_grid(scores, axes),
+            )
+        if plan.tiles is not None:
+            plan.tiles(
+                stream,
+                scores,
+                inputs.labels,
+                *weights,
+                check.divisor,
+                written,
+                halo,
+                None if plan.planes else partial,
+                planes,
+                *_interval_tables(scores, axes, plan.interval_stride),
+            )
+        if plan.finish is not None:
+            plan.finish(stream, partial, ints, check.divisor, loss, halo, written)
+        else:
+            plan.sum(stream, partial, ints, check.divisor, loss)
+        if gradient is not None and written is not gradient and written is not None:
             gradient.copy_(written)
-    _raise_if_waiting(inputs, found)
+        check.raise_if_invalid()
     return loss
 
 
+def _plan_upsampled(inputs: LossInputs, axes: Axes, gradient: Tensor | None) -> _UpsampledPlan:
+    scores, num_classes = inputs.logits, inputs.num_classes
+    rows, columns = axes
+    shape = tiling.upsampled_tile_shape(
+        num_classes, is_double=scores.dtype == torch.float64, has_gradient=gradient is not None
+    )
+    is_smoothed = inputs.options.label_smoothing != 0
+    max_nll = _finite_or_none(inputs.options.max_nll)
+    planes, num_partials = None, 0
+    is_early = _is_early(scores) and shape.chunk is None
+    if shape.chunk is not None and inputs.labels.numel():
+        pixels = _tile_upsampled(scores, axes)
+        num_partials = pixels.num_images * pixels.tiles
+        planes = Launch(
+            many_classes_kernels.many_classes_kernel,
+            num_partials,
+            (
+                pixels.pixels,
+                pixels.tiles,
+                num_partials,
+                inputs.labels.numel(),
+                pixels.rows,
+                pixels.columns,
+                *pixels.strides[0],
+                *(0,) * 5,
+                *_option_bits(inputs),
+                _ignored_classes(inputs),
+            ),
+            C=num_classes,
+            BLOCK_C=pixels.shape.classes,
+            BLOCK_P=pixels.shape.pixels,
+            AXES=pixels.axes,
+            IS_SMOOTHED=is_smoothed,
+            MAX_NLL=max_nll,
+            SKIP_IF_UNIT_GRAD=False,
+            **_compiled_for(pixels.shape, scores),
+        )
+    tiles, finish, halo_size, interval_stride = None, None, 0, 0
+    if inputs.labels.numel() and (planes is None or gradient is not None):
+        intervals = tiling.tile_intervals(shape, len(scores), num_classes, axes)
+        interval_stride = intervals.tiles * shape.intervals
+        halo_stride = intervals.parts * num_classes * columns.num_sources
+        gradient_strides = (0,) * 4 if gradient is None else gradient.stride()
+        if planes is None:
+            num_partials = intervals.programs
+        tiles = Launch(
+            upsampled_kernels.upsampled_cross_entropy_kernel,
+            intervals.programs,
+            (
+                *scores.stride(),
+                *gradient_strides,
+                halo_stride,
+                interval_stride,
+                rows.num_sources,
+                columns.num_sources,
+                rows.num_targets,
+                columns.num_targets,
+                columns.max_targets,
+                inputs.labels.numel(),
+                intervals.row_blocks,
+                intervals.block_rows,
+                intervals.splits,
+                intervals.tiles,
+                *_option_bits(inputs),
+                _ignored_classes(inputs),
+            ),
+            C=num_classes,
+            CHUNK=shape.chunk or num_classes,
+            BLOCK_C=shape.classes,
+            INTERVALS=shape.intervals,
+            IS_SMOOTHED=is_smoothed,
+            SKIPS_ZERO=columns.has_zero_weights,
+            MAX_NLL=max_nll,
+            **_compiled_for(shape, scores),
+            **_early(is_early),
+        )
+        if gradient is not None:
+            halo_size = 2 * halo_stride
+            if intervals.row_blocks > 1:
+                of_row = -(-num_classes * columns.num_sources // tiling.HALO_BLOCK)
+                sum_programs = _num_sum_programs(num_partials)
+                finish = Launch(
+                    upsampled_kernels.finish_kernel,
+                    sum_programs + len(scores) * (intervals.row_blocks - 1) * of_row,
+                    (
+                        num_partials,
+                        sum_programs,
+                        halo_stride,
+                        columns.num_sources,
+                        intervals.row_blocks,
+                        intervals.block_rows,
+                        intervals.splits,
+                        *gradient.stride(),
+                    ),
+                    C=num_classes,
+                    HALO_BLOCK=tiling.HALO_BLOCK,
+                    num_stages=1,
+                    **_sum_options(sum_programs),
+                    **_early(_is_early(scores)),
+                )
+    return _UpsampledPlan(
+        _plan_check(inputs, has_early_next=is_early),
+        planes,
+        tiles,
+        num_partials,
+        halo_size,
+        interval_stride,
+        finish,
+        _plan_sum(scores, num_partials),
+    )
+
+
+def scale_gradient(gradient: Tensor, grad_output: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns grad_output * gradient in `dtype`, where zeros stay +0."""
+    scaled = torch.empty_like(gradient, dtype=dtype)
+    if gradient.numel():
+        with on_device(gradient):
+            key = "scale", gradient.device, layout(gradient), layout(grad_output), dtype
+            launch: Launch = _plans.get(key, lambda: _plan_scale(gradient))
+            launch(current_stream(gradient), gradient, grad_output, scaled)
+    return scaled
+
+
+def _plan_scale(gradient: Tensor) -> Launch:
+    count = gradient.numel()
+    return Launch(upsampled_kernels.scale_gradient_kernel, -(-count // 1024), (count,), BLOCK=1024)
+
+
 def scratch_bytes(scores: Tensor, axes: Axes) -> int:
-    """Returns the temporary memory of a call: planes for many classes, and a second gradient."""
-    pixels = len(scores) * axes[0].num_targets * axes[1].num_targets
+    """Returns the temporary memory of a call: shared rows, planes of pixels, a second gradient."""
+    rows, columns = axes
     element = loss_dtype(scores).itemsize
     shape = tiling.upsampled_tile_shape(scores.shape[1], is_double=element == 8)
-    planes = 0 if shape.chunk is None else 4 * element * pixels
-    return planes + scores.nbytes
+    parts = tiling.tile_intervals(shape, len(scores), scores.shape[1], axes).parts
+    halo = 2 * parts * scores.shape[1] * columns.num_sources
+    planes = 0
+    if shape.chunk is not None:
+        planes = 4 * len(scores) * rows.num_targets * columns.num_targets
+    return element * (halo + planes + scores.numel())
 
 
-def pixel_terms(inputs: LossInputs, terms: Tensor) -> None:
-    """Fills `terms` [N, *spatial], contiguous."""
-    inputs = _contiguous(inputs)
-    found = check_labels(inputs)
-    _launch(inputs, found, terms=terms)
-    _raise_if_waiting(inputs, found)
+# -- the label check -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _CheckPlan:
+    """The launch of a label check, and what its report is about."""
+
+    launch: Launch
+    num_ints: int
+    context: Context
+
+
+@dataclass(frozen=True)
+class _Check:
+    """A label check that has been launched.
+
+    Attributes:
+        divisor: float64 [2], D and 1 / (D temperature), once the kernel has run.
+        reports, slot, context: the report, if it is to be raised at the end of the call.
+        event: recorded behind the kernel.
+    """
+
+    divisor: Tensor
+    reports: Reports | None = None
+    slot: int = 0
+    context: Context | None = None
+    event: torch.cuda.Event | None = None
+
+    def raise_if_invalid(self) -> None:
+        """Waits for the report and raises what it says, if the call is to do so."""
+        if self.reports is not None and self.context is not None:
+            if self.event is not None:
+                self.event.synchronize()
+            _labels.raise_or_defer(self.reports.error_in(self.slot, self.context), "raise")
+
+
+def _plan_check(inputs: LossInputs, *, has_early_next: bool = False) -> _CheckPlan:
+    options, labels = inputs.options, inputs.labels
+    pixels = labels.numel()
+    programs = max(1, min(-(-pixels // tiling.CHECK_PIXELS), tiling.MAX_CHECK_PROGRAMS))
+    block = tiling.CHECK_WEIGHTS_BLOCK if inputs.is_weighted else tiling.CHECK_BLOCK
+    known = known_divisor(options.normalization, labels.shape[0], pixels)
+    if known is not None:
+        source = label_kernels.CONSTANT
+    elif options.normalization == "weight" and inputs.is_weighted:
+        has_floor = options.has_divisor_floor
+        source = label_kernels.WEIGHT if has_floor else label_kernels.WEIGHT_NO_FLOOR
+    else:
+        has_floor = options.has_divisor_floor
+        source = label_kernels.COUNT if has_floor else label_kernels.COUNT_NO_FLOOR
+    launch = Launch(
+        label_kernels.check_labels_kernel,
+        programs,
+        (
+            pixels,
+            _bits(known or 0.0),
+            _bits(1 / options.temperature),
+            inputs.ignored,
+        ),
+        C=inputs.num_classes,
+        BLOCK_P=block,
+        DIVISOR=source.value,
+        PADDED_PROGRAMS=triton.next_power_of_2(programs),
+        HAS_EARLY_NEXT=has_early_next,
+        num_warps=tiling.CHECK_WARPS,
+    )
+    context = Context(labels.shape, inputs.num_classes, inputs.ignored)
+    return _CheckPlan(launch, label_kernels.num_counters(programs), context)
+
+
+def _check_labels(plan: _CheckPlan, inputs: LossInputs, stream: int, counters: Tensor) -> _Check:
+    """Launches the label check."""
+    labels, mode = inputs.labels, inputs.options.check_labels
+    divisor = _empty(labels, (2,), torch.float64)
+    reports, slot, memory = None, 0, None
+    is_captured = is_capturing(labels)
+    if mode != "ignore":
+        # The host cannot wait for a graph under capture.
+        is_deferred = mode == "defer" or is_captured
+        reports = reports_of(labels.device)
+        memory = reports.memory
+        slot = reports.reserve(plan.context, is_deferred=is_deferred, is_captured=is_captured)
+    plan.launch(
+        stream, labels, inputs.class_weight, inputs.pixel_weight, counters, divisor, memory, slot
+    )
+    if reports is None or is_deferred:
+        return _Check(divisor)
+    event = None
+    if labels.is_cuda:
+        event = event_of(labels.device)
+        event.record()
+    return _Check(divisor, reports, slot, plan.context, event)
+
+
+# -- evaluate --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _EvaluationPlan:
+    """Launches of `evaluate`.
+
+    Attributes:
+        check: the label check.
+        tiles: the pass over the logits; None without any pixel.
+        count, nll: the counts over the maps, and the sums of the nll.
+        sum: the sums over tiles and programs.
+        sizes: numbers of partial sums: of the pass over the logits, of the bins, of the classes.
+        num_copies: of the confusion matrix; 0 if one is enough.
+        results: where the results lie.
+    """
+
+    check: _CheckPlan
+    tiles: Launch | None
+    count: Launch
+    nll: Launch
+    sum: Launch
+    sizes: tuple[int, int, int]
+    num_copies: int
+    results: evaluate_kernels.Results
 
 
 def evaluate(inputs: LossInputs, maps: dict[str, Tensor]) -> EvaluationSums:
     """Returns everything that one read of the logits can tell; fills `maps`."""
     axes = inputs.axes
-    inputs = _contiguous(inputs)
-    found = check_labels(inputs)
-    # `evaluate_kernel` needs these three maps, in the precision of the loss.
-    wide = loss_dtype(inputs.logits)
-    index = maps["prediction"].dtype if "prediction" in maps else torch.int32
+    inputs, _, _ = _prepared(inputs, None)
+    logits, labels = inputs.logits, inputs.labels
+    wide = loss_dtype(logits)
+    # These maps are counted, the latter two in the precision of the loss.
+    index = maps["prediction"].dtype if "prediction" in maps else _index_dtype(inputs.num_classes)
     counted = {
         name: maps[name]
         if name in maps and maps[name].dtype == dtype
-        else torch.empty(inputs.labels.shape, dtype=dtype, device=inputs.logits.device)
+        else _empty(logits, labels.shape, dtype)
         for name, dtype in (("prediction", index), ("nll", wide), ("confidence", wide))
     }
-    sums = _launch(
-        inputs,
-        found,
-        axes=axes,
-        prediction=counted["prediction"],
-        nll_map=counted["nll"],
-        confidence_map=counted["confidence"],
-        entropy_map=maps.get("entropy"),
-        top_classes=maps.get("top_classes"),
-        top_probabilities=maps.get("top_probabilities"),
-        keep_sums=True,
-    )
-    assert sums is not None
-    _raise_if_waiting(inputs, found)
-    for name, values in counted.items():
-        if name in maps and maps[name] is not values:
-            maps[name].copy_(values)
-    return _sum_maps(inputs, sums, counted, maps)
+    written = [
+        *counted.values(),
+        *(maps.get(name) for name in ("entropy", "top_classes", "top_probabilities")),
+    ]
+    num_classes = inputs.num_classes
+    with on_device(logits):
+        plan: _EvaluationPlan = _plans.get(
+            _key("evaluate", inputs, *written), lambda: _plan_evaluation(inputs, axes, written)
+        )
+        stream, results = current_stream(logits), plan.results
+        ints, floats = workspace(logits, stream, plan.check.num_ints, sum(plan.sizes))
+        numbers = torch.zeros(results.size, dtype=torch.int64, device=logits.device)
+        copies = None
+        if plan.num_copies:
+            shape = plan.num_copies * num_classes**2
+            copies = torch.zeros(shape, dtype=torch.int32, device=logits.device)
+        check = _check_labels(plan.check, inputs, stream, ints)
+        if plan.tiles is not None:
+            partial, bin_confidence, class_nll = torch.split(
+                floats[: sum(plan.sizes)], list(plan.sizes)
+            )
+            weights = inputs.class_weight, inputs.pixel_weight
+            tables = (None,) * 4 if axes is None else _grid(logits, axes)
+            if num_classes > tiling.MAX_CLASSES_IN_REGISTERS:
+                plan.tiles(
+                    stream,
+                    logits,
+                    None,
+                    labels,
+                    *weights,
+                    None,
+                    None,
+                    partial,
+                    None,
+                    None,
+                    *written,
+                    *tables,
+                )
+            else:
+                plan.tiles(stream, logits, labels, *weights, partial, *written, *tables)
+            plan.count(
+                stream,
+                labels,
+                counted["prediction"],
+                counted["confidence"],
+                numbers[results.bins],
+                numbers[results.confusion],
+                copies,
+                bin_confidence,
+            )
+            plan.nll(stream, labels, counted["nll"], numbers[results.image_counts], class_nll)
+            sums = numbers.view(torch.float64)
+            plan.sum(
+                stream,
+                partial,
+                class_nll,
+                bin_confidence,
+                copies,
+                sums[results.loss],
+                sums[results.weight],
+                sums[results.class_nll],
+                sums[results.bin_confidence],
+                numbers[results.confusion],
+            )
+        for name, values in counted.items():
+            if name in maps and maps[name] is not values:
+                maps[name].copy_(values)
+        numbers = numbers.cpu()
+        check.raise_if_invalid()
+    return _evaluation_sums(inputs, results, numbers, maps)
 
 
-def _sum_maps(
-    inputs: LossInputs, sums: Tensor, counted: dict[str, Tensor], maps: dict[str, Tensor]
-) -> EvaluationSums:
-    """Sums over the maps `prediction`, `nll` and `confidence`."""
+def _plan_evaluation(
+    inputs: LossInputs, axes: Axes | None, written: list[Tensor | None]
+) -> _EvaluationPlan:
+    """Plans `evaluate_kernel`, or `many_classes_kernel`, and what follows it."""
     (num_images, *size), num_classes = inputs.labels.shape, inputs.num_classes
     pixels = math.prod(size) if num_images else 0
-    per_image = max(
-        1,
-        min(-(-pixels // tiling.EVALUATE_PROGRAM_PIXELS), tiling.MAX_EVALUATE_PROGRAMS),
+    is_smoothed = inputs.options.label_smoothing != 0
+    if axes is None:
+        tiles = _tile(inputs.logits, None, merges=False)
+    else:
+        tiles = _tile_upsampled(inputs.logits, axes)
+    assert tiles is not None
+    itemsize = inputs.logits.dtype.itemsize
+    if written[-1] is not None:
+        tiles = tiles.within(tiling.MAPS_REGISTERS, itemsize)
+    elif is_smoothed:
+        tiles = tiles.for_smoothing(itemsize)
+    shape = tiles.shape
+    num_tiles = num_images * tiles.tiles if pixels else 0
+    is_early = _is_early(inputs.logits)
+    has_early_tiles = is_early and num_classes <= tiling.MAX_CLASSES_IN_REGISTERS
+    options: dict[str, Any] = {
+        "C": num_classes,
+        "BLOCK_C": shape.classes,
+        "BLOCK_P": shape.pixels,
+        "AXES": tiles.axes,
+        "IS_SMOOTHED": is_smoothed,
+        **_compiled_for(shape, inputs.logits),
+    }
+    scalars: tuple[Any, ...] = (
+        tiles.rows,
+        tiles.columns,
+        *tiles.strides[0],
+        *_option_bits(inputs),
+        _ignored_classes(inputs),
     )
-    programs = num_images * per_image
-    copies = max(1, min(64, (1 << 17) // num_classes**2))
-    device = inputs.labels.device
+    numbers: tuple[int, ...] = tiles.pixels, tiles.tiles, num_tiles
+    if num_classes > tiling.MAX_CLASSES_IN_REGISTERS:
+        kernel = many_classes_kernels.many_classes_kernel
+        numbers = *numbers, inputs.labels.numel()
+        no_gradient = (0,) * 5
+        scalars = *scalars[:7], *no_gradient, *scalars[7:]
+        options |= {"MAX_NLL": None, "SKIP_IF_UNIT_GRAD": False}
+    else:
+        kernel = evaluate_kernels.evaluate_kernel
+        options["HAS_ALL"] = tiles.pixels % shape.pixels == 0
+        options["INDEX"] = tl.int64 if tiles.is_wide else tl.int32
+        options |= _early(has_early_tiles)
+    step = tiling.COUNT_STEP
+    per_program = -(-pixels * num_images // tiling.COUNT_PROGRAMS)
+    per_program = min(tiling.MAX_COUNT_PIXELS, -(-max(per_program, 1) // step) * step)
+    per_image = max(1, -(-pixels // per_program))
+    num_pairs = max(32, triton.next_power_of_2(num_classes**2))
+    num_copies = 0
+    if num_pairs > tiling.MAX_HISTOGRAM_PAIRS:
+        num_copies = max(1, min(16, (1 << 20) // num_classes**2))
+    num_programs = num_images * per_image
+    count = Launch(
+        evaluate_kernels.count_kernel,
+        num_programs,
+        (pixels, per_image, per_program, num_copies, _ignored_classes(inputs)),
+        C=num_classes,
+        NUM_PAIRS=min(num_pairs, tiling.MAX_HISTOGRAM_PAIRS),
+        HISTOGRAM_P=step,
+        BLOCK_P=tiling.COUNT_BLOCK,
+        HAS_EARLY_NEXT=is_early,
+        num_warps=tiling.COUNT_WARPS,
+        num_stages=1,
+    )
+    block_c = min(32, triton.next_power_of_2(num_classes))
+    nll = Launch(
+        evaluate_kernels.nll_kernel,
+        num_programs * -(-num_classes // block_c),
+        (pixels, per_image, per_program, _ignored_classes(inputs)),
+        C=num_classes,
+        BLOCK_C=block_c,
+        BLOCK_P=tiling.COUNT_BLOCK,
+        num_warps=tiling.COUNT_WARPS,
+        num_stages=1,
+        **_early(is_early),
+    )
+    rows = num_images + num_classes + evaluate_kernels.BIN_ROWS.value
+    blocks = -(-(num_classes**2) // tiling.EVALUATION_SUM_BLOCK) if num_copies else 0
+    total = Launch(
+        evaluate_kernels.sum_kernel,
+        rows + blocks,
+        (num_images, tiles.tiles, num_programs, num_copies),
+        C=num_classes,
+        BLOCK=tiling.EVALUATION_SUM_BLOCK,
+        HAS_WEIGHTS=inputs.is_weighted,
+        num_warps=tiling.EVALUATION_SUM_WARPS,
+        **_early(is_early),
+    )
+    return _EvaluationPlan(
+        check=_plan_check(inputs, has_early_next=has_early_tiles),
+        tiles=Launch(kernel, num_tiles, (*numbers, *scalars), **options) if num_tiles else None,
+        count=count,
+        nll=nll,
+        sum=total,
+        sizes=(
+            2 * num_tiles,
+            num_programs * evaluate_kernels.BIN_ROWS.value,
+            num_programs * num_classes,
+        ),
+        num_copies=num_copies,
+        results=evaluate_kernels.Results(num_images, num_classes),
+    )
 
-    def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
 
-    confusion = torch.zeros((copies, num_classes, num_classes), dtype=torch.int64, device=device)
-    num_counts = _value(evaluate_kernels.NUM_IMAGE_COUNTS)
-    num_bins, bin_rows = _value(evaluate_kernels.NUM_BINS), _value(evaluate_kernels.BIN_ROWS)
-    image_counts = empty(programs, num_counts)
-    image_weights = empty(programs, dtype=torch.float64)
-    bin_counts = empty(programs, 2, bin_rows)
-    bin_confidence = empty(programs, bin_rows, dtype=torch.float64)
-    class_nll = empty(programs, num_classes, dtype=torch.float64)
-    if programs:
-        _run(
-            evaluate_kernels.evaluate_kernel, programs,
-            inputs.labels, counted["prediction"], counted["nll"], counted["confidence"],
-            inputs.class_weight, inputs.pixel_weight,
-            confusion, copies, image_counts, image_weights, bin_counts, bin_confidence, class_nll,
-            pixels, per_image, -(-pixels // per_image), inputs.ignored,
-            C=num_classes, BLOCK_C=tiling.EVALUATE_CLASSES, BLOCK_P=tiling.EVALUATE_PIXELS,
-            num_warps=tiling.EVALUATE_WARPS,
-        )  # fmt: skip
-    counts = image_counts.view(num_images, per_image, num_counts).sum(dim=1).cpu()
-    bins = bin_counts.sum(dim=0)[:, :num_bins].cpu()
-    weights = image_weights.view(num_images, per_image).sum(dim=1)
+def _evaluation_sums(
+    inputs: LossInputs,
+    results: evaluate_kernels.Results,
+    numbers: Tensor,
+    maps: dict[str, Tensor],
+) -> EvaluationSums:
+    """Returns the results, an array on the host, as sums."""
+    floats = numbers.view(torch.float64)
+    counts = numbers[results.image_counts].view(-1, evaluate_kernels.NUM_IMAGE_COUNTS.value)
+    bins = numbers[results.bins].view(-1, 2)[: evaluate_kernels.NUM_BINS.value]
+    num_classes = inputs.num_classes
     return EvaluationSums(
-        loss=sums.cpu(),
-        valid_pixels=counts[:, _value(evaluate_kernels.PIXELS)].clone(),
-        weight=weights.cpu() if inputs.is_weighted else None,
-        class_nll=class_nll.sum(dim=0).cpu(),
-        confusion=confusion.sum(dim=0).cpu(),
-        bin_pixels=bins[0],
-        bin_correct=bins[1],
-        bin_confidence=bin_confidence.sum(dim=0)[:num_bins].cpu(),
-        num_saturated=int(counts[:, _value(evaluate_kernels.SATURATED)].sum()),
-        num_non_finite=int(counts[:, _value(evaluate_kernels.NON_FINITE)].sum()),
+        loss=floats[results.loss],
+        valid_pixels=counts[:, 0],
+        weight=floats[results.weight] if inputs.is_weighted else None,
+        class_nll=floats[results.class_nll],
+        confusion=numbers[results.confusion].view(num_classes, num_classes),
+        bin_pixels=bins.sum(dim=1),
+        bin_correct=bins[:, 1],
+        bin_confidence=floats[results.bin_confidence][: evaluate_kernels.NUM_BINS.value],
+        num_saturated=int(counts[:, 1].sum()),
+        num_non_finite=int(counts[:, 2].sum()),
         maps=maps,
     )
+
+
+# -- the softmax -----------------------------------------------------------------------------------
 
 
 def softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
@@ -279,365 +877,118 @@ def _softmax(logits: Tensor, axis: int, temperature: float, grad_output: Tensor 
         return out
     tensors = [logits, out, *([] if grad_output is None else [grad_output])]
     by_axis = [tensor.movedim(axis, 0).unsqueeze(0) for tensor in tensors]
-    tiles = tile(*by_axis)
-    if tiles is None:
-        copies = [tensor.contiguous() for tensor in by_axis]
-        tiles = tile(*copies)
-        assert tiles is not None
-        source, target, *above = copies
-    else:
-        source, target, *above = by_axis
-    _run(
-        softmax_kernels.softmax_kernel, tiles.tiles,
-        source, tiles.strides[0], target, tiles.strides[1],
-        above[0] if above else None, tiles.strides[2] if above else tiles.strides[0],
-        tiles.pixels, tiles.rows, tiles.columns, _bits(1 / temperature),
-        HAS_TEMPERATURE=temperature != 1, **tiles.constants,
-    )  # fmt: skip
-    if target is not by_axis[1]:
-        by_axis[1].copy_(target)
+    used = by_axis
+    if _tile_of(*by_axis) is None:
+        used = [tensor.contiguous() for tensor in by_axis]
+    with on_device(logits):
+        key = "softmax", logits.device, temperature, *map(layout, used)
+        launch: Launch = _plans.get(key, lambda: _plan_softmax(used, temperature))
+        launch(current_stream(logits), used[0], used[1], used[2] if len(used) > 2 else None)
+        if used[1] is not by_axis[1]:
+            by_axis[1].copy_(used[1])
     return out
 
 
-# -- the label check -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _LabelCheck:
-    """What the label check leaves on the device; empty if the labels were checked before.
-
-    Attributes:
-        counts, weights: partial sums of its programs.
-        programs: their number.
-        finished: how many programs of the loss kernel have finished.
-        report: error report, written by the last program; None if unwanted.
-        call_id: identifies the call in the report.
-        is_waiting: whether the host waits for the report.
-    """
-
-    counts: Tensor | None = None
-    weights: Tensor | None = None
-    programs: int = 0
-    finished: Tensor | None = None
-    report: Tensor | None = None
-    call_id: int = 0
-    is_waiting: bool = False
-
-    @property
-    def padded_programs(self) -> int:
-        """The number of programs, rounded up to a power of two."""
-        return max(1, 1 << (self.programs - 1).bit_length())
-
-
-def check_labels(inputs: LossInputs) -> _LabelCheck:
-    """Launches the kernel that counts the labels, and prepares the report of invalid ones."""
-    labels, device, num_classes = inputs.labels, inputs.labels.device, inputs.num_classes
-    mode = inputs.options.check_labels
-    if mode == "raise" and _is_capturing(labels):
-        mode = "defer"  # the host cannot wait for a graph under capture
-    deferred = _deferred_report(device)  # allocated before any capture, which forbids it
-    pixels = labels.numel()
-    programs = max(1, min(-(-pixels // tiling.CHECK_PIXELS), tiling.MAX_CHECK_PROGRAMS))
-    num_counts = _value(label_kernels.NUM_COUNTS) * programs
-    counts = torch.empty(num_counts, dtype=torch.int64, device=device)
-    weights = torch.empty(programs, dtype=torch.float64, device=device)
-    finished = torch.empty((), dtype=torch.int32, device=device)
-    _run(
-        label_kernels.check_labels_kernel, programs,
-        labels, inputs.class_weight, inputs.pixel_weight, counts, weights, finished,
-        pixels, -(-pixels // programs), inputs.ignored,
-        C=num_classes, BLOCK_P=tiling.CHECK_PIXELS, num_warps=tiling.CHECK_WARPS,
-    )  # fmt: skip
-    report = deferred if mode == "defer" else None
-    if mode == "raise":
-        report = torch.zeros(label_kernels.REPORT_SIZE, dtype=torch.int64, device=device)
-    call_id = _call_id((labels.shape, num_classes, inputs.ignored))
-    return _LabelCheck(counts, weights, programs, finished, report, call_id, mode == "raise")
-
-
-def _raise_if_waiting(inputs: LossInputs, found: _LabelCheck) -> None:
-    """Waits for the report, if it is to be raised now."""
-    if found.is_waiting:
-        assert found.report is not None
-        report = _label_report(found.report.tolist(), inputs.labels.shape)
-        error = _labels.error_for(report, inputs.num_classes, inputs.ignored)
-        _labels.raise_or_defer(error, "raise")
-
-
-def _divisor(inputs: LossInputs) -> tuple[Any, int]:
-    """Returns the source of the divisor for `load_divisor`, and its bits if the host knows it."""
-    options, shape = inputs.options, inputs.labels.shape
-    known = known_divisor(options.normalization, shape[0], shape.numel())
-    if known is not None:
-        return label_kernels.CONSTANT, _bits(known)
-    if options.normalization == "weight" and inputs.is_weighted:
-        has_floor = label_kernels.WEIGHT, label_kernels.WEIGHT_NO_FLOOR
-    else:
-        has_floor = label_kernels.COUNT, label_kernels.COUNT_NO_FLOOR
-    return has_floor[0 if options.has_divisor_floor else 1], 0
-
-
-_Context = tuple[torch.Size, int, tuple[int, ...]]  # of labels: shape, classes, ignored
-_call_ids: dict[_Context, int] = {}
-_deferred: dict[torch.device, Tensor] = {}
-
-
-def _deferred_report(device: torch.device) -> Tensor:
-    """Returns a report in host memory, which kernels write to only if something is invalid."""
-    if device not in _deferred:
-        if not _deferred:
-            _labels.register_pending(_take_error)
-        pinned = device.type == "cuda"
-        _deferred[device] = torch.zeros(
-            label_kernels.REPORT_SIZE, dtype=torch.int64, pin_memory=pinned
-        )
-    return _deferred[device]
-
-
-def _take_error(wait: bool) -> InvalidInput | None:
-    for device, report in _deferred.items():
-        if wait and device.type == "cuda":
-            torch.cuda.synchronize(device)
-        fields = report.tolist()
-        call_id = fields[_value(label_kernels.CALL_ID)]
-        if call_id:
-            report.zero_()
-            shape, num_classes, ignored = list(_call_ids)[call_id // 16 - 1]
-            return _labels.error_for(_label_report(fields, shape), num_classes, ignored)
-    return None
-
-
-def _call_id(context: _Context) -> int:
-    """Returns a stable id of a context (shape, classes, ignored).
-
-    It is a multiple of 16 and never 0 or 1: for other numbers Triton would compile a kernel again.
-    """
-    return _call_ids.setdefault(context, 16 * (len(_call_ids) + 1))
-
-
-def _label_report(fields: Sequence[int], shape: torch.Size) -> LabelReport:
-    """Returns the report that a kernel has written."""
-
-    def invalid(kind: Any, shape: Sequence[int], *, is_float: bool) -> InvalidValues | None:
-        count, offset, value = fields[_value(kind) : _value(kind) + 3]
-        if not count:
-            return None
-        index = []
-        for size in reversed(shape):
-            offset, last = divmod(offset, size)
-            index.append(last)
-        number = _float_from_bits(value) if is_float else value
-        return InvalidValues(count, tuple(reversed(index)), number)
-
-    return LabelReport(
-        labels=invalid(label_kernels.INVALID_LABELS, shape, is_float=False),
-        pixel_weights=invalid(label_kernels.INVALID_PIXEL_WEIGHTS, shape, is_float=True),
-        class_weights=invalid(label_kernels.INVALID_CLASS_WEIGHTS, (1 << 62,), is_float=True),
+def _plan_softmax(tensors: list[Tensor], temperature: float) -> Launch:
+    tiles = _tile_of(*tensors)
+    assert tiles is not None
+    above: tuple[int, ...] = (0,) * 5
+    if len(tensors) > 2:
+        above = tiles.strides[2]
+        tiles = tiles.within(tiling.SOFTMAX_GRADIENT_REGISTERS, tensors[0].dtype.itemsize)
+    scalars = (
+        *tiles.strides[0],
+        *tiles.strides[1],
+        *above,
+        tiles.pixels,
+        tiles.rows,
+        tiles.columns,
+        _bits(1 / temperature),
+    )
+    return Launch(
+        softmax_kernels.softmax_kernel,
+        tiles.tiles,
+        scalars,
+        C=tiles.num_classes,
+        BLOCK_C=tiles.shape.classes,
+        BLOCK_P=tiles.shape.pixels,
+        IN_REGISTERS=tiles.num_classes <= tiling.MAX_CLASSES_IN_REGISTERS,
+        AXES=tiles.axes,
+        HAS_TEMPERATURE=temperature != 1,
+        **_compiled_for(tiles.shape, tensors[0]),
     )
 
 
 # -- from tensors to arguments of kernels ----------------------------------------------------------
 
 
-def _launch(
-    inputs: LossInputs,
-    found: _LabelCheck,
-    *,
-    axes: Axes | None = None,
-    gradient: Tensor | None = None,
-    keep_sums: bool = False,
-    divisor_source: Any = label_kernels.CONSTANT,
-    divisor_value: Tensor | int = 0,
-    loss: Tensor | None = None,
-    grad_output: Tensor | None = None,
-    skip_if_unit_grad: bool = False,
-    **outputs: Tensor | None,
-) -> Tensor | None:
-    """Runs `cross_entropy_kernel`; with `keep_sums`, returns the sum of the terms of each image.
+def _prepared(
+    inputs: LossInputs, gradient: Tensor | None, keep: Tensor | None = None
+) -> tuple[LossInputs, Tensor | None, Tensor | None]:
+    """Returns inputs and gradient as the kernels take them, and what the gradient is copied to.
 
-    Otherwise small images are processed as one. With `axes` the logits are scores to upsample.
+    Labels and weights become contiguous. So do logits and gradient if more than three spatial axes
+    cannot be merged. Then the last result is the gradient that was passed; `keep` is that gradient
+    if its elements are needed.
     """
-    logits = inputs.logits
-    source, target = logits, gradient
-    is_small = logits.shape[2:].numel() < tiling.SMALL_IMAGE
-    if axes is None and is_small and not keep_sums:
-        source, target = (
-            _as_one_image(logits),
-            None if gradient is None else _as_one_image(gradient),
-        )
-    tensors = [source] if target is None else [source, target]
-    tiles = tile(*tensors) if axes is None else _tile_upsampled(source, axes)
-    written = target
-    if tiles is None:
-        # More than three spatial axes that cannot be merged are too rare for the kernels.
-        source = source.contiguous()
-        if target is not None:
-            # An existing gradient may be all there is to do.
-            written = target.contiguous() if skip_if_unit_grad else torch.empty_like(source)
-        tiles = tile(*([source] if written is None else [source, written]))
-        assert tiles is not None
-    if outputs.get("top_classes") is not None:
-        tiles = replace(tiles, shape=tiles.shape.with_more_warps())
-    # The sum of an image must not depend on the other images of the batch.
-    num_tiles = tiles.tiles if keep_sums else tiles.num_images * tiles.tiles
-    per_program = max(1, num_tiles // tiling.MANY_PROGRAMS)
-    if skip_if_unit_grad:
-        per_program = max(1, -(-tiles.num_images * tiles.tiles // tiling.BACKWARD_PROGRAMS))
-    per_image = -(-tiles.tiles // per_program)
-    programs = tiles.num_images * per_image
-    partial = None
-    if loss is not None or keep_sums:
-        partial = torch.empty(programs, dtype=torch.float64, device=logits.device)
-    reports = found.report is not None
-    # Without any pixel, one program still writes the loss and the report.
-    if programs or loss is not None or reports:
-        _run(
-            cross_entropy_kernels.cross_entropy_kernel, max(programs, 1),
-            source, tiles.strides[0], None if axes is None else _grid(source, axes),
-            inputs.labels, inputs.class_weight, inputs.pixel_weight,
-            written, tiles.strides[-1], outputs.get("grad_planes"), outputs.get("terms"),
-            outputs.get("prediction"), outputs.get("nll_map"), outputs.get("confidence_map"),
-            outputs.get("entropy_map"), outputs.get("top_classes"),
-            outputs.get("top_probabilities"),
-            found.counts, found.weights, found.programs, divisor_value,
-            outputs.get("divisor"), grad_output,
-            partial if programs or partial is None else partial.new_zeros(1),
-            found.finished if loss is not None or reports else None, loss,
-            found.report, found.call_id,
-            tiles.pixels if programs else 0, inputs.labels.numel(), tiles.rows, tiles.columns,
-            max(per_image, 1), per_program, inputs.ignored,
-            *_option_bits(inputs),
-            DIVISOR=_value(divisor_source), NUM_PARTIALS=found.padded_programs,
-            HAS_TEMPERATURE=inputs.options.temperature != 1,
-            IS_SMOOTHED=inputs.options.label_smoothing != 0,
-            SKIP_IF_UNIT_GRAD=skip_if_unit_grad, **tiles.constants,
-        )  # fmt: skip
-    if target is not None and written is not None and written is not target:
-        target.copy_(written)
-    if not keep_sums or partial is None:
-        return None
-    return partial.view(tiles.num_images, per_image).sum(dim=1)
-
-
-def _launch_upsampled(
-    inputs: LossInputs, found: _LabelCheck, axes: Axes, loss: Tensor, gradient: Tensor
-) -> None:
-    """Runs `upsampled_cross_entropy_kernel`.
-
-    If a program cannot hold all classes of a pixel, `cross_entropy_kernel` runs before it.
-    """
-    source, value = _divisor(inputs)
-    scores, num_pixels = inputs.logits, inputs.labels.numel()
-    rows, columns = axes
-    num_images, num_classes = scores.shape[:2]
-    shape = tiling.upsampled_tile_shape(num_classes, is_double=scores.dtype == torch.float64)
-    grad_planes = None
-    if shape.chunk is not None:
-        num_planes = 3 if inputs.options.label_smoothing == 0 else 4
-        grad_planes = torch.empty((num_planes, num_pixels), dtype=loss.dtype, device=scores.device)
-        _launch(
+    labels, class_weight, pixel_weight = inputs.labels, inputs.class_weight, inputs.pixel_weight
+    is_contiguous = (
+        labels.is_contiguous()
+        and (class_weight is None or class_weight.is_contiguous())
+        and (pixel_weight is None or pixel_weight.is_contiguous())
+    )
+    if not is_contiguous:
+        inputs = replace(
             inputs,
-            found,
-            axes=axes,
-            grad_planes=grad_planes,
-            divisor_source=source,
-            divisor_value=value,
-            loss=loss,
+            labels=labels.contiguous(),
+            class_weight=None if class_weight is None else class_weight.contiguous(),
+            pixel_weight=None if pixel_weight is None else pixel_weight.contiguous(),
         )
-        source, value = label_kernels.CONSTANT, _bits(1.0)  # the planes include the divisor
-    chunks = 1 if shape.chunk is None else -(-num_classes // shape.chunk)
-    tiles = -(-columns.num_sources // (shape.intervals - 1))
-    block_rows = shape.block_rows(num_images * tiles * chunks, rows.num_sources)
-    row_blocks = -(-rows.num_sources // block_rows)
-    programs = num_images * row_blocks * tiles * chunks
-    if grad_planes is not None and not programs:
-        return
-    reduces = grad_planes is None
-    row_starts, _, row_weights = _tables(rows, scores)
-    column_starts, _, column_weights = _tables(columns, scores)
-    _run(
-        upsampled_kernels.upsampled_cross_entropy_kernel, max(programs, 1),
-        scores, *scores.stride(), inputs.labels, inputs.class_weight, inputs.pixel_weight,
-        gradient, *gradient.stride(), grad_planes,
-        row_starts, row_weights, column_starts, column_weights,
-        found.counts, found.weights, found.programs, value,
-        torch.empty(max(programs, 1), dtype=torch.float64, device=scores.device)
-        if reduces else None,
-        found.finished if reduces else None, loss if reduces else None,
-        found.report if reduces else None, found.call_id,
-        # Without any pixel, one program still writes the loss and the report.
-        rows.num_sources if programs else -1, columns.num_sources,
-        rows.num_targets, columns.num_targets, num_pixels,
-        row_blocks, tiles, block_rows, inputs.ignored,
-        *_option_bits(inputs),
-        C=num_classes, CHUNK=shape.chunk or num_classes, BLOCK_C=shape.classes,
-        INTERVALS=shape.intervals, ROW_GROUPS=shape.row_groups,
-        DIVISOR=_value(source), NUM_PARTIALS=found.padded_programs,
-        HAS_TEMPERATURE=inputs.options.temperature != 1,
-        IS_SMOOTHED=inputs.options.label_smoothing != 0,
-        SKIPS_ZERO_WEIGHTS=columns.has_zero_weights,
-        num_warps=shape.num_warps, maxnreg=shape.max_registers,
-    )  # fmt: skip
+    if inputs.logits.ndim <= 5 or _tile(inputs.logits, gradient) is not None:
+        return inputs, gradient, None
+    inputs = replace(inputs, logits=inputs.logits.contiguous())
+    if gradient is None:
+        return inputs, None, None
+    written = torch.empty_like(inputs.logits) if keep is None else keep.contiguous()
+    return inputs, written, gradient
 
 
-def _run(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-    """Launches on the device of the first argument, which may not be torch's current one."""
-    first = arguments[0]
-    with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
-        kernel[(programs,)](*arguments, **constants, enable_fp_fusion=True)
+def _copy_back(written: Tensor | None, gradient: Tensor | None) -> None:
+    """Copies a gradient that `_prepared` has replaced."""
+    if gradient is not None and written is not None:
+        gradient.copy_(written)
 
 
-def _contiguous(inputs: LossInputs) -> LossInputs:
-    """Returns the inputs with contiguous labels and weights, which are small."""
-    class_weight, pixel_weight = inputs.class_weight, inputs.pixel_weight
-    return replace(
-        inputs,
-        labels=inputs.labels.contiguous(),
-        class_weight=None if class_weight is None else class_weight.contiguous(),
-        pixel_weight=None if pixel_weight is None else pixel_weight.contiguous(),
+def _key(name: str, inputs: LossInputs, *others: Tensor | bool | None) -> Hashable:
+    """Returns what a plan depends on: the function, the options, and the layout of each tensor."""
+    return (
+        name,
+        inputs.options,
+        inputs.logits.device,
+        layout(inputs.logits),
+        layout(inputs.labels),
+        layout(inputs.class_weight),
+        layout(inputs.pixel_weight),
+        *(layout(other) if isinstance(other, Tensor) else other for other in others),
     )
 
 
-def _as_one_image(tensor: Tensor) -> Tensor:
-    """Returns a view of [N, C, *spatial] as [1, C, N, *spatial]."""
-    return tensor.movedim(0, 1).unsqueeze(0)
+def _tile(logits: Tensor, gradient: Tensor | None, *, merges: bool = True) -> Tiling | None:
+    """Tiles logits and gradient, if any; with `merges`, small images as one where possible."""
+    shape: list[int] = list(logits.shape)
+    strides = [list(tensor.stride()) for tensor in (logits, gradient) if tensor is not None]
+    if merges and math.prod(shape[2:]) < tiling.SMALL_IMAGE:
+        merged = [[0, inner[1], inner[0], *inner[2:]] for inner in strides]
+        as_one = [1, shape[1], shape[0], *shape[2:]]
+        tiles = tiling.tile(as_one, merged, logits.dtype.itemsize)
+        if tiles is not None:
+            return tiles
+    return tiling.tile(shape, strides, logits.dtype.itemsize)
 
 
-def tile(*tensors: Tensor) -> Tiling | None:
-    """Tiles tensors [N, C, *spatial] of one shape; None if they need over three spatial axes."""
-    shape = tensors[0].shape
-    axes: list[tuple[int, list[int]]] = []  # size, and the stride in each tensor
-    for axis in range(2, len(shape)):
-        if shape[axis] == 1:
-            continue
-        strides = [tensor.stride(axis) for tensor in tensors]
-        if axes and all(
-            outer == inner * shape[axis] for outer, inner in zip(axes[-1][1], strides, strict=True)
-        ):
-            axes[-1] = axes[-1][0] * shape[axis], strides
-        else:
-            axes.append((shape[axis], strides))
-    if len(axes) > 3:
-        return None
-    padded = [(1, [1] * len(tensors))] * (3 - len(axes)) + axes
+def _tile_of(*tensors: Tensor) -> Tiling | None:
     first = tensors[0]
-    return Tiling(
-        num_images=shape[0],
-        num_classes=shape[1],
-        pixels=shape[2:].numel(),
-        rows=padded[1][0],
-        columns=padded[2][0],
-        axes=max(1, len(axes)),
-        shape=tiling.tile_shape(
-            shape[1],
-            channels_last=first.stride(1) == 1 and padded[2][1][0] != 1,
-            is_double=first.dtype == torch.float64,
-        ),
-        strides=tuple(
-            _Strides(tensor.stride(0), tensor.stride(1), *(axis[1][k] for axis in padded))
-            for k, tensor in enumerate(tensors)
-        ),
-    )
+    return tiling.tile(first.shape, [tensor.stride() for tensor in tensors], first.dtype.itemsize)
 
 
 def _tile_upsampled(scores: Tensor, axes: Axes) -> Tiling:
@@ -654,57 +1005,114 @@ def _tile_upsampled(scores: Tensor, axes: Axes) -> Tiling:
         shape=tiling.interpolated_tile_shape(
             scores.shape[1], is_double=scores.dtype == torch.float64
         ),
-        strides=(_Strides(image, class_, 0, row, column),),
+        strides=(tiling.Strides(image, class_, 0, row, column),),
+        is_wide=False,
     )
 
 
-_Tables = tuple[Tensor, Tensor, Tensor]  # starts and intervals, int32, and weights
-_tables_of: weakref.WeakKeyDictionary[Axis, dict[tuple[torch.device, torch.dtype], _Tables]] = (
-    weakref.WeakKeyDictionary()
-)
+_tables: weakref.WeakKeyDictionary[Axis, dict[Hashable, tuple[Tensor, int]]]
+_tables = weakref.WeakKeyDictionary()
 
 
-def _tables(axis: Axis, scores: Tensor) -> _Tables:
-    """Returns an axis in the memory of the scores' device, in the precision of the loss.
+def _table(
+    axis: Axis, name: str, scores: Tensor, make: Callable[[], Any], *, is_weight: bool
+) -> Tensor:
+    """Returns an array that belongs to an axis in the memory of the scores' device.
 
-    The first call for an axis copies it, and the host waits for that.
+    Weights have the precision of the loss. The first call copies the array, and waits for that.
     """
-    cached = _tables_of.setdefault(axis, {})
-    key = scores.device, loss_dtype(scores)
+    cached = _tables.setdefault(axis, {})
+    dtype = loss_dtype(scores) if is_weight else torch.int32
+    key, stream = (name, scores.device, dtype), current_stream(scores)
     if key not in cached:
-        starts, intervals, weights = (
-            torch.from_numpy(array) for array in (axis.starts, axis.intervals, axis.weights)
-        )
-        cached[key] = starts.to(key[0]), intervals.to(key[0]), weights.to(*key)
-    return cached[key]
+        cached[key] = torch.from_numpy(make()).to(scores.device, dtype), stream
+    table, first_stream = cached[key]
+    if stream != first_stream and table.is_cuda:
+        # If the axis is forgotten, the memory must not be used again before this stream is done.
+        table.record_stream(torch.cuda.current_stream(table.device))
+    return table
 
 
-def _grid(scores: Tensor, axes: Axes) -> tuple[Tensor, ...]:
-    """Returns intervals and weights of rows and of columns, for `cross_entropy_kernel`."""
-    return tuple(table for axis in axes for table in _tables(axis, scores)[1:])
+def _grid(scores: Tensor, axes: Axes) -> list[Tensor]:
+    """Returns intervals and weights of rows and of columns, for `interpolation`."""
+
+    def of_axis(axis: Axis) -> list[Tensor]:
+        return [
+            _table(axis, "intervals", scores, lambda: axis.intervals, is_weight=False),
+            _table(axis, "weights", scores, lambda: axis.weights, is_weight=True),
+        ]
+
+    return [*of_axis(axes[0]), *of_axis(axes[1])]
 
 
-def _is_capturing(tensor: Tensor) -> bool:
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+def _interval_tables(scores: Tensor, axes: Axes, interval_stride: int) -> list[Tensor]:
+    """Returns starts and weights of rows and of columns, the latter by phase and interval."""
+    rows, columns = axes
+    return [
+        _table(rows, "starts", scores, lambda: rows.starts, is_weight=False),
+        _table(rows, "weights", scores, lambda: rows.weights, is_weight=True),
+        _table(columns, "starts", scores, lambda: columns.starts, is_weight=False),
+        _table(
+            columns,
+            f"by phase, {interval_stride}",
+            scores,
+            lambda: columns.weights_by_phase(interval_stride),
+            is_weight=True,
+        ),
+    ]
 
 
-def _option_bits(inputs: LossInputs) -> tuple[int, int, int]:
+def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=like.device)
+
+
+def _index_dtype(num_classes: int) -> torch.dtype:
+    return torch.uint8 if num_classes <= 256 else torch.int32
+
+
+def _ignored_classes(inputs: LossInputs) -> tuple[int, ...]:
+    """Returns the ignored labels that would otherwise be classes."""
+    return tuple(value for value in inputs.ignored if 0 <= value < inputs.num_classes)
+
+
+def _option_bits(inputs: LossInputs) -> tuple[int, int]:
     """Returns the options that are numbers as bits, so that no value causes a compilation."""
-    options = inputs.options
-    return _bits(1 / options.temperature), _bits(options.label_smoothing), _bits(options.max_nll)
+    return _bits(1 / inputs.options.temperature), _bits(inputs.options.label_smoothing)
+
+
+def _capability(tensor: Tensor) -> tuple[int, int]:
+    """Returns the compute capability of the tensor's device; zeros without one."""
+    return torch.cuda.get_device_capability(tensor.device) if tensor.is_cuda else (0, 0)
+
+
+def _is_early(tensor: Tensor) -> bool:
+    """Returns whether kernels may start before the ones before them have finished."""
+    return tiling.USE_PDL and _capability(tensor) >= (9, 0)
+
+
+def _compiled_for(
+    shape: tiling.TileShape | tiling.UpsampledTileShape, tensor: Tensor
+) -> dict[str, Any]:
+    """Returns the compiler's options for a row of a table.
+
+    Without a limit, the compiler spills a few registers if one more program then fits. The rows
+    without a limit were measured on Hopper, where they do not spill.
+    """
+    max_registers = shape.max_registers
+    if max_registers is None and _capability(tensor)[0] != 9:
+        max_registers = tiling.MAX_REGISTERS
+    return {"num_warps": shape.num_warps, "maxnreg": max_registers, "num_stages": 1}
+
+
+def _early(is_early: bool) -> dict[str, bool]:
+    return {"IS_EARLY": is_early, "launch_pdl": True} if is_early else {"IS_EARLY": False}
+
+
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _bits(value: float) -> int:
     """Returns the bits of a float64 as an int64."""
     (bits,) = struct.unpack("<q", struct.pack("<d", value))
     return int(bits)
-
-
-def _float_from_bits(bits: int) -> float:
-    (value,) = struct.unpack("<d", struct.pack("<q", bits))
-    return float(value)
-
-
-def _value(constant: Any) -> int:
-    """Returns the value of a `tl.constexpr`."""
-    return int(constant.value)

@@ -1,502 +1,582 @@
-"""The GPU kernel of the loss: one read of the logits, one write of the gradient.
+"""The GPU kernels of the loss: one read of the logits, one write of the gradient.
 
-`backend` launches it. A program takes a tile of pixels with all their classes, as blocks
-[BLOCK_C, BLOCK_P] whose sizes are in `tiling`. The formulas are those of `cpu.kernels`:
+`backend` launches them. A program takes tiles of pixels with all their classes, as blocks
+[BLOCK_C, BLOCK_P] whose sizes are in `tiling`. With the exponents p_c of `gpu.math`, in units of
+log2(e), the formulas are those of `cpu.kernels`:
 
-    m = max_c x_c      t = sum_{c != y} exp(x_c - m)      s = t + exp(x_y - m)
-    nll = ln s - (x_y - m)                                ln s = log1p(t) where x_y is the maximum
-    grad_c = w exp(x_c - m) / s / D                       grad_y = -w (t / s) / D
+    t = sum_{c != y} 2**p_c               s = t + 2**p_y
+    nll = ln(1 + t / 2**p_y)              if the target has at least half of the probability,
+    nll = ln s - p_y ln 2                 and otherwise
+    grad_c = w 2**p_c / s / D             grad_y = -w (t / s) / D
 
-The target class is found by comparing each class with the label, so that no label is used in an
-address before it has been compared with the number of classes. Partial sums are float64, and the
-program that finishes last adds them in the order of the programs. Only integers are added
-atomically.
+The target class stays out of the sum t, so that nothing cancels where the prediction is sure. Its
+logit is loaded a second time, from the cache, after the label has been compared with the number of
+classes.
 
-Passing None for a tensor removes its feature at compile time.
+Each program stores a partial sum in float64, and `sum_partials_kernel` adds them in the order of
+the programs. Passing None for a tensor removes its feature at compile time.
 """
 
 import triton
 import triton.language as tl
 
-from seg_loss.constants import NUM_TOP_CLASSES
-from seg_loss.gpu.labels import (
-    load_divisor,
-    reduce_partials,
-)
 from seg_loss.gpu.math import (
-    exp,
+    add_other_class,
+    as_int,
+    exponent_of_maximum,
+    exponent_scale,
+    exponential,
     float_from_bits,
-    load,
-    load_classes,
-    load_weights,
-    nll_of,
-    offsets_of,
-    scale_logits,
-    store,
-    sum_class_weights,
+    log,
+    maximum,
+    reciprocal,
+    select_unless_target,
+    wait_for_previous_kernel,
+    widen,
 )
 
-TOP = tl.constexpr(NUM_TOP_CLASSES)
+# Where programs count themselves, among the counters of `labels`, zeros between two calls.
+TICKET = tl.constexpr(8)
 
 
 @triton.jit
-def _locate(pixel, inside, strides, rows, columns, grid, AXES: tl.constexpr):
-    """Returns the offsets of the logits of pixels, and the weights of their source pixels.
-
-    `grid` holds intervals and weights of rows and of columns. The weights are those of the sources
-    above and below, before and behind. Without a grid the weights are an empty tuple, because
-    Triton before 3.7 cannot return a tuple that holds None.
-    """
-    if grid is None:
-        return offsets_of(pixel, strides, rows, columns, AXES)[None, :], ()
+def load_targets(labels, offset, inside, ignored, C: tl.constexpr, HAS_ALL: tl.constexpr):
+    """Loads labels as classes; -1 where ignored, invalid or outside. `ignored` are classes."""
+    if HAS_ALL:
+        label = as_int(tl.load(labels + offset))
     else:
-        row_cells, row_weights, column_cells, column_weights = grid
-        y = pixel // columns
-        x = pixel % columns
-        row = tl.load(row_cells + y, inside, 0).to(tl.int64)
-        column = tl.load(column_cells + x, inside, 0).to(tl.int64)
-        source_weights = (
-            tl.load(row_weights + y, inside, 0)[None, :],
-            tl.load(row_weights + rows + y, inside, 0)[None, :],
-            tl.load(column_weights + x, inside, 0)[None, :],
-            tl.load(column_weights + columns + x, inside, 0)[None, :],
+        label = as_int(tl.load(labels + offset, inside, 0))
+    valid = (label >= 0) & (label < C)
+    if not HAS_ALL:
+        valid &= inside
+    for k in tl.static_range(len(ignored)):
+        valid &= label != ignored[k]
+    return tl.where(valid, label.to(tl.int32), -1)
+
+
+@triton.jit
+def load_weights(class_weight, pixel_weight, offset, y, dtype: tl.constexpr):
+    """Returns the pixel weight, and the class weight of the target class, of each pixel."""
+    of_pixel = tl.full(y.shape, 1, dtype)
+    of_class = tl.full(y.shape, 1, dtype)
+    if pixel_weight is not None:
+        of_pixel = tl.load(pixel_weight + offset, y >= 0, 0).to(dtype)
+    if class_weight is not None:
+        of_class = tl.load(class_weight + y, y >= 0, 0).to(dtype)
+    return of_pixel, of_class
+
+
+@triton.jit
+def sum_class_weights(class_weight, C: tl.constexpr, BLOCK_C: tl.constexpr, dtype: tl.constexpr):
+    """Returns the sum of the weights of all classes."""
+    if class_weight is None:
+        return tl.full((), C, dtype)
+    else:
+        c = tl.arange(0, BLOCK_C)
+        total = tl.zeros((), dtype)
+        for first in range(0, C, BLOCK_C):
+            weight = tl.load(class_weight + first + c, first + c < C, 0)
+            total += tl.sum(weight.to(dtype), axis=0)
+        return total
+
+
+@triton.jit
+def spatial_offsets(pixel, rows, columns, strides, AXES: tl.constexpr):
+    """Returns the offsets of pixels in an image; strides are those of slice, row and column."""
+    if AXES == 0:
+        return pixel
+    elif AXES == 1:
+        return pixel * strides[2]
+    elif AXES == 2:
+        return (pixel // columns) * strides[1] + (pixel % columns) * strides[2]
+    else:
+        row = pixel // columns
+        return (
+            (row // rows) * strides[0] + (row % rows) * strides[1] + (pixel % columns) * strides[2]
         )
-        return (row * strides[3] + column * strides[4])[None, :], source_weights
 
 
 @triton.jit
-def _load_logits(logits, at, source_weights, classes, strides, inside, C: tl.constexpr):
-    """Loads [classes, pixels] of the logits, interpolated if there are weights; -inf outside."""
-    if len(source_weights) == 0:
-        return load(logits, at, classes, strides[1], inside, C, -float("inf"))
-    else:
-        above, below, before, behind = source_weights
-        lower_right = logits + classes.to(tl.int64)[:, None] * strides[1] + at
-        upper_right = lower_right - strides[3]
-        # Skip sources of weight 0: they may not exist, and 0 times NaN or infinity is NaN.
-        is_class = (classes < C)[:, None]
-        has_left = is_class & (before != 0)
-        has_right = is_class & (behind != 0)
-        has_upper = above != 0
-        has_lower = below != 0
-        left = above * tl.load(upper_right - strides[4], has_left & has_upper, 0)
-        left += below * tl.load(lower_right - strides[4], has_left & has_lower, 0)
-        right = above * tl.load(upper_right, has_right & has_upper, 0)
-        right += below * tl.load(lower_right, has_right & has_lower, 0)
-        x = before * left + behind * right
-        return tl.where(is_class & inside[None, :], x, -float("inf"))
+def class_offsets(c, k, BLOCK_C: tl.constexpr, class_stride, at):
+    """Returns the offsets [BLOCK_C, pixels] of block k, with the integers of `at`."""
+    return (c + k * BLOCK_C).to(at.dtype)[:, None] * class_stride + at[None, :]
 
 
 @triton.jit
-def _best(values, classes, best, best_classes):
-    """Returns the larger of two values and its class; the first of equal ones."""
-    higher = values > best
-    return tl.where(higher, values, best), tl.where(higher, classes[:, None], best_classes)
-
-
-@triton.jit
-def _first_best(best, best_classes, C: tl.constexpr):
-    """Returns, over the axis of classes, the highest value and the first class that has it."""
-    highest = tl.max(best, axis=0)
-    first = tl.min(tl.where(best == highest[None, :], best_classes, C), axis=0)
-    return highest, tl.where(first == C, 0, first)  # C if all values are NaN
-
-
-@triton.jit
-def _highest(x, classes, y, m, best_classes, target_logit, WANTS_CLASS: tl.constexpr):
-    """Updates the maximum, the class that has it, and the target logit with one block."""
-    if WANTS_CLASS:
-        m, best_classes = _best(x, classes, m, best_classes)
-    else:
-        m = tl.maximum(m, x)
-    return m, best_classes, tl.where(classes[:, None] == y[None, :], x, target_logit)
-
-
-@triton.jit
-def add_exponentials(
-    x,
-    is_target,
-    classes,
-    m,
-    t,
-    smoothing_sum,
-    moment,
-    class_weight,
+def load_blocks(
+    logits,
+    class_stride,
+    at,
+    inside,
+    c,
     C: tl.constexpr,
-    IS_HALF: tl.constexpr,
-    IS_SMOOTHED: tl.constexpr,
-    WANTS_MOMENT: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    HAS_ALL: tl.constexpr,
 ):
-    """Returns the exponentials of a block, 0 for the target class, and updates the sums over them.
+    """Loads a tile of the logits as a tuple of blocks; -inf beyond its classes and pixels."""
+    K: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    blocks = ()
+    for k in tl.static_range(K):
+        offset = class_offsets(c, k, BLOCK_C, class_stride, at)
+        if HAS_ALL and (k + 1) * BLOCK_C <= C:
+            blocks += (tl.load(logits + offset),)
+        else:
+            mask = (c + k * BLOCK_C < C)[:, None] & inside[None, :]
+            blocks += (tl.load(logits + offset, mask, -float("inf")),)
+    return blocks
 
-    `classes` and `m` have the axes of x, of length 1 where they are constant; `is_target` marks the
-    target class.
+
+@triton.jit
+def maximum_of_blocks(blocks):
+    """Returns the maximum over the classes; NaN only where all logits are NaN."""
+    m = blocks[0]
+    for k in tl.static_range(1, len(blocks)):
+        m = maximum(m, blocks[k])
+    return tl.max(widen(m), axis=0)
+
+
+@triton.jit
+def exponentials_of_blocks(
+    blocks, scale, exponent, unit, y, c, class_weight, C: tl.constexpr, IS_SMOOTHED: tl.constexpr
+):
+    """Returns the exponentials, their sum over the other classes, and the sum for the smoothing.
+
+    The last is the weighted sum of all exponents, in nats.
     """
-    d = x - m
-    e = exp(tl.where(is_target, -float("inf"), d), IS_HALF)
-    if IS_SMOOTHED:
-        if class_weight is None:
-            smoothing_sum += tl.where(classes < C, d, 0)
-        else:
-            share = tl.load(class_weight + classes, classes < C, 0).to(x.dtype)
-            smoothing_sum += tl.where(share != 0, share * d, 0)  # 0 times -inf is NaN
-    if WANTS_MOMENT:
-        least = tl.maximum(d, -1000.0, propagate_nan=tl.PropagateNan.ALL)
-        moment += exp(d, IS_HALF) * least
-    return e, t + e, smoothing_sum, moment
+    BLOCK_C: tl.constexpr = blocks[0].shape[0]
+    t = tl.zeros(blocks[0].shape, scale.dtype)
+    smoothing_sum = t
+    exponentials = ()
+    for k in tl.static_range(len(blocks)):
+        classes = (c + k * BLOCK_C)[:, None]
+        p = tl.fma(widen(blocks[k]), scale[None, :], -exponent[None, :])
+        e = exponential(p)
+        exponentials += (e,)
+        t = add_other_class(t, e, classes, y[None, :])
+        if IS_SMOOTHED:
+            if class_weight is None:
+                smoothing_sum += tl.where(classes < C, p, 0)
+            else:
+                share = tl.load(class_weight + classes, classes < C, 0).to(p.dtype)
+                smoothing_sum += tl.where(share != 0, share * p, 0)  # 0 times -inf is NaN
+    return exponentials, tl.sum(t, axis=0), tl.sum(smoothing_sum, axis=0) * unit
 
 
 @triton.jit
-def class_gradient(
-    e,
-    is_target,
-    classes,
-    grad_scale,
-    smoothing_grad,
-    target_grad,
-    class_weight,
-    C: tl.constexpr,
-    IS_SMOOTHED: tl.constexpr,
-):
-    """Returns the gradient of a block; that of the target class is an argument."""
-    g = e * grad_scale
-    if IS_SMOOTHED:
-        if class_weight is None:
-            g -= smoothing_grad
-        else:
-            g -= tl.load(class_weight + classes, classes < C, 0).to(e.dtype) * smoothing_grad
-    return tl.where(is_target, target_grad, g)
+def nll_of(t, target_exp, target_nats, limit):
+    """Returns ln s and the nll, at most `limit` unless that is None.
+
+    `target_nats` is the target's exponent in nats. Where the target has at least half of the
+    probability, nll = ln(1 + t / target_exp) by Kahan's correction for the rounding of the sum.
+    """
+    s = t + target_exp
+    is_sure = t <= target_exp
+    z = t * reciprocal(target_exp)
+    u = tl.where(is_sure, 1 + z, s)
+    ln = log(u)
+    ln += tl.where(is_sure, (z - (u - 1)) * reciprocal(u), 0)
+    nll = tl.where(is_sure, ln, ln - target_nats)
+    log_s = tl.where(is_sure, ln + target_nats, ln)
+    if limit is not None:
+        nll = tl.where(nll > limit, limit, nll)
+    return log_s, nll
+
+
+@triton.jit
+def nats_of(target_exponent, target_logit, m, unit, inverse_temperature):
+    """Returns the target's exponent in nats, also where the exponent itself overflows."""
+    distance = (target_logit - m) * float_from_bits(inverse_temperature, m.dtype)
+    return tl.where(target_exponent == -float("inf"), distance, target_exponent * unit)
 
 
 @triton.jit
 def gradient_factors(
-    target_exp,
-    t,
-    s,
-    weight,
-    uniform_weight,
-    of_class,
-    class_weight_sum,
-    scale,
-    IS_SMOOTHED: tl.constexpr,
+    t, target_exp, weight, uniform_weight, of_class, class_weight_sum, IS_SMOOTHED: tl.constexpr
 ):
-    """Returns the factors of the gradient of a pixel, for `class_gradient`.
+    """Returns the factors of a pixel's gradient: of the exponentials, of class weights, and of y.
 
-    The gradient of class c is e_c grad_scale - w_c smoothing_grad; that of the target class is
-    computed here.
+    The derivative of the term in the logit of class c, divided by the temperature, is
+    factor * e_c - smoothing_grad * w_c; that of the target class is the third result.
     """
-    factor = scale / s
+    factor = reciprocal(t + target_exp)
     if IS_SMOOTHED:
         spread = uniform_weight * class_weight_sum
-        smoothing_grad = uniform_weight * scale
-        return (
-            (weight + spread) * factor,
-            smoothing_grad,
-            (target_exp * spread - t * weight) * factor - smoothing_grad * of_class,
-        )
+        target_grad = (target_exp * spread - t * weight) * factor - uniform_weight * of_class
+        return (weight + spread) * factor, uniform_weight, target_grad
     else:
-        grad_scale = weight * factor
-        return grad_scale, grad_scale, -t * grad_scale
+        factor *= weight
+        return factor, factor, -t * factor
 
 
 @triton.jit
-def _not_chosen(e, classes, y, target_exp, chosen, RANK: tl.constexpr):
-    """Returns the exponentials of a block, the target class included, without higher ranks."""
-    e = tl.where(classes[:, None] == y[None, :], target_exp[None, :], e)
-    for earlier in tl.static_range(RANK):
-        e = tl.where(classes[:, None] == chosen[earlier][None, :], -1, e)
-    return e
+def loss_of_tile(
+    blocks,
+    target_logit,
+    y,
+    uniform_weight,
+    of_class,
+    c,
+    class_weight,
+    inverse_temperature,
+    label_smoothing,
+    C: tl.constexpr,
+    IS_SMOOTHED: tl.constexpr,
+    MAX_NLL: tl.constexpr,
+):
+    """Returns the terms of a tile, 0 where y is negative, the exponentials and gradient factors."""
+    BLOCK_C: tl.constexpr = blocks[0].shape[0]
+    dtype: tl.constexpr = target_logit.dtype
+    m = maximum_of_blocks(blocks)
+    scale, exponent, unit = exponent_of_maximum(m, exponent_scale(inverse_temperature, dtype))
+    exponentials, t, smoothing_sum = exponentials_of_blocks(
+        blocks, scale, exponent, unit, y, c, class_weight, C, IS_SMOOTHED
+    )
+    target_exponent = tl.fma(target_logit, scale, -exponent)
+    target_exp = exponential(target_exponent)
+    target_nats = nats_of(target_exponent, target_logit, m, unit, inverse_temperature)
+    log_s, nll = nll_of(t, target_exp, target_nats, MAX_NLL)
+    weight = uniform_weight * of_class
+    class_weight_sum = 1
+    if IS_SMOOTHED:
+        smoothing = float_from_bits(label_smoothing, dtype)
+        weight *= 1 - smoothing
+        uniform_weight *= smoothing / C
+        class_weight_sum = sum_class_weights(class_weight, C, BLOCK_C, dtype)
+        term = weight * nll + uniform_weight * (class_weight_sum * log_s - smoothing_sum)
+    else:
+        term = weight * nll
+    factors = gradient_factors(
+        t, target_exp, weight, uniform_weight, of_class, class_weight_sum, IS_SMOOTHED
+    )
+    return tl.where(y >= 0, term, 0), exponentials, factors
+
+
+@triton.jit
+def gradient_of_block(
+    scaled,
+    factors,
+    grad_scale,
+    classes,
+    y,
+    class_weight,
+    C: tl.constexpr,
+    IS_SMOOTHED: tl.constexpr,
+):
+    """Returns the gradient of a block times `grad_scale`; 0 where y is negative.
+
+    `scaled` are its exponentials times the first of the factors and `grad_scale`.
+    """
+    if IS_SMOOTHED:
+        smoothing_grad = (factors[1] * grad_scale)[None, :]
+        if class_weight is not None:
+            smoothing_grad *= tl.load(class_weight + classes, classes < C, 0).to(scaled.dtype)
+        scaled -= smoothing_grad
+    target_grad = tl.where(y >= 0, factors[2] * grad_scale, 0)[None, :]
+    return select_unless_target(scaled, target_grad, classes, y[None, :])
+
+
+@triton.jit
+def load_grad_scale(divisor, grad_output, inverse_temperature, dtype: tl.constexpr):
+    """Returns grad_output / (D temperature), where None stands for 1."""
+    if divisor is None:
+        scale = float_from_bits(inverse_temperature, tl.float64)
+    else:
+        scale = tl.load(divisor + 1)
+    if grad_output is not None:
+        scale *= tl.load(grad_output).to(tl.float64)
+    return scale.to(dtype)
 
 
 @triton.jit
 def cross_entropy_kernel(
     logits,
-    logits_strides,
-    grid,
+    gradient,
     labels,
     class_weight,
     pixel_weight,
-    gradient,
-    gradient_strides,
-    grad_planes,
-    terms,
-    prediction,
-    nll_map,
-    confidence_map,
-    entropy_map,
-    top_classes,
-    top_probabilities,
-    counts,
-    weights,
-    num_partials,
-    divisor_source,
     divisor,
     grad_output,
     partial,
-    finished,
-    loss,
-    report,
-    call_id,
+    terms,
     pixels,
-    num_pixels,
+    tiles_per_image,
+    num_tiles,
     rows,
     columns,
-    programs_per_image,
-    tiles_per_program,
-    ignored,
+    image_stride,
+    class_stride,
+    slice_stride,
+    row_stride,
+    column_stride,
+    gradient_image_stride,
+    gradient_class_stride,
+    gradient_slice_stride,
+    gradient_row_stride,
+    gradient_column_stride,
     inverse_temperature,
     label_smoothing,
-    max_nll,
+    ignored,
     C: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    IN_REGISTERS: tl.constexpr,
     AXES: tl.constexpr,
-    DIVISOR: tl.constexpr,
-    NUM_PARTIALS: tl.constexpr,
-    HAS_TEMPERATURE: tl.constexpr,
+    HAS_ALL: tl.constexpr,
+    INDEX: tl.constexpr,
     IS_SMOOTHED: tl.constexpr,
+    MAX_NLL: tl.constexpr,
     SKIP_IF_UNIT_GRAD: tl.constexpr,
+    IS_EARLY: tl.constexpr,
 ):
-    """Computes loss, gradient, terms and maps, each if there is memory for it.
-
-    With a `grid` the logits are scores to be upsampled; `upsampled_cross_entropy_kernel` computes
-    their gradient from the `grad_planes` [4, pixels] written here.
+    """Computes partial sums of the terms, the gradient and the terms, each if there is memory.
 
     gradient = grad_output / D * d(sum of terms) / d(logits), where a `grad_output` of None is 1.
-    With SKIP_IF_UNIT_GRAD the gradient for a `grad_output` of 1 exists already, and the kernel
-    returns at once if `grad_output` is 1.
+    `divisor` holds D and 1 / (D temperature). With SKIP_IF_UNIT_GRAD the gradient for a
+    `grad_output` of 1 exists already, and the kernel returns at once if `grad_output` is 1.
+
+    The strides of the gradient are None if they are those of the logits: one address serves both.
+    HAS_ALL says that the pixels of an image are a multiple of BLOCK_P; INDEX is the integer type of
+    offsets within an image.
     """
     if SKIP_IF_UNIT_GRAD:
         if tl.load(grad_output) == 1:
             return
     dtype: tl.constexpr = tl.float64 if logits.dtype.element_ty == tl.float64 else tl.float32
-    IS_HALF: tl.constexpr = logits.dtype.element_ty.primitive_bitwidth == 16
-    K: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     program = tl.program_id(0)
-    image = (program // programs_per_image).to(tl.int64)
-    first_pixel = (program % programs_per_image).to(tl.int64) * tiles_per_program * BLOCK_P
-    logits += image * logits_strides[0]
     lane = tl.arange(0, BLOCK_P)
     c = tl.arange(0, BLOCK_C)
-    temperature = float_from_bits(inverse_temperature, dtype)
-    D = load_divisor(counts, weights, divisor_source, num_partials, DIVISOR, NUM_PARTIALS)
-    if gradient is not None:
-        gradient += image * gradient_strides[0]
-    if gradient is not None or grad_planes is not None:
-        scale = 1 / D
-        if grad_output is not None:
-            scale *= tl.load(grad_output).to(tl.float64)
-        if HAS_TEMPERATURE:
-            scale *= float_from_bits(inverse_temperature, tl.float64)
-        scale = scale.to(dtype)
-    class_weight_sum = 1
-    if IS_SMOOTHED:
-        target_share = 1 - float_from_bits(label_smoothing, dtype)
-        uniform_share = float_from_bits(label_smoothing, dtype) / C
-        class_weight_sum = sum_class_weights(class_weight, C, BLOCK_C, dtype)
     total = tl.zeros((BLOCK_P,), tl.float64)
 
-    for tile in range(0, tiles_per_program):
-        pixel = first_pixel + tile * BLOCK_P + lane
+    # A loop of one round is none, which saves registers.
+    rounds = tl.cdiv(num_tiles - program, tl.num_programs(0)) if SKIP_IF_UNIT_GRAD else 1
+    for i in range(0, rounds):
+        tile = program + i * tl.num_programs(0)
+        image = (tile // tiles_per_image).to(tl.int64)
+        pixel = (tile % tiles_per_image).to(INDEX) * BLOCK_P + lane
         inside = pixel < pixels
-        at, source_weights = _locate(pixel, inside, logits_strides, rows, columns, grid, AXES)
-        offset = image * pixels + pixel
-        blocks = ()
-        if IN_REGISTERS:
-            for k in tl.static_range(K):
-                blocks += (
-                    _load_logits(
-                        logits, at, source_weights, c + k * BLOCK_C, logits_strides, inside, C
-                    ),
-                )
-        y = load_classes(labels, offset, inside, ignored, C)
-        valid = y < C
-        uniform_weight, of_class = load_weights(class_weight, pixel_weight, offset, y, C, dtype)
-        weight = uniform_weight * of_class
-
-        # The maximum and the target logit.
-        nothing = tl.full((BLOCK_C, BLOCK_P), -float("inf"), dtype)
-        m = nothing
-        target_logit = nothing
-        best_classes = c[:, None] + tl.zeros((BLOCK_C, BLOCK_P), tl.int32)
-        if IN_REGISTERS:
-            for k in tl.static_range(K):
-                x = scale_logits(blocks[k], temperature, dtype, HAS_TEMPERATURE)
-                m, best_classes, target_logit = _highest(
-                    x, c + k * BLOCK_C, y, m, best_classes, target_logit, prediction is not None
-                )
-        else:
-            for k in range(K):
-                classes = c + k * BLOCK_C
-                x = _load_logits(logits, at, source_weights, classes, logits_strides, inside, C)
-                x = scale_logits(x, temperature, dtype, HAS_TEMPERATURE)
-                m, best_classes, target_logit = _highest(
-                    x, classes, y, m, best_classes, target_logit, prediction is not None
-                )
-        if prediction is not None:
-            m, best_class = _first_best(m, best_classes, C)
-            tl.store(prediction + offset, best_class.to(prediction.dtype.element_ty), inside)
-        else:
-            m = tl.max(m, axis=0)
-        is_nan = tl.max((target_logit != target_logit).to(tl.int32), axis=0) > 0  # tl.max drops NaN
-        target_logit = tl.where(is_nan, float("nan"), tl.max(target_logit, axis=0))
-
-        # The sum over the other classes, without the target.
-        zeros = tl.zeros((BLOCK_C, BLOCK_P), dtype)
-        t = zeros
-        smoothing_sum = zeros
-        moment = zeros
-        exponentials = ()
-        if IN_REGISTERS:
-            for k in tl.static_range(K):
-                x = scale_logits(blocks[k], temperature, dtype, HAS_TEMPERATURE)
-                classes = (c + k * BLOCK_C)[:, None]
-                e, t, smoothing_sum, moment = add_exponentials(
-                    x,
-                    classes == y[None, :],
-                    classes,
-                    m[None, :],
-                    t,
-                    smoothing_sum,
-                    moment,
-                    class_weight,
-                    C,
-                    IS_HALF,
-                    IS_SMOOTHED,
-                    entropy_map is not None,
-                )
-                exponentials += (e,)
-        else:
-            for k in range(K):
-                classes = c + k * BLOCK_C
-                x = _load_logits(logits, at, source_weights, classes, logits_strides, inside, C)
-                x = scale_logits(x, temperature, dtype, HAS_TEMPERATURE)
-                classes = classes[:, None]
-                e, t, smoothing_sum, moment = add_exponentials(
-                    x,
-                    classes == y[None, :],
-                    classes,
-                    m[None, :],
-                    t,
-                    smoothing_sum,
-                    moment,
-                    class_weight,
-                    C,
-                    IS_HALF,
-                    IS_SMOOTHED,
-                    entropy_map is not None,
-                )
-        t = tl.sum(t, axis=0)
-        target_distance = target_logit - m
-        target_exp = exp(target_distance, IS_HALF)
-        s = t + target_exp
-        log_s, nll = nll_of(target_distance, t, s, float_from_bits(max_nll, dtype))
-        term = weight * nll
-        if IS_SMOOTHED:
-            smoothing_sum = tl.sum(smoothing_sum, axis=0)
-            weight *= target_share
-            uniform_weight *= uniform_share
-            term = weight * nll + uniform_weight * (class_weight_sum * log_s - smoothing_sum)
-        term = tl.where(valid, term, 0)
-        total += term.to(tl.float64)
+        image_logits = logits + image * image_stride
+        image_pixels = image * pixels
+        strides = (slice_stride, row_stride, column_stride)
+        at = spatial_offsets(pixel, rows, columns, strides, AXES)
+        blocks = load_blocks(image_logits, class_stride, at, inside, c, C, BLOCK_C, HAS_ALL)
+        y = load_targets(labels + image_pixels, pixel, inside, ignored, C, HAS_ALL)
+        valid = y >= 0
+        target = image_logits + tl.where(valid, y, 0).to(INDEX) * class_stride + at
+        target_logit = tl.load(target, valid, 0).to(dtype)
+        image_weight = pixel_weight
+        if pixel_weight is not None:
+            image_weight += image_pixels
+        uniform_weight, of_class = load_weights(class_weight, image_weight, pixel, y, dtype)
+        term, exponentials, factors = loss_of_tile(
+            blocks,
+            target_logit,
+            y,
+            uniform_weight,
+            of_class,
+            c,
+            class_weight,
+            inverse_temperature,
+            label_smoothing,
+            C,
+            IS_SMOOTHED,
+            MAX_NLL,
+        )
+        if IS_EARLY:
+            wait_for_previous_kernel()
+        if partial is not None:
+            total += term.to(tl.float64)
         if terms is not None:
-            tl.store(terms + offset, term, inside)
-        if nll_map is not None:
-            tl.store(nll_map + offset, tl.where(valid, nll, 0), inside)
-        if confidence_map is not None:
-            tl.store(confidence_map + offset, 1 / s, inside)
-        if entropy_map is not None:
-            tl.store(entropy_map + offset, log_s - tl.sum(moment, axis=0) / s, inside)
-
-        if top_classes is not None:
-            DEPTH: tl.constexpr = C if C < TOP else TOP  # Triton before 3.6 makes a tensor of min()
-            chosen = ()
-            for rank in tl.static_range(DEPTH):
-                best = tl.full((BLOCK_C, BLOCK_P), -2, dtype)
-                best_classes = c[:, None] + tl.zeros((BLOCK_C, BLOCK_P), tl.int32)
-                if IN_REGISTERS:
-                    for k in tl.static_range(K):
-                        classes = c + k * BLOCK_C
-                        e = _not_chosen(exponentials[k], classes, y, target_exp, chosen, rank)
-                        best, best_classes = _best(e, classes, best, best_classes)
-                else:
-                    for k in range(K):
-                        classes = c + k * BLOCK_C
-                        x = _load_logits(
-                            logits, at, source_weights, classes, logits_strides, inside, C
-                        )
-                        x = scale_logits(x, temperature, dtype, HAS_TEMPERATURE)
-                        e = exp(x - m[None, :], IS_HALF)
-                        e = _not_chosen(e, classes, y, target_exp, chosen, rank)
-                        best, best_classes = _best(e, classes, best, best_classes)
-                highest, best_class = _first_best(best, best_classes, C)
-                chosen += (best_class,)
-                row = (image * DEPTH + rank) * pixels + pixel
-                tl.store(top_classes + row, best_class.to(top_classes.dtype.element_ty), inside)
-                tl.store(top_probabilities + row, (highest / s).to(tl.float32), inside)
-
-        if gradient is not None or grad_planes is not None:
-            grad_scale, smoothing_grad, target_grad = gradient_factors(
-                target_exp,
-                t,
-                s,
-                weight,
-                uniform_weight,
-                of_class,
-                class_weight_sum,
-                scale,
-                IS_SMOOTHED,
-            )
-        if grad_planes is not None:
-            plane = grad_planes + offset
-            tl.store(plane, m, inside)
-            plane += num_pixels
-            tl.store(plane, grad_scale, inside)
-            plane += num_pixels
-            tl.store(plane, target_grad, inside)
-            if IS_SMOOTHED:
-                tl.store(plane + num_pixels, smoothing_grad, inside)
+            tl.store(terms + image_pixels + pixel, term, inside)
         if gradient is not None:
-            to = offsets_of(pixel, gradient_strides, rows, columns, AXES)[None, :]
-            if IN_REGISTERS:
-                for k in tl.static_range(K):
-                    classes = c + k * BLOCK_C
-                    g = class_gradient(
-                        exponentials[k],
-                        classes[:, None] == y[None, :],
-                        classes[:, None],
-                        grad_scale[None, :],
-                        smoothing_grad[None, :],
-                        target_grad[None, :],
-                        class_weight,
-                        C,
-                        IS_SMOOTHED,
-                    )
-                    g = tl.where(valid[None, :], g, 0)  # a product with 0 would keep NaN
-                    store(gradient, to, classes, gradient_strides[1], inside, C, g)
-            else:
-                for k in range(K):
-                    classes = c + k * BLOCK_C
-                    x = _load_logits(logits, at, source_weights, classes, logits_strides, inside, C)
-                    x = scale_logits(x, temperature, dtype, HAS_TEMPERATURE)
-                    g = class_gradient(
-                        exp(x - m[None, :], IS_HALF),
-                        classes[:, None] == y[None, :],
-                        classes[:, None],
-                        grad_scale[None, :],
-                        smoothing_grad[None, :],
-                        target_grad[None, :],
-                        class_weight,
-                        C,
-                        IS_SMOOTHED,
-                    )
-                    g = tl.where(valid[None, :], g, 0)
-                    store(gradient, to, classes, gradient_strides[1], inside, C, g)
-
+            to = at
+            to_image_stride = image_stride
+            to_class_stride = class_stride
+            if gradient_image_stride is not None:
+                strides = (gradient_slice_stride, gradient_row_stride, gradient_column_stride)
+                to = spatial_offsets(pixel, rows, columns, strides, AXES)
+                to_image_stride = gradient_image_stride
+                to_class_stride = gradient_class_stride
+            image_gradient = gradient + image * to_image_stride
+            grad_scale = load_grad_scale(divisor, grad_output, inverse_temperature, dtype)
+            factor = factors[0] * grad_scale
+            for k in tl.static_range(len(blocks)):
+                classes = (c + k * BLOCK_C)[:, None]
+                g = gradient_of_block(
+                    exponentials[k] * factor[None, :],
+                    factors,
+                    grad_scale,
+                    classes,
+                    y,
+                    class_weight,
+                    C,
+                    IS_SMOOTHED,
+                ).to(gradient.dtype.element_ty)
+                offset = class_offsets(c, k, BLOCK_C, to_class_stride, to)
+                if HAS_ALL and (k + 1) * BLOCK_C <= C:
+                    tl.store(image_gradient + offset, g)
+                else:
+                    tl.store(image_gradient + offset, g, (classes < C) & inside[None, :])
     if partial is not None:
         tl.store(partial + program, tl.sum(total, axis=0))
-    if finished is not None:
-        reduce_partials(
-            partial, finished, loss, divisor, D, counts, num_partials, report, call_id, NUM_PARTIALS
+
+
+@triton.jit
+def channels_last_kernel(
+    logits,
+    gradient,
+    labels,
+    class_weight,
+    pixel_weight,
+    divisor,
+    grad_output,
+    partial,
+    terms,
+    pixels,
+    inverse_temperature,
+    label_smoothing,
+    ignored,
+    C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HAS_ALL: tl.constexpr,
+    IS_SMOOTHED: tl.constexpr,
+    MAX_NLL: tl.constexpr,
+    SKIP_IF_UNIT_GRAD: tl.constexpr,
+    IS_EARLY: tl.constexpr,
+):
+    """Computes what `cross_entropy_kernel` does, for few classes that lie side by side.
+
+    The logits of a tile of BLOCK_P pixels are one piece of memory. It is loaded as it is and
+    exchanged between threads, so that each holds all classes of its pixels. BLOCK_C and BLOCK are
+    powers of two, at least C and BLOCK_P * C. `pixels` are those of all images.
+    """
+    if SKIP_IF_UNIT_GRAD:
+        if tl.load(grad_output) == 1:
+            return
+    dtype: tl.constexpr = tl.float64 if logits.dtype.element_ty == tl.float64 else tl.float32
+    program = tl.program_id(0)
+    c = tl.arange(0, BLOCK_C)
+    lane = tl.arange(0, BLOCK_P)
+    element = tl.arange(0, BLOCK)
+    row = tl.arange(0, BLOCK_C * BLOCK_P)  # of the exchanged tile [BLOCK_C, BLOCK_P]
+    is_class = row // BLOCK_P < C
+    source = tl.where(is_class, (row % BLOCK_P) * C + row // BLOCK_P, 0)
+    is_element = element < BLOCK_P * C
+    total = tl.zeros((BLOCK_P,), tl.float64)
+
+    rounds = 1
+    if SKIP_IF_UNIT_GRAD:
+        rounds = tl.cdiv(tl.cdiv(pixels, BLOCK_P) - program, tl.num_programs(0))
+    for i in range(0, rounds):
+        first = (program + i * tl.num_programs(0)).to(tl.int64) * BLOCK_P
+        pixel = first + lane
+        inside = pixel < pixels
+        mask = is_element
+        if not HAS_ALL:
+            mask &= first * C + element < pixels * C
+        flat = widen(tl.load(logits + first * C + element, mask, -float("inf")))
+        x = tl.where(is_class, tl.gather(flat, source, 0), -float("inf"))
+        blocks = (tl.reshape(x, (BLOCK_C, BLOCK_P)),)
+        y = load_targets(labels, pixel, inside, ignored, C, HAS_ALL)
+        valid = y >= 0
+        if logits.dtype.element_ty.primitive_bitwidth == 16:
+            # With a load of 16 bits, Triton before 3.9 computes the tile in two equal layouts.
+            target_logit = tl.sum(tl.where(c[:, None] == y[None, :], blocks[0], 0), axis=0)
+        else:
+            at = logits + first * C + lane * C + tl.where(valid, y, 0)
+            target_logit = tl.load(at, valid, 0).to(dtype)
+        uniform_weight, of_class = load_weights(class_weight, pixel_weight, pixel, y, dtype)
+        term, exponentials, factors = loss_of_tile(
+            blocks,
+            target_logit,
+            y,
+            uniform_weight,
+            of_class,
+            c,
+            class_weight,
+            inverse_temperature,
+            label_smoothing,
+            C,
+            IS_SMOOTHED,
+            MAX_NLL,
         )
+        if IS_EARLY:
+            wait_for_previous_kernel()
+        if partial is not None:
+            total += term.to(tl.float64)
+        if terms is not None:
+            tl.store(terms + pixel, term, inside)
+        if gradient is not None:
+            grad_scale = load_grad_scale(divisor, grad_output, inverse_temperature, dtype)
+            g = gradient_of_block(
+                exponentials[0] * (factors[0] * grad_scale)[None, :],
+                factors,
+                grad_scale,
+                c[:, None],
+                y,
+                class_weight,
+                C,
+                IS_SMOOTHED,
+            )
+            to = (lane * C)[:, None] + c[None, :]
+            is_inside = (c < C)[None, :] & inside[:, None]
+            g = tl.trans(g.to(gradient.dtype.element_ty))
+            tl.store(gradient + first * C + to, g, is_inside)
+    if partial is not None:
+        tl.store(partial + program, tl.sum(total, axis=0))
+
+
+@triton.jit
+def sum_partials(
+    partial,
+    counters,
+    divisor,
+    loss,
+    num_partials,
+    program,
+    num_programs,
+    BLOCK: tl.constexpr,
+    PADDED_PROGRAMS: tl.constexpr,
+):
+    """Computes loss = (sum of partial sums) / D, always in the same order.
+
+    The last program to finish adds the sums of all, which are stored behind the partial sums.
+    """
+    lane = tl.arange(0, BLOCK)
+    sums = tl.zeros((BLOCK,), tl.float64)
+    for first in range(program * BLOCK, num_partials, num_programs * BLOCK):
+        sums += tl.load(partial + first + lane, first + lane < num_partials, 0)
+    total = tl.sum(sums, axis=0)
+    if PADDED_PROGRAMS == 1:
+        tl.store(loss, (total / tl.load(divisor)).to(loss.dtype.element_ty))
+    else:
+        tl.store(partial + num_partials + program, total)
+        tl.debug_barrier()
+        ticket = counters + TICKET
+        if tl.atomic_add(ticket, 1, sem="acq_rel") == num_programs - 1:
+            tl.store(ticket, 0)
+            row = tl.arange(0, PADDED_PROGRAMS)
+            at = partial + num_partials + row
+            of_programs = tl.load(at, row < num_programs, 0, cache_modifier=".cg")
+            all_sums = tl.sum(of_programs, axis=0)
+            tl.store(loss, (all_sums / tl.load(divisor)).to(loss.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["num_partials"])
+def sum_partials_kernel(
+    partial,
+    counters,
+    divisor,
+    loss,
+    num_partials,
+    BLOCK: tl.constexpr,
+    PADDED_PROGRAMS: tl.constexpr,
+    IS_EARLY: tl.constexpr,
+):
+    """Computes the loss from the partial sums."""
+    if IS_EARLY:
+        wait_for_previous_kernel()
+    sum_partials(
+        partial, counters, divisor, loss, num_partials, tl.program_id(0), tl.num_programs(0), BLOCK,
+        PADDED_PROGRAMS,
+    )  # fmt: skip

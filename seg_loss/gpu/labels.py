@@ -1,33 +1,44 @@
-"""The label check on the GPU: the kernel that reads the labels, and what later kernels do with it.
+"""The GPU kernel of the label check: counts, divisor, and the report of invalid labels.
 
-`check_labels_kernel` writes partial counts. Each program of the loss kernel sums them to the
-divisor with `load_divisor`. The last program of that kernel sums the partial losses and writes the
-report of invalid labels, with `reduce_partials`.
+Programs add what they have counted to one integer, atomically, so that the last of them to finish
+knows the sums. It stores the divisor, and a report if a label or weight is invalid. Sums of weights
+are stored per program and added by the last one, in the order of the programs.
 """
 
 import triton
 import triton.language as tl
 
-from seg_loss.gpu.math import (
-    float_from_bits,
-    load_classes,
-)
+from seg_loss.gpu.math import as_int, float_from_bits, let_next_kernel_start
 
-# Rows of `counts` [NUM_COUNTS, programs]. From INVALID_LABELS on they are also the fields of a
-# report: the number of invalid values, the index of the first, and its value (a float's bits).
-VALID = tl.constexpr(0)
+# `counters` are int64, zeros between two calls: the sum of the counts, and of labels and pixel
+# weights the number of invalid ones and NO_INDEX less the index of the first. Behind them are the
+# weights of each program, as bits of a float64.
+_INVALID_LABELS, _INVALID_WEIGHTS = tl.constexpr(1), tl.constexpr(3)
+_NUM_COUNTERS = tl.constexpr(16)
+# The sum of the counts has three parts: valid pixels, programs that have found something invalid,
+# and programs that have finished.
+_INVALID = tl.constexpr(1 << 36)
+_FINISHED = tl.constexpr(1 << 48)
+MAX_PROGRAMS = 1 << 11
+
+# Fields of a report, int64: whether it is written, and of labels, pixel weights and class weights
+# the number of invalid values, the index of the first, and its value (a float's bits).
+IS_WRITTEN = tl.constexpr(0)
 INVALID_LABELS = tl.constexpr(1)
 INVALID_PIXEL_WEIGHTS = tl.constexpr(4)
 INVALID_CLASS_WEIGHTS = tl.constexpr(7)
-NUM_COUNTS = tl.constexpr(10)
-CALL_ID = tl.constexpr(10)  # identifies the call that a report is about; 0 without a report
-REPORT_SIZE = 11
+REPORT_SIZE = tl.constexpr(16)
 NO_INDEX = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 
-# Sources of the divisor: a number from the host, the number of valid pixels (at least 1), the sum
-# of their weights (1 instead of 0), both without that floor as in torch, or a number in memory.
+# Sources of the divisor: a number from the host, the number of valid pixels, the sum of their
+# weights, both 1 instead of 0, and both NaN instead of 0, as in torch: see `_divisor.divisor`.
 CONSTANT, COUNT, WEIGHT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-COUNT_NO_FLOOR, WEIGHT_NO_FLOOR, MEMORY = tl.constexpr(3), tl.constexpr(4), tl.constexpr(5)
+COUNT_NO_FLOOR, WEIGHT_NO_FLOOR = tl.constexpr(3), tl.constexpr(4)
+
+
+def num_counters(programs: int) -> int:
+    """Returns the number of int64 that a label check of this number of programs needs."""
+    return int(_NUM_COUNTERS.value) + programs
 
 
 @triton.jit
@@ -36,198 +47,234 @@ def _is_weight(weight):
 
 
 @triton.jit
-def _first_index(invalid, offset, first):
-    return tl.minimum(first, tl.min(tl.where(invalid, offset, NO_INDEX), axis=0))
+def _load_labels(labels, offset, inside, ignored, C: tl.constexpr):
+    """Returns labels, and which of them are valid and ignored; `inside` is None for all."""
+    if inside is None:
+        label = as_int(tl.load(labels + offset))
+    else:
+        label = as_int(tl.load(labels + offset, inside, 0))
+    valid = (label >= 0) & (label < C)
+    is_ignored = label < label
+    for k in tl.static_range(len(ignored)):
+        is_ignored |= label == ignored[k]
+    valid &= ~is_ignored
+    if inside is not None:
+        valid &= inside
+        is_ignored |= ~inside
+    return label, valid, is_ignored
 
 
 @triton.jit
+def _check_block(
+    labels,
+    class_weight,
+    pixel_weight,
+    offset,
+    inside,
+    ignored,
+    C: tl.constexpr,
+    SUMS_WEIGHTS: tl.constexpr,
+):
+    """Returns, of each label, counts of valid and invalid ones, its weight, and if that is invalid.
+
+    The counts are one integer, that of the invalid ones times 2**16.
+    """
+    label, valid, is_ignored = _load_labels(labels, offset, inside, ignored, C)
+    counts = tl.where(valid, 1, tl.where(is_ignored, 0, 1 << 16))
+    weight = tl.zeros(label.shape, tl.float64)
+    invalid_weight = tl.zeros(label.shape, tl.int32)
+    if pixel_weight is not None or SUMS_WEIGHTS:
+        weight += 1
+        if pixel_weight is not None:
+            weight = tl.load(pixel_weight + offset, valid, 0).to(tl.float64)
+            invalid_weight = (valid & ~_is_weight(weight)).to(tl.int32)
+        if class_weight is not None and SUMS_WEIGHTS:
+            y = tl.where(valid, label.to(tl.int32), 0)
+            weight *= tl.load(class_weight + y, valid, 0).to(tl.float64)
+        weight = tl.where(valid, weight, 0)
+    return counts, weight, invalid_weight
+
+
+@triton.jit
+def _first_invalid(labels, pixel_weight, offset, inside, ignored, C: tl.constexpr):
+    """Returns the indices of the first invalid label and weight; NO_INDEX if there is none."""
+    _, valid, is_ignored = _load_labels(labels, offset, inside, ignored, C)
+    first = tl.min(tl.where(valid | is_ignored, NO_INDEX, offset), axis=0)
+    first_weight = tl.full((), NO_INDEX, tl.int64)
+    if pixel_weight is not None:
+        weight = tl.load(pixel_weight + offset, valid, 0).to(tl.float64)
+        first_weight = tl.min(tl.where(valid & ~_is_weight(weight), offset, NO_INDEX), axis=0)
+    return first, first_weight
+
+
+@triton.jit
+def _count_invalid(counters, index: tl.constexpr, count, first):
+    """Adds to the number of invalid values, and keeps the first index."""
+    tl.atomic_add(counters + index, count, sem="relaxed")
+    tl.atomic_max(counters + index + 1, first ^ NO_INDEX, sem="relaxed")
+
+
+@triton.jit
+def _fence(counters, scope: tl.constexpr):
+    """Orders the memory accesses before and after it; an atomic that changes nothing."""
+    tl.debug_barrier()
+    tl.atomic_add(counters, 0, sem="acq_rel", scope=scope)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _take_invalid(counters, index: tl.constexpr):
+    """Returns the number of invalid values and the first index, and clears them."""
+    count = tl.atomic_xchg(counters + index, 0)
+    first = tl.atomic_xchg(counters + index + 1, 0) ^ NO_INDEX
+    return count, first
+
+
+@triton.jit
+def _write_invalid(report, field: tl.constexpr, values, count, first):
+    """Writes a number of invalid values, and the index and value of the first of `values`."""
+    value = tl.load(values + tl.where(count > 0, first, 0), count > 0, 0)
+    if values.dtype.element_ty.is_floating():
+        bits = value.to(tl.float64).to(tl.int64, bitcast=True)
+    else:
+        bits = value.to(tl.int64)
+    tl.store(report + field, count)
+    tl.store(report + field + 1, first)
+    tl.store(report + field + 2, bits)
+
+
+@triton.jit(do_not_specialize=["slot", "pixels", "known_divisor", "inverse_temperature"])
 def check_labels_kernel(
     labels,
     class_weight,
     pixel_weight,
-    counts,
-    weights,
-    finished,
+    counters,
+    divisor,
+    reports,
+    slot,
     pixels,
-    pixels_per_program,
+    known_divisor,
+    inverse_temperature,
     ignored,
     C: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    DIVISOR: tl.constexpr,
+    PADDED_PROGRAMS: tl.constexpr,
+    HAS_EARLY_NEXT: tl.constexpr,
 ):
     """Reads the labels and weights: counts the valid ones and finds the invalid ones.
 
-    Program i writes column i of `counts`, and to `weights[i]` the weights of its valid pixels. The
-    first program clears `finished`, in which the programs of the next kernel count themselves.
+    Writes D and 1 / (D temperature) to `divisor`. If anything is invalid, writes to a slot of the
+    reports, and in slot 0 that there is a report. `reports` is None if none is wanted.
     """
+    if HAS_EARLY_NEXT:
+        let_next_kernel_start()
+    SUMS_WEIGHTS: tl.constexpr = DIVISOR == WEIGHT or DIVISOR == WEIGHT_NO_FLOOR
     program = tl.program_id(0)
     num_programs = tl.num_programs(0)
-    start = program.to(tl.int64) * pixels_per_program
-    end = tl.minimum(start + pixels_per_program, pixels)
+    # Whole blocks take no mask, so that a thread loads many labels at once; the last program takes
+    # the rest.
+    num_blocks = pixels // BLOCK_P
+    tail = num_blocks * tl.full((), BLOCK_P, tl.int64)
     lane = tl.arange(0, BLOCK_P)
-    valid = tl.zeros((BLOCK_P,), tl.int32)
-    invalid = tl.zeros((BLOCK_P,), tl.int32)
-    first = tl.full((), NO_INDEX, tl.int64)
-    weight_sum = tl.zeros((BLOCK_P,), tl.float64)
+    counts = tl.zeros((BLOCK_P,), tl.int32)
+    weights = tl.zeros((BLOCK_P,), tl.float64)
     invalid_weights = tl.zeros((BLOCK_P,), tl.int32)
-    first_weight = tl.full((), NO_INDEX, tl.int64)
-    for done in range(0, pixels_per_program, BLOCK_P):
-        offset = start + done + lane
-        inside = offset < end
-        y = load_classes(labels, offset, inside, ignored, C)
-        is_valid = y < C
-        is_invalid = y > C
-        valid += is_valid.to(tl.int32)
-        invalid += is_invalid.to(tl.int32)
-        first = _first_index(is_invalid, offset, first)
-        if class_weight is not None or pixel_weight is not None:
-            weight = tl.full((BLOCK_P,), 1, tl.float64)
-            if pixel_weight is not None:
-                weight = tl.load(pixel_weight + offset, mask=is_valid, other=0).to(tl.float64)
-                is_invalid_weight = is_valid & ~_is_weight(weight)
-                invalid_weights += is_invalid_weight.to(tl.int32)
-                first_weight = _first_index(is_invalid_weight, offset, first_weight)
-            if class_weight is not None:
-                weight *= tl.load(class_weight + y, mask=is_valid, other=0).to(tl.float64)
-            weight_sum += tl.where(is_valid, weight, 0)
+    for block in range(program, num_blocks, num_programs):
+        offset = block * tl.full((), BLOCK_P, tl.int64) + lane
+        more, weight, invalid_weight = _check_block(
+            labels, class_weight, pixel_weight, offset, None, ignored, C, SUMS_WEIGHTS
+        )
+        counts += more
+        weights += weight
+        invalid_weights += invalid_weight
+    if program == num_programs - 1:
+        more, weight, invalid_weight = _check_block(
+            labels, class_weight, pixel_weight, tail + lane, tail + lane < pixels, ignored, C,
+            SUMS_WEIGHTS,
+        )  # fmt: skip
+        counts += more
+        weights += weight
+        invalid_weights += invalid_weight
 
-    column = counts + program
-    tl.store(column + VALID * num_programs, tl.sum(valid.to(tl.int64), axis=0))
-    tl.store(column + INVALID_LABELS * num_programs, tl.sum(invalid.to(tl.int64), axis=0))
-    tl.store(column + (INVALID_LABELS + 1) * num_programs, first)
-    found = first < NO_INDEX
-    label = tl.load(labels + tl.where(found, first, 0), mask=found, other=0).to(tl.int64)
-    tl.store(column + (INVALID_LABELS + 2) * num_programs, label)
-    tl.store(weights + program, tl.sum(weight_sum, axis=0))
-
-    tl.store(
-        column + INVALID_PIXEL_WEIGHTS * num_programs, tl.sum(invalid_weights.to(tl.int64), axis=0)
-    )
-    tl.store(column + (INVALID_PIXEL_WEIGHTS + 1) * num_programs, first_weight)
-    bits = tl.zeros((), tl.int64)
+    # One sum over the threads for both counts.
+    both = tl.sum((counts & 0xFFFF).to(tl.int64) + ((counts >> 16).to(tl.int64) << 32), axis=0)
+    num_invalid = both >> 32
+    summand = _FINISHED + (both & 0xFFFFFFFF)
+    num_invalid_weights = tl.zeros((), tl.int64)
     if pixel_weight is not None:
-        found = first_weight < NO_INDEX
-        value = tl.load(pixel_weight + tl.where(found, first_weight, 0), mask=found, other=0)
-        bits = value.to(tl.float64).to(tl.int64, bitcast=True)
-    tl.store(column + (INVALID_PIXEL_WEIGHTS + 2) * num_programs, bits)
+        num_invalid_weights = tl.sum(invalid_weights, axis=0).to(tl.int64)
+    if num_invalid + num_invalid_weights > 0:
+        # The labels are read again for the first index, which the loop above need not keep.
+        first, first_weight = _first_invalid(
+            labels, pixel_weight, tail + lane, tail + lane < pixels, ignored, C
+        )
+        if program < num_programs - 1:
+            first = tl.full((), NO_INDEX, tl.int64)
+            first_weight = tl.full((), NO_INDEX, tl.int64)
+        for block in range(program, num_blocks, num_programs):
+            offset = block * tl.full((), BLOCK_P, tl.int64) + lane
+            index, weight_index = _first_invalid(labels, pixel_weight, offset, None, ignored, C)
+            first = tl.minimum(first, index)
+            first_weight = tl.minimum(first_weight, weight_index)
+        _count_invalid(counters, _INVALID_LABELS, num_invalid, first)
+        if pixel_weight is not None:
+            _count_invalid(counters, _INVALID_WEIGHTS, num_invalid_weights, first_weight)
+        summand += _INVALID
+        _fence(counters, "gpu")
+    if SUMS_WEIGHTS:
+        bits = tl.sum(weights, axis=0).to(tl.int64, bitcast=True)
+        tl.store(counters + _NUM_COUNTERS + program, bits)
+        _fence(counters, "gpu")
 
-    invalid_classes = tl.zeros((), tl.int64)
-    first = tl.full((), NO_INDEX, tl.int64)
-    bits = tl.zeros((), tl.int64)
-    if class_weight is not None:
-        if program == 0:
-            for c in range(0, C, BLOCK_P):
-                offset = (c + lane).to(tl.int64)
-                weight = tl.load(class_weight + offset, mask=offset < C, other=0)
-                is_invalid_weight = ~_is_weight(weight.to(tl.float64))
-                invalid_classes += tl.sum(is_invalid_weight.to(tl.int64), axis=0)
-                first = _first_index(is_invalid_weight, offset, first)
-            found = first < NO_INDEX
-            value = tl.load(class_weight + tl.where(found, first, 0), mask=found, other=0)
-            bits = value.to(tl.float64).to(tl.int64, bitcast=True)
-    tl.store(column + INVALID_CLASS_WEIGHTS * num_programs, invalid_classes)
-    tl.store(column + (INVALID_CLASS_WEIGHTS + 1) * num_programs, first)
-    tl.store(column + (INVALID_CLASS_WEIGHTS + 2) * num_programs, bits)
-    if program == 0:
-        tl.store(finished, 0)
-
-
-@triton.jit
-def load_divisor(
-    counts, weights, source, num_partials, KIND: tl.constexpr, NUM_PARTIALS: tl.constexpr
-):
-    """Returns the divisor D, float64, as `_divisor.divisor` does on the host.
-
-    `source` holds the bits of a divisor, or points to one.
-    """
-    if KIND == CONSTANT:
-        return float_from_bits(source, tl.float64)
-    elif KIND == MEMORY:
-        return tl.load(source)
-    else:
-        lane = tl.arange(0, NUM_PARTIALS)
-        if KIND == COUNT or KIND == COUNT_NO_FLOOR:
-            divisor = tl.sum(
-                tl.load(counts + VALID * num_partials + lane, lane < num_partials, 0), axis=0
-            ).to(tl.float64)
-            if KIND == COUNT:
-                divisor = tl.maximum(divisor, 1)
+    total = tl.atomic_add(counters, summand, sem="relaxed") + summand
+    if (total >> 48) == num_programs:
+        tl.store(counters, 0)
+        if DIVISOR == CONSTANT:
+            D = float_from_bits(known_divisor, tl.float64)
+        elif DIVISOR == COUNT or DIVISOR == COUNT_NO_FLOOR:
+            D = (total & (_INVALID - 1)).to(tl.float64)
         else:
-            divisor = tl.sum(tl.load(weights + lane, lane < num_partials, 0), axis=0)
-            if KIND == WEIGHT:
-                divisor = tl.where(divisor > 0, divisor, 1)
-        return divisor
+            _fence(counters, "gpu")
+            row = tl.arange(0, PADDED_PROGRAMS)
+            of_programs = counters + _NUM_COUNTERS + row
+            sums = tl.load(of_programs, row < num_programs, 0, cache_modifier=".cg")
+            D = tl.sum(sums.to(tl.float64, bitcast=True), axis=0)
+        if DIVISOR == COUNT or DIVISOR == WEIGHT:
+            D = tl.where(D > 0, D, 1)
+        elif DIVISOR != CONSTANT:
+            D = tl.where(D == 0, float("nan"), D)
+        tl.store(divisor, D)
+        tl.store(divisor + 1, float_from_bits(inverse_temperature, tl.float64) / D)
 
-
-@triton.jit
-def _sum_invalid(counts, num_partials, KIND: tl.constexpr, NUM_PARTIALS: tl.constexpr):
-    """Returns count, first index and first value of one kind of invalid values."""
-    lane = tl.arange(0, NUM_PARTIALS)
-    is_there = lane < num_partials
-    count = tl.sum(tl.load(counts + KIND * num_partials + lane, is_there, 0), axis=0)
-    indices = tl.load(counts + (KIND + 1) * num_partials + lane, is_there, NO_INDEX)
-    first = tl.min(indices, axis=0)
-    values = tl.load(counts + (KIND + 2) * num_partials + lane, is_there, 0)
-    return count, first, tl.sum(tl.where(indices == first, values, 0), axis=0)
-
-
-@triton.jit
-def _write_invalid(report, count, first, value, KIND: tl.constexpr):
-    tl.store(report + KIND, count)
-    tl.store(report + KIND + 1, first)
-    tl.store(report + KIND + 2, value)
-
-
-@triton.jit
-def _write_report(counts, num_partials, report, call_id, finished, NUM_PARTIALS: tl.constexpr):
-    """Writes the report if anything is invalid; the call id, which the host polls, comes last."""
-    labels, first_label, label = _sum_invalid(counts, num_partials, INVALID_LABELS, NUM_PARTIALS)
-    pixels, first_pixel, pixel_weight = _sum_invalid(
-        counts, num_partials, INVALID_PIXEL_WEIGHTS, NUM_PARTIALS
-    )
-    classes, first_class, class_weight = _sum_invalid(
-        counts, num_partials, INVALID_CLASS_WEIGHTS, NUM_PARTIALS
-    )
-    if labels + pixels + classes > 0:
-        _write_invalid(report, labels, first_label, label, INVALID_LABELS)
-        _write_invalid(report, pixels, first_pixel, pixel_weight, INVALID_PIXEL_WEIGHTS)
-        _write_invalid(report, classes, first_class, class_weight, INVALID_CLASS_WEIGHTS)
-        # This atomic changes nothing. It orders the stores: the host sees all of the above first.
-        tl.debug_barrier()
-        tl.atomic_add(finished, 0, sem="acq_rel", scope="sys")
-        tl.debug_barrier()
-        tl.store(report + CALL_ID, call_id)
-
-
-@triton.jit
-def reduce_partials(
-    partial,
-    finished,
-    loss,
-    divisor,
-    D,
-    counts,
-    num_partials,
-    report,
-    call_id,
-    NUM_PARTIALS: tl.constexpr,
-):
-    """In the program that finishes last, sums the partial losses and writes the report."""
-    # All stores of a program come before its increment, and all increments before the last.
-    tl.debug_barrier()
-    arrived = tl.atomic_add(finished, 1, sem="acq_rel", scope="gpu")
-    if arrived == tl.num_programs(0) - 1:
-        if loss is not None:
-            row = tl.arange(0, 2048)
-            sums = tl.zeros((2048,), tl.float64)
-            for start in range(0, tl.num_programs(0), 2048):
-                sums += tl.load(
-                    partial + start + row,
-                    start + row < tl.num_programs(0),
-                    0,
-                    cache_modifier=".cg",
-                )
-            tl.store(loss, (tl.sum(sums, axis=0) / D).to(loss.dtype.element_ty))
-            if divisor is not None:
-                tl.store(divisor, D)
-        if report is not None:
-            _write_report(counts, num_partials, report, call_id, finished, NUM_PARTIALS)
+        num_classes = tl.zeros((), tl.int64)
+        first_class = tl.full((), NO_INDEX, tl.int64)
+        if class_weight is not None and reports is not None:
+            for class_block in range(0, C, BLOCK_P):
+                c = (class_block + lane).to(tl.int64)
+                weight = tl.load(class_weight + c, c < C, 0).to(tl.float64)
+                invalid = ~_is_weight(weight)
+                num_classes += tl.sum(invalid.to(tl.int32), axis=0).to(tl.int64)
+                index = tl.min(tl.where(invalid, c, NO_INDEX), axis=0)
+                first_class = tl.minimum(first_class, index)
+        num_invalid_programs = (total & (_FINISHED - 1)) >> 36
+        if num_invalid_programs + num_classes > 0:
+            _fence(counters, "gpu")
+            num_labels, first_label = _take_invalid(counters, _INVALID_LABELS)
+            num_weights, first_pixel = _take_invalid(counters, _INVALID_WEIGHTS)
+            if reports is not None:
+                report = reports + slot.to(tl.int64) * REPORT_SIZE
+                _write_invalid(report, INVALID_LABELS, labels, num_labels, first_label)
+                if pixel_weight is not None:
+                    _write_invalid(
+                        report, INVALID_PIXEL_WEIGHTS, pixel_weight, num_weights, first_pixel
+                    )
+                if class_weight is not None:
+                    _write_invalid(
+                        report, INVALID_CLASS_WEIGHTS, class_weight, num_classes, first_class
+                    )
+                # The host polls IS_WRITTEN and must then see all fields.
+                _fence(counters, "sys")
+                tl.store(report + IS_WRITTEN, 1)
+                _fence(counters, "sys")
+                tl.store(reports + IS_WRITTEN, 1)

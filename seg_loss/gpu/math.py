@@ -1,15 +1,31 @@
-"""Device functions that the GPU kernels share: arithmetic, and loads and stores of tiles.
+"""Device functions that the GPU kernels share: arithmetic of one element or one pixel.
 
-The user's options are float64 numbers, which Triton cannot take as scalar arguments: their bits are
-passed as an int64.
+Exponentials of float32 have the base 2, because the hardware computes 2**p. The exponent of a logit
+x is p = x * scale - m * scale for the maximum m of the pixel and scale = log2(e) / temperature: one
+fused multiply-add. The product with m is rounded, which multiplies all exponentials of a pixel by
+the same factor near 1. That factor cancels in a probability, and in the nll if all its terms have
+it.
+
+Some functions are single PTX instructions. Triton's own forms take several, to handle subnormal
+numbers, or keep a predicate per class alive from one loop to the next, which spills registers.
+Triton's interpreter cannot execute PTX, so that each has a second form.
+
+Options are float64 numbers, which Triton cannot take as scalar arguments: their bits are passed as
+an int64.
 """
 
 import triton
 import triton.language as tl
+from triton import knobs
 
-_LOG2_E = tl.constexpr(1.4426950408889634)
-_LOG2_E_LOW = tl.constexpr(1.925963033500946e-08)  # the part of it that float32 drops
-_LN_2 = tl.constexpr(0.6931471805599453)
+INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+# Above these exponents, by dtype, two different logits of a pixel are so far apart that one of the
+# exponentials is negligible, and the rounding of the maximum's exponent may exceed the range of the
+# exponentials.
+_HUGE = tl.constexpr(2.0**30)
+_HUGE_DOUBLE = tl.constexpr(2.0**60)
 
 
 @triton.jit
@@ -19,119 +35,254 @@ def float_from_bits(bits, dtype: tl.constexpr):
 
 
 @triton.jit
-def exp(d, IS_HALF: tl.constexpr):
-    """Returns e**d for d <= 0 or NaN.
-
-    The hardware computes 2**x, and rounding d log2(e) costs |d| ulps. Half-precision logits have a
-    larger error than that. For float32 the rounding error is added back.
-    """
-    if d.dtype == tl.float64:
-        return tl.exp(d)
-    elif IS_HALF:
-        return tl.exp2(d * _LOG2_E)
+def as_int(labels):
+    """Returns labels as int32, or int64 as they are: C may exceed what their dtype holds."""
+    if labels.dtype == tl.int64:
+        return labels
     else:
-        d = tl.maximum(d, -200.0, propagate_nan=tl.PropagateNan.ALL)  # inf - inf below is NaN
-        p = d * _LOG2_E
-        error = tl.fma(d, _LOG2_E_LOW, tl.fma(d, _LOG2_E, -p))
-        e = tl.exp2(p)
-        return tl.fma(e, error * _LN_2, e)
+        return labels.to(tl.int32)
 
 
 @triton.jit
-def _log1p(z):
-    """Returns ln(1 + z) for z >= 0 or NaN, by Kahan's correction for the rounding of 1 + z."""
-    u = 1 + z
-    is_tiny = u == 1
-    return tl.where(is_tiny, z, tl.log(u) * (z / tl.where(is_tiny, 1, u - 1)))
-
-
-@triton.jit
-def weighted(weight, x):
-    """Returns weight * x, and 0 for a weight of 0, where 0 * infinity would be NaN."""
-    return tl.where(weight != 0, weight * x, 0)
-
-
-@triton.jit
-def scale_logits(x, temperature, dtype: tl.constexpr, HAS_TEMPERATURE: tl.constexpr):
-    """Returns x / T, rounded.
-
-    A plain product would be contracted with the subtraction of the maximum. The maximum minus
-    itself would then be rounded on one side only, and would not be 0.
-    """
-    x = x.to(dtype)
-    if HAS_TEMPERATURE:
-        x = tl.fma(x, temperature, tl.zeros_like(x))
-    return x
-
-
-@triton.jit
-def nll_of(target_distance, t, s, limit):
-    """Returns ln s and the nll, at most `limit`, for the target distance x_y - m, t and s."""
-    log_s = _log1p(tl.where(target_distance == 0, t, s - 1))
-    nll = log_s - target_distance
-    return log_s, tl.where(nll > limit, limit, nll)
-
-
-@triton.jit
-def load_classes(labels, offset, inside, ignored, C: tl.constexpr):
-    """Loads labels as classes: C where ignored or outside the tile, C + 1 where invalid."""
-    label = tl.load(labels + offset, mask=inside, other=0).to(tl.int64)
-    y = tl.where((label >= 0) & (label < C), label, C + 1)
-    for k in tl.static_range(len(ignored)):
-        y = tl.where(label == ignored[k], C, y)
-    return tl.where(inside, y, C).to(tl.int32)
-
-
-@triton.jit
-def load_weights(class_weight, pixel_weight, offset, y, C: tl.constexpr, dtype: tl.constexpr):
-    """Returns the pixel weight, and the class weight of the target class, of each pixel."""
-    of_pixel = tl.full(y.shape, 1, dtype)
-    of_class = tl.full(y.shape, 1, dtype)
-    if pixel_weight is not None:
-        of_pixel = tl.load(pixel_weight + offset, y < C, 0).to(dtype)
-    if class_weight is not None:
-        of_class = tl.load(class_weight + y, y < C, 0).to(dtype)
-    return of_pixel, of_class
-
-
-@triton.jit
-def sum_class_weights(class_weight, C: tl.constexpr, BLOCK_C: tl.constexpr, dtype: tl.constexpr):
-    """Returns the sum of the weights of all classes."""
-    if class_weight is None:
-        return tl.full((), C, dtype)
+def exponential(p):
+    """Returns 2**p for float32, to 2 ulp and 0 below 2**-126; e**p for float64."""
+    if p.dtype == tl.float64:
+        return tl.exp(p)
+    elif INTERPRETED:
+        return tl.exp2(p)
     else:
-        c = tl.arange(0, BLOCK_C)
-        total = tl.zeros((), dtype)
-        for first in range(0, C, BLOCK_C):
-            weight = tl.load(class_weight + first + c, first + c < C, 0)
-            total += tl.sum(weight.to(dtype), axis=0)
-        return total
-
-
-@triton.jit
-def offsets_of(pixel, strides, rows, columns, AXES: tl.constexpr):
-    """Returns the offsets of pixels; strides are those of image, class, slice, row and column."""
-    if AXES == 1:
-        return pixel * strides[4]
-    elif AXES == 2:
-        return (pixel // columns) * strides[3] + (pixel % columns) * strides[4]
-    else:
-        row = pixel // columns
-        return (
-            (row // rows) * strides[2] + (row % rows) * strides[3] + (pixel % columns) * strides[4]
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [p], dtype=tl.float32, is_pure=True, pack=1
         )
 
 
 @triton.jit
-def load(source, at, classes, class_stride, inside, C: tl.constexpr, other):
-    """Loads [classes, pixels] of a tensor; `other` beyond its classes and pixels."""
-    mask = (classes < C)[:, None] & inside[None, :]
-    return tl.load(source + classes.to(tl.int64)[:, None] * class_stride + at, mask, other)
+def reciprocal(x):
+    """Returns 1 / x, for float32 to 1 ulp."""
+    if x.dtype == tl.float64 or INTERPRETED:
+        return 1 / x
+    else:
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
 
 
 @triton.jit
-def store(target, at, classes, class_stride, inside, C: tl.constexpr, values):
-    """Stores [classes, pixels] of a tensor, rounded to its dtype."""
-    mask = (classes < C)[:, None] & inside[None, :]
-    offset = target + classes.to(tl.int64)[:, None] * class_stride + at
-    tl.store(offset, values.to(target.dtype.element_ty), mask)
+def log(u):
+    """Returns ln u for u >= 2**-126, infinity or NaN; for float32 to 1 ulp.
+
+    For float32: u = 2**n (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), and a polynomial in f, as in
+    Cephes' logf.
+    """
+    if u.dtype == tl.float64:
+        return tl.log(u)
+    else:
+        bits = u.to(tl.int32, bitcast=True)
+        n = ((bits + (0x3F800000 - 0x3F3504F3)) >> 23) - 127
+        f = (bits - (n << 23)).to(tl.float32, bitcast=True) - 1
+        p = tl.fma(f, -0.0763446, 0.12761562)
+        p = tl.fma(p, f, -0.13160189)
+        p = tl.fma(p, f, 0.1420176)
+        p = tl.fma(p, f, -0.16623357)
+        p = tl.fma(p, f, 0.20001227)
+        p = tl.fma(p, f, -0.25000821)
+        p = tl.fma(p, f, 0.33333332)
+        square = f * f
+        n = n.to(tl.float32)
+        p = tl.fma(p * f, square, n * -2.12194440e-4)
+        p = tl.fma(square, -0.5, p)
+        return tl.where(u < float("inf"), tl.fma(n, 0.693359375, f + p), u)
+
+
+@triton.jit
+def widen(x):
+    """Returns logits of 16 or 32 bits as float32; float64 as it is."""
+    if x.dtype == tl.float64:
+        return x
+    elif x.dtype == tl.bfloat16 and not INTERPRETED:
+        return tl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;",
+            "=r,=r,r",
+            [x],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=2,
+        )
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def maximum(a, b):
+    """Returns the larger of two logits, or the one that is not NaN; as bfloat16 or widened."""
+    if a.dtype == tl.bfloat16 and not INTERPRETED:
+        return tl.inline_asm_elementwise(
+            "max.bf16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.bfloat16, is_pure=True, pack=2
+        )
+    else:
+        return tl.maximum(widen(a), widen(b))
+
+
+@triton.jit
+def computed_once(x):
+    """Returns x, which the compiler then does not compute again in another layout."""
+    if x.dtype == tl.float64 or INTERPRETED:
+        return x
+    else:
+        return tl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
+def add_other_class(t, e, c, y):
+    """Returns t + e if c is another class than the target y and y is not negative; else t."""
+    if t.dtype == tl.float64 or INTERPRETED:
+        return tl.where((c != y) & (y >= 0), t + e, t)
+    else:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .pred is_valid, is_other;
+            setp.ge.s32 is_valid, $4, 0;
+            setp.ne.and.s32 is_other, $3, $4, is_valid;
+            mov.b32 $0, $1;
+            @is_other add.f32 $0, $1, $2;
+            }""",
+            "=&f,f,f,r,r",
+            [t, e, c, y],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+
+
+@triton.jit
+def add_and_find_target(t, target_exponent, e, p, c, y):
+    """Returns `add_other_class(t, e, c, y)`, and p if c is the target, else `target_exponent`."""
+    if t.dtype == tl.float64 or INTERPRETED:
+        t = tl.where((c != y) & (y >= 0), t + e, t)
+        return t, tl.where(c == y, p, target_exponent)
+    else:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .pred is_valid, is_other, is_target;
+            setp.ge.s32 is_valid, $7, 0;
+            setp.ne.and.s32 is_other, $6, $7, is_valid;
+            setp.eq.s32 is_target, $6, $7;
+            mov.b32 $0, $2;
+            mov.b32 $1, $3;
+            @is_other add.f32 $0, $2, $4;
+            @is_target mov.b32 $1, $5;
+            }""",
+            "=&f,=&f,f,f,f,f,r,r",
+            [t, target_exponent, e, p, c, y],
+            dtype=(tl.float32, tl.float32),
+            is_pure=True,
+            pack=1,
+        )
+
+
+@triton.jit
+def add_where_equal(total, value, a, b):
+    """Returns total + value in float64 where a == b, else total."""
+    if INTERPRETED:
+        return tl.where(a == b, total + value, total)
+    else:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .pred is_equal;
+            setp.eq.s32 is_equal, $3, $4;
+            mov.b64 $0, $1;
+            @is_equal add.f64 $0, $1, $2;
+            }""",
+            "=&d,d,d,r,r",
+            [total, value, a, b],
+            dtype=tl.float64,
+            is_pure=True,
+            pack=1,
+        )
+
+
+@triton.jit
+def select_unless_target(e, other, c, y):
+    """Returns e, or `other` if c is the target y or y is negative."""
+    if e.dtype == tl.float64 or INTERPRETED:
+        return tl.where((c == y) | (y < 0), other, e)
+    else:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .pred is_invalid, is_target;
+            setp.lt.s32 is_invalid, $4, 0;
+            setp.eq.or.s32 is_target, $3, $4, is_invalid;
+            selp.b32 $0, $2, $1, is_target;
+            }""",
+            "=f,f,f,r,r",
+            [e, other, c, y],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+
+
+@triton.jit
+def exponent_scale(inverse_temperature, dtype: tl.constexpr):
+    """Returns the factor of a logit before `exponential`, from the bits of a float64."""
+    scale = float_from_bits(inverse_temperature, tl.float64)
+    if dtype == tl.float64:
+        return scale
+    else:
+        return (scale * LOG2_E).to(tl.float32)
+
+
+@triton.jit
+def _power_of_two_below(x):
+    """Returns the largest power of two that is at most x."""
+    if x.dtype == tl.float64:
+        return (x.to(tl.int64, bitcast=True) & 0x7FF0000000000000).to(tl.float64, bitcast=True)
+    else:
+        return (x.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def exponent_of_maximum(m, scale):
+    """Returns scale, exponent and unit of pixels with maximum m.
+
+    The exponent of a logit x is x * scale - exponent; times unit, it is in nats. Where it is huge,
+    the scale becomes a power of two, whose products are exact and overflow no earlier than a logit.
+    """
+    unit: tl.constexpr = 1.0 if m.dtype == tl.float64 else LN_2
+    huge: tl.constexpr = _HUGE_DOUBLE if m.dtype == tl.float64 else _HUGE
+    exponent = m * scale
+    is_huge = tl.abs(exponent) > huge
+    power = _power_of_two_below(scale)
+    return (
+        tl.where(is_huge, power, scale),
+        tl.where(is_huge, m * power, exponent),
+        tl.where(is_huge, unit * (scale / power), unit),
+    )
+
+
+@triton.jit
+def wait_for_previous_kernel():
+    """Waits until the kernel before this one in the stream has finished.
+
+    Only for kernels with the option `launch_pdl`, on sm_90 and later: they start before that.
+    """
+    if not INTERPRETED:
+        tl.inline_asm_elementwise(
+            "griddepcontrol.wait; mov.u32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
+def let_next_kernel_start():
+    """Lets a kernel with the option `launch_pdl` start, once all programs have called this."""
+    if not INTERPRETED:
+        tl.inline_asm_elementwise(
+            "griddepcontrol.launch_dependents; mov.u32 $0, 0;",
+            "=r",
+            [],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )

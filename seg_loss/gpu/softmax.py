@@ -3,24 +3,79 @@
 import triton
 import triton.language as tl
 
-from seg_loss.gpu.math import (
-    exp,
-    float_from_bits,
-    load,
-    offsets_of,
-    scale_logits,
-    store,
-)
+from seg_loss.gpu.cross_entropy import spatial_offsets
+from seg_loss.gpu.math import LN_2, LOG2_E, float_from_bits
+
+_LOG2_E_LOW = tl.constexpr(1.925963033500946e-08)  # the part of log2(e) that float32 drops
+
+
+@triton.jit
+def _exp(d, IS_HALF: tl.constexpr):
+    """Returns e**d for d <= 0 or NaN.
+
+    The hardware computes 2**x, and rounding d log2(e) costs |d| ulps. Half-precision logits have a
+    larger error than that. For float32 the rounding error is added back.
+    """
+    if d.dtype == tl.float64:
+        return tl.exp(d)
+    elif IS_HALF:
+        return tl.exp2(d * LOG2_E)
+    else:
+        d = tl.maximum(d, -200.0, propagate_nan=tl.PropagateNan.ALL)  # inf - inf below is NaN
+        p = d * LOG2_E
+        error = tl.fma(d, _LOG2_E_LOW, tl.fma(d, LOG2_E, -p))
+        e = tl.exp2(p)
+        return tl.fma(e, error * LN_2, e)
+
+
+@triton.jit
+def _scale_logits(x, temperature, dtype: tl.constexpr, HAS_TEMPERATURE: tl.constexpr):
+    """Returns x / T, rounded.
+
+    A plain product would be contracted with the subtraction of the maximum. The maximum minus
+    itself would then be rounded on one side only, and would not be 0.
+    """
+    x = x.to(dtype)
+    if HAS_TEMPERATURE:
+        x = tl.fma(x, temperature, tl.zeros_like(x))
+    return x
+
+
+@triton.jit
+def _load(source, at, classes, class_stride, inside, C: tl.constexpr, other):
+    """Loads [classes, pixels] of a tensor; `other` beyond its classes and pixels."""
+    mask = (classes < C)[:, None] & inside[None, :]
+    return tl.load(source + classes.to(tl.int64)[:, None] * class_stride + at, mask, other)
+
+
+@triton.jit
+def _store(target, at, classes, class_stride, inside, C: tl.constexpr, values):
+    """Stores [classes, pixels] of a tensor, rounded to its dtype."""
+    mask = (classes < C)[:, None] & inside[None, :]
+    offset = target + classes.to(tl.int64)[:, None] * class_stride + at
+    tl.store(offset, values.to(target.dtype.element_ty), mask)
 
 
 @triton.jit
 def softmax_kernel(
     logits,
-    logits_strides,
     probabilities,
-    probabilities_strides,
     grad_output,
-    grad_output_strides,
+    logits_image_stride,
+    logits_class_stride,
+    logits_slice_stride,
+    logits_row_stride,
+    logits_column_stride,
+    probabilities_image_stride,
+    probabilities_class_stride,
+    probabilities_slice_stride,
+    probabilities_row_stride,
+    probabilities_column_stride,
+    grad_image_stride,
+    grad_class_stride,
+    grad_slice_stride,
+    grad_row_stride,
+    grad_column_stride,
     pixels,
     rows,
     columns,
@@ -43,49 +98,54 @@ def softmax_kernel(
     pixel = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = pixel < pixels
     c = tl.arange(0, BLOCK_C)
-    at = offsets_of(pixel, logits_strides, rows, columns, AXES)[None, :]
-    to = offsets_of(pixel, probabilities_strides, rows, columns, AXES)[None, :]
+    strides = (logits_slice_stride, logits_row_stride, logits_column_stride)
+    at = spatial_offsets(pixel, rows, columns, strides, AXES)[None, :]
+    strides = (probabilities_slice_stride, probabilities_row_stride, probabilities_column_stride)
+    to = spatial_offsets(pixel, rows, columns, strides, AXES)[None, :]
     temperature = float_from_bits(inverse_temperature, dtype)
     blocks = ()
     m = tl.full((BLOCK_C, BLOCK_P), -float("inf"), dtype)
     s = tl.zeros((BLOCK_C, BLOCK_P), dtype)
     if IN_REGISTERS:
         for k in tl.static_range(K):
-            x = load(logits, at, c + k * BLOCK_C, logits_strides[1], inside, C, -float("inf"))
-            blocks += (scale_logits(x, temperature, dtype, HAS_TEMPERATURE),)
+            x = _load(logits, at, c + k * BLOCK_C, logits_class_stride, inside, C, -float("inf"))
+            blocks += (_scale_logits(x, temperature, dtype, HAS_TEMPERATURE),)
             m = tl.maximum(m, blocks[k])
     else:
         for k in range(K):
-            x = load(logits, at, c + k * BLOCK_C, logits_strides[1], inside, C, -float("inf"))
-            m = tl.maximum(m, scale_logits(x, temperature, dtype, HAS_TEMPERATURE))
+            x = _load(logits, at, c + k * BLOCK_C, logits_class_stride, inside, C, -float("inf"))
+            m = tl.maximum(m, _scale_logits(x, temperature, dtype, HAS_TEMPERATURE))
     m = tl.max(m, axis=0)
     exponentials = ()
     if IN_REGISTERS:
         for k in tl.static_range(K):
-            exponentials += (exp(blocks[k] - m[None, :], IS_HALF),)
+            exponentials += (_exp(blocks[k] - m[None, :], IS_HALF),)
             s += exponentials[k]
     else:
         for k in range(K):
-            x = load(logits, at, c + k * BLOCK_C, logits_strides[1], inside, C, -float("inf"))
-            s += exp(scale_logits(x, temperature, dtype, HAS_TEMPERATURE) - m[None, :], IS_HALF)
+            x = _load(logits, at, c + k * BLOCK_C, logits_class_stride, inside, C, -float("inf"))
+            s += _exp(_scale_logits(x, temperature, dtype, HAS_TEMPERATURE) - m[None, :], IS_HALF)
     s = tl.sum(s, axis=0)
     factor = 1 / s
     mean = tl.zeros((BLOCK_C, BLOCK_P), dtype)
     grad_outputs = ()
     by = at
     if grad_output is not None:
-        by = offsets_of(pixel, grad_output_strides, rows, columns, AXES)[None, :]
+        strides = (grad_slice_stride, grad_row_stride, grad_column_stride)
+        by = spatial_offsets(pixel, rows, columns, strides, AXES)[None, :]
         if IN_REGISTERS:
             for k in tl.static_range(K):
-                g = load(grad_output, by, c + k * BLOCK_C, grad_output_strides[1], inside, C, 0)
+                g = _load(grad_output, by, c + k * BLOCK_C, grad_class_stride, inside, C, 0)
                 grad_outputs += (g.to(dtype),)
                 mean += grad_outputs[k] * exponentials[k]
         else:
             for k in range(K):
                 classes = c + k * BLOCK_C
-                x = load(logits, at, classes, logits_strides[1], inside, C, -float("inf"))
-                e = exp(scale_logits(x, temperature, dtype, HAS_TEMPERATURE) - m[None, :], IS_HALF)
-                g = load(grad_output, by, classes, grad_output_strides[1], inside, C, 0)
+                x = _load(logits, at, classes, logits_class_stride, inside, C, -float("inf"))
+                e = _exp(
+                    _scale_logits(x, temperature, dtype, HAS_TEMPERATURE) - m[None, :], IS_HALF
+                )
+                g = _load(grad_output, by, classes, grad_class_stride, inside, C, 0)
                 mean += g.to(dtype) * e
         if HAS_TEMPERATURE:
             factor *= temperature
@@ -95,14 +155,14 @@ def softmax_kernel(
             p = exponentials[k] * factor[None, :]
             if grad_output is not None:
                 p *= grad_outputs[k] - average[None, :]
-            store(probabilities, to, c + k * BLOCK_C, probabilities_strides[1], inside, C, p)
+            _store(probabilities, to, c + k * BLOCK_C, probabilities_class_stride, inside, C, p)
     else:
         for k in range(K):
             classes = c + k * BLOCK_C
-            x = load(logits, at, classes, logits_strides[1], inside, C, -float("inf"))
-            e = exp(scale_logits(x, temperature, dtype, HAS_TEMPERATURE) - m[None, :], IS_HALF)
+            x = _load(logits, at, classes, logits_class_stride, inside, C, -float("inf"))
+            e = _exp(_scale_logits(x, temperature, dtype, HAS_TEMPERATURE) - m[None, :], IS_HALF)
             p = e * factor[None, :]
             if grad_output is not None:
-                g = load(grad_output, by, classes, grad_output_strides[1], inside, C, 0)
+                g = _load(grad_output, by, classes, grad_class_stride, inside, C, 0)
                 p *= g.to(dtype) - average[None, :]
-            store(probabilities, to, classes, probabilities_strides[1], inside, C, p)
+            _store(probabilities, to, classes, probabilities_class_stride, inside, C, p)

@@ -1,107 +1,171 @@
-"""The GPU kernel of the loss of upsampled scores with its gradient.
+"""The GPU kernels of the loss of upsampled scores with its gradient.
 
-`backend` launches it. Target pixels lie in intervals between source pixels, as
-`seg_loss.upsampling` says. A program owns a tile of source rows and columns of one image. It
-processes all intervals that touch them: one interval row and one interval column more than sources,
-whose pixels the neighbouring programs compute as well. So each gradient is summed by one program,
-in a fixed order, without communication between programs.
+`backend` launches them. Target pixels lie in intervals between source pixels, as
+`seg_loss.upsampling` says. A program of `upsampled_cross_entropy_kernel` owns a tile of intervals
+side by side, in a block of interval rows of one image. All lanes move together through the rows of
+target pixels, and through the pixels of their intervals, the phases:
 
-A block is [row groups, intervals, classes]. A lane has one interval, and of its target rows every
-`ROW_GROUPS`-th. All lanes move through the pixels of a row together. For all classes, in registers:
+    left, right = the sources before and behind the interval, interpolated vertically for a row
+    p = w0 left + w1 right                                              for each pixel of the row
+    g = the gradient in p, by the formulas of `cross_entropy`
+    to_left += w0 g          to_right += w1 g                           the transpose of the above
 
-    left, right         the sources before and behind the interval, interpolated vertically
-    x = w0 left + w1 right                                          for each pixel of the row
-    g = the gradient in x, by the formulas of `cross_entropy`
-    to_left += w0 g     to_right += w1 g                            the transpose of the above
+Sources are exponents, of which the maximum over the classes of the source has been subtracted.
+So p is at most 0 and needs no maximum of its own, unless it may be so far below 0 in all classes
+that its exponentials vanish: then no class is near its maximum at all four sources.
 
-After a row of pixels, to_left and to_right are distributed to the sources above and below. After an
-interval row, the source row above it is complete: a source adds the right side of the interval
-before it to the left side of the interval behind it, which another lane holds.
+After a row of pixels, to_left and to_right are distributed to the sources above and below. A source
+row between two interval rows of a program is complete after the second of them. It is added to the
+gradient, which is 0 at first: each source receives one sum from the interval on its left and one
+from that on its right, and two numbers have the same sum in any order. The first and the last row
+of a program are shared with others: they are added to `halo` in the same way, and `finish_kernel`
+computes their sums.
 
-The lanes of one warp share the classes of a pixel, so that the inner loop never waits for other
-warps. Triton chooses this layout, the last axis first, as long as no large load imposes another
-one. Therefore the sources are loaded for all row groups at once, in blocks with fewer elements than
-threads.
+A block is [classes, intervals], and the lanes of one warp share the classes of a pixel, so that no
+loop waits for other warps. Triton chooses this layout, the first axis first, as long as no load
+imposes another one: therefore `hide_order` hides the order of the intervals from it.
 """
 
 import triton
 import triton.language as tl
 
-from seg_loss.gpu.cross_entropy import add_exponentials, class_gradient, gradient_factors
-from seg_loss.gpu.labels import load_divisor, reduce_partials
-from seg_loss.gpu.math import (
-    exp,
-    float_from_bits,
-    load_classes,
+from seg_loss.gpu.cross_entropy import (
+    gradient_factors,
+    load_grad_scale,
     load_weights,
     nll_of,
-    scale_logits,
     sum_class_weights,
-    weighted,
+    sum_partials,
+)
+from seg_loss.gpu.math import (
+    INTERPRETED,
+    LN_2,
+    add_and_find_target,
+    as_int,
+    exponent_scale,
+    exponential,
+    float_from_bits,
+    select_unless_target,
+    wait_for_previous_kernel,
 )
 
+# The exponentials of a pixel are accurate if the largest exponent is not below this.
+_MIN_EXPONENT = tl.constexpr(-100.0)
+_PADDING = tl.constexpr(-1e30)  # an exponent, which times a weight of 0 is 0
+
 
 @triton.jit
-def _interpolate_rows(
+def hide_order(x):
+    """Returns x, about which the compiler then knows nothing."""
+    if INTERPRETED:
+        return x
+    else:
+        return tl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+def _load_sources(
     scores,
-    strides,
-    row,
-    source_rows,
-    above,
-    below,
-    column,
-    is_there,
-    temperature,
+    at,
+    exists,
+    c,
+    class_stride,
+    scale,
     first_class,
     C: tl.constexpr,
-    BLOCK_C: tl.constexpr,
     K: tl.constexpr,
-    dtype: tl.constexpr,
-    HAS_TEMPERATURE: tl.constexpr,
+    HAS_MAXIMUM: tl.constexpr,
 ):
-    """Returns the sources of a column, interpolated for a row of pixels between two source rows.
+    """Returns the exponents of a source for each interval, less their maximum; 0 if there is none.
 
-    They are loaded again for each row of pixels, from the first-level cache: the four sources of an
-    interval would take a third of all registers.
+    Padding classes have an exponent that is far below all others, and finite.
     """
-    c = tl.arange(0, BLOCK_C)
-    class_stride, row_stride, column_stride = strides
-    at = (row * row_stride + column.to(tl.int64) * column_stride)[:, None]
-    at = scores + at + (c.to(tl.int64) * class_stride)[None, :]
-    has_upper = is_there & (row > 0)
-    has_lower = is_there & (row < source_rows)
+    dtype: tl.constexpr = scale.dtype
+    BLOCK_C: tl.constexpr = c.shape[0]
     blocks = ()
+    m = tl.full(at.shape, -float("inf"), dtype)
     for k in tl.static_range(K):
-        block = (first_class + k * BLOCK_C).to(tl.int64)
-        offset = at + block * class_stride
-        is_class = (block + c < C)[None, :]
-        upper = tl.load(offset - row_stride, is_class & has_upper[:, None], 0)
-        lower = tl.load(offset, is_class & has_lower[:, None], 0)
-        upper = scale_logits(upper, temperature, dtype, HAS_TEMPERATURE)[None]
-        lower = scale_logits(lower, temperature, dtype, HAS_TEMPERATURE)[None]
-        blocks += (weighted(above, upper) + weighted(below, lower),)
-    return blocks
+        classes = first_class + c + k * BLOCK_C
+        x = tl.load(scores + at + classes * class_stride, exists & (classes < C), -float("inf"))
+        blocks += (x.to(dtype),)
+        m = tl.maximum(m, blocks[k])
+    m = tl.max(m, axis=0)[None, :] if HAS_MAXIMUM else tl.zeros(at.shape, dtype)
+    exponents = ()
+    for k in tl.static_range(K):
+        classes = first_class + c + k * BLOCK_C
+        missing = tl.where(classes < C, 0.0, _PADDING).to(dtype)
+        exponents += (tl.where(exists & (classes < C), (blocks[k] - m) * scale, missing),)
+    return exponents
 
 
 @triton.jit
-def _zero_blocks(shape, dtype: tl.constexpr, K: tl.constexpr):
+def _lowest_maximum(upper_left, upper_right, lower_left, lower_right):
+    """Returns the smallest over the intervals of max over classes of min over the four sources.
+
+    It bounds the largest exponent of each pixel from below. NaN counts as not small.
+    """
+    highest = tl.full(upper_left[0].shape, -float("inf"), upper_left[0].dtype)
+    for k in tl.static_range(len(upper_left)):
+        lowest = tl.minimum(
+            tl.minimum(upper_left[k], upper_right[k]), tl.minimum(lower_left[k], lower_right[k])
+        )
+        highest = tl.maximum(highest, lowest)
+    return tl.min(tl.max(highest, axis=0), axis=0)
+
+
+@triton.jit
+def _interpolate(w0, a, w1, b, SKIPS_ZERO: tl.constexpr):
+    """Returns w0 a + w1 b, where a weight of 0 hides infinity and NaN."""
+    if SKIPS_ZERO:
+        return tl.where(w0 != 0, w0 * a, 0) + tl.where(w1 != 0, w1 * b, 0)
+    else:
+        return tl.fma(w1, b, w0 * a)
+
+
+@triton.jit
+def _zeros(K: tl.constexpr, zero):
     blocks = ()
     for _ in tl.static_range(K):
-        blocks += (tl.zeros(shape, dtype),)
+        blocks += (zero,)
     return blocks
 
 
 @triton.jit
-def _fma_blocks(blocks, weight, others, K: tl.constexpr):
+def _add_scaled(blocks, weight, others):
     """Returns blocks + weight * others."""
     sums = ()
-    for k in tl.static_range(K):
-        sums += (blocks[k] + weight * others[k],)
+    for k in tl.static_range(len(blocks)):
+        sums += (tl.fma(weight, others[k], blocks[k]),)
     return sums
 
 
-# A stride known to be 1 would let the loads impose a layout. Sizes known to be multiples of 16
-# would cost a compilation without any gain.
+@triton.jit
+def _add_row(
+    to,
+    class_stride,
+    column_stride,
+    interval,
+    has_left,
+    has_right,
+    left,
+    right,
+    c,
+    first_class,
+    C: tl.constexpr,
+):
+    """Adds what the sources on both sides of each interval have received to a row at `to`."""
+    BLOCK_C: tl.constexpr = c.shape[0]
+    to += first_class.to(tl.int64) * class_stride + (interval - 1).to(tl.int64) * column_stride
+    for k in tl.static_range(len(left)):
+        classes = c + k * BLOCK_C
+        at = to + classes * class_stride
+        is_class = first_class + classes < C
+        tl.atomic_add(at, left[k], has_left & is_class, sem="relaxed")
+        tl.atomic_add(at + column_stride, right[k], has_right & is_class, sem="relaxed")
+
+
 @triton.jit(
     do_not_specialize=[
         "image_stride",
@@ -112,327 +176,457 @@ def _fma_blocks(blocks, weight, others, K: tl.constexpr):
         "gradient_class_stride",
         "gradient_row_stride",
         "gradient_column_stride",
-        "num_partials",
+        "halo_stride",
+        "interval_stride",
         "source_rows",
         "source_columns",
         "rows",
         "columns",
+        "max_phases",
         "num_pixels",
         "row_blocks",
-        "tiles",
         "block_rows",
+        "splits",
+        "tiles",
     ]
 )
 def upsampled_cross_entropy_kernel(
     scores,
-    image_stride,
-    class_stride,
-    row_stride,
-    column_stride,
     labels,
     class_weight,
     pixel_weight,
+    divisor,
     gradient,
-    gradient_image_stride,
-    gradient_class_stride,
-    gradient_row_stride,
-    gradient_column_stride,
+    halo,
+    partial,
     grad_planes,
     row_starts,
     row_weights,
     column_starts,
-    column_weights,
-    counts,
-    weights,
-    num_partials,
-    divisor_source,
-    partial,
-    finished,
-    loss,
-    report,
-    call_id,
+    phase_weights,
+    image_stride,
+    class_stride,
+    row_stride,
+    column_stride,
+    gradient_image_stride,
+    gradient_class_stride,
+    gradient_row_stride,
+    gradient_column_stride,
+    halo_stride,
+    interval_stride,
     source_rows,
     source_columns,
     rows,
     columns,
+    max_phases,
     num_pixels,
     row_blocks,
-    tiles,
     block_rows,
-    ignored,
+    splits,
+    tiles,
     inverse_temperature,
     label_smoothing,
-    max_nll,
+    ignored,
     C: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_C: tl.constexpr,
     INTERVALS: tl.constexpr,
-    ROW_GROUPS: tl.constexpr,
-    DIVISOR: tl.constexpr,
-    NUM_PARTIALS: tl.constexpr,
-    HAS_TEMPERATURE: tl.constexpr,
     IS_SMOOTHED: tl.constexpr,
-    SKIPS_ZERO_WEIGHTS: tl.constexpr,
+    SKIPS_ZERO: tl.constexpr,
+    MAX_NLL: tl.constexpr,
+    IS_EARLY: tl.constexpr,
 ):
-    """Computes loss and gradient of upsampled scores.
+    """Computes partial sums of the terms, and adds the gradient if there is memory for it.
 
-    With `grad_planes`, written by `cross_entropy_kernel`, it computes only the gradient, of `CHUNK`
-    classes per program. Programs are ordered by images, blocks of source rows, tiles of source
-    columns, chunks. SKIPS_ZERO_WEIGHTS says that some column of pixels gives the weight 0 to a
-    source that exists.
+    `halo` is [2, blocks of all images, splits, C, source_columns], zeros at first: the source rows
+    above and below each block of interval rows; `halo_stride` is that of its first axis. With
+    several splits, each program takes a part of the target rows of each interval row.
+    `phase_weights` [2, max_phases, interval_stride] are the weights of the columns.
+
+    With `grad_planes`, written by `many_classes_kernel`, only the gradient is computed, of `CHUNK`
+    classes per program. SKIPS_ZERO says that some column gives the weight 0 to a source that
+    exists.
     """
     dtype: tl.constexpr = tl.float64 if scores.dtype.element_ty == tl.float64 else tl.float32
-    IS_HALF: tl.constexpr = scores.dtype.element_ty.primitive_bitwidth == 16
     K: tl.constexpr = (CHUNK + BLOCK_C - 1) // BLOCK_C
     CHUNKS: tl.constexpr = (C + CHUNK - 1) // CHUNK
+    HAS_LOSS: tl.constexpr = grad_planes is None
     program = tl.program_id(0)
     first_class = (program % CHUNKS) * CHUNK
-    tile = program // CHUNKS
-    first_column = (tile % tiles) * (INTERVALS - 1)
-    row_block = tile // tiles
-    first_row = (row_block % row_blocks) * block_rows
-    last_row = tl.minimum(first_row + block_rows, source_rows)
-    image = (row_block // row_blocks).to(tl.int64)
+    tile = (program // CHUNKS) % tiles
+    part = program // CHUNKS // tiles  # of splits, row blocks and images
+    split = part % splits
+    row_block = (part // splits) % row_blocks
+    image = (part // splits // row_blocks).to(tl.int64)
     scores += image * image_stride
-    gradient += image * gradient_image_stride
-    strides = (class_stride, row_stride, column_stride)
+    labels += image * rows * columns
+    image_weight = pixel_weight
+    if pixel_weight is not None:
+        image_weight += image * rows * columns
 
-    interval = tl.arange(0, INTERVALS)
-    group = tl.arange(0, ROW_GROUPS)
-    c = tl.arange(0, BLOCK_C)[None, None, :]
-    column = first_column + interval  # of the interval, and of the source behind it
-    is_interval = column <= source_columns
-    has_left = (column > 0) & is_interval
-    has_right = column < source_columns
-    x_start = tl.load(column_starts + column, is_interval, 0)
-    x_end = tl.load(column_starts + column + 1, is_interval, 0)
-    phases = tl.max(x_end - x_start, axis=0)
-    # An interval of two tiles, or of two blocks, counts in the one that has both its sources.
-    is_inner_column = (interval < INTERVALS - 1) | (column == source_columns)
+    c = tl.arange(0, BLOCK_C)[:, None]
+    zero = tl.zeros((BLOCK_C, INTERVALS), dtype)
+    lane = hide_order(tl.arange(0, INTERVALS)[None, :] + tl.zeros((BLOCK_C, INTERVALS), tl.int32))
+    interval = tile * INTERVALS + lane
+    is_interval = interval <= source_columns
+    has_left = is_interval & (interval > 0)
+    has_right = interval < source_columns
+    x_start = tl.load(column_starts + interval, is_interval, 0)
+    x_end = tl.load(column_starts + interval + 1, is_interval, 0)
+    phases = tl.max(tl.max(x_end - x_start, axis=1), axis=0)
+    left_at = (interval - 1).to(tl.int64) * column_stride
+    right_at = interval.to(tl.int64) * column_stride
+    wide_class_stride = class_stride.to(tl.int64)
 
-    temperature = float_from_bits(inverse_temperature, dtype)
-    D = load_divisor(counts, weights, divisor_source, num_partials, DIVISOR, NUM_PARTIALS)
-    scale = 1 / D
-    if HAS_TEMPERATURE:
-        scale *= float_from_bits(inverse_temperature, tl.float64)
-    scale = scale.to(dtype)
+    scale = exponent_scale(inverse_temperature, dtype)
+    unit: tl.constexpr = 1.0 if dtype == tl.float64 else LN_2
     class_weight_sum = 1
     if IS_SMOOTHED:
-        target_share = 1 - float_from_bits(label_smoothing, dtype)
-        uniform_share = float_from_bits(label_smoothing, dtype) / C
+        smoothing = float_from_bits(label_smoothing, dtype)
         class_weight_sum = sum_class_weights(class_weight, C, BLOCK_C, dtype)
+    total = tl.zeros((BLOCK_C, INTERVALS), tl.float64)
+    to_upper_left = _zeros(K, zero)
+    to_upper_right = _zeros(K, zero)
+    if gradient is not None:
+        gradient += image * gradient_image_stride
+        halo += part.to(tl.int64) * C * source_columns
 
-    zeros = tl.zeros((ROW_GROUPS, INTERVALS, BLOCK_C), dtype)
-    total = tl.zeros((ROW_GROUPS, INTERVALS, BLOCK_C), tl.float64)
-    # The gradient of the sources above, on both sides of the interval, so far.
-    to_upper_left = _zero_blocks((ROW_GROUPS, INTERVALS, BLOCK_C), dtype, K)
-    to_upper_right = _zero_blocks((ROW_GROUPS, INTERVALS, BLOCK_C), dtype, K)
-    for interval_row in range(first_row, last_row + 1):
-        row = (
-            tl.zeros((INTERVALS,), tl.int64) + interval_row
-        )  # of intervals, and of the sources below
-        to_lower_left = _zero_blocks((ROW_GROUPS, INTERVALS, BLOCK_C), dtype, K)
-        to_lower_right = _zero_blocks((ROW_GROUPS, INTERVALS, BLOCK_C), dtype, K)
-        is_counted = is_inner_column & ((row < last_row) | (row == source_rows))
-        is_counted = is_counted[None, :, None]
-        y_end = tl.load(row_starts + interval_row + 1)
-        for y_first in range(tl.load(row_starts + interval_row), y_end, ROW_GROUPS):
-            y_pixel = y_first + group
-            in_interval = y_pixel < y_end
-            above = tl.load(row_weights + y_pixel, in_interval, 0)[:, None, None]
-            below = tl.load(row_weights + rows + y_pixel, in_interval, 0)[:, None, None]
-            left = _interpolate_rows(
-                scores,
-                strides,
-                row,
-                source_rows,
-                above,
-                below,
-                column - 1,
-                has_left,
-                temperature,
-                first_class,
-                C,
-                BLOCK_C,
-                K,
-                dtype,
-                HAS_TEMPERATURE,
-            )
-            right = _interpolate_rows(
-                scores,
-                strides,
-                row,
-                source_rows,
-                above,
-                below,
-                column,
-                has_right,
-                temperature,
-                first_class,
-                C,
-                BLOCK_C,
-                K,
-                dtype,
-                HAS_TEMPERATURE,
-            )
-            first_offset = (image * rows + y_pixel) * columns
-            to_left = _zero_blocks((ROW_GROUPS, INTERVALS, BLOCK_C), dtype, K)
-            to_right = _zero_blocks((ROW_GROUPS, INTERVALS, BLOCK_C), dtype, K)
+    # The last round only stores what the row below the block has received.
+    for r in range(0, block_rows + 1):
+        row = row_block * block_rows + r  # of intervals, and of the sources below it
+        is_row = (row <= source_rows) & (r < block_rows)
+        row_of_lane = row + tl.zeros((BLOCK_C, INTERVALS), tl.int32)
+        has_upper = (row_of_lane > 0) & (row_of_lane <= source_rows)
+        has_lower = row_of_lane < source_rows
+        upper = (row - 1).to(tl.int64) * row_stride
+        lower = row.to(tl.int64) * row_stride
+        upper_left = _load_sources(
+            scores,
+            left_at + upper,
+            has_left & has_upper,
+            c,
+            wide_class_stride,
+            scale,
+            first_class,
+            C,
+            K,
+            HAS_LOSS,
+        )
+        upper_right = _load_sources(
+            scores,
+            right_at + upper,
+            has_right & has_upper,
+            c,
+            wide_class_stride,
+            scale,
+            first_class,
+            C,
+            K,
+            HAS_LOSS,
+        )
+        lower_left = _load_sources(
+            scores,
+            left_at + lower,
+            has_left & has_lower,
+            c,
+            wide_class_stride,
+            scale,
+            first_class,
+            C,
+            K,
+            HAS_LOSS,
+        )
+        lower_right = _load_sources(
+            scores,
+            right_at + lower,
+            has_right & has_lower,
+            c,
+            wide_class_stride,
+            scale,
+            first_class,
+            C,
+            K,
+            HAS_LOSS,
+        )
+        is_deep = False
+        if HAS_LOSS:
+            bound = _lowest_maximum(upper_left, upper_right, lower_left, lower_right)
+            is_deep = bound < _MIN_EXPONENT
+        to_lower_left = _zeros(K, zero)
+        to_lower_right = _zeros(K, zero)
+        y_first = tl.load(row_starts + row, is_row, 0)
+        y_end = tl.load(row_starts + row + 1, is_row, 0)
+        y_step = tl.cdiv(y_end - y_first, splits)
+        y_first += split * y_step
+        y_end = tl.minimum(y_first + y_step, y_end)
+        label_of_row = tl.load(labels + y_first * columns + x_start, x_start < x_end, 0)
+        for y in range(y_first, y_end):
+            # Labels are loaded one pixel and one row ahead: they come from far away.
+            next_label = label_of_row
+            next_end = tl.where(y + 1 < y_end, x_end, x_start)
+            label_of_row = tl.load(labels + (y + 1) * columns + x_start, x_start < next_end, 0)
+            above = tl.load(row_weights + y)
+            below = tl.load(row_weights + rows + y)
+            left = ()
+            right = ()
+            for k in tl.static_range(K):
+                left += (_interpolate(above, upper_left[k], below, lower_left[k], True),)
+                right += (_interpolate(above, upper_right[k], below, lower_right[k], True),)
+            to_left = _zeros(K, zero)
+            to_right = _zeros(K, zero)
+            first_pixel = y * columns
             # Collect pixels until each lane that shares an interval has a logarithm to compute.
             for first_phase in range(0, phases, BLOCK_C):
-                kept_t = zeros
-                kept_d = zeros
-                kept_weight = zeros
-                kept_smoothing_sum = zeros
-                kept_uniform_weight = zeros
+                is_valid = zero != 0
+                kept_t = zero
+                kept_exponent = zero
+                kept_weight = zero
+                kept_uniform_weight = zero
+                kept_smoothing_sum = zero
                 for phase in range(first_phase, tl.minimum(first_phase + BLOCK_C, phases)):
-                    x_pixel = x_start + phase
-                    in_row = x_pixel < x_end
-                    before = tl.load(column_weights + x_pixel, in_row, 0)[None, :, None]
-                    behind = tl.load(column_weights + columns + x_pixel, in_row, 0)[None, :, None]
-                    offset = first_offset[:, None] + x_pixel[None, :]
-                    inside = in_interval[:, None] & in_row[None, :]
-                    y = load_classes(labels, offset, inside, ignored, C)
-                    valid = y < C
-                    target_class = y[:, :, None]
-                    is_ignored = target_class >= C
-                    logits = ()
-                    m = tl.full((ROW_GROUPS, INTERVALS, BLOCK_C), -float("inf"), dtype)
-                    target_logit = zeros
+                    x = x_start + phase
+                    inside = x < x_end
+                    at = phase * interval_stride + interval
+                    before = tl.load(phase_weights + at, inside, 0)
+                    behind = tl.load(phase_weights + max_phases * interval_stride + at, inside, 0)
+                    label = as_int(next_label)
+                    next_label = tl.load(labels + first_pixel + x + 1, x + 1 < x_end, 0)
+                    valid = inside & (label >= 0) & (label < C)
+                    for k in tl.static_range(len(ignored)):
+                        valid &= label != ignored[k]
+                    target = tl.where(valid, label.to(tl.int32), -1)
+                    m = zero
+                    if not HAS_LOSS:
+                        plane = grad_planes + image * rows * columns + first_pixel + x
+                        m += tl.load(plane, valid, 0) * scale
+                    elif is_deep:
+                        m += -float("inf")
+                        for k in tl.static_range(K):
+                            p = _interpolate(before, left[k], behind, right[k], SKIPS_ZERO)
+                            m = tl.maximum(m, p)
+                        m = tl.max(m, axis=0)[None, :] + zero
+                        m = tl.where(m > -float("inf"), m, 0)
+                    t = zero
+                    target_exponent = zero
+                    smoothing_sum = zero
+                    exponentials = ()
                     for k in tl.static_range(K):
                         classes = first_class + c + k * BLOCK_C
-                        if SKIPS_ZERO_WEIGHTS:
-                            x = weighted(before, left[k]) + weighted(behind, right[k])
+                        if SKIPS_ZERO:
+                            p = _interpolate(before, left[k], behind, right[k], True) - m
                         else:
-                            x = before * left[k] + behind * right[k]
-                        if k * BLOCK_C + BLOCK_C > CHUNK or C % CHUNK != 0:
-                            x = tl.where(classes < C, x, -float("inf"))
-                        logits += (x,)
-                        if grad_planes is None:
-                            m = tl.maximum(m, x)
-                            target_logit = tl.where(classes == target_class, x, target_logit)
-                    exponentials = ()
-                    if grad_planes is None:
+                            p = tl.fma(behind, right[k], tl.fma(before, left[k], -m))
+                        e = exponential(p)
+                        exponentials += (e,)
+                        if HAS_LOSS:
+                            t, target_exponent = add_and_find_target(
+                                t, target_exponent, e, p, classes, target
+                            )
+                            if IS_SMOOTHED:
+                                share = tl.where(classes < C, 1.0, 0.0).to(dtype)
+                                if class_weight is not None:
+                                    share = tl.load(class_weight + classes, classes < C, 0).to(
+                                        dtype
+                                    )
+                                smoothing_sum += tl.where(share != 0, share * p, 0)
+                    if HAS_LOSS:
+                        t = tl.sum(t, axis=0)[None, :] + zero
+                        target_exponent = tl.sum(target_exponent, axis=0)[None, :] + zero
                         uniform_weight, of_class = load_weights(
-                            class_weight, pixel_weight, offset, y, C, dtype
+                            class_weight, image_weight, first_pixel + x, target, dtype
                         )
+                        uniform_weight = tl.where(valid, uniform_weight, 0)
                         weight = uniform_weight * of_class
                         if IS_SMOOTHED:
-                            weight *= target_share
-                            uniform_weight *= uniform_share
-                        m = tl.max(m, axis=2)
-                        t = zeros
-                        smoothing_sum = zeros
-                        for k in tl.static_range(K):
-                            classes = c + k * BLOCK_C
-                            # Each class of an ignored pixel counts as its target, of gradient 0.
-                            e, t, smoothing_sum, _ = add_exponentials(
-                                logits[k],
-                                (classes == target_class) | is_ignored,
-                                classes,
-                                m[:, :, None],
-                                t,
-                                smoothing_sum,
-                                smoothing_sum,
-                                class_weight,
-                                C,
-                                IS_HALF,
-                                IS_SMOOTHED,
-                                False,
-                            )
-                            exponentials += (e,)
-                        t = tl.sum(t, axis=2)
-                        target_distance = tl.sum(target_logit, axis=2) - m  # the sum keeps NaN
-                        target_exp = exp(target_distance, IS_HALF)
-                        grad_scale, smoothing_grad, target_grad = gradient_factors(
-                            target_exp,
+                            weight *= 1 - smoothing
+                            uniform_weight *= smoothing / C
+                            smoothing_sum = tl.sum(smoothing_sum, axis=0)[None, :] * unit
+                        factor, smoothing_grad, target_grad = gradient_factors(
                             t,
-                            t + target_exp,
+                            exponential(target_exponent),
                             weight,
                             uniform_weight,
                             of_class,
                             class_weight_sum,
-                            scale,
                             IS_SMOOTHED,
                         )
-                        target_grad = tl.where(valid, target_grad, 0)
-                        is_kept = (c == phase - first_phase) & ~is_ignored
-                        kept_t = tl.where(is_kept, t[:, :, None], kept_t)
-                        kept_d = tl.where(is_kept, target_distance[:, :, None], kept_d)
-                        kept_weight = tl.where(is_kept, weight[:, :, None], kept_weight)
+                        is_kept = (c == phase - first_phase) & valid
+                        is_valid |= is_kept
+                        kept_t = tl.where(is_kept, t, kept_t)
+                        kept_exponent = tl.where(is_kept, target_exponent, kept_exponent)
+                        kept_weight = tl.where(is_kept, weight, kept_weight)
                         if IS_SMOOTHED:
-                            smoothing_sum = tl.sum(smoothing_sum, axis=2)[:, :, None]
+                            kept_uniform_weight = tl.where(
+                                is_kept, uniform_weight, kept_uniform_weight
+                            )
                             kept_smoothing_sum = tl.where(
                                 is_kept, smoothing_sum, kept_smoothing_sum
                             )
-                            kept_uniform_weight = tl.where(
-                                is_kept, uniform_weight[:, :, None], kept_uniform_weight
-                            )
                     else:
-                        plane = grad_planes + offset
-                        m = tl.load(plane, valid, 0)
                         plane += num_pixels
-                        grad_scale = tl.load(plane, valid, 0)
+                        factor = tl.load(plane, valid, 0)
                         plane += num_pixels
                         target_grad = tl.load(plane, valid, 0)
-                        smoothing_grad = grad_scale
+                        smoothing_grad = factor
                         if IS_SMOOTHED:
                             smoothing_grad = tl.load(plane + num_pixels, valid, 0)
-                        for k in tl.static_range(K):
-                            exponentials += (exp(logits[k] - m[:, :, None], IS_HALF),)
-                    gradients = ()
-                    for k in tl.static_range(K):
-                        classes = first_class + c + k * BLOCK_C
-                        gradients += (
-                            class_gradient(
-                                exponentials[k],
-                                (classes == target_class) | is_ignored,
-                                classes,
-                                grad_scale[:, :, None],
-                                smoothing_grad[:, :, None],
-                                target_grad[:, :, None],
-                                class_weight,
-                                C,
-                                IS_SMOOTHED,
-                            ),
-                        )
-                    to_left = _fma_blocks(to_left, before, gradients, K)
-                    to_right = _fma_blocks(to_right, behind, gradients, K)
-                if grad_planes is None:
-                    kept_s = kept_t + exp(kept_d, IS_HALF)
-                    log_s, nll = nll_of(kept_d, kept_t, kept_s, float_from_bits(max_nll, dtype))
+                    if gradient is not None:
+                        # Each class of an ignored pixel counts as its target, of gradient 0.
+                        gradients = ()
+                        if IS_SMOOTHED or not HAS_LOSS:
+                            target_grad = tl.where(valid, target_grad, 0)
+                            for k in tl.static_range(K):
+                                classes = first_class + c + k * BLOCK_C
+                                g = exponentials[k] * factor
+                                if IS_SMOOTHED:
+                                    if class_weight is None:
+                                        g -= smoothing_grad
+                                    else:
+                                        share = tl.load(class_weight + classes, classes < C, 0)
+                                        g -= smoothing_grad * share.to(dtype)
+                                g = select_unless_target(g, target_grad, classes, target)
+                                gradients += (g,)
+                        else:
+                            for k in tl.static_range(K):
+                                classes = first_class + c + k * BLOCK_C
+                                e = select_unless_target(exponentials[k], -t, classes, target)
+                                gradients += (e,)
+                            before *= tl.where(valid, factor, 0)
+                            behind *= tl.where(valid, factor, 0)
+                        to_left = _add_scaled(to_left, before, gradients)
+                        to_right = _add_scaled(to_right, behind, gradients)
+                if HAS_LOSS:
+                    target_exp = exponential(kept_exponent)
+                    log_s, nll = nll_of(kept_t, target_exp, kept_exponent * unit, MAX_NLL)
                     term = kept_weight * nll
                     if IS_SMOOTHED:
                         term += kept_uniform_weight * (
                             class_weight_sum * log_s - kept_smoothing_sum
                         )
-                    total += tl.where(is_counted, term, 0).to(tl.float64)
-            to_upper_left = _fma_blocks(to_upper_left, above, to_left, K)
-            to_upper_right = _fma_blocks(to_upper_right, above, to_right, K)
-            to_lower_left = _fma_blocks(to_lower_left, below, to_left, K)
-            to_lower_right = _fma_blocks(to_lower_right, below, to_right, K)
-        if interval_row > first_row:
-            next_interval = ((interval + 1) % INTERVALS)[None, :, None] + tl.zeros(
-                (ROW_GROUPS, INTERVALS, BLOCK_C), tl.int32
-            )
-            is_source = ((interval < INTERVALS - 1) & has_right)[:, None]
-            to = (row - 1) * gradient_row_stride + column.to(tl.int64) * gradient_column_stride
-            to = gradient + to[:, None]
+                    total += tl.where(is_valid, term, 0).to(tl.float64)
+            if gradient is not None:
+                to_upper_left = _add_scaled(to_upper_left, above, to_left)
+                to_upper_right = _add_scaled(to_upper_right, above, to_right)
+                to_lower_left = _add_scaled(to_lower_left, below, to_left)
+                to_lower_right = _add_scaled(to_lower_right, below, to_right)
+        if gradient is not None:
+            if IS_EARLY:
+                wait_for_previous_kernel()
+            grad_scale = load_grad_scale(divisor, None, inverse_temperature, dtype)
+            left = ()
+            right = ()
             for k in tl.static_range(K):
-                classes = (first_class + k * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
-                g = to_upper_right[k] + tl.gather(to_upper_left[k], next_interval, 1)
-                tl.store(
-                    to + classes.to(tl.int64) * gradient_class_stride,
-                    tl.sum(g, axis=0).to(gradient.dtype.element_ty),
-                    is_source & (classes < C),
-                )
+                left += (to_upper_left[k] * grad_scale,)
+                right += (to_upper_right[k] * grad_scale,)
+            to = halo
+            to_class_stride = source_columns.to(tl.int64)
+            to_column_stride = source_columns * 0 + 1
+            if r == block_rows:
+                to = halo + halo_stride
+            if (r > 0) & (r < block_rows):
+                to = gradient + (row - 1).to(tl.int64) * gradient_row_stride
+                to_class_stride = gradient_class_stride.to(tl.int64)
+                to_column_stride = gradient_column_stride
+            _add_row(
+                to,
+                to_class_stride,
+                to_column_stride,
+                interval,
+                has_left & has_upper,
+                has_right & has_upper,
+                left,
+                right,
+                c,
+                first_class,
+                C,
+            )
         to_upper_left = to_lower_left
         to_upper_right = to_lower_right
-
+    if IS_EARLY:
+        wait_for_previous_kernel()  # for the ones behind this kernel, which need its results
     if partial is not None:
-        total = tl.sum(tl.sum(tl.sum(total, axis=2), axis=1), axis=0)
-        tl.store(partial + program, total)
-    if finished is not None:
-        reduce_partials(
-            partial, finished, loss, None, D, counts, num_partials, report, call_id, NUM_PARTIALS
+        tl.store(partial + program, tl.sum(tl.sum(total, axis=1), axis=0))
+
+
+@triton.jit(
+    do_not_specialize=[
+        "num_partials",
+        "sum_programs",
+        "halo_stride",
+        "row_blocks",
+        "block_rows",
+        "splits",
+    ]
+)
+def finish_kernel(
+    partial,
+    counters,
+    divisor,
+    loss,
+    halo,
+    gradient,
+    num_partials,
+    sum_programs,
+    halo_stride,
+    source_columns,
+    row_blocks,
+    block_rows,
+    splits,
+    image_stride,
+    class_stride,
+    row_stride,
+    column_stride,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PADDED_PROGRAMS: tl.constexpr,
+    HALO_BLOCK: tl.constexpr,
+    IS_EARLY: tl.constexpr,
+):
+    """Computes the loss, and the source rows between two blocks of interval rows.
+
+    The first programs compute the loss from the partial sums. Each of the others adds up, in a
+    fixed order, HALO_BLOCK sources of a row, of all classes.
+    """
+    if IS_EARLY:
+        wait_for_previous_kernel()
+    program = tl.program_id(0)
+    if program < sum_programs:
+        sum_partials(
+            partial,
+            counters,
+            divisor,
+            loss,
+            num_partials,
+            program,
+            sum_programs,
+            BLOCK,
+            PADDED_PROGRAMS,
         )
+    else:
+        program -= sum_programs
+        tiles = tl.cdiv(C * source_columns, HALO_BLOCK)
+        index = (program % tiles) * HALO_BLOCK + tl.arange(0, HALO_BLOCK)
+        block = program // tiles % (row_blocks - 1) + 1  # the row lies above it
+        image = program // tiles // (row_blocks - 1)
+        mask = index < C * source_columns
+        total = tl.zeros((HALO_BLOCK,), halo.dtype.element_ty)
+        part = (image * row_blocks + block) * splits
+        for split in range(0, splits):
+            above = halo + (part - splits + split).to(tl.int64) * C * source_columns
+            total += tl.load(above + halo_stride + index, mask, 0)
+            below = halo + (part + split).to(tl.int64) * C * source_columns
+            total += tl.load(below + index, mask, 0)
+        to = gradient + image.to(tl.int64) * image_stride
+        to += (block * block_rows - 1).to(tl.int64) * row_stride
+        to += (index // source_columns).to(tl.int64) * class_stride
+        to += (index % source_columns).to(tl.int64) * column_stride
+        tl.store(to, total, mask)
+
+
+@triton.jit
+def scale_gradient_kernel(gradient, grad_output, scaled, count, BLOCK: tl.constexpr):
+    """Computes grad_output * gradient, in which zeros stay +0."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    g = tl.load(gradient + at, at < count, 0)
+    factor = tl.load(grad_output).to(g.dtype)
+    tl.store(scaled + at, tl.where(g == 0, 0, g * factor).to(scaled.dtype.element_ty), at < count)
