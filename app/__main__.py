@@ -1,6 +1,43 @@
-"""`python -m app` runs the same commands as `seg-loss`."""
+"""The entry point of `seg-loss`, which `python -m app` runs too.
 
-from .cli import main
+The packages that the command line needs are the extra `app`. Without them `cli` cannot be imported,
+so that this module writes the message.
+"""
+
+import sys
+from typing import NoReturn
+
+EXTRA = (
+    "PIL",
+    "fastapi",
+    "prometheus_client",
+    "pydantic",
+    "pydantic_core",
+    "pydantic_settings",
+    "python_multipart",
+    "rich",
+    "starlette",
+    "typer",
+    "uvicorn",
+    "zstandard",
+)
+"""Packages that only the extra `app` installs."""
+
+
+def main() -> NoReturn:
+    """Runs a command and exits; says how to install a missing package of the extra."""
+    try:
+        from . import cli
+
+        cli.main()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in EXTRA:
+            raise
+        sys.exit(
+            f"seg-loss: the command line needs the package {error.name}, which is not installed. "
+            'Run pip install ".[app]" in a checkout of seg-loss.'
+        )
+
 
 if __name__ == "__main__":
     main()

@@ -33,6 +33,7 @@ from .report import FORMATS, Report, Table, render
 from .settings import PREFIX, Settings
 
 if TYPE_CHECKING:
+    from .devices import Choice
     from .inputs import Inputs
     from .results import EvaluationResult
 
@@ -73,6 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if not isinstance(error, InvalidInput):
             raise
         _fail(f"{error}", 1)
+    except RuntimeError as error:
+        from . import devices
+
+        if not devices.is_out_of_memory(error):
+            raise
+        _fail("memory: expected enough on the GPU, got too little. Use --device cpu.", 1)
     sys.exit(0)
 
 
@@ -107,6 +114,10 @@ ClassWeightFile = Annotated[
 ]
 PixelWeightFile = Annotated[
     Path | None, typer.Option("--pixel-weight", help="File with [N,H,W], a weight for each pixel.")
+]
+DeviceName = Annotated[
+    str | None,
+    typer.Option("--device", help=f"auto, cpu, cuda or cuda:N. Replaces {PREFIX}DEVICE."),
 ]
 FormatName = Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")]
 
@@ -166,6 +177,7 @@ def loss(
     options: LossOptions,
     class_weight: ClassWeightFile = None,
     pixel_weight: PixelWeightFile = None,
+    device: DeviceName = None,
     format_name: FormatName = "table",
 ) -> None:
     """Prints the loss of the batch, of each image and of each class."""
@@ -174,6 +186,7 @@ def loss(
 
     inputs = _read_inputs(
         options,
+        device,
         logits=logits,
         labels=labels,
         class_weight=class_weight,
@@ -199,6 +212,7 @@ def gradient(
     ],
     class_weight: ClassWeightFile = None,
     pixel_weight: PixelWeightFile = None,
+    device: DeviceName = None,
     format_name: FormatName = "table",
 ) -> None:
     """Writes the gradient in the logits, and prints the loss."""
@@ -209,6 +223,7 @@ def gradient(
 
     inputs = _read_inputs(
         options,
+        device,
         logits=logits,
         labels=labels,
         class_weight=class_weight,
@@ -250,6 +265,7 @@ def evaluate(
             help=f"Exit with 1 if the metric is lower. One of {', '.join(METRICS)}.",
         ),
     ] = None,
+    device: DeviceName = None,
     format_name: FormatName = "table",
 ) -> None:
     """Prints loss, metrics and calibration, and writes maps."""
@@ -266,6 +282,7 @@ def evaluate(
 
     inputs = _read_inputs(
         options,
+        device,
         logits=logits,
         labels=labels,
         class_weight=class_weight,
@@ -304,6 +321,7 @@ def visualize(
         Path | None, typer.Option("--prediction", help="Class indices, instead of logits.")
     ] = None,
     image: Annotated[Path | None, typer.Option("--image", help="The photo: PNG or JPEG.")] = None,
+    device: DeviceName = None,
 ) -> None:
     """Draws labels, prediction, error or loss of one image."""
     if labels is not None and labels_option is not None:
@@ -313,6 +331,7 @@ def visualize(
 
     inputs = _read_inputs(
         options,
+        device,
         logits=logits,
         labels=labels or labels_option,
         prediction=prediction,
@@ -388,9 +407,11 @@ def _settings_help() -> str:
 def serve(
     host: Annotated[str | None, typer.Option("--host", help=f"Replaces {PREFIX}HOST.")] = None,
     port: Annotated[int | None, typer.Option("--port", help=f"Replaces {PREFIX}PORT.")] = None,
+    device: DeviceName = None,
 ) -> None:
     """Serves over HTTP until a signal stops it."""
-    settings = _settings(host=host, port=port)
+    settings = _settings(host=host, port=port, device=device)
+    _choose_device(settings, device)  # names the flag in its error; the service logs its warning
     from .http import server
 
     server.serve(settings)
@@ -399,22 +420,40 @@ def serve(
 def _settings(**flags: object) -> Settings:
     from pydantic import ValidationError
 
+    present = {name: value for name, value in flags.items() if value is not None}
     try:
-        present = {name: value for name, value in flags.items() if value is not None}
         return Settings(**present)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        name = f"{PREFIX}{str(first['loc'][0]).upper()}" if first["loc"] else "settings"
-        raise UsageError(f"{name}: {first['msg']}.") from None
+        field = str(first["loc"][0]) if first["loc"] else ""
+        name = f"--{field}" if field in present else f"{PREFIX}{field.upper()}"
+        raise UsageError(f"{name if field else 'settings'}: {first['msg']}.") from None
 
 
-def _read_inputs(options: LossOptions, **paths: Path | None) -> "Inputs":
-    """Returns the inputs in these files, which are read like the parts of a multipart body."""
+def _choose_device(settings: Settings, flag: str | None) -> "Choice":
+    """Returns the device of the settings, which the flag has replaced if there is one."""
+    from seg_loss import InvalidInput
+
+    from . import devices
+
+    try:
+        return devices.choose(settings.device, "--device" if flag else f"{PREFIX}DEVICE")
+    except InvalidInput as error:
+        raise UsageError(f"{error}") from None
+
+
+def _read_inputs(options: LossOptions, device: str | None, **paths: Path | None) -> "Inputs":
+    """Returns the inputs in these files, which are read like the parts of a multipart body.
+
+    The tensors of a loss are on the device of that name.
+    """
     from .inputs import assemble
 
-    settings = _settings()
+    settings = _settings(device=device)
+    choice = _choose_device(settings, device)
+    _warn([choice.warning] if choice.warning else [])
     files = {name: _read(path, name) for name, path in paths.items() if path is not None}
-    return assemble(files, options, settings)
+    return assemble(files, options, settings).copied(lambda tensor: tensor.to(choice.device))
 
 
 def _read(path: Path, name: str) -> memoryview:

@@ -13,7 +13,7 @@ size of the labels too, so that a small body cannot cost unlimited time and memo
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -43,6 +43,8 @@ each row and column, which stay in a cache."""
 class Inputs:
     """The tensors of one request or command; None for those that it does not have.
 
+    They are decoded on the CPU.
+
     Attributes:
         logits: [N,C,*spatial]; [N,C,h,w] if they are upsampled to the [N,H,W] of the labels.
         labels: [N,*spatial].
@@ -65,6 +67,19 @@ class Inputs:
     def names(self) -> tuple[str, ...]:
         """The names of the tensors that are not None."""
         return tuple(name for name in READERS if getattr(self, name) is not None)
+
+    @property
+    def tensors_of_loss(self) -> dict[str, Tensor]:
+        """The tensors that `seg_loss` computes with, by name; none without logits."""
+        names = ("logits", "labels", "class_weight", "pixel_weight")
+        if self.logits is None:
+            return {}
+        return {name: getattr(self, name) for name in names if name in self.names}
+
+    def copied(self, copy: Callable[[Tensor], Tensor]) -> "Inputs":
+        """Returns the inputs with copies of these tensors, which may be on another device."""
+        copies = {name: copy(tensor) for name, tensor in self.tensors_of_loss.items()}
+        return replace(self, **copies)  # type: ignore[arg-type]
 
 
 def media_type(content_type: str | None) -> str:

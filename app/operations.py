@@ -1,7 +1,8 @@
 """The operations of the service and the command line: `(Inputs, options) -> result`.
 
-An operation checks which inputs it has and calls `seg_loss`. For a picture it also prepares the
-arrays that `images.render` draws. `results` turns results into JSON fields and files.
+An operation checks which inputs it has and calls `seg_loss`, which computes on the device of the
+tensors. Gradients and maps are on that device too. For a picture it also prepares the arrays that
+`images.render` draws. `results` turns results into JSON fields and files.
 
 For logits with NaN or infinity, operations return results that say so. The command line shows them;
 the service calls `require_finite` and answers with an error.
@@ -65,7 +66,7 @@ def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
     if prediction is None or KINDS[options.kind].map != "prediction":
         evaluation = _evaluate_for_picture(inputs, options)
     tensors = {} if evaluation is None else evaluation.maps
-    maps = {name: tensor[0].numpy() for name, tensor in tensors.items()}
+    maps = {name: tensor[0].cpu().numpy() for name, tensor in tensors.items()}
     if prediction is None:
         prediction = maps.get("prediction")
     num_classes = len(palette.class_names)
@@ -91,22 +92,28 @@ def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
     return PictureResult(png.encode(picture), inputs.warnings, is_finite)
 
 
-def working_bytes(inputs: Inputs, options: LossOptions) -> int:
-    """Returns the most bytes that maps and upsampling need beside the inputs.
+def working_bytes(inputs: Inputs, options: LossOptions, device: torch.device) -> int:
+    """Returns the most bytes that maps and upsampling need beside the inputs, on a device.
 
     With an upsampling they can be many more than the bytes of the body: see
     `seg_loss.scratch_bytes`.
     """
-    logits = inputs.logits
-    has_size = inputs.labels is not None or inputs.image is not None
-    if logits is None or (options.upsampling != "none" and not has_size):
-        return 0  # the operation computes nothing, or raises
-    size, scratch = tuple(logits.shape[2:]), 0
-    upsampling = _upsampling(inputs, options)
-    if upsampling is not None:
+    upsampling = None if _size(inputs, options) is None else _upsampling(inputs, options)
+    scratch = 0
+    if upsampling is not None and inputs.logits is not None:
+        # A tensor like the logits on the device, of one element: only its shape matters.
+        logits = inputs.logits.new_empty((), device=device).expand(inputs.logits.shape)
         size = _upsampled_size(inputs)
         scratch = seg_loss.scratch_bytes(logits, size, upsampling=upsampling)
-    return scratch + 4 * _num_maps(options) * len(logits) * math.prod(size)
+    return scratch + _map_bytes(inputs, options)
+
+
+def tensor_bytes(inputs: Inputs, options: LossOptions) -> int:
+    """Returns the bytes of all tensors that a device must hold at a time: inputs and results."""
+    tensors = list(inputs.tensors_of_loss.values())
+    if isinstance(options, GradientOptions) and inputs.logits is not None:
+        tensors.append(inputs.logits)  # the gradient is as large
+    return sum(tensor.nbytes for tensor in tensors) + _map_bytes(inputs, options)
 
 
 def require_finite(inputs: Inputs, options: LossOptions, result: Result) -> None:
@@ -132,6 +139,24 @@ def _evaluate(inputs: Inputs, options: LossOptions, maps: tuple[str, ...]) -> Ev
         logits, labels, inputs.class_weight, **_loss_arguments(inputs, options), maps=maps
     )
     return EvaluationResult(evaluation, inputs.warnings)
+
+
+def _size(inputs: Inputs, options: LossOptions) -> tuple[int, ...] | None:
+    """Returns the size of the maps; None if the operation computes nothing, or raises."""
+    if inputs.logits is None:
+        return None
+    if options.upsampling == "none":
+        return tuple(inputs.logits.shape[2:])
+    if inputs.labels is None and inputs.image is None:
+        return None
+    return _upsampled_size(inputs)
+
+
+def _map_bytes(inputs: Inputs, options: LossOptions) -> int:
+    size = _size(inputs, options)
+    if size is None or inputs.logits is None:
+        return 0
+    return 4 * _num_maps(options) * len(inputs.logits) * math.prod(size)
 
 
 def _num_maps(options: LossOptions) -> int:
@@ -206,10 +231,10 @@ def _evaluate_for_picture(inputs: Inputs, options: VisualizeOptions) -> Evaluati
         )
     upsampling = _upsampling(inputs, options)
     size = logits.shape[2:] if upsampling is None else _upsampled_size(inputs)
-    all_ignored = torch.full((1, 1, 1), 255, dtype=torch.uint8).expand(1, *size)
+    all_ignored = torch.full((1, 1, 1), 255, dtype=torch.uint8, device=logits.device)
     return seg_loss.evaluate(
         logits,
-        all_ignored,
+        all_ignored.expand(1, *size),
         temperature=options.temperature,
         ignore_index=255,
         upsampling=upsampling,
@@ -227,7 +252,7 @@ def _indices(where: str, tensor: Tensor | None) -> npt.NDArray[np.integer] | Non
         tensor = tensor[:, 0]
     if tensor.ndim != 3 or len(tensor) != 1:
         raise IllPosed(where, "[1,H,W], one image", f"shape {tuple(tensor.shape)}")
-    return tensor[0].numpy()
+    return tensor[0].cpu().numpy()
 
 
 def _representable(values: tuple[int, ...], dtype: np.dtype[np.integer]) -> list[int]:

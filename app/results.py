@@ -6,7 +6,8 @@ infinity: `to_jsonable` replaces them by null.
 
 import json
 import math
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 from torch import Tensor
 
@@ -89,6 +90,16 @@ class PictureResult:
 
 
 Result = EvaluationResult | GradientResult | PictureResult
+
+
+def copied(result: Result, copy: Callable[[Tensor], Tensor]) -> Result:
+    """Returns the result with copies of its gradient or maps, which may be on another device."""
+    if isinstance(result, GradientResult):
+        return replace(result, gradient=copy(result.gradient))
+    if isinstance(result, EvaluationResult) and result.evaluation.maps:
+        maps = {name: copy(tensor) for name, tensor in result.evaluation.maps.items()}
+        return replace(result, evaluation=replace(result.evaluation, maps=maps))
+    return result
 
 
 def loss_fields(result: EvaluationResult) -> dict[str, object]:

@@ -5,13 +5,17 @@ and upsampled logits also apply to the command line.
 """
 
 import os
+import re
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "SEG_LOSS_"
 MEBIBYTE = 1024 * 1024
+_POSITIVE = re.compile(r"[1-9][0-9]{0,8}")
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 
 class Settings(BaseSettings):
@@ -27,6 +31,17 @@ class Settings(BaseSettings):
         default="info",
         pattern="^(critical|error|warning|info|debug)$",
         description="critical, error, warning, info or debug.",
+    )
+
+    device: str = Field(
+        default="auto",
+        description="auto, cpu, cuda or cuda:N. auto is the first GPU if the kernels can run "
+        "on it, else the CPU.",
+    )
+    warm_classes: str = Field(
+        default="2,19,21,150",
+        description="Numbers of classes whose GPU kernels are compiled before /readyz answers 200, "
+        "with commas between them. The kernels for the CPU serve any number.",
     )
 
     max_body_bytes: int = Field(
@@ -89,11 +104,33 @@ class Settings(BaseSettings):
         description="Threads of one computation; 0 divides the cores among the workers.",
     )
 
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, name: str) -> str:
+        if not _DEVICE.fullmatch(name):
+            message = "expected auto, cpu, cuda or cuda:N, got {name}"
+            raise PydanticCustomError("device", message, {"name": repr(name)})
+        return name
+
+    @field_validator("warm_classes")
+    @classmethod
+    def _check_warm_classes(cls, text: str) -> str:
+        if text and not all(map(_POSITIVE.fullmatch, text.split(","))):
+            message = "expected positive integers with commas between them, got {text}"
+            raise PydanticCustomError("warm_classes", message, {"text": repr(text)})
+        return text
+
     @model_validator(mode="after")
     def _check_bytes_in_flight(self) -> Self:
         if self.max_bytes_in_flight < self.max_body_bytes:
             raise ValueError("max_bytes_in_flight must be at least max_body_bytes")
         return self
+
+    @property
+    def warm_class_counts(self) -> tuple[int, ...]:
+        """The numbers of classes in `warm_classes` that a request may have."""
+        counts = map(int, self.warm_classes.split(",") if self.warm_classes else ())
+        return tuple(count for count in counts if count <= self.max_classes)
 
     @property
     def workers(self) -> int:

@@ -8,28 +8,44 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from time import perf_counter
 
 from fastapi import FastAPI
 
 import seg_loss
 
-from ..settings import Settings
+from .. import devices
+from ..settings import PREFIX, Settings
 from . import problems, v1
 from .middleware import Metrics, ObservabilityMiddleware
 from .pool import Workers
+from .staging import StagingPool
 from .v1 import Service
 
 _log = logging.getLogger("seg_loss_app")
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Returns a new service; two of them in one process share nothing but the kernels."""
+    """Returns a new service; two of them in one process share nothing but the kernels.
+
+    Raises:
+        seg_loss.InvalidInput: if the settings name a device that cannot be used.
+    """
     settings = settings or Settings()
+    choice = devices.choose(settings.device, f"{PREFIX}DEVICE")
+    device = choice.device
     workers = Workers(settings)
-    service = Service(settings, workers, Metrics(workers))
+    metrics = Metrics(workers, device)
+    staging = StagingPool(device, settings.workers)
+    service = Service(settings, workers, metrics, device, staging)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        model = devices.model(device)
+        _log.info("Computing on %s.", f"{device} ({model})" if model else device)
+        if choice.warning:
+            _log.warning("%s", choice.warning)
         # Compiling can take seconds. Meanwhile /livez must be answered.
         warm_up = asyncio.create_task(_warm_up(service))
         try:
@@ -58,10 +74,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 async def _warm_up(service: Service) -> None:
     _log.info("Loading the kernels. The first time on a machine, they are compiled.")
+    counts = service.settings.warm_class_counts if service.device.type == "cuda" else (2,)
+    start = perf_counter()
     try:
-        await service.workers.run_without_limits(seg_loss.warm_up)
+        for num_classes in counts:
+            warm_up = partial(seg_loss.warm_up, service.device, num_classes=num_classes)
+            await service.workers.run_without_limits(warm_up)
     except Exception:
         _log.exception("Loading the kernels failed. /readyz will answer 503 from now on.")
     else:
         service.is_warm = True
-        _log.info("Ready.")
+        _log.info("Ready. Loading the kernels took %.1f s.", perf_counter() - start)

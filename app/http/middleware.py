@@ -12,9 +12,11 @@ from collections.abc import MutableMapping
 from typing import Any
 from uuid import uuid4
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import torch
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .. import devices
 from . import problems
 from .pool import Workers
 
@@ -28,7 +30,7 @@ _SECONDS_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 class Metrics:
     """The Prometheus metrics of one service, in a registry that no other service shares."""
 
-    def __init__(self, workers: Workers) -> None:
+    def __init__(self, workers: Workers, device: torch.device) -> None:
         self.registry = CollectorRegistry()
         labels = ("route", "method", "status")
         self.requests = Counter(
@@ -59,6 +61,8 @@ class Metrics:
             registry=self.registry,
         )
         reserved.set_function(lambda: workers.bytes_in_flight)
+        used = Info("seg_loss_device", "The device that computes.", registry=self.registry)
+        used.info({"device": f"{device}", "model": devices.model(device)})
 
 
 class ObservabilityMiddleware:

@@ -5,10 +5,12 @@ have. The reservation grows when the memory of maps and upsampling is known. It 
 the response. A thread cannot be stopped, so after a timeout the reservation is released only when
 the thread has ended: its memory is in use until then.
 
-Computations run in threads so that the event loop can go on answering other requests.
+Computations run in threads so that the event loop can go on answering other requests. If a GPU has
+too little free memory, the request gets the same status as if the service had too little.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,10 +20,13 @@ from typing import Any, TypeVar
 
 import torch
 
+from .. import devices
 from ..errors import TooLarge, Unavailable
 from ..settings import Settings
 
 T = TypeVar("T")
+
+_log = logging.getLogger("seg_loss_app")
 
 
 @dataclass(eq=False)
@@ -109,9 +114,10 @@ class Workers:
         """Calls a function in a thread of the pool and returns its result.
 
         Raises:
-            Unavailable: if it has no result within the time limit; the function goes on running.
+            Unavailable: if it has no result within the time limit, and then goes on running; or if
+                the GPU has too little free memory.
         """
-        future = self._pool.submit(function)
+        future = self._pool.submit(self._call, function)
         reservation.future = future
         try:
             async with asyncio.timeout(self._settings.compute_timeout_seconds):
@@ -129,6 +135,19 @@ class Workers:
     def close(self) -> None:
         """Cancels what has not begun; does not wait for running computations."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _call(self, function: Callable[[], T]) -> T:
+        """Calls a function; frees what it held on the GPU if that had too little memory."""
+        try:
+            return function()
+        except RuntimeError as error:
+            if not devices.is_out_of_memory(error):
+                raise
+            reason = f"{error}".partition("\n")[0]
+        # Outside of the handler: the error holds the frames of the function, and so its tensors.
+        devices.release_cached_bytes()
+        _log.warning("A request was answered with 503: %s", reason)
+        raise self._busy("The GPU has too little free memory for this request")
 
     def _release(self, reservation: Reservation) -> None:
         with self._lock:

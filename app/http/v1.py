@@ -8,27 +8,30 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
+import torch
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .. import inputs, operations
+from .. import devices, inputs, operations, results
 from ..errors import NotFound, Unavailable
 from ..formats import json
 from ..formats.compression import decompress
 from ..images.palettes import PALETTES
 from ..inputs import Inputs
 from ..options import EvaluateOptions, GradientOptions, LossOptions, VisualizeOptions, parse
-from ..results import json_bytes
+from ..results import GradientResult, Result
 from ..settings import Settings
 from . import body, openapi, responses
 from .middleware import Metrics
-from .pool import Workers
+from .pool import Reservation, Workers
 from .responses import ChunkedResponse, Encoded
+from .staging import StagingPool
 
 
 @dataclass(eq=False)
@@ -39,6 +42,8 @@ class Service:
         settings: the settings.
         workers: admission control and the thread pool.
         metrics: the Prometheus metrics.
+        device: the device that computes.
+        staging: the pinned memory for copies to the device and back.
         is_warm: whether the kernels are loaded.
         is_draining: whether the service is about to stop.
     """
@@ -46,6 +51,8 @@ class Service:
     settings: Settings
     workers: Workers
     metrics: Metrics
+    device: torch.device
+    staging: StagingPool
     is_warm: bool = False
     is_draining: bool = False
 
@@ -133,9 +140,7 @@ async def handle(request: Request, operation: Operation) -> Response:
             timings.end("wait")  # for a thread, and the decompression
             decoded = inputs.decode(decompressed, content_type, options, settings)
             timings.end("decode")
-            workers.grow(reservation, operations.working_bytes(decoded, options))
-            result = operation.run(decoded, options)
-            operations.require_finite(decoded, options, result)
+            result = _compute(service, operation, decoded, options, reservation)
             timings.end("compute")
             encoded = operation.encoders[media_type](result)
             timings.end("encode")
@@ -145,6 +150,31 @@ async def handle(request: Request, operation: Operation) -> Response:
         headers = {"Server-Timing": timings.header(), "Vary": "Accept"}
         # The response releases the reservation when its last chunk is sent.
         return ChunkedResponse(encoded, headers, stack.pop_all(), settings)
+
+
+def _compute(
+    service: Service,
+    operation: Operation,
+    decoded: Inputs,
+    options: LossOptions,
+    reservation: Reservation,
+) -> Result:
+    """Computes an operation on the device of the service; returns the result on the CPU.
+
+    Raises:
+        TooLarge: if the tensors exceed the memory of the device or the limit of the service.
+        Unavailable: if all requests together would exceed that limit.
+        seg_loss.InvalidInput: if no loss is defined for the inputs.
+    """
+    devices.check_fits(service.device, operations.tensor_bytes(decoded, options))
+    working_bytes = operations.working_bytes(decoded, options, service.device)
+    service.workers.grow(reservation, working_bytes)
+    with service.staging.borrow() as buffers:
+        result = operation.run(decoded.copied(buffers.upload), options)
+        operations.require_finite(decoded, options, result)
+        # Nothing reads the logits any more, so that the gradient can take their memory.
+        into = decoded.logits if isinstance(result, GradientResult) else None
+        return results.copied(result, partial(buffers.download, into=into))
 
 
 def router() -> APIRouter:
@@ -238,7 +268,7 @@ def _negotiated_json(request: Request, value: object) -> Response:
 
 
 def _json(value: object) -> Response:
-    return Response(json_bytes(value), media_type=json.MEDIA_TYPE)
+    return Response(results.json_bytes(value), media_type=json.MEDIA_TYPE)
 
 
 class _Timings:

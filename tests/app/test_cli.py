@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fake_gpu
 import fcn_demo
 import numpy as np
 import pytest
@@ -22,6 +23,9 @@ from PIL import Image
 from serving import ROOT
 
 import seg_loss
+from app import __main__ as entry_point
+from app import cli
+from app.images.palettes import PALETTES
 from app.settings import Settings
 
 
@@ -164,7 +168,8 @@ def test_visualize_writes_a_picture(files, run):
 
 
 def test_palettes_are_listed_and_shown(run):
-    assert "cityscapes" in run("palettes")[1]
+    printed = run("palettes")[1]
+    assert all(name in printed for name in PALETTES)
     assert "aeroplane" in run("palettes", "voc")[1]
     assert json.loads(run("palettes", "voc", "--format", "json")[1])["colours"][1] == [128, 0, 0]
 
@@ -213,7 +218,7 @@ USAGE = {
     "visualize logits.npy -o a.jpg": "seg-loss: --output: expected a name that ends in .png.",
     "visualize logits.npy labels.png --kind heat -o a.png": "seg-loss: kind: expected one of",
     "palettes nothing": (
-        "seg-loss: palette: expected one of voc, cityscapes, got an unknown name.\n"
+        f"seg-loss: palette: expected one of {', '.join(PALETTES)}, got an unknown name.\n"
     ),
     "nothing": "No such command",
 }
@@ -283,6 +288,76 @@ def test_an_invalid_setting_is_wrong_usage(run, monkeypatch):
     assert err.startswith("seg-loss: SEG_LOSS_PORT: ")
 
 
+DEVICES = {
+    "loss logits.npy labels.png --device gpu": (
+        "seg-loss: --device: expected auto, cpu, cuda or cuda:N, got 'gpu'.\n"
+    ),
+    "gradient logits.npy labels.png -o g.npy --device cuda:x": (
+        "seg-loss: --device: expected auto, cpu, cuda or cuda:N, got 'cuda:x'.\n"
+    ),
+    "evaluate logits.npy labels.png --device cuda": (
+        "seg-loss: --device: expected compute capability 8.0 or newer, got 7.5 of cuda:0. "
+        "Use cpu.\n"
+    ),
+    "visualize logits.npy -o a.png --device cuda:1": (
+        "seg-loss: --device: expected cuda:0, got cuda:1.\n"
+    ),
+    "serve --device cuda:1": "seg-loss: --device: expected cuda:0, got cuda:1.\n",
+}
+
+
+@pytest.mark.parametrize("line", DEVICES)
+def test_a_device_that_cannot_be_used_is_wrong_usage(files, run, monkeypatch, line):
+    fake_gpu.install_driver(monkeypatch, count=1, capability=(7, 5))
+    assert run(*line.split()) == (2, "", DEVICES[line])
+
+
+def test_the_setting_of_the_device_applies_to_commands_and_is_named(files, run, monkeypatch):
+    fake_gpu.install_driver(monkeypatch, count=1)
+    monkeypatch.setenv("SEG_LOSS_DEVICE", "cuda:3")
+    status, _, err = run("loss", "logits.npy", "labels.png")
+    assert (status, err) == (2, "seg-loss: SEG_LOSS_DEVICE: expected cuda:0, got cuda:3.\n")
+    assert run("loss", "logits.npy", "labels.png", "--device", "cpu")[0] == 0
+
+
+def test_auto_warns_of_a_device_that_it_does_not_use(files, run, monkeypatch):
+    fake_gpu.install_driver(monkeypatch, count=1, capability=(7, 5))
+    status, _, err = run("loss", "logits.npy", "labels.png")
+    assert status == 0
+    assert err.startswith("seg-loss: warning: SEG_LOSS_DEVICE: expected compute capability 8.0")
+
+
+def test_a_gpu_without_free_memory_exits_with_1_and_a_fix(files, run, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(seg_loss, "evaluate", fail)
+    status, out, err = run("loss", "logits.npy", "labels.png")
+    assert (status, out) == (1, "")
+    assert (
+        err == "seg-loss: memory: expected enough on the GPU, got too little. Use --device cpu.\n"
+    )
+
+
+def test_a_cuda_device_gives_the_results_of_the_cpu(cuda, files, run):
+    results = {}
+    for device in ("cpu", "cuda"):
+        command = ["gradient", "logits.npy", "labels.png", "-o", f"{device}.npy"]
+        assert run(*command, "--device", device)[0] == 0
+        results[device] = np.load(f"{device}.npy")
+        assert run("visualize", "logits.npy", "-o", f"{device}.png", "--device", device)[0] == 0
+    np.testing.assert_allclose(results["cuda"], results["cpu"], rtol=1e-5, atol=1e-8)
+    assert Path("cuda.png").read_bytes() == Path("cpu.png").read_bytes()
+
+
+@pytest.mark.parametrize("text", ["19,", "0", "two", "19, 21", "-1"])
+def test_the_classes_to_warm_up_are_positive_integers(run, monkeypatch, text):
+    monkeypatch.setenv("SEG_LOSS_WARM_CLASSES", text)
+    status, _, err = run("serve")
+    assert status == 2
+    assert err.startswith("seg-loss: SEG_LOSS_WARM_CLASSES: expected positive integers")
+
+
 def test_serve_help_lists_every_setting(run):
     out = run("serve", "--help")[1]
     for name, field in Settings.model_fields.items():
@@ -320,6 +395,34 @@ def test_python_m_app_runs_the_same_commands():
     command = [sys.executable, "-m", "app", "palettes", "--format", "json"]
     output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout
     assert "voc" in json.loads(output)["palettes"]
+
+
+@pytest.mark.parametrize("package", ["typer", "pydantic", "fastapi"])
+def test_a_missing_package_of_the_extra_ends_with_a_sentence(package):
+    program = (
+        "import sys\n"
+        f"sys.modules[{package!r}] = None\n"
+        "from app.__main__ import main\n"
+        "sys.argv = ['seg-loss', 'serve', '--port', '0']\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"seg-loss: the command line needs the package {package}, which is not installed. "
+        'Run pip install ".[app]" in a checkout of seg-loss.\n'
+    )
+
+
+def test_a_missing_package_of_the_library_is_no_matter_of_the_extra(monkeypatch):
+    def main():
+        raise ModuleNotFoundError("No module named 'numba'", name="numba")
+
+    monkeypatch.setattr(cli, "main", main)
+    with pytest.raises(ModuleNotFoundError, match="numba"):
+        entry_point.main()
 
 
 @fcn_demo.needed

@@ -5,6 +5,7 @@ The truth is `seg_loss.reference` in float64: the dense upsampling, then the los
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from serving import SAFETENSORS, assert_problem, served
 
 import seg_loss
 from app import operations, options
+from app.devices import CPU
 from app.inputs import Inputs
 from seg_loss import Bilinear
 
@@ -205,7 +207,7 @@ def test_without_labels_pictures_have_the_size_of_the_photo(client, run, empty_d
 
 def test_working_bytes_are_those_of_maps_and_upsampling():
     inputs = Inputs(**make_inputs())
-    needed = operations.working_bytes
+    needed = partial(operations.working_bytes, device=CPU)
     assert needed(inputs, options.LossOptions()) == 0
     assert needed(inputs, options.EvaluateOptions()) == 0
     assert needed(inputs, options.EvaluateOptions(maps=("nll",))) == 4 * 42
@@ -218,3 +220,15 @@ def test_working_bytes_are_those_of_maps_and_upsampling():
     with_photo = Inputs(logits=inputs.logits, image=np.zeros((8, 9, 3), np.uint8))
     scratch = seg_loss.scratch_bytes(inputs.logits, (8, 9), upsampling=Bilinear())
     assert needed(with_photo, upsampled) == 4 * 72 + scratch
+
+
+def test_tensor_bytes_are_those_of_inputs_and_results():
+    inputs = Inputs(**make_inputs(), class_weight=torch.ones(5), prediction=torch.zeros(1, 6, 7))
+    num_bytes = 4 * 5 * 42 + 42 + 4 * 5  # the prediction stays on the CPU
+    needed = operations.tensor_bytes
+    assert needed(inputs, options.LossOptions()) == num_bytes
+    assert needed(inputs, options.GradientOptions()) == num_bytes + 4 * 5 * 42
+    assert needed(inputs, options.EvaluateOptions(maps=("nll", "top_classes"))) == (
+        num_bytes + 4 * (1 + 6) * 42
+    )
+    assert needed(Inputs(labels=inputs.labels), options.VisualizeOptions(kind="labels")) == 0

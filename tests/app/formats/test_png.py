@@ -202,9 +202,8 @@ def test_colours_are_looked_up_in_the_named_palette() -> None:
 
 
 def test_class_and_void_indices_are_recovered_from_colours() -> None:
-    for name in ("voc", "cityscapes"):
-        row = PALETTES[name]
-        indices = np.array([[*range(len(row.class_names)), 255]], dtype=np.uint8)
+    for row in PALETTES.values():
+        indices = np.array([[*range(len(row.class_names)), row.ignore_index]], dtype=np.uint8)
         decoded = read(colour_png(row.paint(indices)), encoding="rgb", colours=row).indices
         np.testing.assert_array_equal(decoded, indices)
 

@@ -23,6 +23,7 @@ from PIL import Image
 from serving import SAFETENSORS, assert_problem, served
 
 import seg_loss
+from app.images.palettes import PALETTES
 from app.images.render import KINDS
 
 LOSS_FIELDS = {
@@ -206,12 +207,12 @@ def test_a_picture_needs_integer_labels_of_one_image(client):
 
 def test_palettes_are_listed_and_shown(client):
     names = [row["name"] for row in client.get("/v1/palettes").json()["palettes"]]
-    assert names[:2] == ["voc", "cityscapes"]
+    assert names == list(PALETTES)
     voc = client.get("/v1/palettes/voc").json()
     assert voc["colours"][1] == [128, 0, 0]
     assert voc["class_names"][15] == "person"
     assert client.get("/v1/palettes/none").json()["detail"] == (
-        "palette: expected one of voc, cityscapes, got an unknown name."
+        f"palette: expected one of {', '.join(PALETTES)}, got an unknown name."
     )
 
 
