@@ -175,3 +175,15 @@ def test_every_public_name_is_in_the_reference():
                 names.add(f"{module}.{name}")
     # `FcnMetrics` is public in two modules and documented in one.
     assert names - listed <= {"seg_loss.metrics.FcnMetrics"}
+
+
+def test_the_image_with_cuda_can_write_and_keep_what_triton_compiles():
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    (stage,) = re.findall(r"(?ms)^FROM runtime AS cuda\n(.*?)^FROM ", dockerfile)
+    (cache,) = re.findall(r"TRITON_CACHE_DIR=(\S+)", stage)
+    assert f"\nVOLUME {cache}\n" in stage
+    assert 'install --directory --owner=10001 "$TRITON_CACHE_DIR"' in stage
+    assert "gcc libc6-dev" in stage
+    assert re.findall(r"^USER (\S+)", stage, re.MULTILINE)[-1] == "10001"
+    assert f"- triton:{cache}\n" in (ROOT / "docker" / "compose.gpu.yaml").read_text()
+    assert f":{cache} " in TEXT["docs/docker.md"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import seg_loss
+from app import __main__ as entry_point
 from tests.support import backends
 
 ROOT = Path(seg_loss.__file__).parents[1]
@@ -23,8 +24,8 @@ MODULES = {
 BASE = ("constants", "_errors", "_labels", "_inputs", "_divisor", "_evaluation_sums", "upsampling")
 BASE = tuple(f"seg_loss.{name}" for name in BASE)
 ARROWS = {
-    # The library: functional, evaluation, modules -> _operators -> {cpu, gpu}.backend -> kernels.
-    # `_operators` imports the backends by name, when a tensor on their device comes first.
+    # The library: functional -> _autograd -> _compile -> _backends -> cpu, gpu: backend -> kernels.
+    # `_backends` imports the backends by name, when a tensor on their device comes first.
     "seg_loss": ("seg_loss._version",),
     "seg_loss._version": (),
     "seg_loss.constants": (),
@@ -51,25 +52,36 @@ ARROWS = {
     ),
     "seg_loss.gpu": (),
     "seg_loss.gpu.math": (),
-    "seg_loss.gpu.tiling": (),
+    "seg_loss.gpu.interpolation": (),
+    "seg_loss.gpu.tiling": ("seg_loss.upsampling",),
+    "seg_loss.gpu.plan": (),
     "seg_loss.gpu.labels": ("seg_loss.gpu.math",),
-    "seg_loss.gpu.softmax": ("seg_loss.gpu.math",),
-    "seg_loss.gpu.evaluate": ("seg_loss.constants", "seg_loss.gpu.math"),
-    "seg_loss.gpu.cross_entropy": (
-        "seg_loss.constants", "seg_loss.gpu.labels", "seg_loss.gpu.math",
+    "seg_loss.gpu.reports": (*BASE, "seg_loss.gpu.labels"),
+    "seg_loss.gpu.cross_entropy": ("seg_loss.gpu.math",),
+    "seg_loss.gpu.softmax": ("seg_loss.gpu.cross_entropy", "seg_loss.gpu.math"),
+    "seg_loss.gpu.upsampled": ("seg_loss.gpu.cross_entropy", "seg_loss.gpu.math"),
+    "seg_loss.gpu.evaluate": (
+        "seg_loss.constants", "seg_loss.gpu.cross_entropy", "seg_loss.gpu.interpolation",
+        "seg_loss.gpu.math",
     ),
-    "seg_loss.gpu.upsampled": (
-        "seg_loss.gpu.cross_entropy", "seg_loss.gpu.labels", "seg_loss.gpu.math",
+    "seg_loss.gpu.many_classes": (
+        "seg_loss.constants", "seg_loss.gpu.cross_entropy", "seg_loss.gpu.interpolation",
+        "seg_loss.gpu.math",
     ),
     "seg_loss.gpu.backend": (
         *BASE, "seg_loss.gpu.cross_entropy", "seg_loss.gpu.evaluate", "seg_loss.gpu.labels",
+        "seg_loss.gpu.many_classes", "seg_loss.gpu.plan", "seg_loss.gpu.reports",
         "seg_loss.gpu.softmax", "seg_loss.gpu.tiling", "seg_loss.gpu.upsampled",
     ),
-    "seg_loss._operators": (*BASE, "seg_loss.cpu.memory"),
-    "seg_loss._scratch": (*BASE, "seg_loss._operators"),
-    "seg_loss.functional": (*BASE, "seg_loss._operators"),
+    "seg_loss._backends": (*BASE, "seg_loss.cpu.memory"),
+    "seg_loss._autograd": (*BASE, "seg_loss._backends", "seg_loss._compile"),
+    "seg_loss._compile": (*BASE, "seg_loss._backends"),
+    "seg_loss._scratch": (*BASE, "seg_loss._backends"),
+    "seg_loss.functional": (
+        *BASE, "seg_loss._autograd", "seg_loss._backends", "seg_loss._compile",
+    ),
     "seg_loss.evaluation": (
-        *BASE, "seg_loss._operators", "seg_loss.diagnosis", "seg_loss.metrics",
+        *BASE, "seg_loss._backends", "seg_loss.diagnosis", "seg_loss.metrics",
     ),
     "seg_loss.modules": (*BASE, "seg_loss.functional"),
     "seg_loss.compat": (*BASE, "seg_loss.functional"),
@@ -82,6 +94,7 @@ ARROWS = {
     "app.errors": (),
     "app.settings": (),
     "app.report": (),
+    "app.devices": ("seg_loss", "app.errors"),
     "app.images": ("app.errors",),
     "app.formats": ("app.errors", "app.images.palettes"),
     "app.options": ("seg_loss", "app.errors", "app.formats.png", "app.images"),
@@ -94,12 +107,13 @@ ARROWS = {
         "app.images",
     ),
     "app.http": (
-        "seg_loss", "app.errors", "app.settings", "app.options", "app.inputs", "app.results",
-        "app.operations", "app.formats", "app.images.palettes",
+        "seg_loss", "app.errors", "app.settings", "app.devices", "app.options", "app.inputs",
+        "app.results", "app.operations", "app.formats", "app.images.palettes",
     ),
     "app.cli": (
-        "seg_loss", "app.errors", "app.settings", "app.report", "app.options", "app.inputs",
-        "app.results", "app.operations", "app.formats.npy", "app.images", "app.http.server",
+        "seg_loss", "app.errors", "app.settings", "app.report", "app.devices", "app.options",
+        "app.inputs", "app.results", "app.operations", "app.formats.npy", "app.images",
+        "app.http.server",
     ),
     # Nothing imports app but app, and nothing imports the tests.
     "benchmarks": ("seg_loss",),
@@ -110,7 +124,8 @@ ONLY_IN = {
     "llvmlite": ("seg_loss.cpu.simd",),
     "triton": (
         *(f"seg_loss.gpu.{name}"
-          for name in ("cross_entropy", "evaluate", "labels", "math", "softmax", "upsampled")),
+          for name in ("backend", "cross_entropy", "evaluate", "interpolation", "labels",
+                       "many_classes", "math", "plan", "softmax", "upsampled")),
         "benchmarks",
     ),
     "torch.distributed": ("seg_loss._divisor",),
@@ -125,6 +140,7 @@ ONLY_IN = {
 OTHERS = {
     "seg_loss": {"torch", "numpy", "numba", "llvmlite", "triton"},
     "models": {"torch"},
+    "app": {"torch", "numpy", *entry_point.EXTRA},
 }
 MAX_APP_LEVEL = 7
 
@@ -180,9 +196,9 @@ def test_imports_follow_the_arrows(name):
         assert is_in(imported, allowed), f"{name} imports {imported}, allowed are {allowed}"
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("seg_loss.")])
-def test_every_module_of_the_library_has_a_row(name):
-    assert row_of(name) != "seg_loss", "add a row for it"
+@pytest.mark.parametrize("name", [name for name in MODULES if is_in(name, ("seg_loss", "app"))])
+def test_every_module_of_the_library_and_the_app_has_a_row(name):
+    assert name in PACKAGES or row_of(name) not in PACKAGES, "add a row for it"
 
 
 @pytest.mark.parametrize("package", ONLY_IN)
@@ -198,11 +214,11 @@ def test_packages_are_imported_only_where_the_table_says(package):
 
 
 @pytest.mark.parametrize("package", OTHERS)
-def test_library_and_models_need_few_packages(package):
+def test_each_package_needs_few_packages_of_others(package):
     for name in MODULES:
         if is_in(name, (package,)):
             found = {full.partition(".")[0] for full in imports_of(name)}
-            found -= {*sys.stdlib_module_names, "seg_loss", "models"}
+            found -= {*sys.stdlib_module_names, "seg_loss", package}
             assert found <= OTHERS[package], name
 
 
@@ -216,6 +232,16 @@ def test_app_and_models_use_public_names_of_the_library(name):
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "seg_loss":
             assert node.attr in public, node.attr
+
+
+def test_the_extra_of_the_app_has_no_package_that_it_does_not_import():
+    imported = {
+        full.partition(".")[0]
+        for name in MODULES
+        if is_in(name, ("app",))
+        for full in imports_of(name)
+    }
+    assert set(entry_point.EXTRA) <= imported
 
 
 def test_no_package_imports_the_tests():
@@ -245,3 +271,20 @@ def level_of(name: str) -> int:
 def test_chains_of_imports_in_the_app_are_short():
     levels = {name: level_of(name) for name in MODULES if is_in(name, ("app",))}
     assert max(levels.values()) <= MAX_APP_LEVEL, levels
+
+
+def test_the_server_is_imported_only_by_the_command_that_serves():
+    assert "app.http.server" not in local_imports_of("app.cli", of_functions=False)
+    functions = [
+        node.name
+        for node in ast.walk(ast.parse(MODULES["app.cli"].read_text()))
+        if isinstance(node, ast.FunctionDef) and "server" in ast.unparse(node)
+    ]
+    assert functions == ["serve"]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if is_in(name, ("app",))])
+def test_modules_of_the_app_have_no_aliases(name):
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert all(alias.asname is None for alias in node.names)

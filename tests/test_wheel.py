@@ -105,7 +105,7 @@ def test_the_library_alone_needs_numba_numpy_and_torch(wheel):
 
 
 def test_the_command_is_declared(wheel):
-    assert "seg-loss = seg_loss_app.cli:main" in read(wheel, ".dist-info/entry_points.txt")
+    assert "seg-loss = seg_loss_app.__main__:main" in read(wheel, ".dist-info/entry_points.txt")
 
 
 def test_the_installed_packages_are_imported_from_where_they_are_installed(installed, tmp_path):

@@ -1,11 +1,17 @@
-"""The operators inside torch: gradcheck, upstream gradients, graphs, opcheck, compilation."""
+"""The library inside torch: gradcheck, upstream gradients, graphs, operators, compilation."""
 
+import gc
 import math
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
+from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import seg_loss
@@ -284,6 +290,127 @@ def test_saved_tensors_are_unpacked_once_as_checkpointing_needs(function):
     assert same_bits(torch.autograd.grad(result, logits)[0], expected)
 
 
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("function", DIFFERENTIABLE)
+def test_checkpointing_gives_the_gradient_in_both_ways(function, use_reentrant):
+    logits, labels, _ = inputs_of(SMALL["plain"], torch.float32)
+    call = DIFFERENTIABLE[function]
+    (expected,) = torch.autograd.grad(call(logits, labels).sum(), logits)
+    checkpoint(call, logits, labels, use_reentrant=use_reentrant).sum().backward()
+    assert same_bits(logits.grad, expected)
+
+
+SAVED_TENSORS = {
+    "copied": lambda: torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone),
+    "on the CPU": torch.autograd.graph.save_on_cpu,
+}
+
+
+@pytest.mark.parametrize("how", SAVED_TENSORS)
+@pytest.mark.parametrize("function", DIFFERENTIABLE)
+def test_tensors_may_be_saved_by_hooks(function, how):
+    logits, labels, _ = inputs_of(SMALL["plain"], torch.float32)
+    call = DIFFERENTIABLE[function]
+    (expected,) = torch.autograd.grad(call(logits, labels).sum(), logits)
+    with SAVED_TENSORS[how]():
+        result = call(logits, labels)
+    for _ in range(2):
+        (got,) = torch.autograd.grad(result.sum(), logits, retain_graph=True)
+        assert same_bits(got, expected)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+@pytest.mark.parametrize("function", DIFFERENTIABLE)
+def test_anomaly_mode_finds_only_gradients_that_are_nan(function):
+    logits, labels, _ = inputs_of(SMALL["plain"], torch.float32)
+    call = DIFFERENTIABLE[function]
+    (expected,) = torch.autograd.grad(call(logits, labels).sum(), logits)
+    with torch.autograd.detect_anomaly():
+        (got,) = torch.autograd.grad(call(logits, labels).sum(), logits)
+        assert same_bits(got, expected)
+        labels[0, 0, 0] = 1
+        with torch.no_grad():
+            logits[0, 0, 0, 0] = torch.nan
+        with pytest.raises(RuntimeError, match="returned nan values in its 0th output"):
+            torch.autograd.grad(call(logits, labels).sum(), logits)
+
+
+@EACH_CASE
+def test_the_gradient_of_a_leaf_is_its_own_memory(case):
+    scores, labels, upsampling = inputs_of(case, torch.float32)
+    loss = loss_of(scores, labels, upsampling)
+    loss.backward(retain_graph=True)
+    expected, first = scores.grad.clone(), scores.grad
+    scores.grad = None
+    loss.backward(retain_graph=True)
+    loss.backward(retain_graph=True)  # accumulates in place
+    assert same_bits(first, expected)
+    assert same_bits(scores.grad, 2 * expected)
+    scores.grad.zero_()
+    loss.backward()
+    assert same_bits(scores.grad, expected)
+
+
+@EACH_CASE
+def test_gradients_of_several_batches_accumulate(case):
+    scores, labels, upsampling = inputs_of(case)
+    expected = torch.zeros_like(scores)
+    for factor in (1.0, -0.5, 3.0):
+        batch = scores.detach() * factor
+        expected += factor * loss_and_gradient_of(batch, labels, upsampling)[1]
+        loss_of(scores * factor, labels, upsampling).backward()
+    assert torch.allclose(scores.grad, expected, rtol=1e-12, atol=1e-15)
+
+
+@EACH_CASE
+def test_a_dropped_graph_frees_its_memory_at_once(case):
+    # A reference cycle would keep the gradient until Python looks for cycles.
+    scores, labels, upsampling = inputs_of(case, torch.float32)
+    loss = loss_of(scores, labels, upsampling)
+    graph = weakref.ref(loss.grad_fn)
+    gc.disable()
+    try:
+        del loss
+        assert graph() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("function", DIFFERENTIABLE)
+def test_threads_may_train_at_the_same_time(function):
+    # As torch.nn.DataParallel does: forward in threads, backward through all in one.
+    call = DIFFERENTIABLE[function]
+    batches = [(make_logits((2, 4, 3, 5 + k)), make_labels((2, 4, 3, 5 + k))) for k in range(8)]
+
+    def gradient(logits, labels):
+        leaf = logits.clone().requires_grad_()
+        return torch.autograd.grad(call(leaf, labels).sum(), leaf)[0]
+
+    expected = [gradient(*batch) for batch in batches]
+    leaves = [logits.clone().requires_grad_() for logits, _ in batches]
+    labels = [labels for _, labels in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for got, truth in zip(
+            pool.map(gradient, *zip(*batches, strict=True)), expected, strict=True
+        ):
+            assert same_bits(got, truth)
+        results = list(pool.map(call, leaves, labels))
+        sum(result.sum() for result in results).backward()
+        for leaf, truth in zip(leaves, expected, strict=True):
+            assert same_bits(leaf.grad, truth)
+
+
+@pytest.mark.parametrize("function", DIFFERENTIABLE)
+def test_a_backward_pass_may_run_in_another_thread(function):
+    logits, labels, _ = inputs_of(SMALL["plain"], torch.float32)
+    call = DIFFERENTIABLE[function]
+    (expected,) = torch.autograd.grad(call(logits, labels).sum(), logits)
+    result = call(logits, labels).sum()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(result.backward).result()
+    assert same_bits(logits.grad, expected)
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # of torch.func.jvp
 @pytest.mark.parametrize("function", DIFFERENTIABLE)
 def test_forward_mode_raises_instead_of_returning_zero(function):
@@ -363,6 +490,20 @@ def test_no_graph_is_recorded_without_need(name):
     assert same_bits(loss, detached)
 
 
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("function", DIFFERENTIABLE)
+def test_without_a_graph_the_results_are_the_same(function, context):
+    logits, labels, _ = inputs_of(SMALL["plain"], torch.float32)
+    call = DIFFERENTIABLE[function]
+    expected = call(logits, labels).detach()
+    with context():
+        result = call(logits, labels)
+        assert same_bits(result, expected)
+        assert same_bits(call(logits * 1, labels.clone()), expected)  # inference tensors
+    assert not result.requires_grad
+    assert result.is_inference() == (context is torch.inference_mode)
+
+
 @pytest.mark.parametrize("name", ["plain", "bilinear"])
 def test_autograd_notices_that_out_was_overwritten(name):
     # Kernels that write without telling autograd give wrong gradients elsewhere (Liger, Unsloth).
@@ -386,6 +527,39 @@ def test_autograd_notices_that_scores_changed_before_backward(name):
         loss.backward()
 
 
+@pytest.mark.parametrize("function", ["pixel_nll", "spatial_softmax"])
+def test_autograd_notices_that_logits_of_other_functions_changed(function):
+    leaf, labels, _ = inputs_of(SMALL["plain"], torch.float32)
+    logits = leaf * 1
+    result = DIFFERENTIABLE[function](logits, labels).sum()
+    logits.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.backward()
+
+
+@pytest.mark.parametrize("changed", ["labels", "class_weight", "pixel_weight"])
+def test_autograd_notices_that_labels_or_weights_changed_before_backward(changed):
+    scores, labels, _ = inputs_of(SMALL["plain"], torch.float32)
+    tensors = {
+        "labels": labels,
+        "class_weight": torch.ones(4),
+        "pixel_weight": torch.ones(labels.shape),
+    }
+    loss = seg_loss.spatial_cross_entropy(scores, **tensors)
+    tensors[changed].zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_the_stored_gradient_of_upsampled_scores_does_not_need_the_labels():
+    scores, labels, upsampling = inputs_of(SMALL["bilinear"], torch.float32)
+    _, expected = loss_and_gradient_of(scores.detach(), labels, upsampling)
+    loss = loss_of(scores, labels, upsampling)
+    labels.zero_()
+    loss.backward()
+    assert same_bits(scores.grad, expected)
+
+
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", ["plain", "bilinear"])
@@ -403,10 +577,246 @@ def test_weights_that_require_a_gradient_get_none(name, dtype, normalization):
     evaluation_of(scores, labels, upsampling, **options)
 
 
+# -- where operators are called ------------------------------------------------------------------
+
+
+class DispatchMode(TorchDispatchMode):
+    """Changes nothing; torch's own modes count operations or trace programs."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+class Tagged(torch.Tensor):
+    """A subclass that handles no operators itself, as torchvision's `Mask` and `Image`."""
+
+
+def operators_in(call):
+    """Returns the operators of the library that torch runs in a call, backward passes included."""
+    with torch.autograd.profiler.profile() as profile:
+        call()
+    return {event.name for event in profile.function_events if "seg_loss::" in event.name}
+
+
+OPERATOR_OF = {
+    "spatial_cross_entropy": "seg_loss::full_size_cross_entropy",
+    "upsampled_cross_entropy": "seg_loss::upsampled_cross_entropy",
+    "pixel_nll": "seg_loss::pixel_terms",
+    "spatial_softmax": "seg_loss::softmax",
+}
+GRADIENT_OPERATOR_OF = {
+    "spatial_cross_entropy": "seg_loss::cross_entropy_gradient",
+    "upsampled_cross_entropy": "seg_loss::upsampled_gradient",
+    "pixel_nll": "seg_loss::cross_entropy_gradient",
+    "spatial_softmax": "seg_loss::softmax_gradient",
+}
+
+
+@pytest.mark.parametrize("function", DIFFERENTIABLE)
+def test_eager_calls_use_no_operator(function):
+    logits, labels, _ = inputs_of(SMALL["plain"], torch.float32)
+    call = DIFFERENTIABLE[function]
+
+    def train():
+        result = call(logits, labels).sum()
+        result.backward(retain_graph=True)
+        torch.autograd.grad(2 * result, logits, retain_graph=True)
+        torch.autograd.grad(result, logits, create_graph=True)
+        call(logits.detach(), labels)
+        with torch.no_grad():
+            call(logits, labels)
+        seg_loss.loss_and_gradient(logits, labels)
+
+    assert operators_in(train) == set()
+
+
+@pytest.mark.parametrize("function", DIFFERENTIABLE)
+def test_operators_are_called_in_a_dispatch_mode(function):
+    logits, labels, _ = inputs_of(SMALL["plain"], torch.float32)
+    call = DIFFERENTIABLE[function]
+
+    def train():
+        with DispatchMode():
+            call(logits, labels).sum().backward()
+
+    # The gradient of the loss itself comes with it, and is multiplied in place.
+    in_place = {"seg_loss::rescale_gradient_"}
+    gradients = {GRADIENT_OPERATOR_OF[function]}
+    expected = in_place if function == "spatial_cross_entropy" else gradients
+    assert operators_in(train) == {OPERATOR_OF[function]} | expected
+
+
+@pytest.mark.parametrize("function", DIFFERENTIABLE)
+def test_a_dispatch_mode_of_the_backward_pass_alone_sees_its_operator(function):
+    logits, labels, _ = inputs_of(SMALL["plain"], torch.float32)
+    result = DIFFERENTIABLE[function](logits, labels).sum()
+    (expected,) = torch.autograd.grad(result, logits, retain_graph=True)
+    got = []
+
+    def backward():
+        with DispatchMode():
+            got.extend(torch.autograd.grad(result, logits))
+
+    assert operators_in(backward) == {GRADIENT_OPERATOR_OF[function]}
+    assert same_bits(got[0], expected)
+
+
+# torch has no batching rules for the operators: it calls them for each element, and says so.
+BATCHED = pytest.mark.filterwarnings("ignore:There is a performance drop")
+
+
+@BATCHED
+@pytest.mark.parametrize("function", DIFFERENTIABLE)
+def test_vmap_calls_the_operator_for_each_element(function):
+    logits, labels, _ = make_inputs(SMALL["plain"])
+    batch = torch.stack([logits, 2 * logits, -logits])
+    call, got = DIFFERENTIABLE[function], []
+    operators = operators_in(lambda: got.append(torch.func.vmap(lambda x: call(x, labels))(batch)))
+    assert operators == {OPERATOR_OF[function]}
+    for result, x in zip(got[0], batch, strict=True):
+        assert same_bits(result, call(x, labels))
+
+
+@BATCHED
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("function", DIFFERENTIABLE)
+def test_gradients_may_be_computed_as_a_batch(function, create_graph):
+    # As torch.autograd.functional.jacobian(vectorize=True) does.
+    logits, labels, _ = inputs_of(SMALL["plain"], torch.float32)
+    result = DIFFERENTIABLE[function](logits, labels)
+    batch = torch.randn(3, *result.shape)
+    (got,) = torch.autograd.grad(
+        result, logits, batch, is_grads_batched=True, create_graph=create_graph, retain_graph=True
+    )
+    for gradient, grad_output in zip(got.detach(), batch, strict=True):
+        (expected,) = torch.autograd.grad(result, logits, grad_output, retain_graph=True)
+        assert same_bits(gradient, expected)
+
+
+@pytest.mark.parametrize("function", DIFFERENTIABLE)
+def test_torch_refuses_its_function_transform_for_gradients(function):
+    logits, labels, _ = make_inputs(SMALL["plain"])
+    call = DIFFERENTIABLE[function]
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        torch.func.grad(lambda x: call(x, labels).sum())(logits)
+
+
+@pytest.mark.parametrize("function", DIFFERENTIABLE)
+def test_subclasses_that_handle_operators_get_them(function):
+    logits, labels, _ = make_inputs(SMALL["plain"])
+    call = DIFFERENTIABLE[function]
+    pair = TwoTensor(logits, 2 * logits).requires_grad_()
+    result = call(pair, labels)
+    (gradient,) = torch.autograd.grad(result.sum(), pair)
+    for part, factor in (("a", 1), ("b", 2)):
+        leaf = (factor * logits).requires_grad_()
+        expected = call(leaf, labels)
+        (expected_gradient,) = torch.autograd.grad(expected.sum(), leaf)
+        assert same_bits(getattr(result, part).detach(), expected.detach())
+        assert same_bits(getattr(gradient, part), expected_gradient)
+
+
+@pytest.mark.parametrize("argument", ["labels", "class_weight", "pixel_weight"])
+@pytest.mark.parametrize("name", ["plain", "bilinear"])
+def test_labels_and_weights_may_be_such_subclasses(name, argument):
+    scores, labels, upsampling = make_inputs(SMALL[name])
+    tensors = {
+        "labels": labels, "class_weight": torch.rand(4), "pixel_weight": torch.rand(labels.shape)
+    }  # fmt: skip
+    other = 1 - (labels != 0).to(labels.dtype) if argument == "labels" else 3 * tensors[argument]
+    pair = {**tensors, argument: TwoTensor(tensors[argument], other)}
+    for function in (
+        loss_of,
+        lambda *inputs, **weights: loss_and_gradient_of(*inputs, **weights)[1],
+    ):
+        got = function(scores, pair["labels"], upsampling, **without_labels(pair))
+        for part in ("a", "b"):
+            one = {**tensors, argument: getattr(pair[argument], part)}
+            expected = function(scores, one["labels"], upsampling, **without_labels(one))
+            assert same_bits(getattr(got, part), expected)
+
+
+def without_labels(tensors):
+    return {name: tensor for name, tensor in tensors.items() if name != "labels"}
+
+
+@pytest.mark.parametrize("function", DIFFERENTIABLE)
+def test_other_subclasses_take_the_eager_path(function):
+    logits, labels, _ = make_inputs(SMALL["plain"])
+    call, leaf = DIFFERENTIABLE[function], logits.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(call(leaf, labels).sum(), leaf)
+    tagged, got = logits.as_subclass(Tagged).requires_grad_(), []
+
+    def train():
+        result = call(tagged, labels.as_subclass(Tagged)).sum()
+        got.extend(torch.autograd.grad(result, tagged))
+
+    assert operators_in(train) == set()
+    assert same_bits(got[0].as_subclass(torch.Tensor), expected)
+
+
+class Calls(torch.nn.Module):
+    """A function of two arguments as a module, which torch.export needs."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.call = call
+
+    def forward(self, x, y):
+        return self.call(x, y)
+
+
+def compiled_graph(call, *arguments):
+    graphs = []
+
+    def record(graph, example_inputs):
+        graphs.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    torch.compile(call, fullgraph=True, backend=record)(*arguments)
+    (graph,) = graphs
+    return graph
+
+
+TRACED = {
+    "compile": compiled_graph,
+    "export": lambda call, *arguments: torch.export.export(Calls(call), arguments).graph_module,
+    "make_fx": lambda call, *arguments: make_fx(Calls(call))(*arguments),
+}
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("how", TRACED)
+@pytest.mark.parametrize("function", DIFFERENTIABLE)
+def test_a_traced_program_contains_the_operator(function, how):
+    logits, labels, _ = make_inputs(SMALL["plain"])
+    graph = TRACED[how](DIFFERENTIABLE[function], logits, labels)
+    targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    (operator,) = (target for target in targets if "seg_loss" in target)
+    assert operator.removesuffix(".default").replace(".", "::") == OPERATOR_OF[function]
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("function", DIFFERENTIABLE)
+def test_a_traced_backward_pass_contains_its_operator(function):
+    logits, labels, _ = inputs_of(SMALL["plain"], torch.float32)
+    call = DIFFERENTIABLE[function]
+    graph = make_fx(lambda x: torch.autograd.grad(call(x, labels).sum(), x)[0])(logits)
+    (expected,) = torch.autograd.grad(call(logits, labels).sum(), logits)
+    assert same_bits(graph(logits), expected)
+    assert "torch.ops.seg_loss" in graph.code
+    result = call(logits, labels).sum()  # traced in the backward pass alone
+    graph = make_fx(lambda x: torch.autograd.grad(result, logits, x)[0])(torch.ones(()))
+    assert GRADIENT_OPERATOR_OF[function].replace("::", ".") in graph.code
+    assert same_bits(graph(torch.ones(())), expected)
+
+
 # -- torch's own checks of operators -----------------------------------------------------------
 
 WEIGHTS = (torch.rand(4), torch.rand(2, 3, 5))
-ONE = torch.ones((), dtype=torch.float64)
+DIVISOR = torch.tensor([9.0, 1 / 18], dtype=torch.float64)  # D and 1 / (D temperature)
+TWO = torch.tensor(2.0, dtype=torch.float64)
 ALL_OPTIONS = ([255], 0.1, 2.0, "valid", "raise", [], math.inf, True)
 FEW_OPTIONS = ([255, 0], 0.0, 1.0, "valid", "raise", [], 87.3, True)
 # The arguments of an operator, of which the first stand for a `LossInputs`.
@@ -415,9 +825,10 @@ OPERATORS = {
     "full_size_cross_entropy": lambda x, y: (x, y, *WEIGHTS, *ALL_OPTIONS, not x.requires_grad),
     "full_size_cross_entropy without weights": lambda x, y: (x, y, None, None, *FEW_OPTIONS, False),
     "pixel_terms": lambda x, y: (x, y, *WEIGHTS, *ALL_OPTIONS),
-    "cross_entropy_gradient": lambda x, y: (x, y, *WEIGHTS, *ALL_OPTIONS, 9 * ONE, 2 * ONE),
+    "cross_entropy_gradient": lambda x, y: (x, y, *WEIGHTS, *ALL_OPTIONS, DIVISOR, TWO),
+    "cross_entropy_gradient of terms": lambda x, y: (x, y, *WEIGHTS, *ALL_OPTIONS, None, None),
     "rescale_gradient_": lambda x, y: (
-        x, y, *WEIGHTS, *ALL_OPTIONS, 9 * ONE, 2 * ONE, torch.zeros_like(x),
+        x, y, *WEIGHTS, *ALL_OPTIONS, DIVISOR, TWO, torch.zeros_like(x),
     ),
     "softmax": lambda x, y: (x, 1, 2.0),
     "softmax_gradient": lambda x, y: (torch.randn(SHAPE), x, 1, 2.0),
@@ -572,3 +983,17 @@ def test_under_autocast_the_loss_of_bfloat16_scores_is_float32(size, label_size,
     loss.backward()
     assert layer.weight.grad.isfinite().all()
     assert layer.weight.grad.any()
+
+
+@pytest.mark.parametrize("function", DIFFERENTIABLE)
+def test_autocast_changes_nothing_by_itself(function):
+    logits, labels, _ = inputs_of(SMALL["plain"], torch.float32)
+    call = DIFFERENTIABLE[function]
+    expected = call(logits, labels)
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), logits)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = call(logits, labels)
+        (gradient,) = torch.autograd.grad(result.sum(), logits)
+    assert result.dtype == torch.float32
+    assert same_bits(result.detach(), expected.detach())
+    assert same_bits(gradient, expected_gradient)

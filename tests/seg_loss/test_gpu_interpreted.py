@@ -27,6 +27,7 @@ GROUPS = {
     "grid of upsampled scores": [f"{BACKENDS}/test_backend_grid.py", "-k", "upsampled"],
     "labels": [f"{BACKENDS}/test_backend_labels.py"],
     "Caffe": ["tests/seg_loss/test_caffe_golden.py"],
+    "the service": ["tests/app/http/test_gpu_service.py"],
 }
 
 

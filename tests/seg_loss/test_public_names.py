@@ -27,8 +27,8 @@ def run(script):
 def test_a_gpu_without_triton_raises():
     script = (
         "import sys; sys.modules['triton'] = None\n"
-        "import torch, seg_loss; from tests.support.backends import TRITON, operators\n"
-        "operators.BACKENDS['cpu'] = TRITON\n"
+        "import torch, seg_loss; from tests.support.backends import TRITON, _backends\n"
+        "_backends.BACKENDS['cpu'] = TRITON\n"
         "try: seg_loss.spatial_softmax(torch.zeros(1, 2))\n"
         "except seg_loss.InvalidInput as error: print(error)"
     )

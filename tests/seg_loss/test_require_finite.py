@@ -7,6 +7,7 @@ import torch
 
 import seg_loss
 from seg_loss import Bilinear, Deconvolution, InvalidInput
+from seg_loss.upsampling import axes
 from tests.support.cases import (
     FLOATS,
     Case,
@@ -19,6 +20,7 @@ from tests.support.cases import (
 )
 
 U8 = torch.uint8
+SPECIAL_VALUES = [float("nan"), float("inf"), float("-inf"), 0.0]
 START = "logits: expected finite numbers (or -inf in some classes) at valid pixels, got "
 END = " The network has diverged, or the file is damaged."
 CASES = {
@@ -119,6 +121,55 @@ def test_classes_may_be_minus_infinity_at_different_sources():
         f"{START}-inf in every class at pixel (0, 0, 2) and 3 more pixels.{END}"
     )
     assert evaluation_of(scores, labels, Bilinear()).non_finite_pixels == 4
+
+
+@pytest.mark.parametrize(
+    "upsampling",
+    [
+        Bilinear(),
+        Bilinear(align_corners=True),  # 7 x 9 from 3 x 3: some pixels coincide with scores
+        Deconvolution(3),
+        Deconvolution(4, kernel_size=2),  # some pixels read no score
+        Deconvolution(4, kernel_size=7, crop=(2, 1)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("seed", range(12))
+def test_require_finite_raises_if_a_valid_pixel_has_no_softmax(upsampling, seed):
+    random = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(1, 3, 3, 3, generator=random)
+    pick = torch.randint(0, 4, (1, 3, 3, 3), generator=random)
+    only_minus_inf = seed % 3 == 0  # so that all classes of some pixels are -inf
+    pick = pick.clamp(min=2) if only_minus_inf else pick
+    values = torch.tensor(SPECIAL_VALUES)[pick]
+    scores = torch.where(uniform < (0.7 if only_minus_inf else 0.12), values, uniform)
+    labels = torch.randint(0, 3, (1, 7, 9), generator=random, dtype=torch.uint8)
+    labels[torch.rand(1, 7, 9, generator=random) < 0.6] = 255
+    rows, columns = (axis.matrix() for axis in axes(upsampling, (3, 3), (7, 9)))
+    without_softmax = []
+    for y, x in (labels[0] != 255).nonzero().tolist():
+        read = [(i, j) for i in rows[y].nonzero()[0] for j in columns[x].nonzero()[0]]
+        logits = sum(
+            (rows[y, i] * columns[x, j] * scores[0, :, i, j].double() for i, j in read),
+            start=torch.zeros(3).double(),
+        )
+        if logits.softmax(0).isnan().any():
+            without_softmax.append((y, x))
+    evaluation = seg_loss.evaluate(scores, labels, upsampling=upsampling)
+    assert evaluation.non_finite_pixels == len(without_softmax)
+    if not without_softmax:
+        seg_loss.require_finite(scores, labels, upsampling=upsampling)
+        return
+    with pytest.raises(InvalidInput) as error:
+        seg_loss.require_finite(scores, labels, upsampling=upsampling)
+    y, x = without_softmax[0]
+    got = error.value.got
+    assert f"(0, {y}, {x})" in got
+    others = len(without_softmax) - 1
+    assert (f" and {others} more pixel" if others else "") in got
+    if "read by" in got:
+        value, index = got.split(", read by")[0].split(" at ")
+        assert str(float(scores[tuple(map(int, index.strip("()").split(", ")))])) == value
 
 
 def test_inputs_are_checked_as_the_loss_checks_them():

@@ -24,7 +24,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from seg_loss import _operators as operators
+from seg_loss import _backends
 from seg_loss.gpu import tiling
 
 NAMES = ("numba", "interpreter", "cuda")
@@ -32,7 +32,7 @@ SELECTED = os.environ.get("SEG_LOSS_TEST_BACKEND", "")
 IS_INTERPRETED = SELECTED == "interpreter"
 _has_device = torch.cuda.is_available() and SELECTED in ("", "cuda")
 IS_SMALL = os.environ.get("SEG_LOSS_TEST_SIZE", "full" if _has_device else "small") == "small"
-NUMBA, TRITON = operators.BACKENDS["cpu"], operators.BACKENDS["cuda"]
+NUMBA, TRITON = _backends.BACKENDS["cpu"], _backends.BACKENDS["cuda"]
 
 # Several tiles and a remainder, odd planes.
 DEFAULT_SHAPE = (2, 21, 9, 11) if IS_SMALL else (2, 21, 37, 53)
@@ -81,7 +81,7 @@ def use_interpreter() -> None:
     """Runs all tensors on the CPU through the GPU kernels, in Triton's interpreter."""
     assert "triton" not in sys.modules, "Triton reads the variable when it is imported"
     os.environ["TRITON_INTERPRET"] = "1"
-    operators.BACKENDS["cpu"] = TRITON
+    _backends.BACKENDS["cpu"] = TRITON
     # Smaller images are then processed one by one, and by fewer programs of more rows.
     tiling.SMALL_IMAGE = 400
     tiling.MULTIPROCESSORS = 1
@@ -112,7 +112,7 @@ def _patch_modules_once() -> None:
 @contextmanager
 def numba_kernels() -> Iterator[None]:
     """Runs tensors on the CPU through the CPU kernels, also in the interpreter's process."""
-    with mock.patch.dict(operators.BACKENDS, {"cpu": NUMBA}):
+    with mock.patch.dict(_backends.BACKENDS, {"cpu": NUMBA}):
         yield
 
 

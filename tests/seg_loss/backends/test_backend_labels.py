@@ -1,6 +1,9 @@
 """Every backend reports invalid labels and weights as the CPU kernels do, and they do no harm."""
 
+import importlib
 import math
+from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 import torch
@@ -138,6 +141,95 @@ def test_results_after_an_error_are_those_before(backend):
     got = seg_loss.loss_and_gradient(x, y)
     assert same_bits(got[0], expected[0])
     assert same_bits(got[1], expected[1])
+
+
+# -- reports of several calls --------------------------------------------------------------------
+
+
+def invalid_inputs(backend, case, value, index=(0, 0, 0)):
+    """Returns inputs on the device with one invalid label, and the error of the CPU kernels."""
+    scores, labels, upsampling = make_inputs(case, label_dtype=torch.int64)
+    labels[index] = value
+    with numba_kernels():
+        error = error_of(loss_of, scores, labels, upsampling)
+    assert f"got {value} at {index}" in error
+    return backend.place(scores), backend.place(labels), upsampling, error
+
+
+@contextmanager
+def device_behind_the_host():
+    """No call finds a report of an earlier one, as if no kernel had run yet."""
+    with mock.patch.object(label_reports, "raise_deferred"):
+        yield
+
+
+@pytest.fixture
+def small_ring(gpu_kernels, monkeypatch):
+    """The GPU backend's reports, with three slots for calls and two for calls in graphs."""
+    reports = importlib.import_module("seg_loss.gpu.reports")
+    monkeypatch.setattr(reports, "RING_SIZE", 3)
+    monkeypatch.setattr(reports, "_CAPTURED_SIZE", 2)
+    monkeypatch.setattr(reports, "_reports", {})
+    monkeypatch.setattr(label_reports, "_pending", [])
+    yield gpu_kernels
+    gpu_kernels.wait()  # for the kernels that write to the ring
+
+
+@pytest.fixture
+def capturing(monkeypatch):
+    """Calls as under the capture of a CUDA graph; another call with the same inputs is a replay."""
+    for name in ("backend", "plan"):
+        module = importlib.import_module(f"seg_loss.gpu.{name}")
+        monkeypatch.setattr(module, "is_capturing", lambda _: True)
+
+
+SEVERAL = [(LOGITS, 70, (1, 2, 3)), (SCORES, 71, (0, 4, 5)), (Case((1, 3, 4), "row"), 72, (0, 3))]
+
+
+def test_deferred_reports_of_several_calls_are_raised_in_their_order(backend):
+    expected = []
+    with device_behind_the_host():
+        for case, value, index in SEVERAL:
+            x, y, upsampling, error = invalid_inputs(backend, case, value, index)
+            loss_and_gradient_of(x, y, upsampling, check_labels="defer")
+            loss_and_gradient_of(x, torch.zeros_like(y), upsampling, check_labels="defer")
+            expected.append(error)
+    assert [error_of(seg_loss.check) for _ in expected] == expected
+    assert error_of(seg_loss.check) == ""
+
+
+def test_an_error_of_the_call_itself_leaves_deferred_reports(backend):
+    (x, y, upsampling, first), (*inputs, second) = (
+        invalid_inputs(backend, case, value, index) for case, value, index in SEVERAL[:2]
+    )
+    with device_behind_the_host():
+        loss_and_gradient_of(x, y, upsampling, check_labels="defer")
+        assert error_of(loss_and_gradient_of, *inputs, check_labels="raise") == second
+    assert error_of(seg_loss.check) == first
+    assert error_of(seg_loss.check) == ""
+
+
+def test_calls_reuse_the_slots_of_earlier_ones(small_ring):
+    expected = []
+    with device_behind_the_host():
+        for value in range(70, 77):
+            x, y, _, error = invalid_inputs(small_ring, SEVERAL[2][0], value, (0, 1))
+            seg_loss.loss_and_gradient(x, y, check_labels="defer")
+            expected.append(error)
+    # Reports are lost if no call looks for them while as many calls run as there are slots.
+    assert [error_of(seg_loss.check) for _ in range(3)] == expected[-3:]
+    assert error_of(seg_loss.check) == ""
+
+
+@pytest.mark.usefixtures("capturing")
+def test_each_replay_of_a_graph_reports_its_invalid_labels(small_ring):
+    x, y, _, error = invalid_inputs(small_ring, *SEVERAL[2])
+    valid = torch.zeros_like(y)
+    for _ in range(4):  # more than there are slots
+        seg_loss.loss_and_gradient(x, y, check_labels="raise")
+        assert error_of(seg_loss.check) == error
+        seg_loss.loss_and_gradient(x, valid, check_labels="raise")
+        assert error_of(seg_loss.check) == ""
 
 
 @pytest.mark.parametrize(

@@ -224,16 +224,10 @@ def test_a_gradient_scaler_preserves_float16_gradients(backend):
     assert_accurate("gradient", x.grad.cpu(), 65536 * truth, (65536 * by_torch).half())
 
 
-# At ignored pixels the CPU multiplies grad_output / D by a smoothing weight of 0.
-KNOWN_FAILURE = "on the CPU label smoothing with a non-finite scale gives NaN at ignored pixels"
-
-
 @pytest.mark.parametrize("factor", [0.0, -1.0, math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @EACH_CASE
-def test_no_grad_output_reaches_unread_scores(backend, case, smoothing, factor, request):
-    if backend.name == "numba" and case is LOGITS and smoothing and not math.isfinite(factor):
-        request.applymarker(pytest.mark.xfail(strict=True, reason=KNOWN_FAILURE))
+def test_no_grad_output_reaches_unread_scores(backend, case, smoothing, factor):
     x, y, upsampling, read = unread_inputs(case, torch.float32, backend)
     loss = loss_of(x.requires_grad_(), y, upsampling, label_smoothing=smoothing)
     grad_output = torch.tensor(factor, device=backend.device)
@@ -245,10 +239,8 @@ def test_no_grad_output_reaches_unread_scores(backend, case, smoothing, factor, 
 
 @pytest.mark.parametrize("weights", ["none", "zero"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_mean_of_nothing_has_torchs_gradient(backend, smoothing, weights, request):
+def test_the_mean_of_nothing_has_torchs_gradient(backend, smoothing, weights):
     # torch divides by 0: the loss is NaN, and so is the gradient of valid pixels of weight 0.
-    if backend.name == "numba" and smoothing:
-        request.applymarker(pytest.mark.xfail(strict=True, reason=KNOWN_FAILURE))
     logits, target = make_logits((1, 3, 2, 2)), torch.full((1, 2, 2), -100)
     weight = None
     if weights == "zero":
