@@ -8,9 +8,9 @@ PORT ?= 8000
 TORCH_INDEX_URL ?=
 # The tests run on this Triton, also where torch's CUDA build has brought an older one.
 TRITON := 3.9.0
-# `make test-tritons` compiles the GPU kernels with the oldest Triton that pyproject.toml allows, and
-# with one in between.
-TRITONS := 3.4.0 3.6.0
+# `make test-tritons` compiles the GPU kernels with the oldest Triton that pyproject.toml allows, with
+# one in between, and with the one that torch 2.13 brings.
+TRITONS := 3.4.0 3.6.0 3.7.1
 GPU_CODE_TESTS := tests/seg_loss/test_gpu_code.py
 # Processes that share the tests; 0 runs them in one.
 WORKERS ?= 2
@@ -55,6 +55,7 @@ docs: $(DOCUMENTING) ## build the documentation in site/; a broken link is an er
 bench: $(TESTING) ## measure the loss on this machine's CPU; writes benchmarks/results
 	$(BIN)/python -m benchmarks.cpu
 	$(BIN)/python -m benchmarks.cpu_upsampled
+	$(BIN)/python -m benchmarks.host
 
 bench-gpu: ## with the GPU, torch and Triton of PYTHON: check everything there, then measure
 	$(PYTHON) -m benchmarks.gpu

@@ -1,6 +1,7 @@
 """The loss on a GPU: the tests that need one, then its speed against torch, in one run.
 
     python -m benchmarks.gpu [--out benchmarks/results] [--quick] [--tests-only] [--sanitize]
+                             [--seconds 330]
 
 Compilation takes most of the time. Therefore the tests (`pytest -m gpu`) and the first calls of the
 measurements run in parallel, in one process per core, and later calls find their kernels compiled.
@@ -60,8 +61,9 @@ from seg_loss import Bilinear
 
 ROUNDS = 15
 FLUSHED_BYTES = 256 << 20  # several times the second-level cache
-SECONDS = 330  # after the start no measurement begins
-COMPILE_PROCESSES = 4  # at a time, because their tensors are large
+SECONDS = 330  # after this long no measurement begins
+SHARE_OF_TESTS = 0.45  # of that time, after which tests are killed
+COMPILE_PROCESSES = 8  # at a time, because their tensors are large
 ROOT = Path(__file__).parents[1]
 _start = time.perf_counter()
 
@@ -131,7 +133,13 @@ def log(text: str) -> None:
 
 
 def run_tests_and_compile(
-    report: Report, cases: list[Case], *, jobs: int, is_quick: bool, measures: bool
+    report: Report,
+    cases: list[Case],
+    *,
+    jobs: int,
+    is_quick: bool,
+    measures: bool,
+    seconds: float,
 ) -> None:
     """Runs the tests and the first calls of the measurements."""
     compile_jobs = min(COMPILE_PROCESSES, max(1, jobs // 2)) if measures else 0
@@ -139,9 +147,11 @@ def run_tests_and_compile(
     log(f"tests in {test_jobs} processes, first calls of {len(cases)} cases in {compile_jobs}")
     with ThreadPoolExecutor(max(1, compile_jobs)) as pool:
         compilations = {
-            pool.submit(compile_case, case, is_quick=is_quick): case for case in cases if measures
+            pool.submit(compile_case, case, is_quick=is_quick, seconds=seconds): case
+            for case in cases
+            if measures
         }
-        report.tests = gpu_tests.run_tests(jobs=test_jobs, is_quick=is_quick)
+        report.tests = gpu_tests.run_tests(jobs=test_jobs, is_quick=is_quick, seconds=seconds)
         for done in as_completed(compilations):
             if message := done.result():
                 log(f"  first calls of {compilations[done].name}: {message}")
@@ -157,7 +167,7 @@ def run_tests_and_compile(
         log(f"  failed: {failure}")
 
 
-def compile_case(case: Case, *, is_quick: bool) -> str:
+def compile_case(case: Case, *, is_quick: bool, seconds: float) -> str:
     """Compiles the kernels of a case in a process of its own; returns an error message or ""."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--compile", str(CASES.index(case))]
     command += ["--quick"] * is_quick
@@ -168,10 +178,10 @@ def compile_case(case: Case, *, is_quick: bool) -> str:
             text=True,
             check=False,
             cwd=ROOT,
-            timeout=gpu_tests.SECONDS,
+            timeout=seconds,
         )
     except subprocess.TimeoutExpired:
-        return f"not finished after {gpu_tests.SECONDS} s"
+        return f"not finished after {seconds:.0f} s"
     return " / ".join(done.stderr.strip().splitlines()[-2:]) if done.returncode else ""
 
 
@@ -585,7 +595,8 @@ def measure_host(report: Report) -> None:
         report.host[name] = 1e3 * wall_time(call, 0.25)
 
 
-def machine() -> str:
+def machine(commit: str | None) -> str:
+    """Returns what measures what; the commit is asked from git if it is None."""
     import triton
 
     properties = torch.cuda.get_device_properties(0)
@@ -598,7 +609,7 @@ def machine() -> str:
             f"torch {torch.__version__}",
             f"Triton {triton.__version__}",
             f"Python {platform.python_version()}",
-            f"commit {first_line('git', 'describe', '--always', '--dirty')}",
+            f"commit {commit or first_line('git', 'describe', '--always', '--dirty')}",
         ]
     )
 
@@ -613,12 +624,14 @@ def first_line(*command: str) -> str:
     return lines[0] if lines and not done.returncode else "unknown"
 
 
-def measure_all(report: Report, folder: Path, cases: list[Case], *, is_quick: bool) -> None:
+def measure_all(
+    report: Report, folder: Path, cases: list[Case], *, is_quick: bool, seconds: float
+) -> None:
     """Measures the cases that there is time for; writes the report after each."""
     log("measuring the host")
     measure_host(report)
     for case in cases:
-        if time.perf_counter() - _start > SECONDS:
+        if time.perf_counter() - _start > seconds:
             report.left_out.append(f"{case.name}, for lack of time")
             continue
         log(f"measuring {case.name}")
@@ -652,6 +665,10 @@ def main() -> int:
         "--sanitize", action="store_true", help="run compute-sanitizer too, which takes minutes"
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 2, help="processes at a time")
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="after this long no measurement begins"
+    )
+    parser.add_argument("--commit", help="what is measured, on a machine without git")
     parser.add_argument("--compile", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -661,7 +678,7 @@ def main() -> int:
     if arguments.compile is not None:
         run_first_calls(CASES[arguments.compile], is_quick=arguments.quick)
         return 0
-    report = Report(machine())
+    report = Report(machine(arguments.commit))
     log(report.machine)
     cases = [case for case in CASES if case.is_quick or not arguments.quick]
     if not arguments.no_tests:
@@ -671,6 +688,7 @@ def main() -> int:
             jobs=arguments.jobs,
             is_quick=arguments.quick,
             measures=not arguments.tests_only,
+            seconds=SHARE_OF_TESTS * arguments.seconds,
         )
         write(report, arguments.out)
     if arguments.sanitize:
@@ -679,7 +697,9 @@ def main() -> int:
         if not is_clean:
             report.failures.append(f"compute-sanitizer: {report.sanitizer}")
     if not arguments.tests_only:
-        measure_all(report, arguments.out, cases, is_quick=arguments.quick)
+        measure_all(
+            report, arguments.out, cases, is_quick=arguments.quick, seconds=arguments.seconds
+        )
     write(report, arguments.out)
     for failure in report.failures:
         print(f"failed: {failure}", flush=True)

@@ -11,8 +11,9 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,27 +25,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from seg_loss._inputs import LossInputs, LossOptions
-from seg_loss.gpu import (
-    backend,
-    cross_entropy,
-    evaluate,
-    labels,
-    softmax,
-    tiling,
-    upsampled,
-)
+from seg_loss.gpu import backend, tiling
+from seg_loss.gpu.plan import Launch
 from seg_loss.upsampling import Axes, Bilinear, Upsampling, axes
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 RESULT = Path(__file__).parent / "results" / "gpu_code.md"
-KERNELS = {
-    "check_labels_kernel": labels,
-    "cross_entropy_kernel": cross_entropy,
-    "evaluate_kernel": evaluate,
-    "softmax_kernel": softmax,
-    "upsampled_cross_entropy_kernel": upsampled,
-}
 ARCHITECTURES = (80, 90)
+OTHER_ARCHITECTURES = (86, 89, 120)
+HOPPER = 90
+_COMPILER_OPTIONS = ("num_warps", "num_stages", "maxnreg", "launch_pdl", "enable_fp_fusion")
 _DTYPES = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64",
     torch.uint8: "u8", torch.int8: "i8", torch.int16: "i16", torch.int32: "i32",
@@ -52,71 +42,76 @@ _DTYPES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Launch:
-    """A kernel, and the arguments that the backend launches it with."""
-
-    name: str
-    grid: int
-    arguments: tuple[Any, ...]
-    constants: dict[str, Any]
+# -- launches, recorded and compiled ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class CompiledKernel:
-    """The machine code of a kernel, in numbers.
+class RecordedLaunch:
+    """A launch that a call of the backend would have made.
 
     Attributes:
-        registers: per thread.
-        spilled: bytes per thread that are spilled to memory.
-        instructions: number in the program text, where a loop counts once.
-        loads, stores: number of accesses to global memory in the text, by their bytes.
-        loops: number of instructions of each loop, with the loops inside, in order of their ends.
-        barriers: number of barriers of each loop.
+        launch: the kernel with its grid, scalars and constants.
+        arguments: the arguments of the call, which come before the scalars.
     """
 
-    registers: int
-    spilled: int
-    instructions: int
-    loads: dict[int, int]
-    stores: dict[int, int]
-    loops: tuple[int, ...]
-    barriers: tuple[int, ...]
+    launch: Launch
+    arguments: tuple[Any, ...]
 
+    @property
+    def name(self) -> str:
+        name: str = self.launch.kernel.fn.__name__
+        return name
 
-class _Recorder:
-    """Replaces a kernel: `kernel[grid](...)` is recorded."""
+    @property
+    def constants(self) -> dict[str, Any]:
+        return self.launch.constants
 
-    def __init__(self, name: str, launches: list[Launch]) -> None:
-        self.name, self.launches = name, launches
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(*arguments: Any, **constants: Any) -> None:
-            self.launches.append(Launch(self.name, grid[0], arguments, constants))
-
-        return launch
+    @property
+    def num_warps(self) -> int:
+        num_warps: int = self.constants.get("num_warps", 4)
+        return num_warps
 
 
 @contextmanager
-def record_launches() -> Iterator[list[Launch]]:
-    """Returns a list of the launches of the backend, which are recorded and not run."""
-    launches: list[Launch] = []
-    with ExitStack() as fakes:
-        for name, module in KERNELS.items():
-            fakes.enter_context(mock.patch.object(module, name, _Recorder(name, launches)))
+def record_launches(architecture: int = HOPPER) -> Iterator[list[RecordedLaunch]]:
+    """Returns a list of the launches of the backend, which are planned anew, and are not run.
+
+    They are planned for a device of this architecture.
+    """
+    launches: list[RecordedLaunch] = []
+
+    def record(launch: Launch, _stream: int, *arguments: Any) -> None:
+        launches.append(RecordedLaunch(launch, arguments))
+
+    def capability(_tensor: Tensor) -> tuple[int, int]:
+        return divmod(architecture, 10)
+
+    backend._plans.clear()
+    with (
+        mock.patch.object(Launch, "__call__", record),
+        mock.patch.object(backend, "_capability", capability),
+    ):
         yield launches
+    backend._plans.clear()
 
 
-def compile_launch(launch: Launch, architecture: int) -> CompiledKernel:
+def is_known(architecture: int) -> bool:
+    """Returns whether the Triton in use compiles for this architecture."""
+    name = "ptxas-blackwell" if (TOOLS / "ptxas-blackwell").exists() else "ptxas"
+    return f"sm_{architecture}" in _output_of(name if architecture >= 100 else "ptxas", "--help")
+
+
+def compile_launch(recorded: RecordedLaunch, architecture: int) -> "CompiledKernel":
     """Compiles a launch as Triton does on a device of this architecture."""
-    kernel = getattr(KERNELS[launch.name], launch.name)
-    constants = dict(launch.constants)
-    names = ("num_warps", "enable_fp_fusion", "maxnreg")
-    options = {name: constants.pop(name) for name in names if name in constants}
+    launch = recorded.launch
+    kernel, constants = launch.kernel, dict(launch.constants)
+    options = {name: constants.pop(name) for name in _COMPILER_OPTIONS if name in constants}
+    arguments = dict(
+        zip(kernel.arg_names, (*recorded.arguments, *launch.scalars), strict=False), **constants
+    )
     signature: dict[str, Any] = {}
     fixed: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
-    arguments = dict(zip(kernel.arg_names, launch.arguments, strict=False))
     for index, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name], fixed[(index,)] = "constexpr", constants[name]
@@ -130,7 +125,7 @@ def compile_launch(launch: Launch, architecture: int) -> CompiledKernel:
         target=GPUTarget("cuda", architecture, 32),
         options=options,
     )
-    return _read(result.asm["cubin"])
+    return CompiledKernel(result.asm["cubin"], result.metadata.shared)
 
 
 def _type_of(
@@ -155,58 +150,161 @@ def _type_of(
         fixed[path] = value
         return "constexpr"
     if isinstance(value, Tensor):
-        attributes[path] = [["tt.divisibility", 16]]
+        if value.data_ptr() % 16 == 0:  # on the meta device, the offset in the storage
+            attributes[path] = [["tt.divisibility", 16]]
         return f"*{_DTYPES[value.dtype]}"
     if value % 16 == 0 and specializes:
         attributes[path] = [["tt.divisibility", 16]]
     return "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
 
 
-def _read(cubin: bytes) -> CompiledKernel:
-    """Returns the numbers of a kernel from its disassembly."""
+# -- machine code ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop of the machine code.
+
+    Attributes:
+        instructions: number of instructions, those of loops inside included.
+        common: number of instructions on the shortest way through the loop: without what a branch
+            skips.
+        exponentials, barriers: numbers of these instructions.
+    """
+
+    instructions: int
+    common: int
+    exponentials: int
+    barriers: int
+
+
+class CompiledKernel:
+    """The machine code of a kernel, in numbers.
+
+    Attributes:
+        registers: per thread.
+        spilled: bytes per thread that are spilled to memory.
+        shared: bytes of shared memory per program.
+        instructions: number in the program text, where a loop counts once.
+        loads, stores: number of accesses to global memory in the text, by their bytes.
+        loops: in order of their ends.
+    """
+
+    def __init__(self, cubin: bytes, shared: int) -> None:
+        usage = _run("cuobjdump", cubin, "-res-usage")
+        self.registers, self._stack = (
+            int(number) for number in re.findall(r"(?:REG|STACK):(\d+)", usage)
+        )
+        self.shared = shared
+        self._cubin = cubin
+
+    @cached_property
+    def _code(self) -> "_Code":
+        return _Code(_run("nvdisasm", self._cubin, "-c"))
+
+    @property
+    def spilled(self) -> int:
+        has_spills = self._stack and any(name.startswith(_SPILLS) for name in self._code.names)
+        return self._stack if has_spills else 0
+
+    @property
+    def instructions(self) -> int:
+        return len(self._code.names)
+
+    @property
+    def loads(self) -> dict[int, int]:
+        return _widths(self._code.names, "LDG")
+
+    @property
+    def stores(self) -> dict[int, int]:
+        return _widths(self._code.names, "STG")
+
+    @cached_property
+    def loops(self) -> tuple[Loop, ...]:
+        return tuple(self._code.loops())
+
+
+_SPILLS = "LDL", "STL"
+
+
+def _run(tool: str, cubin: bytes, *options: str) -> str:
+    """Returns what a tool says about a kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = _run("cuobjdump", "-res-usage", file.name)
-        text = _run("nvdisasm", "-c", file.name)
-    registers = re.search(r"REG:(\d+)", usage)
-    stack = re.search(r"STACK:(\d+)", usage)
-    assert registers
-    assert stack
-    names = re.findall(_INSTRUCTION, text, re.M)
-    loops = _loops(text)
-    has_spills = any(name.startswith(("LDL", "STL")) for name in names)
-    return CompiledKernel(
-        int(registers.group(1)),
-        int(stack.group(1)) if has_spills else 0,
-        len(names),
-        _widths(names, "LDG"),
-        _widths(names, "STG"),
-        tuple(end - start for start, end in loops),
-        tuple(sum(name.startswith("BAR") for name in names[slice(*loop)]) for loop in loops),
-    )
+        return _output_of(tool, *options, file.name)
 
 
-_INSTRUCTION = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)"
-
-
-def _loops(text: str) -> list[tuple[int, int]]:
-    """Returns the first and last instruction of each loop, found by its backward branch."""
-    number, labels, loops = 0, {}, []
-    for line in text.splitlines():
-        if label := re.match(r"^\s*(\.L_\w+):", line):
-            labels[label.group(1)] = number
-        elif instruction := re.match(_INSTRUCTION, line):
-            number += 1
-            target = re.search(r"`\((\.L_\w+)\)", line)
-            if target and target.group(1) in labels and instruction.group(1).startswith("BRA"):
-                loops.append((labels[target.group(1)], number))
-    return loops
-
-
-def _run(tool: str, *arguments: str) -> str:
+def _output_of(tool: str, *arguments: str) -> str:
     command = [str(TOOLS / tool), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+class _Code:
+    """Instructions, without the padding behind the last one, and where branches lead.
+
+    Attributes:
+        names: of each instruction.
+        branches: by index of a branch, the index that it leads to, and whether it may be not taken.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.names: list[str] = []
+        labels: dict[str, int] = {}
+        targets: dict[int, tuple[str, bool]] = {}
+        for line in text.splitlines():
+            if label := re.match(r"^\s*(\.L_\w+):", line):
+                labels[label.group(1)] = len(self.names)
+            elif instruction := re.match(_INSTRUCTION, line):
+                predicate, name = instruction.groups()
+                target = re.search(r"`\((\.L_\w+)\)", line)
+                if target and name.startswith("BRA"):
+                    may_fall_through = predicate is not None or name != "BRA"
+                    targets[len(self.names)] = target.group(1), may_fall_through
+                self.names.append(name)
+        while self.names and self.names[-1] == "NOP":
+            self.names.pop()
+        self.branches = {
+            index: (labels[label], may_fall_through)
+            for index, (label, may_fall_through) in targets.items()
+            if label in labels
+        }
+        last = len(self.names) - 1
+        if self.branches.get(last) == (last, False):  # the end of every program
+            self.names.pop()
+
+    def loops(self) -> Iterator[Loop]:
+        """Returns the loops, found by their backward branches.
+
+        Branches without a condition lead back from code for the threads of a warp that have come
+        apart, which lies at the end of the program.
+        """
+        for end, (start, may_fall_through) in sorted(self.branches.items()):
+            if start <= end and may_fall_through:
+                names = self.names[start : end + 1]
+                yield Loop(
+                    instructions=len(names),
+                    common=self._shortest(start, end),
+                    exponentials=sum(name == "MUFU.EX2" for name in names),
+                    barriers=sum(name.startswith("BAR") for name in names),
+                )
+
+    def _shortest(self, start: int, end: int) -> int:
+        """Returns the least number of instructions from `start` to `end`, both included."""
+        reached = {start: 1}
+        for index in range(start, end):
+            steps = reached.get(index)
+            if steps is None:
+                continue
+            target, may_fall_through = self.branches.get(index, (index + 1, False))
+            following = {target, index + 1} if may_fall_through else {target}
+            for other in following:
+                if index < other <= end:
+                    reached[other] = min(steps + 1, reached.get(other, steps + 1))
+        return reached[end]
+
+
+_INSTRUCTION = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)"
 
 
 def _widths(names: list[str], kind: str) -> dict[int, int]:
@@ -220,48 +318,73 @@ def _widths(names: list[str], kind: str) -> dict[int, int]:
     return dict(sorted(numbers.items(), reverse=True))
 
 
-# -- logits --------------------------------------------------------------------------------------
+# -- logits ----------------------------------------------------------------------------------------
+
+PLANES, CHANNELS_LAST, CROPPED = "planes", "channels_last", "cropped channels_last"
+DATA_SET_CLASSES = 19, 21, 150  # of Cityscapes, PASCAL VOC and ADE20K
+BILINEAR = Bilinear()
 
 
 @dataclass(frozen=True)
 class Logits:
-    """Logits [2, C, 128, 256] on the meta device."""
+    """Logits [2, C, 128, 256] on the meta device.
+
+    Attributes:
+        layout: one of PLANES, CHANNELS_LAST, CROPPED; the last has gaps between its rows.
+    """
 
     num_classes: int
-    channels_last: bool
+    layout: str
     dtype: torch.dtype
 
     @property
     def name(self) -> str:
-        order = "channels_last" if self.channels_last else "planes"
-        return f"{order}, {self.num_classes} classes, {str(self.dtype).removeprefix('torch.')}"
+        return f"{self.layout}, {self.num_classes} classes, {_name_of(self.dtype)}"
 
     @property
     def tile_shape(self) -> tiling.TileShape:
+        """The row of the loss and its gradient."""
+        if self.layout == CHANNELS_LAST and self.num_classes <= tiling.MAX_FLAT_CLASSES:
+            return tiling.DOUBLE_FLAT if self.dtype == torch.float64 else tiling.FLAT
         return tiling.tile_shape(
             self.num_classes,
-            channels_last=self.channels_last,
-            is_double=self.dtype == torch.float64,
+            channels_last=self.layout != PLANES,
+            itemsize=self.dtype.itemsize,
         )
+
+    @property
+    def logits_per_thread(self) -> float:
+        shape = self.tile_shape
+        return self.num_classes * shape.pixels / (32 * shape.num_warps)
 
     def tensor(self) -> Tensor:
-        x = torch.empty(2, self.num_classes, 128, 256, dtype=self.dtype, device="meta")
-        return x.to(memory_format=torch.channels_last) if self.channels_last else x
+        columns = 272 if self.layout == CROPPED else 256
+        x = torch.empty(2, self.num_classes, 128, columns, dtype=self.dtype, device="meta")
+        if self.layout != PLANES:
+            x = x.to(memory_format=torch.channels_last)
+        return x[..., :256]
 
 
-def logits_for_each_row(dtype: torch.dtype) -> list[Logits]:
+def logits_of_each_row(
+    dtype: torch.dtype, other_classes: Sequence[int] = DATA_SET_CLASSES
+) -> list[Logits]:
     """Returns logits for each row of the tables, with the most classes that the row is for.
 
-    The numbers of classes of PASCAL VOC, Cityscapes and ADE20K are included.
+    Logits with other numbers of classes are added.
     """
-    return [
-        Logits(num_classes, table is tiling.CHANNELS_LAST, dtype)
-        for table in (tiling.PLANES, tiling.CHANNELS_LAST)
+    planes = tiling.HALF_PLANES if dtype.itemsize == 2 else tiling.PLANES
+    tables = {PLANES: planes, CHANNELS_LAST: (tiling.FLAT, *tiling.CHANNELS_LAST)}
+    cases = [
+        Logits(num_classes, layout, dtype)
+        for layout, table in tables.items()
         for num_classes in sorted(
-            {min(row.max_classes, 2 * tiling.MAX_CLASSES_IN_REGISTERS) for row in table}
-            | {19, 21, 150}
+            {*(row.max_classes for row in table), *other_classes, _MANY_CLASSES}
         )
     ]
+    return [*cases, Logits(tiling.MAX_FLAT_CLASSES, CROPPED, dtype)]
+
+
+_MANY_CLASSES = 2 * tiling.MAX_CLASSES_IN_REGISTERS
 
 
 def inputs_of(
@@ -279,16 +402,46 @@ def inputs_of(
     return LossInputs(logits, labels, class_weight, pixel_weight, LossOptions(**options))
 
 
-def launches_of_loss(case: Logits, **options: Any) -> list[Launch]:
-    """Returns the launches of `loss_and_gradient`."""
+def weights_of(num_classes: int, shape: Sequence[int]) -> dict[str, Tensor]:
+    """Returns weights of the classes, and of pixels in this shape, for `inputs_of`."""
+    return {
+        "class_weight": torch.empty(num_classes, device="meta"),
+        "pixel_weight": torch.empty(*shape, device="meta"),
+    }
+
+
+def launch_loss(case: Logits, **options: Any) -> None:
+    """Launches `loss_and_gradient`."""
     logits = case.tensor()
-    inputs = inputs_of(logits, logits.shape[2:], **options)
-    with record_launches() as launches:
-        backend.cross_entropy(inputs, torch.empty_like(logits))
-    return launches
+    backend.cross_entropy(inputs_of(logits, logits.shape[2:], **options), torch.empty_like(logits))
 
 
-BILINEAR = Bilinear()
+def launch_evaluation(
+    logits: Tensor, size: Sequence[int] | None = None, *, all_maps: bool = True, **options: Any
+) -> None:
+    """Launches `evaluate`; with a size, of upsampled scores."""
+    if size is None:
+        size = logits.shape[2:]
+    else:
+        options["upsampling"] = BILINEAR
+    shape = (logits.shape[0], *size)
+    top = (shape[0], min(3, logits.shape[1]), *size)
+    index = torch.uint8 if logits.shape[1] <= 256 else torch.int16
+    maps = {
+        name: torch.empty(size, dtype=dtype, device="meta")
+        for name, size, dtype in (
+            ("prediction", shape, index),
+            ("nll", shape, torch.float32),
+            ("confidence", shape, torch.float32),
+            ("entropy", shape, torch.float32),
+            ("top_classes", top, index),
+            ("top_probabilities", top, torch.float32),
+        )
+        if all_maps
+    }
+    # Afterwards the backend copies the results to the host, which meta tensors do not allow.
+    with suppress(NotImplementedError):
+        backend.evaluate(inputs_of(logits, size, **options), maps)
 
 
 # -- upsampled scores ------------------------------------------------------------------------------
@@ -296,10 +449,15 @@ BILINEAR = Bilinear()
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores [2, C, *sources] on the meta device, and the size of their labels."""
+    """Scores [2, C, *sources] on the meta device, and the size of their labels.
+
+    Attributes:
+        with_gradient: whether the gradient is computed, or the loss alone.
+    """
 
     num_classes: int
     dtype: torch.dtype
+    with_gradient: bool = True
     upsampling: Upsampling = BILINEAR
     size: tuple[int, int] = (128, 256)
     sources: tuple[int, int] = (16, 32)
@@ -307,40 +465,70 @@ class Scores:
     @property
     def name(self) -> str:
         ratio = self.size[0] // self.sources[0]
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"upsampled {ratio} times, {self.num_classes} classes, {dtype}"
+        name = f"upsampled {ratio} times, {self.num_classes} classes, {_name_of(self.dtype)}"
+        return name if self.with_gradient else f"{name}, loss alone"
 
     @property
     def tile_shape(self) -> tiling.UpsampledTileShape:
-        return tiling.upsampled_tile_shape(self.num_classes, is_double=self.dtype == torch.float64)
+        return tiling.upsampled_tile_shape(
+            self.num_classes,
+            is_double=self.dtype == torch.float64,
+            has_gradient=self.with_gradient,
+        )
 
     @property
     def axes(self) -> Axes:
         return axes(self.upsampling, self.sources, self.size)
 
+    @property
+    def classes_per_thread(self) -> int:
+        """The number of classes of a pixel that a thread computes, padding included."""
+        classes = self.tile_shape.chunk or self.num_classes
+        return -(-classes // self.tile_shape.classes)
+
     def tensor(self) -> Tensor:
         return torch.empty(2, self.num_classes, *self.sources, dtype=self.dtype, device="meta")
 
 
-def scores_for_each_row(dtype: torch.dtype) -> list[Scores]:
-    """Returns scores for each row of the table, with the most classes, and those of data sets."""
-    most = {min(row.max_classes, 300) for row in tiling.UPSAMPLED}
-    return [Scores(number, dtype) for number in sorted(most | {2, 19, 21, 60, 150})]
+def scores_of_each_row(
+    dtype: torch.dtype, other_classes: Sequence[int] = (2, *DATA_SET_CLASSES)
+) -> list[Scores]:
+    """Returns scores for each row of the tables, with the most classes that the row is for.
+
+    Scores with other numbers of classes are added.
+    """
+    tables = {True: tiling.UPSAMPLED, False: tiling.UPSAMPLED_FORWARD}
+    if dtype == torch.float64:
+        tables = dict.fromkeys((True, False), tiling.DOUBLE_UPSAMPLED)
+    return [
+        Scores(num_classes, dtype, with_gradient)
+        for with_gradient, table in tables.items()
+        for num_classes in sorted({*(min(row.max_classes, 300) for row in table), *other_classes})
+    ]
 
 
-def launch_upsampled_loss(case: Scores, *, with_gradient: bool = True, **options: Any) -> None:
+def launch_upsampled_loss(case: Scores, **options: Any) -> None:
     """Launches `loss_and_gradient`, or the loss alone, of upsampled scores."""
     scores = case.tensor()
-    gradient = torch.empty_like(scores) if with_gradient else None
+    gradient = torch.empty_like(scores) if case.with_gradient else None
     inputs = inputs_of(scores, case.size, upsampling=case.upsampling, **options)
     backend.upsampled_cross_entropy(inputs, gradient)
 
 
-def launches_of_upsampled_loss(case: Scores, **options: Any) -> list[Launch]:
-    """Returns the launches of `launch_upsampled_loss`."""
-    with record_launches() as launches:
-        launch_upsampled_loss(case, **options)
-    return launches
+def pixel_loop_of(case: Scores, code: CompiledKernel) -> Loop:
+    """Returns the loop over pixels of `upsampled_cross_entropy_kernel`.
+
+    It is the first one to end that has the exponentials of a pixel.
+    """
+    classes = case.classes_per_thread
+    return next(loop for loop in code.loops if loop.exponentials >= classes)
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# -- the report ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -348,7 +536,7 @@ class Prediction:
     """The time of a loss with its gradient on an H200, by its bytes and by its instructions.
 
     Attributes:
-        instructions: per logit of a thread, without those of the last program alone.
+        instructions: per logit of a thread.
         by_bytes, by_instructions: milliseconds, at the bandwidth of a copy, and at one instruction
             per scheduler and cycle. No kernel is faster than the longer of the two.
     """
@@ -360,20 +548,41 @@ class Prediction:
 
 COPY_BANDWIDTH = 4.3e12  # bytes per second, measured for copies on an H200
 ISSUE_RATE = 132 * 4 * 32 * 1.755e9  # instructions of threads per second
+SHAPES = (
+    (16, 19, 1024, 2048), (8, 150, 512, 512), (1, 19, 1024, 2048), (16, 21, 512, 512),
+)  # fmt: skip
+UPSAMPLED_SHAPES = (
+    (1, 19, (128, 256), (1024, 2048)), (2, 150, (64, 64), (512, 512)),
+    (8, 150, (64, 64), (512, 512)),
+)  # fmt: skip
+
+
+def compile_kernel(name: str, architecture: int, launch: Callable[[], None]) -> CompiledKernel:
+    """Compiles the kernel of this name among those that `launch` launches."""
+    with record_launches(architecture) as launches:
+        launch()
+    (recorded,) = (recorded for recorded in launches if recorded.name == name)
+    return compile_launch(recorded, architecture)
+
+
+def compile_loss(case: Logits, architecture: int) -> CompiledKernel:
+    """Compiles the pass over the logits, which comes after the label check."""
+    with record_launches(architecture) as launches:
+        launch_loss(case)
+    return compile_launch(launches[1], architecture)
+
+
+def compile_upsampled_loss(case: Scores, architecture: int) -> CompiledKernel:
+    """Compiles the pass over the intervals."""
+    return compile_kernel(
+        "upsampled_cross_entropy_kernel", architecture, lambda: launch_upsampled_loss(case)
+    )
 
 
 def predict(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Prediction:
-    """Returns a prediction from the machine code of the kernel of the gradient alone."""
-    case = Logits(shape[1], False, dtype)
-    logits = case.tensor()
-    one, count = (torch.empty((), dtype=kind, device="meta") for kind in (dtype, torch.float64))
-    with record_launches() as launches:
-        backend.cross_entropy_gradient(
-            inputs_of(logits, logits.shape[2:]), count, one, torch.empty_like(logits),
-            skip_if_unit_grad=False,
-        )  # fmt: skip
-    per_thread = case.num_classes * case.tile_shape.pixels / (32 * case.tile_shape.num_warps)
-    instructions = compile_launch(launches[-1], 90).instructions / per_thread
+    """Returns a prediction from the machine code of the pass over the logits."""
+    case = Logits(shape[1], PLANES, dtype)
+    instructions = compile_loss(case, HOPPER).instructions / case.logits_per_thread
     elements = shape[0] * shape[1] * shape[2] * shape[3]
     moved = elements * 2 * dtype.itemsize + 2 * elements // shape[1]
     return Prediction(
@@ -381,71 +590,13 @@ def predict(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Prediction:
     )
 
 
-SHAPES = (
-    (16, 19, 1024, 2048), (8, 150, 512, 512), (1, 19, 1024, 2048), (16, 21, 512, 512),
-)  # fmt: skip
-
-
-def launch_evaluation(logits: Tensor, size: Sequence[int] | None = None) -> None:
-    """Launches `evaluate` with all maps; with a size, of upsampled scores."""
-    upsampling = None if size is None else BILINEAR
-    size = logits.shape[2:] if size is None else size
-    shape = (logits.shape[0], *size)
-    depth = min(3, logits.shape[1])
-    index = torch.uint8 if logits.shape[1] <= 256 else torch.int16
-    maps = {
-        name: torch.empty(size, dtype=dtype, device="meta")
-        for name, size, dtype in (
-            ("prediction", shape, index),
-            ("nll", shape, torch.float32),
-            ("confidence", shape, torch.float32),
-            ("entropy", shape, torch.float32),
-            ("top_classes", (shape[0], depth, *shape[1:]), index),
-            ("top_probabilities", (shape[0], depth, *shape[1:]), torch.float32),
-        )
-    }
-    # Afterwards the backend reads the counts on the host, which meta tensors do not have.
-    with suppress(NotImplementedError, RuntimeError):
-        backend.evaluate(inputs_of(logits, size, upsampling=upsampling), maps)
-
-
-def launches_of_others(case: Logits) -> list[Launch]:
-    """Returns the launches of `spatial_softmax`, its gradient, and `evaluate` with all maps."""
-    logits = case.tensor()
-    with record_launches() as launches:
-        backend.softmax(logits, 1, 1.0)
-        backend.softmax_gradient(torch.empty_like(logits), logits, 1, 1.0)
-        launch_evaluation(logits)
-    assert len(launches) == 5
-    return launches
-
-
-def pixel_loop_of(code: CompiledKernel) -> int:
-    """Returns the index of the loop over pixels of `upsampled_cross_entropy_kernel`.
-
-    It is the innermost one, which ends first, apart from the short loops over class weights.
-    """
-    return next(index for index, length in enumerate(code.loops) if length > MIN_PIXEL_LOOP)
-
-
-MIN_PIXEL_LOOP = 60
-
-
-def classes_per_thread(case: Scores) -> int:
-    """Returns the number of classes of a pixel that a thread computes, padding included."""
-    classes = min(case.num_classes, case.tile_shape.chunk or case.num_classes)
-    return -(-classes // case.tile_shape.classes)
-
-
 def predict_upsampled_ms(case: Scores, num_images: int, code: CompiledKernel) -> float:
     """Returns the milliseconds of the loops over pixels on an H200, by their instructions."""
     shape, (rows, columns) = case.tile_shape, case.axes
-    tiles = -(-columns.num_sources // (shape.intervals - 1))
-    block_rows = shape.block_rows(num_images * tiles, rows.num_sources)
-    row_blocks = -(-rows.num_sources // block_rows)
-    intervals = row_blocks * (block_rows + 1) * tiles * shape.intervals * num_images
+    tiles = tiling.tile_intervals(shape, num_images, case.num_classes, case.axes).tiles
+    intervals = num_images * (rows.num_sources + 1) * tiles * shape.intervals
     pixels = intervals * rows.max_targets * columns.max_targets
-    return 1e3 * pixels * shape.classes * code.loops[pixel_loop_of(code)] / ISSUE_RATE
+    return 1e3 * pixels * shape.classes * pixel_loop_of(case, code).common / ISSUE_RATE
 
 
 def main() -> None:
@@ -453,97 +604,94 @@ def main() -> None:
     lines = [
         f"Made by `python -m benchmarks.gpu_code`, Triton {triton.__version__}; nothing was run.",
         "",
-        "`loss_and_gradient`, uint8 labels. Instructions are those of the program text, per logit",
-        "of a thread's tile, including those that do not depend on the number of logits. Loads and",
-        "stores are the numbers of accesses to global memory, by their bytes.",
+        *_loss_lines(),
         "",
-        "| logits | block | warps | sm | registers | spilled | instructions | loads | stores |",
-        "|---|---|---|---|---|---|---|---|---|",
+        *_prediction_lines(),
+        "",
+        *_upsampled_lines(),
+        "",
+        *_upsampled_prediction_lines(),
     ]
-    for dtype in (torch.float32, torch.bfloat16):
-        for case in logits_for_each_row(dtype):
-            launch = launches_of_loss(case)[-1]
-            shape = case.tile_shape
-            values = case.num_classes * shape.pixels / (32 * shape.num_warps)
-            for architecture in ARCHITECTURES:
-                code = compile_launch(launch, architecture)
-                lines.append(
-                    f"| {case.name} | {shape.classes}x{shape.pixels} | {shape.num_warps} "
-                    f"| {architecture} | {code.registers} | {code.spilled} "
-                    f"| {code.instructions / values:.0f} "
-                    f"| {_text(code.loads)} | {_text(code.stores)} |"
-                )
-                print(lines[-1], flush=True)
-    lines += [
-        "",
-        "Predicted for `loss_and_gradient` on an H200: by the bytes, at the 4.3 TB/s of a copy,",
-        "and by the instructions, at one per scheduler and cycle. Neither has been measured.",
-        "",
-        "| shape | dtype | instructions a logit | ms by bytes | ms by instructions |",
-        "|---|---|---|---|---|",
-    ]
-    for size in SHAPES:
-        for dtype in (torch.float32, torch.bfloat16):
-            prediction = predict(size, dtype)
-            lines.append(
-                f"| {'x'.join(map(str, size))} | {str(dtype).removeprefix('torch.')} "
-                f"| {prediction.instructions:.1f} | {prediction.by_bytes:.3f} "
-                f"| {prediction.by_instructions:.3f} |"
-            )
-    print("\n".join(lines[-8:]))
-    lines += _upsampled_lines()
     RESULT.write_text("\n".join(lines) + "\n")
 
 
-UPSAMPLED_SHAPES = (
-    (1, 19, (128, 256), (1024, 2048)), (2, 150, (64, 64), (512, 512)),
-    (8, 150, (64, 64), (512, 512)),
-)  # fmt: skip
-
-
-def _upsampled_lines() -> list[str]:
-    """Returns the part of the report on the kernel of upsampled scores."""
-    lines = [
-        "",
-        "`loss_and_gradient` of upsampled scores. Instructions are those of the loop over target",
-        "pixels, per logit of a thread, padding included.",
-        "",
-        "| scores | block | warps | sm | registers | spilled | instructions |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def _loss_lines() -> Iterator[str]:
+    """Returns the part of the report on the pass over the logits."""
+    yield "`loss_and_gradient`, uint8 labels. Instructions are those of the program text, per logit"
+    yield "of a thread's tile, including those that do not depend on their number. More than"
+    yield "4096 classes are processed in loops, whose instructions count once. Loads and stores are"
+    yield "the numbers of accesses to global memory, by their bytes."
+    yield ""
+    yield "| logits | block | warps | sm | registers | spilled | instructions | loads | stores |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for dtype in (torch.float32, torch.bfloat16):
-        for case in scores_for_each_row(dtype):
-            launch, shape = launches_of_upsampled_loss(case)[-1], case.tile_shape
+        for case in logits_of_each_row(dtype):
+            shape = case.tile_shape
             for architecture in ARCHITECTURES:
-                code = compile_launch(launch, architecture)
-                per_logit = code.loops[pixel_loop_of(code)] / classes_per_thread(case)
-                lines.append(
-                    f"| {case.name} | {shape.row_groups}x{shape.intervals}x{shape.classes} "
+                code = compile_loss(case, architecture)
+                yield (
+                    f"| {case.name} | {shape.classes or 'all '}x{shape.pixels} "
                     f"| {shape.num_warps} | {architecture} | {code.registers} | {code.spilled} "
-                    f"| {per_logit:.1f} |"
+                    f"| {code.instructions / case.logits_per_thread:.1f} "
+                    f"| {_text(code.loads)} | {_text(code.stores)} |"
                 )
-                print(lines[-1], flush=True)
-    lines += [
-        "",
-        "Predicted for an H200 as above, by the instructions of that loop alone, including the",
-        "intervals that two programs compute. There are few bytes.",
-        "",
-        "| scores | labels | dtype | instructions a logit | ms |",
-        "|---|---|---|---|---|",
-    ]
+
+
+def _prediction_lines() -> Iterator[str]:
+    yield "Predicted for `loss_and_gradient` on an H200: by the bytes, at the 4.3 TB/s of a copy,"
+    yield "and by the instructions, at one per scheduler and cycle. Neither has been measured."
+    yield ""
+    yield "| shape | dtype | instructions a logit | ms by bytes | ms by instructions |"
+    yield "|---|---|---|---|---|"
+    for size in SHAPES:
+        for dtype in (torch.float32, torch.bfloat16):
+            prediction = predict(size, dtype)
+            yield (
+                f"| {'x'.join(map(str, size))} | {_name_of(dtype)} "
+                f"| {prediction.instructions:.1f} | {prediction.by_bytes:.3f} "
+                f"| {prediction.by_instructions:.3f} |"
+            )
+
+
+def _upsampled_lines() -> Iterator[str]:
+    """Returns the part of the report on the pass over the intervals of upsampled scores."""
+    yield "Losses of upsampled scores. Instructions are those of the loop over target pixels, per"
+    yield "logit of a thread with padding, without the branch for scores that all lie far below"
+    yield "their maximum. Barriers are those of the loop. Without a gradient, more classes than a"
+    yield "program can hold take another kernel."
+    yield ""
+    yield "| scores | block | warps | sm | registers | spilled | instructions | barriers |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for dtype in (torch.float32, torch.bfloat16):
+        for case in scores_of_each_row(dtype):
+            shape = case.tile_shape
+            if shape.chunk is not None and not case.with_gradient:
+                continue
+            for architecture in ARCHITECTURES:
+                code = compile_upsampled_loss(case, architecture)
+                loop = pixel_loop_of(case, code)
+                yield (
+                    f"| {case.name} | {shape.classes}x{shape.intervals} | {shape.num_warps} "
+                    f"| {architecture} | {code.registers} | {code.spilled} "
+                    f"| {loop.common / case.classes_per_thread:.1f} | {loop.barriers} |"
+                )
+
+
+def _upsampled_prediction_lines() -> Iterator[str]:
+    yield "Predicted for an H200 as above, by the instructions of that loop alone, including the"
+    yield "intervals at the edges and those that fill a block. There are few bytes."
+    yield ""
+    yield "| scores | labels | dtype | instructions a logit | ms |"
+    yield "|---|---|---|---|---|"
     for num_images, num_classes, sources, size in UPSAMPLED_SHAPES:
         for dtype in (torch.float32, torch.bfloat16):
             case = Scores(num_classes, dtype, size=size, sources=sources)
-            code = compile_launch(launches_of_upsampled_loss(case)[-1], 90)
-            ms = predict_upsampled_ms(case, num_images, code)
+            ms = predict_upsampled_ms(case, num_images, compile_upsampled_loss(case, HOPPER))
             logits = num_images * num_classes * size[0] * size[1]
-            lines.append(
+            yield (
                 f"| {num_images}x{num_classes}x{sources[0]}x{sources[1]} | {size[0]}x{size[1]} "
-                f"| {str(dtype).removeprefix('torch.')} "
-                f"| {1e-3 * ms * ISSUE_RATE / logits:.1f} | {ms:.3f} |"
+                f"| {_name_of(dtype)} | {1e-3 * ms * ISSUE_RATE / logits:.1f} | {ms:.3f} |"
             )
-            print(lines[-1], flush=True)
-    return lines
 
 
 def _text(widths: dict[int, int]) -> str:

@@ -15,7 +15,6 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 TESTS = "tests/seg_loss"
-SECONDS = 300  # for all tests together
 SANITIZED_TEST = f"{TESTS}/backends/test_backend_labels.py"
 SANITIZED_CASES = "access_no_foreign_memory and (3x3x15x17 or 2x21x5x9)"
 
@@ -36,16 +35,19 @@ def pytest_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "gpu", *arguments]
 
 
-def run_tests(*, jobs: int, is_quick: bool) -> list[Outcome]:
+def run_tests(*, jobs: int, is_quick: bool, seconds: float) -> list[Outcome]:
     """Runs the tests in this number of processes and returns their outcomes.
+
+    Tests that have not finished after these seconds are killed. Their inputs are small in a quick
+    run; SEG_LOSS_TEST_SIZE overrides that.
 
     pytest-xdist distributes single tests. Without it each test function has a process.
     """
     outcomes = []
     environment = {
+        "SEG_LOSS_TEST_SIZE": "small" if is_quick else "full",
         **os.environ,
         "SEG_LOSS_TEST_BACKEND": "cuda",
-        "SEG_LOSS_TEST_SIZE": "small" if is_quick else "full",
         "OMP_NUM_THREADS": "1",
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
     }
@@ -56,7 +58,7 @@ def run_tests(*, jobs: int, is_quick: bool) -> list[Outcome]:
             groups = [[function] for function in test_functions(environment)]
         with ThreadPoolExecutor(jobs) as pool:
             runs = [
-                pool.submit(run_group, group, Path(folder) / f"{index}.xml", environment)
+                pool.submit(run_group, group, Path(folder) / f"{index}.xml", environment, seconds)
                 for index, group in enumerate(groups)
             ]
             for done in as_completed(runs):
@@ -74,13 +76,15 @@ def test_functions(environment: dict[str, str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def run_group(arguments: list[str], results: Path, environment: dict[str, str]) -> list[Outcome]:
+def run_group(
+    arguments: list[str], results: Path, environment: dict[str, str], seconds: float
+) -> list[Outcome]:
     """Runs a process of pytest and returns the outcomes of its test functions."""
     output, is_finished = run_limited(
-        pytest_command(f"--junitxml={results}", *arguments), environment
+        pytest_command(f"--junitxml={results}", *arguments), environment, seconds
     )
     if not is_finished:
-        message = f"not finished after {SECONDS} s"
+        message = f"not finished after {seconds:.0f} s"
         return [*outcomes_of_output(output), Outcome(arguments[-1], failed=1, message=message)]
     if not results.is_file():
         message = " / ".join(output.strip().splitlines()[-3:])
@@ -88,8 +92,10 @@ def run_group(arguments: list[str], results: Path, environment: dict[str, str]) 
     return outcomes_of(results)
 
 
-def run_limited(command: list[str], environment: dict[str, str]) -> tuple[str, bool]:
-    """Runs a process for at most `SECONDS`; returns its output and whether it has finished.
+def run_limited(
+    command: list[str], environment: dict[str, str], seconds: float
+) -> tuple[str, bool]:
+    """Runs a process for at most these seconds; returns its output and whether it has finished.
 
     Otherwise it is killed with its children, which would disturb the measurements.
     """
@@ -98,7 +104,7 @@ def run_limited(command: list[str], environment: dict[str, str]) -> tuple[str, b
         env=environment, start_new_session=True,
     ) as process:  # fmt: skip
         try:
-            return process.communicate(timeout=SECONDS)[0], True
+            return process.communicate(timeout=seconds)[0], True
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             return process.communicate()[0], False
