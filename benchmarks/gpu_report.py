@@ -1,6 +1,7 @@
 """The cases of `benchmarks.gpu`, their targets, its results, and the report of them."""
 
 import csv
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,9 @@ from benchmarks.gpu_tests import Outcome
 from seg_loss import Bilinear
 
 IGNORED = 0.1  # share of the pixels
+# The contender whose errors ours are compared with, and how the names of those of torch begin.
+REFERENCE = "eager forward+backward"
+OTHERS = ("eager", "torch", "compiled", "copy")
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,39 @@ class Report:
     host: dict[str, float] = field(default_factory=dict)  # microseconds per call
     failures: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+
+
+def accuracy_failures(measurements: list[Measurement]) -> Iterator[str]:
+    """Yields a sentence for each dtype in which our largest error is larger than eager torch's.
+
+    The largest error is that over the cases measured, of which logits and upsampled scores are two
+    groups: in a single case it depends on a few logits. Half a step of the dtype is always allowed,
+    because the result itself is rounded.
+    """
+    cases = {case.name: case for case in CASES}
+    groups: dict[tuple[torch.dtype, bool], list[Measurement]] = {}
+    for row in measurements:
+        case = cases[row.case]
+        groups.setdefault((case.dtype, case.stride is not None), []).append(row)
+    for (dtype, is_upsampled), rows in groups.items():
+        by_torch = [row for row in rows if row.contender == REFERENCE]
+        ours = [row for row in rows if not row.contender.startswith(OTHERS)]
+        kind = "upsampled scores" if is_upsampled else "logits"
+        steps = {"loss_error": torch.float32, "gradient_error": dtype}
+        for name, rounded_to in steps.items():
+            got, allowed = _largest(ours, name), _largest(by_torch, name)
+            if got > max(allowed, torch.finfo(rounded_to).eps / 2):
+                yield (
+                    f"{kind} in {str(dtype)[6:]}: {name.replace('_', ' ')} {got:.2e}, "
+                    f"torch's is {allowed:.2e}"
+                )
+
+
+def _largest(measurements: list[Measurement], name: str) -> float:
+    """Returns the largest error; infinity if one is NaN."""
+    errors = [getattr(row, name) for row in measurements]
+    known = [math.inf if math.isnan(error) else error for error in errors if error is not None]
+    return max(known, default=0.0)
 
 
 def ratio(other: Measurement | None, measurement: Measurement | None) -> float | None:

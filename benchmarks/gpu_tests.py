@@ -32,7 +32,9 @@ class Outcome:
 
 
 def pytest_command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "gpu", *arguments]
+    # Where pytest-benchmark is installed, its warning beside pytest-xdist would end the run.
+    plugins = ["-p", "no:cacheprovider", "-p", "no:benchmark"]
+    return [sys.executable, "-m", "pytest", "-v", *plugins, "-m", "gpu", *arguments]
 
 
 def run_tests(*, jobs: int, is_quick: bool, seconds: float) -> list[Outcome]:

@@ -1,0 +1,46 @@
+"""What the benchmarks decide: which errors of the GPU's results fail a run."""
+
+import math
+
+import pytest
+
+from benchmarks.gpu_report import CASES, REFERENCE, Measurement, accuracy_failures
+
+LOGITS = [case.name for case in CASES if case.stride is None and "float32" in case.name]
+SCORES = [case.name for case in CASES if case.stride is not None]
+
+
+def rows(name, ours, by_torch):
+    return [
+        Measurement(name, "loss_and_gradient", "gradient", gradient_error=ours, loss_error=0.0),
+        Measurement(name, REFERENCE, "gradient", gradient_error=by_torch, loss_error=0.0),
+    ]
+
+
+def test_errors_up_to_torchs_largest_pass():
+    measurements = [*rows(LOGITS[0], 2e-6, 1e-6), *rows(LOGITS[1], 1e-6, 3e-6)]
+    assert not list(accuracy_failures(measurements))
+
+
+@pytest.mark.parametrize("error", [4e-6, math.nan])
+def test_an_error_above_torchs_largest_fails(error):
+    measurements = [*rows(LOGITS[0], error, 1e-6), *rows(LOGITS[1], 1e-6, 3e-6)]
+    (failure,) = accuracy_failures(measurements)
+    assert failure.startswith("logits in float32: gradient error")
+
+
+def test_logits_and_upsampled_scores_are_compared_apart():
+    measurements = [*rows(LOGITS[0], 1e-6, 9e-6), *rows(SCORES[0], 4e-6, 1e-6)]
+    (failure,) = accuracy_failures(measurements)
+    assert failure.startswith("upsampled scores in float32")
+
+
+def test_half_a_step_of_the_dtype_passes():
+    assert not list(accuracy_failures(rows(LOGITS[0], 5e-8, 1e-9)))
+
+
+def test_contenders_of_torch_are_no_results_of_ours():
+    compiled = Measurement(
+        LOGITS[0], "compiled forward+backward", "gradient", gradient_error=1.0, loss_error=1.0
+    )
+    assert not list(accuracy_failures([compiled, *rows(LOGITS[0], 1e-6, 1e-6)]))
