@@ -346,11 +346,9 @@ class Logits:
         """The row of the loss and its gradient."""
         if self.layout == CHANNELS_LAST and self.num_classes <= tiling.MAX_FLAT_CLASSES:
             return tiling.DOUBLE_FLAT if self.dtype == torch.float64 else tiling.FLAT
-        return tiling.tile_shape(
-            self.num_classes,
-            channels_last=self.layout != PLANES,
-            itemsize=self.dtype.itemsize,
-        )
+        tiles = backend._tile_of(self.tensor())
+        assert tiles is not None
+        return tiles.shape
 
     @property
     def logits_per_thread(self) -> float:

@@ -53,6 +53,8 @@ from seg_loss.gpu.tiling import Tiling
 from seg_loss.upsampling import Axes, Axis
 
 _plans: Cache[Any] = Cache(max_size=1024)
+# Triton 3.4 and 3.5 spill registers where later ones do not.
+_IS_OLD_TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 6)
 
 
 # -- the loss --------------------------------------------------------------------------------------
@@ -980,15 +982,25 @@ def _tile(logits: Tensor, gradient: Tensor | None, *, merges: bool = True) -> Ti
     if merges and math.prod(shape[2:]) < tiling.SMALL_IMAGE:
         merged = [[0, inner[1], inner[0], *inner[2:]] for inner in strides]
         as_one = [1, shape[1], shape[0], *shape[2:]]
-        tiles = tiling.tile(as_one, merged, logits.dtype.itemsize)
+        tiles = _tiles(as_one, merged, logits.dtype)
         if tiles is not None:
             return tiles
-    return tiling.tile(shape, strides, logits.dtype.itemsize)
+    return _tiles(shape, strides, logits.dtype)
 
 
 def _tile_of(*tensors: Tensor) -> Tiling | None:
     first = tensors[0]
-    return tiling.tile(first.shape, [tensor.stride() for tensor in tensors], first.dtype.itemsize)
+    return _tiles(first.shape, [tensor.stride() for tensor in tensors], first.dtype)
+
+
+def _tiles(
+    shape: Sequence[int], strides: Sequence[Sequence[int]], dtype: torch.dtype
+) -> Tiling | None:
+    """Returns tiles that the Triton in use compiles without spilled registers."""
+    tiles = tiling.tile(shape, strides, dtype.itemsize)
+    if _IS_OLD_TRITON and tiles is not None:
+        return tiles.within(tiling.FEWER_REGISTERS, dtype.itemsize)
+    return tiles
 
 
 def _tile_upsampled(scores: Tensor, axes: Axes) -> Tiling:
@@ -1095,11 +1107,11 @@ def _compiled_for(
 ) -> dict[str, Any]:
     """Returns the compiler's options for a row of a table.
 
-    Without a limit, the compiler spills a few registers if one more program then fits. The rows
+    Without a limit, the compiler may spill a few registers if one more program then fits. The rows
     without a limit were measured on Hopper, where they do not spill.
     """
     max_registers = shape.max_registers
-    if max_registers is None and _capability(tensor)[0] != 9:
+    if max_registers is None and (_IS_OLD_TRITON or _capability(tensor)[0] != 9):
         max_registers = tiling.MAX_REGISTERS
     return {"num_warps": shape.num_warps, "maxnreg": max_registers, "num_stages": 1}
 

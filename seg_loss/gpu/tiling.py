@@ -61,16 +61,17 @@ class TileShape:
             classes=self.classes * (2 if self.classes * self.pixels <= threads else 1),
             pixels=self.pixels if has_more_warps else self.pixels // 2,
             num_warps=2 * self.num_warps if has_more_warps else self.num_warps,
-            max_registers=None,
+            max_registers=MAX_REGISTERS,
         )
         return row.within(registers, num_classes, itemsize)
 
 
 MAX_WARPS = 8
 MAX_REGISTERS = 255
-# Registers of a thread for the logits, in kernels for float64, for label smoothing, for that where
-# each thread has whole pixels, for all maps of `evaluate`, and for the gradient of the softmax.
-DOUBLE_REGISTERS = 80
+# Registers of a thread for the logits: in kernels for float64 and with an old Triton, for label
+# smoothing, for that where each thread has whole pixels, for all maps of `evaluate`, and for the
+# gradient of the softmax.
+FEWER_REGISTERS = 80
 SMOOTHED_REGISTERS = 64
 SMOOTHED_REGISTERS_OF_WHOLE_PIXELS = 88
 MAPS_REGISTERS = 48
@@ -260,19 +261,20 @@ def tile_shape(num_classes: int, *, channels_last: bool, itemsize: int) -> TileS
     if channels_last:
         table = CHANNELS_LAST
     row = next((row for row in table if num_classes <= row.max_classes), MANY_CLASSES)
-    if itemsize < 8:
-        return row
-    row = replace(row, pixels=row.pixels // 2)
-    if num_classes <= MAX_CLASSES_IN_REGISTERS:
-        row = row.within(DOUBLE_REGISTERS, num_classes, itemsize)
-    return replace(row, max_registers=MAX_REGISTERS)
+    if itemsize == 8:
+        row = replace(row, pixels=row.pixels // 2, max_registers=MAX_REGISTERS)
+        if num_classes <= MAX_CLASSES_IN_REGISTERS:
+            row = row.within(FEWER_REGISTERS, num_classes, itemsize)
+    return row
 
 
 def upsampled_tile_shape(
     num_classes: int, *, is_double: bool, has_gradient: bool = True
 ) -> UpsampledTileShape:
     """Returns the row for a number of classes."""
-    table: tuple[UpsampledTileShape, ...] = UPSAMPLED if has_gradient else UPSAMPLED_FORWARD
+    table: tuple[UpsampledTileShape, ...] = UPSAMPLED
+    if not has_gradient:
+        table = UPSAMPLED_FORWARD
     if is_double:
         table = DOUBLE_UPSAMPLED
     return next(row for row in table if num_classes <= row.max_classes)

@@ -203,6 +203,7 @@ def test_all_maps_of_upsampled_scores_compile_without_spills(case, architecture)
     )
 
 
+@pytest.mark.skipif(backend._IS_OLD_TRITON, reason="some rows are split further")
 def test_every_row_of_every_table_has_a_case():
     def rows_in(kind):
         for value in vars(tiling).values():
@@ -295,10 +296,14 @@ def test_a_table_for_scores_is_sorted_and_has_powers_of_two(name):
 def test_smaller_tiles_have_more_warps_and_then_fewer_pixels():
     row = tiling.TileShape(1024, 64, 32, 4, "128 registers with 8 warps")
     assert row.within(256, 1024, itemsize=4) is row
-    assert row.within(128, 1024, itemsize=4) == replace(row, num_warps=8)
-    assert row.within(64, 1024, itemsize=4) == replace(row, num_warps=8, pixels=16)
-    assert row.within(64, 1024, itemsize=8) == replace(row, num_warps=8, pixels=8)
-    assert row.within(64, 500, itemsize=2) == replace(row, num_warps=8)
+    assert row.within(128, 1024, itemsize=4) == replace(row, num_warps=8, max_registers=255)
+    assert row.within(64, 1024, itemsize=4) == replace(
+        row, num_warps=8, pixels=16, max_registers=255
+    )
+    assert row.within(64, 1024, itemsize=8) == replace(
+        row, num_warps=8, pixels=8, max_registers=255
+    )
+    assert row.within(64, 500, itemsize=2) == replace(row, num_warps=8, max_registers=255)
 
 
 @pytest.mark.parametrize("num_classes", [19, 150, 300])
