@@ -35,7 +35,7 @@ def cases_for(cases_of, *precisions, **options):
 # The rows and the numbers of classes of data sets; the rows on other devices; and two selections of
 # the rows, for kernels that differ from those of the loss.
 IN_FULL = (FLOAT32, (80, 90)), (BFLOAT16, (80, 90))
-ON_OTHERS = (FLOAT32, (86, 89, 120)), (BFLOAT16, (86,)), (FLOAT64, (80, 86))
+ON_OTHERS = (FLOAT32, (86, 89, 120)), (BFLOAT16, (86,)), (FLOAT64, (80,))
 MOST = (FLOAT32, (80, 90)), (BFLOAT16, (90,))
 SOME = (FLOAT32, (90,)), (FLOAT64, (80,))
 ROWS = {"other_classes": ()}
@@ -44,8 +44,11 @@ logits, scores = gpu_code.logits_of_each_row, gpu_code.scores_of_each_row
 LOGITS = [*cases_for(logits, *IN_FULL), *cases_for(logits, (FLOAT64, (90,)), **ROWS)]
 LOGITS_ON_OTHERS = cases_for(logits, *ON_OTHERS, **ROWS)
 MOST_LOGITS, SOME_LOGITS = cases_for(logits, *MOST, **ROWS), cases_for(logits, *SOME, **ROWS)
-SCORES = [*cases_for(scores, *IN_FULL), *cases_for(scores, (FLOAT64, (90,)), **ROWS)]
-SCORES_ON_OTHERS = cases_for(scores, (FLOAT32, (86, 89, 120)), (FLOAT64, (80, 86)), **ROWS)
+SCORES = [
+    *cases_for(scores, (FLOAT32, (80, 90))),
+    *cases_for(scores, (BFLOAT16, (90,)), (FLOAT64, (90,)), **ROWS),
+]
+SCORES_ON_OTHERS = cases_for(scores, (FLOAT32, (86, 89, 120)), (FLOAT64, (80,)), **ROWS)
 MOST_SCORES = cases_for(scores, *MOST, **ROWS)
 
 
