@@ -209,7 +209,9 @@ def _plan_tiles(
     programs = min(num_tiles, tiling.BACKWARD_PROGRAMS) if skip_if_unit_grad else num_tiles
     if num_classes <= tiling.MAX_FLAT_CLASSES and tiles.is_dense_channels_last:
         pixels = tiles.num_images * tiles.pixels
-        shape = tiling.DOUBLE_FLAT if inputs.logits.dtype == torch.float64 else tiling.FLAT
+        shape = tiling.SMOOTHED_FLAT if options["IS_SMOOTHED"] else tiling.FLAT
+        if inputs.logits.dtype == torch.float64:
+            shape = tiling.DOUBLE_FLAT
         num_tiles = -(-pixels // shape.pixels)
         programs = min(num_tiles, tiling.BACKWARD_PROGRAMS) if skip_if_unit_grad else num_tiles
         options |= {

@@ -214,9 +214,8 @@ DOUBLE_UPSAMPLED = (
 # Few classes side by side, as one piece of memory: see `channels_last_kernel`. A block has all
 # classes, rounded up.
 MAX_FLAT_CLASSES = 32
-FLAT = TileShape(
-    MAX_FLAT_CLASSES, 0, 128, 4, "a pixel a thread, 10 KB of shared memory for 19", 128
-)
+FLAT = TileShape(MAX_FLAT_CLASSES, 0, 128, 4, "a pixel a thread, 10 KB of shared memory for 19")
+SMOOTHED_FLAT = replace(FLAT, max_registers=128)
 DOUBLE_FLAT = replace(FLAT, max_registers=MAX_REGISTERS)
 
 # Labels per block and per program of the label check, unless there were too many programs then. Few
