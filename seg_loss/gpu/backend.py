@@ -794,6 +794,7 @@ def _plan_evaluation(
         BLOCK_P=tiling.COUNT_BLOCK,
         HAS_EARLY_NEXT=is_early,
         num_warps=tiling.COUNT_WARPS,
+        maxnreg=tiling.COUNT_REGISTERS if num_copies else None,
         num_stages=1,
     )
     block_c = min(32, triton.next_power_of_2(num_classes))
