@@ -386,6 +386,8 @@ def _plan_upsampled(inputs: LossInputs, axes: Axes, gradient: Tensor | None) -> 
         num_classes, is_double=scores.dtype == torch.float64, has_gradient=gradient is not None
     )
     is_smoothed = inputs.options.label_smoothing != 0
+    if is_smoothed:
+        shape = shape.for_smoothing(num_classes)
     max_nll = _finite_or_none(inputs.options.max_nll)
     planes, num_partials = None, 0
     is_early = _is_early(scores) and shape.chunk is None
@@ -452,7 +454,7 @@ def _plan_upsampled(inputs: LossInputs, axes: Axes, gradient: Tensor | None) -> 
             IS_SMOOTHED=is_smoothed,
             SKIPS_ZERO=columns.has_zero_weights,
             MAX_NLL=max_nll,
-            **_compiled_for(shape, scores),
+            **_compiled_for(shape, scores, is_smoothed=is_smoothed),
             **_early(is_early),
         )
         if gradient is not None:
@@ -1106,15 +1108,19 @@ def _is_early(tensor: Tensor) -> bool:
 
 
 def _compiled_for(
-    shape: tiling.TileShape | tiling.UpsampledTileShape, tensor: Tensor
+    shape: tiling.TileShape | tiling.UpsampledTileShape,
+    tensor: Tensor,
+    *,
+    is_smoothed: bool = False,
 ) -> dict[str, Any]:
     """Returns the compiler's options for a row of a table.
 
-    Without a limit, the compiler may spill a few registers if one more program then fits. The rows
-    without a limit were measured on Hopper, where they do not spill.
+    Without a limit, the compiler may spill a few registers if one more program then fits. Rows were
+    measured on Hopper, where they spill neither without a limit nor, with label smoothing, with it.
     """
     max_registers = shape.max_registers
-    if max_registers is None and (_IS_OLD_TRITON or _capability(tensor)[0] != 9):
+    is_hopper = _capability(tensor)[0] == 9
+    if (max_registers is None or is_smoothed) and (_IS_OLD_TRITON or not is_hopper):
         max_registers = tiling.MAX_REGISTERS
     return {"num_warps": shape.num_warps, "maxnreg": max_registers, "num_stages": 1}
 
