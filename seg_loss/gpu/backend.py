@@ -510,12 +510,18 @@ def _plan_scale(gradient: Tensor) -> Launch:
 
 
 def scratch_bytes(scores: Tensor, axes: Axes) -> int:
-    """Returns the temporary memory of a call: shared rows, planes of pixels, a second gradient."""
+    """Returns the temporary memory of a call: shared rows, planes of pixels, a second gradient.
+
+    With label smoothing there may be other shared rows; it is the larger number.
+    """
     rows, columns = axes
-    element = loss_dtype(scores).itemsize
-    shape = tiling.upsampled_tile_shape(scores.shape[1], is_double=element == 8)
-    parts = tiling.tile_intervals(shape, len(scores), scores.shape[1], axes).parts
-    halo = 2 * parts * scores.shape[1] * columns.num_sources
+    num_classes, element = scores.shape[1], loss_dtype(scores).itemsize
+    shape = tiling.upsampled_tile_shape(num_classes, is_double=element == 8)
+    parts = max(
+        tiling.tile_intervals(used, len(scores), num_classes, axes).parts
+        for used in (shape, shape.for_smoothing(num_classes))
+    )
+    halo = 2 * parts * num_classes * columns.num_sources
     planes = 0
     if shape.chunk is not None:
         planes = 4 * len(scores) * rows.num_targets * columns.num_targets
