@@ -1,5 +1,6 @@
 """What the README shows is run, what it names exists, and its figures are those committed."""
 
+import csv
 import json
 import re
 
@@ -86,11 +87,63 @@ def test_the_speed_table_is_that_of_the_committed_results():
         assert "AMD EPYC, 2 threads, torch 2.13.0" in machine
 
 
-def test_the_figures_of_the_gpu_are_those_of_its_page():
-    paragraph = re.search(r"On an NVIDIA H200.*?\n\n", TEXT, re.DOTALL)[0].replace("\n", " ")
-    measured = (ROOT / "docs" / "gpu.md").read_text()
-    figures = re.findall(r"\b\d+\.\d+\b", paragraph)
-    assert len(figures) == 6
-    for figure in figures:
-        assert f" {figure} |" in measured, figure
-    assert "measured at commit 4f32326 with the mended line" in measured.replace("\n", " ")
+def gpu_results() -> dict[str, dict[str, dict[str, str]]]:
+    """The rows of the GPU's result file, by case and contender."""
+    results: dict[str, dict[str, dict[str, str]]] = {}
+    with (RESULTS / "gpu.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            results.setdefault(row["case"], {})[row["contender"]] = row
+    return results
+
+
+def number(cell: str, unit: str = "") -> str:
+    return f"{float(cell):.3g}{unit}" if cell else ""
+
+
+def gpu_row(what: str, case: str) -> str:
+    """A row of the README's table of the GPU, from the committed result file."""
+    own, other = {
+        "forward and backward": ("forward+backward", "eager forward+backward"),
+        "evaluation": ("evaluate", "torch evaluate"),
+    }[what]
+    contenders = gpu_results()[case]
+    ms = [number(contenders[name]["median"]) for name in (other, own)]
+    return (
+        f"| {what} | {case} | {ms[0]} | {ms[1]} | {number(contenders[own]['against_eager'], 'x')} |"
+    )
+
+
+def test_the_gpus_speed_table_is_that_of_the_committed_results():
+    table = re.search(r"<!-- gpu-speed -->\n(.*?)<!-- /gpu-speed -->", TEXT, re.DOTALL)
+    rows = table[1].splitlines()[2:]
+    assert len(rows) >= 8
+    cases = [tuple(cell.strip() for cell in row.split("|")[1:3]) for row in rows]
+    assert rows == [gpu_row(*case) for case in cases]
+    machine = (RESULTS / "gpu.md").read_text().splitlines()[0]
+    for named in ("NVIDIA H200", "torch 2.11", "Triton 3.6"):
+        assert named in machine
+        assert named in " ".join(TEXT.split())
+
+
+def test_the_measured_table_of_the_gpus_page_is_that_of_the_committed_results():
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    table = re.search(r"<!-- measured -->\n(.*?)<!-- /measured -->", page, re.DOTALL)
+    columns = [
+        ("forward+backward", "median", ""),
+        ("loss_and_gradient", "share", ""),
+        ("eager forward+backward", "median", ""),
+        ("forward+backward", "against_eager", "x"),
+        ("compiled forward+backward", "median", ""),
+        ("forward", "median", ""),
+        ("evaluate", "median", ""),
+        ("evaluate", "against_eager", "x"),
+    ]
+    expected = []
+    for case, contenders in gpu_results().items():
+        cells = [
+            number(contenders.get(name, {}).get(field, ""), unit) for name, field, unit in columns
+        ]
+        expected.append(f"| {' | '.join([case, *cells])} |")
+    assert table[1].splitlines()[2:] == expected
+    machine = (RESULTS / "gpu.md").read_text().splitlines()[0]
+    assert machine.rpartition("commit ")[2].rstrip(".") in page
