@@ -62,7 +62,7 @@ def total_bytes(device: torch.device) -> int | None:
 
 
 def check_fits(device: torch.device, num_bytes: int) -> None:
-    """Checks that tensors of so many bytes fit in a GPU's memory if it holds nothing else.
+    """Checks that tensors of this size fit in a GPU's memory if it holds nothing else.
 
     Raises:
         TooLarge: if not.

@@ -382,7 +382,7 @@ class Tiling:
         return -(-self.pixels // self.shape.pixels)
 
     def within(self, registers: int, itemsize: int) -> "Tiling":
-        """Returns tiles for kernels with so many registers for logits, and no fewer in all."""
+        """Returns tiles for kernels with these registers for logits, and no fewer tiles in all."""
         shape = self.shape
         if self.num_classes <= MAX_CLASSES_IN_REGISTERS:
             shape = shape.within(registers, self.num_classes, itemsize)
