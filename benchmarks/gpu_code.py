@@ -26,6 +26,7 @@ from triton.compiler import ASTSource
 
 from seg_loss._inputs import LossInputs, LossOptions
 from seg_loss.gpu import backend, tiling
+from seg_loss.gpu.arguments import plans, tile_tensors
 from seg_loss.gpu.plan import Launch
 from seg_loss.upsampling import Axes, Bilinear, Upsampling, axes
 
@@ -86,13 +87,13 @@ def record_launches(architecture: int = HOPPER) -> Iterator[list[RecordedLaunch]
     def capability(_tensor: Tensor) -> tuple[int, int]:
         return divmod(architecture, 10)
 
-    backend._plans.clear()
+    plans.clear()
     with (
         mock.patch.object(Launch, "__call__", record),
-        mock.patch.object(backend, "_capability", capability),
+        mock.patch("seg_loss.gpu.arguments.capability", capability),
     ):
         yield launches
-    backend._plans.clear()
+    plans.clear()
 
 
 def is_known(architecture: int) -> bool:
@@ -346,7 +347,7 @@ class Logits:
         """The row of the loss and its gradient."""
         if self.layout == CHANNELS_LAST and self.num_classes <= tiling.MAX_FLAT_CLASSES:
             return tiling.DOUBLE_FLAT if self.dtype == torch.float64 else tiling.FLAT
-        tiles = backend._tile_of(self.tensor())
+        tiles = tile_tensors(self.tensor())
         assert tiles is not None
         return tiles.shape
 

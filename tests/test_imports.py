@@ -25,6 +25,7 @@ BASE = ("constants", "_errors", "_labels", "_inputs", "_divisor", "_evaluation_s
 BASE = tuple(f"seg_loss.{name}" for name in BASE)
 ARROWS = {
     # The library: functional -> _autograd -> _compile -> _backends -> cpu, gpu: backend -> kernels.
+    # gpu: backend -> loss, upsampled_loss, evaluation, probabilities -> label_check -> arguments.
     # `_backends` imports the backends by name, when a tensor on their device comes first.
     "seg_loss": ("seg_loss._version",),
     "seg_loss._version": (),
@@ -68,10 +69,31 @@ ARROWS = {
         "seg_loss.constants", "seg_loss.gpu.cross_entropy", "seg_loss.gpu.interpolation",
         "seg_loss.gpu.math",
     ),
+    "seg_loss.gpu.arguments": (*BASE, "seg_loss.gpu.plan", "seg_loss.gpu.tiling"),
+    "seg_loss.gpu.label_check": (
+        *BASE, "seg_loss.gpu.arguments", "seg_loss.gpu.labels", "seg_loss.gpu.plan",
+        "seg_loss.gpu.reports", "seg_loss.gpu.tiling",
+    ),
+    "seg_loss.gpu.loss": (
+        *BASE, "seg_loss.gpu.arguments", "seg_loss.gpu.cross_entropy", "seg_loss.gpu.label_check",
+        "seg_loss.gpu.many_classes", "seg_loss.gpu.plan", "seg_loss.gpu.tiling",
+    ),
+    "seg_loss.gpu.upsampled_loss": (
+        *BASE, "seg_loss.gpu.arguments", "seg_loss.gpu.label_check", "seg_loss.gpu.loss",
+        "seg_loss.gpu.many_classes", "seg_loss.gpu.plan", "seg_loss.gpu.tiling",
+        "seg_loss.gpu.upsampled",
+    ),
+    "seg_loss.gpu.evaluation": (
+        *BASE, "seg_loss.gpu.arguments", "seg_loss.gpu.evaluate", "seg_loss.gpu.label_check",
+        "seg_loss.gpu.many_classes", "seg_loss.gpu.plan", "seg_loss.gpu.tiling",
+    ),
+    "seg_loss.gpu.probabilities": (
+        "seg_loss.gpu.arguments", "seg_loss.gpu.plan", "seg_loss.gpu.softmax",
+        "seg_loss.gpu.tiling",
+    ),
     "seg_loss.gpu.backend": (
-        *BASE, "seg_loss.gpu.cross_entropy", "seg_loss.gpu.evaluate", "seg_loss.gpu.labels",
-        "seg_loss.gpu.many_classes", "seg_loss.gpu.plan", "seg_loss.gpu.reports",
-        "seg_loss.gpu.softmax", "seg_loss.gpu.tiling", "seg_loss.gpu.upsampled",
+        "seg_loss.gpu.evaluation", "seg_loss.gpu.loss", "seg_loss.gpu.probabilities",
+        "seg_loss.gpu.upsampled_loss",
     ),
     "seg_loss._backends": (*BASE, "seg_loss.cpu.memory"),
     "seg_loss._autograd": (*BASE, "seg_loss._backends", "seg_loss._compile"),
@@ -124,8 +146,9 @@ ONLY_IN = {
     "llvmlite": ("seg_loss.cpu.simd",),
     "triton": (
         *(f"seg_loss.gpu.{name}"
-          for name in ("backend", "cross_entropy", "evaluate", "interpolation", "labels",
-                       "many_classes", "math", "plan", "softmax", "upsampled")),
+          for name in ("arguments", "cross_entropy", "evaluate", "evaluation", "interpolation",
+                       "label_check", "labels", "loss", "many_classes", "math", "plan", "softmax",
+                       "upsampled")),
         "benchmarks",
     ),
     "torch.distributed": ("seg_loss._divisor",),

@@ -1,6 +1,6 @@
 """The GPU kernels of the loss: one read of the logits, one write of the gradient.
 
-`backend` launches them. A program takes tiles of pixels with all their classes, as blocks
+`loss` launches them. A program takes tiles of pixels with all their classes, as blocks
 [BLOCK_C, BLOCK_P] whose sizes are in `tiling`. With the exponents p_c of `gpu.math`, in units of
 log2(e), the formulas are those of `cpu.kernels`:
 

@@ -1,6 +1,6 @@
 """The GPU kernels of the loss of upsampled scores with its gradient.
 
-`backend` launches them. Target pixels lie in intervals between source pixels, as
+`upsampled_loss` launches them. Target pixels lie in intervals between source pixels, as
 `seg_loss.upsampling` says. A program of `upsampled_cross_entropy_kernel` owns a tile of intervals
 side by side, in a block of interval rows of one image. All lanes move together through the rows of
 target pixels, and through the pixels of their intervals, the phases:

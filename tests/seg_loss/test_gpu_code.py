@@ -13,6 +13,7 @@ from benchmarks.gpu_code import CHANNELS_LAST, PLANES, Logits, Scores
 from seg_loss import Bilinear
 from seg_loss.gpu import backend, cross_entropy, evaluate, labels, many_classes, softmax, tiling
 from seg_loss.gpu import upsampled as upsampled_kernels
+from seg_loss.gpu.arguments import IS_OLD_TRITON
 from tests.support.cases import FLOATS, LABEL_DTYPES, NORMALIZATIONS
 
 if not (gpu_code.TOOLS / "cuobjdump").exists():
@@ -206,7 +207,7 @@ def test_all_maps_of_upsampled_scores_compile_without_spills(case, architecture)
     )
 
 
-@pytest.mark.skipif(backend._IS_OLD_TRITON, reason="some rows are split further")
+@pytest.mark.skipif(IS_OLD_TRITON, reason="some rows are split further")
 def test_every_row_of_every_table_has_a_case():
     def rows_in(kind):
         for value in vars(tiling).values():

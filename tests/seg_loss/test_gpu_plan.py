@@ -476,9 +476,13 @@ def recorder(monkeypatch):
         lambda launch, stream, *arguments: recorder.call(launch, stream, *arguments),
     )
     monkeypatch.setitem(_backends.BACKENDS, "cpu", TRITON)
-    monkeypatch.setattr(backend, "_plans", RecordingCache(recorder))
-    monkeypatch.setattr(backend, "on_device", recorder.on_device)
-    monkeypatch.setattr(backend, "current_stream", lambda _: recorder.stream)
+    plans = RecordingCache(recorder)
+    monkeypatch.setattr("seg_loss.gpu.arguments.current_stream", lambda _: recorder.stream)
+    for name in ("loss", "upsampled_loss", "evaluation", "probabilities"):
+        module = f"seg_loss.gpu.{name}"
+        monkeypatch.setattr(f"{module}.plans", plans)
+        monkeypatch.setattr(f"{module}.on_device", recorder.on_device)
+        monkeypatch.setattr(f"{module}.current_stream", lambda _: recorder.stream)
     return recorder
 
 
@@ -561,7 +565,7 @@ def call_all(variant):
             for maps in ((), MAPS):
                 with pytest.MonkeyPatch.context() as patch:
                     # What the kernels have not computed is no evaluation.
-                    patch.setattr(backend, "_evaluation_sums", stop)
+                    patch.setattr("seg_loss.gpu.evaluation._evaluation_sums", stop)
                     with pytest.raises(StopIteration):
                         seg_loss.evaluate(x, labels, upsampling=upsampling, maps=maps, **options)
     logits = variant.tensor("logits", (IMAGES, C, *SIZE), dtype).requires_grad_()

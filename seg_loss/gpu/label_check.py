@@ -1,0 +1,111 @@
+"""Launches the label check, which also computes the divisor.
+
+`labels` has the kernel, and `reports` the memory for what it finds. Only `check_labels="raise"`
+waits for the device, at the end of the call and only for this kernel.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from seg_loss import _labels
+from seg_loss._divisor import known_divisor
+from seg_loss._inputs import LossInputs
+from seg_loss.gpu import labels as label_kernels
+from seg_loss.gpu import tiling
+from seg_loss.gpu.arguments import bits_of, empty
+from seg_loss.gpu.plan import Launch, event_of, is_capturing
+from seg_loss.gpu.reports import Context, Reports, reports_of
+
+
+@dataclass(frozen=True)
+class CheckPlan:
+    """The launch of a label check, and what its report is about."""
+
+    launch: Launch
+    num_ints: int
+    context: Context
+
+
+@dataclass(frozen=True)
+class Check:
+    """A label check that has been launched.
+
+    Attributes:
+        divisor: float64 [2], D and 1 / (D temperature), once the kernel has run.
+        reports, slot, context: the report, if it is to be raised at the end of the call.
+        event: recorded behind the kernel.
+    """
+
+    divisor: Tensor
+    reports: Reports | None = None
+    slot: int = 0
+    context: Context | None = None
+    event: torch.cuda.Event | None = None
+
+    def raise_if_invalid(self) -> None:
+        """Waits for the report and raises what it says, if the call is to do so."""
+        if self.reports is not None and self.context is not None:
+            if self.event is not None:
+                self.event.synchronize()
+            _labels.raise_or_defer(self.reports.error_in(self.slot, self.context), "raise")
+
+
+def plan_check(inputs: LossInputs, *, has_early_next: bool = False) -> CheckPlan:
+    options, labels = inputs.options, inputs.labels
+    pixels = labels.numel()
+    programs = max(1, min(-(-pixels // tiling.CHECK_PIXELS), tiling.MAX_CHECK_PROGRAMS))
+    block = tiling.CHECK_WEIGHTS_BLOCK if inputs.is_weighted else tiling.CHECK_BLOCK
+    known = known_divisor(options.normalization, labels.shape[0], pixels)
+    if known is not None:
+        source = label_kernels.CONSTANT
+    elif options.normalization == "weight" and inputs.is_weighted:
+        has_floor = options.has_divisor_floor
+        source = label_kernels.WEIGHT if has_floor else label_kernels.WEIGHT_NO_FLOOR
+    else:
+        has_floor = options.has_divisor_floor
+        source = label_kernels.COUNT if has_floor else label_kernels.COUNT_NO_FLOOR
+    launch = Launch(
+        label_kernels.check_labels_kernel,
+        programs,
+        (
+            pixels,
+            bits_of(known or 0.0),
+            bits_of(1 / options.temperature),
+            inputs.ignored,
+        ),
+        C=inputs.num_classes,
+        BLOCK_P=block,
+        DIVISOR=source.value,
+        PADDED_PROGRAMS=triton.next_power_of_2(programs),
+        HAS_EARLY_NEXT=has_early_next,
+        num_warps=tiling.CHECK_WARPS,
+    )
+    context = Context(labels.shape, inputs.num_classes, inputs.ignored)
+    return CheckPlan(launch, label_kernels.num_counters(programs), context)
+
+
+def check_labels(plan: CheckPlan, inputs: LossInputs, stream: int, counters: Tensor) -> Check:
+    """Launches the label check."""
+    labels, mode = inputs.labels, inputs.options.check_labels
+    divisor = empty(labels, (2,), torch.float64)
+    reports, slot, memory = None, 0, None
+    is_captured = is_capturing(labels)
+    if mode != "ignore":
+        # The host cannot wait for a graph under capture.
+        is_deferred = mode == "defer" or is_captured
+        reports = reports_of(labels.device)
+        memory = reports.memory
+        slot = reports.reserve(plan.context, is_deferred=is_deferred, is_captured=is_captured)
+    plan.launch(
+        stream, labels, inputs.class_weight, inputs.pixel_weight, counters, divisor, memory, slot
+    )
+    if reports is None or is_deferred:
+        return Check(divisor)
+    event = None
+    if labels.is_cuda:
+        event = event_of(labels.device)
+        event.record()
+    return Check(divisor, reports, slot, plan.context, event)
