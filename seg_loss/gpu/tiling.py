@@ -248,7 +248,7 @@ COUNT_STEP = 1024
 COUNT_WARPS = 4
 # Of a thread of `count_kernel` without a histogram. Without a limit, Triton 3.6 spills 8 bytes for
 # one more program.
-COUNT_REGISTERS = 64
+COUNT_REGISTERS = 96
 # A histogram takes instructions for each pair of classes: with more than 32 classes, too many.
 MAX_HISTOGRAM_PAIRS = 32**2
 EVALUATION_SUM_BLOCK = 4096
@@ -340,7 +340,7 @@ def interpolated_tile_shape(num_classes: int, *, is_double: bool) -> TileShape:
     Addresses and weights of the source pixels take registers as well.
     """
     row = tile_shape(num_classes, channels_last=False, itemsize=8 if is_double else 4)
-    return replace(row, pixels=row.pixels // 2)
+    return replace(row, pixels=row.pixels // 2, max_registers=None)
 
 
 class Strides(NamedTuple):
