@@ -25,8 +25,8 @@ from seg_loss.upsampling import Axes, Axis
 
 # The launches of each call, by `plan_key`.
 plans: Cache[Any] = Cache(max_size=1024)
-# Triton 3.4 and 3.5 spill registers where later ones do not.
-IS_OLD_TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 6)
+# Older Tritons spill registers where later ones do not.
+TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 
 def prepare(
@@ -104,7 +104,7 @@ def _tiles(
 ) -> Tiling | None:
     """Returns tiles that the Triton in use compiles without spilled registers."""
     tiles = tiling.tile(shape, strides, dtype.itemsize)
-    if IS_OLD_TRITON and tiles is not None:
+    if tiles is not None and shape[1] > 512 and dtype == torch.float32 and TRITON < (3, 9):
         return tiles.within(tiling.FEWER_REGISTERS, dtype.itemsize)
     return tiles
 
@@ -213,12 +213,12 @@ def compiler_options(
 ) -> dict[str, Any]:
     """Returns the compiler's options for a row of a table.
 
-    Without a limit, the compiler may spill a few registers if one more program then fits. Rows were
-    measured on Hopper, where they spill neither without a limit nor, with label smoothing, with it.
+    Without a limit, the compiler may spill a few registers if one more program then fits. The rows
+    were measured on Hopper: elsewhere the limits of logits, and of label smoothing, may be too low.
     """
     max_registers = shape.max_registers
-    is_hopper = capability(tensor)[0] == 9
-    if (max_registers is None or is_smoothed) and (IS_OLD_TRITON or not is_hopper):
+    is_loose = max_registers is None or is_smoothed or isinstance(shape, tiling.TileShape)
+    if is_loose and (TRITON < (3, 6) or capability(tensor)[0] != 9):
         max_registers = tiling.MAX_REGISTERS
     return {"num_warps": shape.num_warps, "maxnreg": max_registers, "num_stages": 1}
 

@@ -82,6 +82,7 @@ def plan_check(inputs: LossInputs, *, has_early_next: bool = False) -> CheckPlan
         PADDED_PROGRAMS=triton.next_power_of_2(programs),
         HAS_EARLY_NEXT=has_early_next,
         num_warps=tiling.CHECK_WARPS,
+        maxnreg=tiling.CHECK_WEIGHTS_REGISTERS if inputs.is_weighted else None,
     )
     context = Context(labels.shape, inputs.num_classes, inputs.ignored)
     return CheckPlan(launch, label_kernels.num_counters(programs), context)

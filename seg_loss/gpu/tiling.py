@@ -68,7 +68,7 @@ class TileShape:
 
 MAX_WARPS = 8
 MAX_REGISTERS = 255
-# Registers of a thread for the logits: in kernels for float64 and with an old Triton, for label
+# Registers of a thread for the logits: in kernels for float64 and with older Tritons, for label
 # smoothing, for that where each thread has whole pixels, for all maps of `evaluate`, and for the
 # gradient of the softmax.
 FEWER_REGISTERS = 80
@@ -85,8 +85,8 @@ MANY_CLASSES = TileShape(1 << 30, 256, 8, 8, "one block at a time")
 PLANES = (
     TileShape(32, 1, 256, 4, "2 pixels a thread: no padding, no exchange between threads"),
     TileShape(64, 4, 128, 4, "a pixel per 4 threads: half the registers, no padding to 64"),
-    TileShape(152, 8, 64, 4, "ADE20K's 150 padded by 2; rows of 256 bytes", 168),
-    TileShape(160, 8, 64, 4, "as above, which spills with 168 registers"),
+    TileShape(150, 8, 64, 4, "ADE20K's 150 padded by 2; rows of 256 bytes", 168),
+    TileShape(160, 8, 64, 4, "as above, where 168 registers are too few"),
     TileShape(256, 16, 64, 8, "16 blocks of 4 values a thread"),
     TileShape(512, 32, 32, 8, "as above with half the pixels"),
     TileShape(1024, 64, 32, 8, "128 values a thread; rows of 128 bytes still"),
@@ -232,6 +232,8 @@ CHECK_BLOCK = 2048
 CHECK_WEIGHTS_BLOCK = 512
 CHECK_PIXELS = 8192
 CHECK_WARPS = 4
+# Of a thread. Without a limit, Triton 3.6 spills 8 bytes for more programs.
+CHECK_WEIGHTS_REGISTERS = 64
 MAX_CHECK_PROGRAMS = 8 * 132
 
 # Partial losses per block of their sum, and its largest number of programs.
@@ -246,8 +248,7 @@ MAX_COUNT_PIXELS = 8192
 COUNT_BLOCK = 128
 COUNT_STEP = 1024
 COUNT_WARPS = 4
-# Of a thread of `count_kernel` without a histogram. Without a limit, Triton 3.6 spills 8 bytes for
-# one more program.
+# The same for `count_kernel` without a histogram.
 COUNT_REGISTERS = 96
 # A histogram takes instructions for each pair of classes: with more than 32 classes, too many.
 MAX_HISTOGRAM_PAIRS = 32**2

@@ -13,7 +13,7 @@ from benchmarks.gpu_code import CHANNELS_LAST, PLANES, Logits, Scores
 from seg_loss import Bilinear
 from seg_loss.gpu import backend, cross_entropy, evaluate, labels, many_classes, softmax, tiling
 from seg_loss.gpu import upsampled as upsampled_kernels
-from seg_loss.gpu.arguments import IS_OLD_TRITON
+from seg_loss.gpu.arguments import TRITON
 from tests.support.cases import FLOATS, LABEL_DTYPES, NORMALIZATIONS
 
 if not (gpu_code.TOOLS / "cuobjdump").exists():
@@ -207,7 +207,7 @@ def test_all_maps_of_upsampled_scores_compile_without_spills(case, architecture)
     )
 
 
-@pytest.mark.skipif(IS_OLD_TRITON, reason="some rows are split further")
+@pytest.mark.skipif(TRITON < (3, 9), reason="some rows are split further")
 def test_every_row_of_every_table_has_a_case():
     def rows_in(kind):
         for value in vars(tiling).values():
@@ -239,7 +239,7 @@ def test_loss_and_gradient_take_few_instructions(architecture, num_classes, dtyp
 
 @pytest.mark.parametrize(
     ("num_classes", "with_gradient", "limit"),
-    [(19, True, 23), (21, True, 18), (150, True, 18), (19, False, 13), (150, False, 14)],
+    [(19, True, 24), (21, True, 18), (150, True, 18), (19, False, 13), (150, False, 14)],
 )
 @pytest.mark.parametrize("architecture", gpu_code.ARCHITECTURES)
 def test_the_upsampled_loop_takes_few_instructions(architecture, num_classes, with_gradient, limit):
