@@ -9,8 +9,8 @@ TORCH_INDEX_URL ?=
 # The tests run on this Triton, also where torch's CUDA build has brought an older one.
 TRITON := 3.9.0
 # `make test-tritons` compiles the GPU kernels with the oldest Triton that pyproject.toml allows, with
-# one in between, and with the one that torch 2.13 brings.
-TRITONS := 3.4.0 3.6.0 3.7.1
+# one in between, with the one that torch 2.13 brings, and with that of the tests.
+TRITONS := 3.4.0 3.6.0 3.7.1 $(TRITON)
 GPU_CODE_TESTS := tests/seg_loss/test_gpu_code.py
 # Processes that share the tests; 0 runs them in one.
 WORKERS ?= 2
@@ -36,10 +36,10 @@ serve: $(SERVING) sample/logits.npy ## start the service on loopback, with a sam
 	@echo "  curl -F logits=@sample/logits.npy -F labels=@sample/labels.png http://$(HOST):$(PORT)/v1/loss"
 	$(BIN)/seg-loss serve --host $(HOST) --port $(PORT)
 
-test: $(TESTING) ## run all tests; ARGS="-k name" selects some
-	$(PYTEST) $(ARGS)
+test: $(TESTING) ## run all tests but those of test-tritons; ARGS="-k name" selects some
+	$(PYTEST) --ignore $(GPU_CODE_TESTS) $(ARGS)
 
-test-tritons: $(TRITONS:%=test-triton-%) ## compile the GPU kernels with older Tritons
+test-tritons: $(TRITONS:%=test-triton-%) ## compile the GPU kernels with four Tritons
 
 test-triton-%: $(TESTING) .cache/triton-%/.installed
 	PYTHONPATH=.cache/triton-$* $(PYTEST) $(GPU_CODE_TESTS) $(ARGS)
