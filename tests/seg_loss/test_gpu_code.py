@@ -169,7 +169,15 @@ def test_the_upsampled_loss_of_each_row_compiles_without_spills(case, architectu
     compile_without_spills(launch_of_upsampled_loss(case, architecture), architecture)
 
 
-@pytest.mark.parametrize("num_classes", [2, 12, 19, 21, 40, 80])
+ORDERS_INTERVALS_FIRST = pytest.mark.xfail(
+    TRITON >= (3, 7), reason="this Triton lets several warps share the classes of a pixel"
+)
+
+
+@pytest.mark.parametrize(
+    "num_classes",
+    [2, 12, 19, 21, 40, 80, *(pytest.param(n, marks=ORDERS_INTERVALS_FIRST) for n in (150, 256))],
+)
 def test_no_warp_waits_at_each_pixel(num_classes):
     case = Scores(num_classes, FLOAT32)
     code = gpu_code.compile_launch(launch_of_upsampled_loss(case, 90), 90)
@@ -245,6 +253,7 @@ def test_loss_and_gradient_take_few_instructions(architecture, num_classes, dtyp
 def test_the_upsampled_loop_takes_few_instructions(architecture, num_classes, with_gradient, limit):
     case = Scores(num_classes, FLOAT32, with_gradient)
     code = gpu_code.compile_launch(launch_of_upsampled_loss(case, architecture), architecture)
+    limit += TRITON == (3, 7)  # it takes one more where warps share a pixel
     assert gpu_code.pixel_loop_of(case, code).common / case.classes_per_thread <= limit
 
 
