@@ -5,7 +5,7 @@ more classes than a program can hold, `many_classes` computes the loss, and stor
 what the pass that computes the gradient needs of its softmax.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from seg_loss.gpu import many_classes as many_classes_kernels
 from seg_loss.gpu import tiling
 from seg_loss.gpu import upsampled as upsampled_kernels
 from seg_loss.gpu.arguments import (
+    TRITON,
     can_start_early,
     compiler_options,
     early_options,
@@ -131,12 +132,8 @@ def upsampled_cross_entropy(inputs: LossInputs, gradient: Tensor | None) -> Tens
 def _plan_upsampled(inputs: LossInputs, axes: Axes, gradient: Tensor | None) -> _UpsampledPlan:
     scores, num_classes = inputs.logits, inputs.num_classes
     rows, columns = axes
-    shape = tiling.upsampled_tile_shape(
-        num_classes, is_double=scores.dtype == torch.float64, has_gradient=gradient is not None
-    )
     is_smoothed = inputs.options.label_smoothing != 0
-    if is_smoothed:
-        shape = shape.for_smoothing(num_classes)
+    shape = _tile_shape(scores, has_gradient=gradient is not None, is_smoothed=is_smoothed)
     max_nll = finite_or_none(inputs.options.max_nll)
     planes, num_partials = None, 0
     is_early = can_start_early(scores) and shape.chunk is None
@@ -242,6 +239,23 @@ def _plan_upsampled(inputs: LossInputs, axes: Axes, gradient: Tensor | None) -> 
     )
 
 
+def _tile_shape(
+    scores: Tensor, *, has_gradient: bool = True, is_smoothed: bool = False
+) -> tiling.UpsampledTileShape:
+    """Returns the row of the table for scores.
+
+    Since 3.7, Triton lets the warps of a program share the classes of a pixel, so that all wait for
+    each other at each pixel. A program then has one warp.
+    """
+    num_classes, is_double = scores.shape[1], scores.dtype == torch.float64
+    shape = tiling.upsampled_tile_shape(num_classes, is_double=is_double, has_gradient=has_gradient)
+    if is_smoothed:
+        shape = shape.for_smoothing(num_classes)
+    if TRITON >= (3, 7) and shape.chunk is None:
+        shape = replace(shape, num_warps=1)
+    return shape
+
+
 def scale_gradient(gradient: Tensor, grad_output: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns grad_output * gradient in `dtype`, where zeros stay +0."""
     scaled = torch.empty_like(gradient, dtype=dtype)
@@ -265,13 +279,12 @@ def scratch_bytes(scores: Tensor, axes: Axes) -> int:
     """
     rows, columns = axes
     num_classes, element = scores.shape[1], loss_dtype(scores).itemsize
-    shape = tiling.upsampled_tile_shape(num_classes, is_double=element == 8)
+    shapes = [_tile_shape(scores, is_smoothed=is_smoothed) for is_smoothed in (False, True)]
     parts = max(
-        tiling.tile_intervals(used, len(scores), num_classes, axes).parts
-        for used in (shape, shape.for_smoothing(num_classes))
+        tiling.tile_intervals(shape, len(scores), num_classes, axes).parts for shape in shapes
     )
     halo = 2 * parts * num_classes * columns.num_sources
     planes = 0
-    if shape.chunk is not None:
+    if shapes[0].chunk is not None:
         planes = 4 * len(scores) * rows.num_targets * columns.num_targets
     return element * (halo + planes + scores.numel())
