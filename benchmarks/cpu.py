@@ -311,7 +311,8 @@ def machine() -> str:
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     ).stdout.strip()
     versions = f"torch {torch.__version__}, Numba {numba.__version__}, commit {commit}"
-    return f"{_processor()}, {torch.get_num_threads()} threads, {versions}"
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}, {versions}"
 
 
 def _processor() -> str:
