@@ -33,7 +33,6 @@ from seg_loss.upsampling import Axes, Bilinear, Upsampling, axes
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 RESULT = Path(__file__).parent / "results" / "gpu_code.md"
 ARCHITECTURES = (80, 90)
-OTHER_ARCHITECTURES = (86, 89, 120)
 HOPPER = 90
 _COMPILER_OPTIONS = ("num_warps", "num_stages", "maxnreg", "launch_pdl", "enable_fp_fusion")
 _DTYPES = {
@@ -75,9 +74,10 @@ class RecordedLaunch:
 
 @contextmanager
 def record_launches(architecture: int = HOPPER) -> Iterator[list[RecordedLaunch]]:
-    """Returns a list of the launches of the backend, which are planned anew, and are not run.
+    """Yields a list to which each launch of the backend is added instead of being run.
 
-    They are planned for a device of this architecture.
+    Plans of earlier calls are forgotten, so that every call plans its launches for a device of this
+    architecture.
     """
     launches: list[RecordedLaunch] = []
 

@@ -124,17 +124,6 @@ def maximum(a, b):
 
 
 @triton.jit
-def computed_once(x):
-    """Returns x, which the compiler then does not compute again in another layout."""
-    if x.dtype == tl.float64 or INTERPRETED:
-        return x
-    else:
-        return tl.inline_asm_elementwise(
-            "mov.b32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=False, pack=1
-        )
-
-
-@triton.jit
 def add_other_class(t, e, c, y):
     """Returns t + e if c is another class than the target y and y is not negative; else t."""
     if t.dtype == tl.float64 or INTERPRETED:

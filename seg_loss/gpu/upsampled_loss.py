@@ -48,8 +48,8 @@ class _UpsampledPlan:
         num_partials: number of partial sums.
         halo_size: elements of the source rows that two programs share.
         interval_stride: of the weights of the columns.
-        finish: the sums of partial sums and of shared rows; None without shared rows.
-        sum: the sum of partial sums, without shared rows.
+        adds_rows: whether `finish` also adds up the shared rows.
+        finish: the sum of the partial sums.
     """
 
     check: CheckPlan
@@ -58,8 +58,8 @@ class _UpsampledPlan:
     num_partials: int
     halo_size: int
     interval_stride: int
-    finish: Launch | None
-    sum: Launch
+    adds_rows: bool
+    finish: Launch
 
 
 def upsampled_cross_entropy(inputs: LossInputs, gradient: Tensor | None) -> Tensor:
@@ -119,10 +119,8 @@ def upsampled_cross_entropy(inputs: LossInputs, gradient: Tensor | None) -> Tens
                 planes,
                 *interval_tables(scores, axes, plan.interval_stride),
             )
-        if plan.finish is not None:
-            plan.finish(stream, partial, ints, check.divisor, loss, halo, written)
-        else:
-            plan.sum(stream, partial, ints, check.divisor, loss)
+        shared_rows = (halo, written) if plan.adds_rows else ()
+        plan.finish(stream, partial, ints, check.divisor, loss, *shared_rows)
         if gradient is not None and written is not gradient and written is not None:
             gradient.copy_(written)
         check.raise_if_invalid()
@@ -234,8 +232,8 @@ def _plan_upsampled(inputs: LossInputs, axes: Axes, gradient: Tensor | None) -> 
         num_partials,
         halo_size,
         interval_stride,
-        finish,
-        plan_sum(scores, num_partials),
+        adds_rows=finish is not None,
+        finish=finish or plan_sum(scores, num_partials),
     )
 
 

@@ -84,7 +84,7 @@ def install_driver(
     total_bytes: int = 1 << 30,
     error: str = "",
 ) -> None:
-    """Makes `torch.cuda` report so many GPUs; with an error, allocations on them fail."""
+    """Makes `torch.cuda` report `count` GPUs; with an `error`, allocations on them raise it."""
 
     def allocate(*_: object, **__: object) -> None:
         if error:
