@@ -3,7 +3,8 @@
 If there will be a backward pass, the forward pass computes the gradient too, for a `grad_output` of
 1: one read of the logits and one write serve both. The backward pass returns that gradient if
 `grad_output` is 1, which is checked on the device, and otherwise computes it again from the logits,
-so that a gradient is never rounded twice.
+so that a gradient is never rounded twice. The gradient of upsampled scores is stored in the loss's
+dtype and multiplied instead: in place, unless the graph is retained for another pass.
 
 A call of an operator of `_compile` takes several times the host time of a Function. The operators
 are called only where `needs_operator` returns True. A backward pass may need one although its
@@ -180,7 +181,11 @@ class _UpsampledCrossEntropy(Function):
         elif torch.is_grad_enabled():
             scaled = _apply(_ScaledGradient, scores, gradient, grad_loss)
         else:
-            scaled = _backends.scale_upsampled_gradient(scores, gradient, grad_loss)
+            # A graph that is not retained drops the stored gradient after this pass.
+            is_retained = torch._C._autograd._get_current_graph_task_keep_graph()
+            scaled = _backends.scale_upsampled_gradient(
+                scores, gradient, grad_loss, may_overwrite=not is_retained
+            )
         return scaled, None, None, None, None
 
 

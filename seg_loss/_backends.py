@@ -111,7 +111,7 @@ def compute_upsampled_loss(
     """Returns the loss of upsampled scores, and its gradient in the loss's dtype if wanted.
 
     The gradient is as small as the scores: it is stored, multiplied in the backward pass, and only
-    then rounded to the scores' dtype.
+    then rounded to the scores' dtype if that is another one.
     """
     _labels.raise_deferred()
     inputs = inputs.resolve_neg()
@@ -120,12 +120,21 @@ def compute_upsampled_loss(
     return backend_of(scores).upsampled_cross_entropy(inputs, gradient), gradient
 
 
-def scale_upsampled_gradient(scores: Tensor, gradient: Tensor, grad_output: Tensor) -> Tensor:
+def scale_upsampled_gradient(
+    scores: Tensor, gradient: Tensor, grad_output: Tensor, *, may_overwrite: bool = False
+) -> Tensor:
     """Returns grad_output * gradient, rounded to the scores' dtype.
 
-    Zeros stay +0, also for a `grad_output` that is negative or infinite.
+    Zeros stay +0, also for a `grad_output` that is negative or infinite. With `may_overwrite`, the
+    result is the gradient itself, multiplied in place, if it has the scores' dtype. Its version is
+    incremented, so that autograd raises an error if the graph still uses it.
     """
-    scaled: Tensor = backend_of(scores).scale_gradient(gradient, grad_output, scores.dtype)
+    if may_overwrite and gradient.dtype == scores.dtype:
+        scaled = gradient
+        torch.autograd.graph.increment_version(gradient)
+    else:
+        scaled = torch.empty_like(gradient, dtype=scores.dtype)
+    backend_of(scores).scale_gradient(gradient, grad_output, scaled)
     return scaled
 
 

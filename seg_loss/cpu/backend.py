@@ -350,10 +350,13 @@ def upsampled_cross_entropy(inputs: LossInputs, gradient: Tensor | None) -> Tens
     return torch.tensor(loss, dtype=loss_dtype(inputs.logits))
 
 
-def scale_gradient(gradient: Tensor, grad_output: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns grad_output * gradient in `dtype`, where zeros stay +0."""
-    product = torch.mul(gradient, grad_output, out=torch.empty_like(gradient, dtype=dtype))
-    return product.masked_fill_(gradient == 0, 0)
+def scale_gradient(gradient: Tensor, grad_output: Tensor, scaled: Tensor) -> None:
+    """Fills `scaled`, which may be the gradient, with grad_output * gradient; zeros stay +0."""
+    if scaled is gradient and float(grad_output) == 1:
+        return
+    is_zero = gradient == 0
+    torch.mul(gradient, grad_output, out=scaled)
+    scaled.masked_fill_(is_zero, 0)
 
 
 def pixel_terms(inputs: LossInputs, terms: Tensor) -> None:

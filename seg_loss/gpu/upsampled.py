@@ -624,9 +624,24 @@ def finish_kernel(
 
 
 @triton.jit
-def scale_gradient_kernel(gradient, grad_output, scaled, count, BLOCK: tl.constexpr):
-    """Computes grad_output * gradient, in which zeros stay +0."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    g = tl.load(gradient + at, at < count, 0)
-    factor = tl.load(grad_output).to(g.dtype)
-    tl.store(scaled + at, tl.where(g == 0, 0, g * factor).to(scaled.dtype.element_ty), at < count)
+def scale_gradient_kernel(
+    gradient, grad_output, scaled, count, BLOCK: tl.constexpr, SKIP_IF_UNIT_GRAD: tl.constexpr
+):
+    """Computes grad_output * gradient, in which zeros stay +0.
+
+    With SKIP_IF_UNIT_GRAD, `scaled` is the gradient, and the kernel returns at once if
+    `grad_output` is 1. Its programs then take several blocks each.
+    """
+    factor = tl.load(grad_output)
+    rounds = 1
+    if SKIP_IF_UNIT_GRAD:
+        if factor == 1:
+            return
+        rounds = tl.cdiv(tl.cdiv(count, BLOCK) - tl.program_id(0), tl.num_programs(0))
+    factor = factor.to(gradient.dtype.element_ty)
+    for i in range(0, rounds):
+        block = tl.program_id(0) + i * tl.num_programs(0)
+        at = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        g = tl.load(gradient + at, at < count, 0)
+        product = tl.where(g == 0, 0, g * factor)
+        tl.store(scaled + at, product.to(scaled.dtype.element_ty), at < count)

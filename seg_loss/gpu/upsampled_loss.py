@@ -254,20 +254,28 @@ def _tile_shape(
     return shape
 
 
-def scale_gradient(gradient: Tensor, grad_output: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns grad_output * gradient in `dtype`, where zeros stay +0."""
-    scaled = torch.empty_like(gradient, dtype=dtype)
-    if gradient.numel():
-        with on_device(gradient):
-            key = "scale", gradient.device, layout(gradient), layout(grad_output), dtype
-            launch: Launch = plans.get(key, lambda: _plan_scale(gradient))
-            launch(current_stream(gradient), gradient, grad_output, scaled)
-    return scaled
+def scale_gradient(gradient: Tensor, grad_output: Tensor, scaled: Tensor) -> None:
+    """Fills `scaled`, which may be the gradient, with grad_output * gradient; zeros stay +0.
+
+    The device leaves the gradient unchanged if it is `scaled` and `grad_output` is 1.
+    """
+    if not gradient.numel():
+        return
+    with on_device(gradient):
+        is_in_place = scaled is gradient
+        tensors = gradient, grad_output, scaled
+        key = "scale", gradient.device, *map(layout, tensors), is_in_place
+        launch: Launch = plans.get(key, lambda: _plan_scale(gradient, is_in_place=is_in_place))
+        launch(current_stream(gradient), *tensors)
 
 
-def _plan_scale(gradient: Tensor) -> Launch:
-    count = gradient.numel()
-    return Launch(upsampled_kernels.scale_gradient_kernel, -(-count // 1024), (count,), BLOCK=1024)
+def _plan_scale(gradient: Tensor, *, is_in_place: bool) -> Launch:
+    count, block = gradient.numel(), 1024
+    programs = -(-count // block)
+    if is_in_place:
+        programs = min(programs, tiling.BACKWARD_PROGRAMS)
+    kernel = upsampled_kernels.scale_gradient_kernel
+    return Launch(kernel, programs, (count,), BLOCK=block, SKIP_IF_UNIT_GRAD=is_in_place)
 
 
 def scratch_bytes(scores: Tensor, axes: Axes) -> int:

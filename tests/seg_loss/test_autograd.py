@@ -351,6 +351,53 @@ def test_the_gradient_of_a_leaf_is_its_own_memory(case):
     assert same_bits(scores.grad, expected)
 
 
+EACH_UPSAMPLED = pytest.mark.parametrize(
+    "case", [case for case in SMALL.values() if case.upsampling], ids=list(SMALL)[1:]
+)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@EACH_UPSAMPLED
+def test_the_last_pass_returns_the_stored_gradient_unless_it_rounds(case, dtype):
+    scores, labels, upsampling = inputs_of(case, dtype)
+    loss = loss_of(scores, labels, upsampling)
+    stored = loss.grad_fn.saved_tensors[1]
+    address, is_rounded = stored.data_ptr(), stored.dtype != dtype
+    del stored
+    loss.backward()
+    assert (scores.grad.data_ptr() == address) == (not is_rounded)
+    assert same_bits(scores.grad, loss_and_gradient_of(scores.detach(), labels, upsampling)[1])
+
+
+@pytest.mark.parametrize("factors", [(1.0, -2.0), (2.0, 1.0), (3.0, 0.5)], ids=str)
+@EACH_CASE
+def test_passes_with_different_grad_outputs_accumulate(case, factors):
+    scores, labels, upsampling = inputs_of(case, torch.float32)
+    _, gradient = loss_and_gradient_of(scores.detach(), labels, upsampling)
+    loss = loss_of(scores, labels, upsampling)
+    first, last = factors
+    (first * loss).backward(retain_graph=True)
+    (last * loss).backward()
+    assert torch.allclose(scores.grad, (first + last) * gradient, rtol=1e-5, atol=1e-8)
+
+
+@EACH_UPSAMPLED
+def test_a_pass_that_failed_after_its_gradient_cannot_be_repeated(case):
+    # The gradient is scaled already, and the graph is not freed.
+    scores, labels, upsampling = inputs_of(case, torch.float32)
+    loss = loss_of(scores, labels, upsampling)
+
+    def fail(*_):
+        raise ArithmeticError
+
+    hook = loss.grad_fn.register_hook(fail)
+    with pytest.raises(ArithmeticError):
+        (2 * loss).backward()
+    hook.remove()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (2 * loss).backward()
+
+
 @EACH_CASE
 def test_gradients_of_several_batches_accumulate(case):
     scores, labels, upsampling = inputs_of(case)
@@ -517,11 +564,14 @@ def test_autograd_notices_that_out_was_overwritten(name):
         square.sum().backward()
 
 
+@pytest.mark.parametrize("passes", [0, 1])
 @pytest.mark.parametrize("name", ["plain", "bilinear"])
-def test_autograd_notices_that_scores_changed_before_backward(name):
+def test_autograd_notices_that_scores_changed_before_backward(name, passes):
     leaf, labels, upsampling = inputs_of(SMALL[name], torch.float32)
     scores = leaf * 1
     loss = loss_of(scores, labels, upsampling)
+    for _ in range(passes):
+        loss.backward(retain_graph=True)
     scores.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()

@@ -403,6 +403,11 @@ def upsampled_evaluation(num_classes, dtype=FLOAT32, **options):
     gpu_code.launch_evaluation(empty(2, num_classes, 3, 5, dtype=dtype), (16, 24), **options)
 
 
+def scale_in_place(dtype):
+    gradient = empty(2, 5, 3, 5, dtype=dtype)
+    backend.scale_gradient(gradient, empty(dtype=dtype), gradient)
+
+
 def channels_last(num_classes):
     return empty(2, num_classes, 16, 24).to(memory_format=torch.channels_last)
 
@@ -429,10 +434,16 @@ PATHS = {
     "upsampled, aligned corners": lambda: upsampled(upsampling=Bilinear(align_corners=True)),
     "upsampled, max_nll": lambda: upsampled(max_nll=10.0),
     "upsampled, ignored classes": lambda: upsampled(ignore_index=(0, 255)),
-    "scale gradient": lambda: backend.scale_gradient(empty(2, 5, 3, 5), empty(), FLOAT32),
-    "scale gradient, bfloat16": lambda: backend.scale_gradient(
-        empty(2, 5, 3, 5), empty(), BFLOAT16
-    ),
+    **{
+        f"scale gradient to {dtype}": lambda dtype=dtype: backend.scale_gradient(
+            empty(2, 5, 3, 5), empty(), empty(2, 5, 3, 5, dtype=dtype)
+        )
+        for dtype in (FLOAT32, BFLOAT16)
+    },
+    **{
+        f"scale gradient in place, {dtype}": lambda dtype=dtype: scale_in_place(dtype)
+        for dtype in (FLOAT32, torch.float64)
+    },
     "evaluate, upsampled": lambda: upsampled_evaluation(5),
     "evaluate, upsampled, all options": lambda: upsampled_evaluation(5, **weights(5), **SMOOTHED),
     "evaluate, upsampled, all options, not in registers": lambda: upsampled_evaluation(

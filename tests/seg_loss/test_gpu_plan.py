@@ -558,8 +558,8 @@ def call_all(variant):
             else:
                 loss = seg_loss.upsampled_cross_entropy(leaf, labels, **options)
                 seg_loss.upsampled_cross_entropy(x, labels, **options)
-            for _ in range(2):
-                torch.autograd.grad(loss, leaf, grad_output, retain_graph=True)
+            for is_retained in (True, False):
+                torch.autograd.grad(loss, leaf, grad_output, retain_graph=is_retained)
             for memory in (None, out, x):
                 seg_loss.loss_and_gradient(x, labels, upsampling=upsampling, out=memory, **options)
             for maps in ((), MAPS):

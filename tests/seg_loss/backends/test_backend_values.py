@@ -9,6 +9,7 @@ import torch
 import seg_loss
 from seg_loss import Bilinear
 from seg_loss.compat import torch as compat_torch
+from seg_loss.gpu import tiling
 from tests.support.backends import DEFAULT_SHAPE, IS_SMALL, LARGE_IMAGE, assert_close
 from tests.support.cases import (
     ALIGNED,
@@ -210,6 +211,35 @@ def test_a_changed_gradient_does_not_change_later_passes(backend, case, dtype):
     (third,) = torch.autograd.grad(2 * loss, x)
     assert same_bits(second, expected)
     assert_accurate("third", third.cpu(), 2 * truth, (2 * by_torch).to(dtype))
+
+
+@pytest.mark.parametrize("factor", [1.0, -2.0, math.inf])
+def test_an_upsampled_gradient_is_stored_and_returned_in_one_memory(backend, factor):
+    x, y, upsampling, read = unread_inputs(SCORES, torch.float32, backend)
+    _, gradient = loss_and_gradient_of(x, y, upsampling)
+    expected = torch.where(gradient == 0, 0, factor * gradient)
+    loss = loss_of(x.requires_grad_(), y, upsampling)
+    grad_output = torch.tensor(factor, device=backend.device)
+    stored = loss.grad_fn.saved_tensors[1].data_ptr()
+    (retained,) = torch.autograd.grad(loss, x, grad_output, retain_graph=True)
+    assert retained.data_ptr() != stored
+    (other,) = torch.autograd.grad(loss, x, torch.full_like(loss, 3), retain_graph=True)
+    assert same_bits(other, 3 * gradient)
+    loss.backward(grad_output)
+    assert x.grad.data_ptr() == stored
+    for got in (x.grad, retained):
+        assert same_bits(got, expected)
+        assert is_positive_zero(got[~read])
+
+
+def test_programs_multiply_several_blocks_of_a_gradient(gpu_kernels, monkeypatch):
+    monkeypatch.setattr(tiling, "BACKWARD_PROGRAMS", 2)
+    scores, labels, upsampling = make_inputs(Case((2, 75, 5, 7), "", (5, 7), Bilinear()))
+    x, y = gpu_kernels.place(scores), gpu_kernels.place(labels)
+    _, gradient = loss_and_gradient_of(x, y, upsampling)
+    assert gradient.numel() > 5 * 1024
+    (-loss_of(x.requires_grad_(), y, upsampling)).backward()
+    assert same_bits(x.grad, torch.where(gradient == 0, 0, -gradient))
 
 
 def test_a_gradient_scaler_preserves_float16_gradients(backend):
