@@ -1,8 +1,9 @@
 """The divisor D of the loss, for each `normalization`.
 
-The CPU backend calls `divisor` after it has counted the labels. The GPU kernels compute "valid" and
-"weight" on the device (`gpu.labels`). This is the only module that will use `torch.distributed`: a
-mean over several processes sums the counts over them first.
+"valid" divides by the number of valid pixels (Caffe VALID; torch's unweighted mean), "weight" by
+the sum of their weights (torch's weighted mean): the kernels compute them. The CPU kernels compile
+`counted_divisor`; those of the GPU have the same in `gpu.labels`. This is the only module that will
+use `torch.distributed`: a mean over several processes sums the counts over them first.
 """
 
 import math
@@ -21,6 +22,18 @@ def known_divisor(normalization: str, num_images: int, num_pixels: int) -> float
     return 1.0 if normalization == "none" else None
 
 
+def counted_divisor(total: float, has_floor: bool) -> float:
+    """Returns the divisor for a number of valid pixels, or for the sum of their weights.
+
+    With a floor a count is raised to at least 1, and a weight of 0 replaced by 1, so that a batch
+    without valid pixels has the loss 0. Without one a divisor of 0 is NaN, and so are loss and
+    gradient: torch divides by 0 too, each part of a smoothed loss.
+    """
+    if has_floor:
+        return total if total > 0 else 1.0
+    return total if total != 0 else math.nan
+
+
 def divisor(
     normalization: str,
     *,
@@ -33,16 +46,12 @@ def divisor(
     """Returns the divisor D.
 
     Args:
-        normalization: "valid" divides by the number of valid pixels (Caffe VALID; torch's
-            unweighted mean), "weight" by the sum of their weights (torch's weighted mean). For the
-            others see `known_divisor`.
+        normalization: "valid", "weight", or one of those that `known_divisor` knows.
         valid_pixels: number of valid pixels.
         weight_sum: sum of their weights; None if there are no weights, so that each weighs 1.
         num_images: N.
         num_pixels: number of pixels of all images.
-        has_floor: whether a count is raised to at least 1, and a weight of 0 replaced by 1, so that
-            a batch without valid pixels has the loss 0. Without a floor a divisor of 0 is NaN, and
-            so are loss and gradient: torch divides by 0 too, each part of a smoothed loss.
+        has_floor: as in `counted_divisor`.
     """
     known = known_divisor(normalization, num_images, num_pixels)
     if known is not None:
@@ -50,6 +59,4 @@ def divisor(
     total = float(valid_pixels)
     if normalization == "weight" and weight_sum is not None:
         total = weight_sum
-    if has_floor:
-        return total if total > 0 else 1.0
-    return total if total != 0 else math.nan
+    return counted_divisor(total, has_floor)

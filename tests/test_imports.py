@@ -23,6 +23,7 @@ MODULES = {
 # name counts. Modules without a row of their own may import the others of their package too.
 BASE = ("constants", "_errors", "_labels", "_inputs", "_divisor", "_evaluation_sums", "upsampling")
 BASE = tuple(f"seg_loss.{name}" for name in BASE)
+CPU_KERNEL_BASE = ("seg_loss.cpu.compiler", "seg_loss.cpu.records", "seg_loss.cpu.simd")
 ARROWS = {
     # The library: functional -> _autograd -> _compile -> _backends -> cpu, gpu: backend -> kernels.
     # gpu: backend -> loss, upsampled_loss, evaluation, probabilities -> label_check -> arguments.
@@ -41,15 +42,40 @@ ARROWS = {
     "seg_loss.metrics": BASE,
     "seg_loss.reference": ("seg_loss.upsampling",),
     "seg_loss.cpu": (),
-    "seg_loss.cpu.cache": (),
     "seg_loss.cpu.memory": (),
-    "seg_loss.cpu.simd": (),
-    "seg_loss.cpu.threads": (),
-    "seg_loss.cpu.kernels": ("seg_loss.constants", "seg_loss.cpu.cache", "seg_loss.cpu.simd"),
-    "seg_loss.cpu.upsampled": ("seg_loss.cpu.cache", "seg_loss.cpu.kernels", "seg_loss.cpu.simd"),
+    "seg_loss.cpu.target": (),
+    "seg_loss.cpu.records": ("seg_loss.constants",),
+    "seg_loss.cpu.compiler": ("seg_loss.cpu.target",),
+    "seg_loss.cpu.simd": (
+        "seg_loss.cpu.compiler", "seg_loss.cpu.records", "seg_loss.cpu.target",
+    ),
+    "seg_loss.cpu.rows": CPU_KERNEL_BASE,
+    "seg_loss.cpu.region": (*CPU_KERNEL_BASE, "seg_loss._divisor", "seg_loss.cpu.rows"),
+    "seg_loss.cpu.columns": CPU_KERNEL_BASE,
+    "seg_loss.cpu.tiles": (*CPU_KERNEL_BASE, "seg_loss.constants", "seg_loss.cpu.rows"),
+    "seg_loss.cpu.cross_entropy": (
+        *CPU_KERNEL_BASE, "seg_loss.cpu.columns", "seg_loss.cpu.region", "seg_loss.cpu.rows",
+        "seg_loss.cpu.tiles",
+    ),
+    "seg_loss.cpu.softmax": (
+        *CPU_KERNEL_BASE, "seg_loss.cpu.region", "seg_loss.cpu.rows", "seg_loss.cpu.tiles",
+    ),
+    "seg_loss.cpu.evaluate": (
+        *CPU_KERNEL_BASE, "seg_loss.cpu.region", "seg_loss.cpu.rows", "seg_loss.cpu.tiles",
+    ),
+    "seg_loss.cpu.upsampled": (
+        *CPU_KERNEL_BASE, "seg_loss.cpu.evaluate", "seg_loss.cpu.region", "seg_loss.cpu.rows",
+        "seg_loss.cpu.tiles",
+    ),
+    # A kernel is imported when it is compiled, by its name alone.
+    "seg_loss.cpu.cache": ("seg_loss.cpu.compiler", "seg_loss.cpu.target"),
+    "seg_loss.cpu.threads": ("seg_loss.cpu.cache",),
+    "seg_loss.cpu.plan": (
+        *BASE, "seg_loss.cpu.cache", "seg_loss.cpu.records", "seg_loss.cpu.threads",
+    ),
     "seg_loss.cpu.backend": (
-        *BASE, "seg_loss.cpu.kernels", "seg_loss.cpu.memory", "seg_loss.cpu.threads",
-        "seg_loss.cpu.upsampled",
+        *BASE, "seg_loss.cpu.cache", "seg_loss.cpu.memory", "seg_loss.cpu.plan",
+        "seg_loss.cpu.records", "seg_loss.cpu.target", "seg_loss.cpu.threads",
     ),
     "seg_loss.gpu": (),
     "seg_loss.gpu.math": (),
@@ -142,8 +168,15 @@ ARROWS = {
 }  # fmt: skip
 # Packages of others, and the only modules or packages that may import them.
 ONLY_IN = {
-    "numba": ("seg_loss.cpu.cache", "seg_loss.cpu.kernels", "seg_loss.cpu.simd", "benchmarks"),
-    "llvmlite": ("seg_loss.cpu.simd",),
+    "numba": (
+        *(f"seg_loss.cpu.{name}"
+          for name in ("columns", "compiler", "cross_entropy", "evaluate", "region", "rows", "simd",
+                       "softmax", "tiles", "upsampled")),
+        "benchmarks",
+    ),
+    "llvmlite": tuple(
+        f"seg_loss.cpu.{name}" for name in ("cache", "columns", "compiler", "simd", "target")
+    ),
     "triton": (
         *(f"seg_loss.gpu.{name}"
           for name in ("arguments", "cross_entropy", "evaluate", "evaluation", "interpolation",

@@ -1,13 +1,12 @@
-"""The CPU backend: runs `kernels` over chunks of pixels on all threads.
+"""The CPU backend: from checked inputs to kernels that run on all threads.
 
-`_backends` and `evaluate` call it with checked inputs. Work is split by pixels, so that a batch of
-one image keeps every core busy. The pixels of a chunk depend on the shape of one image alone,
-and partial sums are added in the order of the chunks. So results depend neither on the number of
-threads nor on the other images of the batch.
+`_backends` and `evaluate` call it. `plan` describes a call once, `region` says how threads share
+it. The pixels of a chunk depend on the shape of one image alone, and partial sums are added in the
+order of the chunks. So results depend neither on the number of threads nor on the other images of
+the batch.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
 from typing import Any
 
 import numpy as np
@@ -15,270 +14,34 @@ import torch
 from torch import Tensor
 
 from seg_loss import _labels
-from seg_loss._divisor import divisor
 from seg_loss._evaluation_sums import EvaluationSums
 from seg_loss._inputs import LossInputs, loss_dtype
 from seg_loss._labels import InvalidValues, LabelReport
-from seg_loss.cpu import kernels, threads
-from seg_loss.cpu import upsampled as upsampled_kernels
+from seg_loss.cpu import plan as plans
+from seg_loss.cpu import threads
+from seg_loss.cpu.cache import Kernel
 from seg_loss.cpu.memory import empty_gradient
+from seg_loss.cpu.plan import Memory, Plan, dtype_code, layout, merged_axes, round_up
+from seg_loss.cpu.records import ITEMSIZES, LANES, NUM_BINS, TOP
+from seg_loss.cpu.target import target
 from seg_loss.upsampling import Axes, Axis
 
-# Elements of a chunk: about 0.1 ms of work, which is long compared with a call from Python.
+# The classes of a column: as many as fit the registers of AVX-512, and the first-level cache of
+# other processors.
+MAX_COLUMN_CLASSES = 32
+_COLUMN_TILE = 1024
+_COLUMN_CHUNK = 4096
+# Elements of a chunk of tiles: about 0.1 ms of work.
 _CHUNK_ELEMENTS = 400_000
-# With fewer elements to read, a second thread costs more time than it saves.
-_MIN_ELEMENTS_FOR_THREADS = 60_000
-_MIN_LABELS_FOR_THREADS = 500_000
 # The largest number of row blocks of an image of upsampled scores; each keeps two source rows.
 _MAX_ROW_BLOCKS = 32
-# A larger gradient does not fit the caches; it is written with stores that bypass them.
-_STREAM_BYTES = 24 << 20
+# Rows of the scratch memory of tiles beside those of the classes; see `tiles`.
+_EXTRA_ROWS = 10
+# Blocks of source rows, and of corners, of upsampled scores; see `upsampled`.
+_SOURCE_BLOCKS, _CORNERS = 4, 4
 
 _Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Pixels (or interval rows) [first, last) of image `image`; `index` counts within the image."""
-
-    image: int
-    index: int
-    first: int
-    last: int
-
-
-class _Plan:
-    """The chunks of logits [N, C, *spatial] and the scratch memory for one of them."""
-
-    def __init__(
-        self, shape: torch.Size, dtype: torch.dtype, split: tuple[int, int] | None = None
-    ) -> None:
-        """Splits the pixels of each image, or `split`: a number of rows, and rows per chunk."""
-        self.num_images, self.num_classes = shape[0], shape[1]
-        self.pixels = shape[2:].numel()
-        self._element = np.float64 if dtype == torch.float64 else np.float32
-        self.tile = kernels.tile_pixels(self.num_classes)
-        self.stride = kernels.row_stride(self.num_classes)
-        tiles = -(-self.pixels // self.tile)
-        elements = max(1, self.num_classes) * self.tile
-        per_chunk = min(_CHUNK_ELEMENTS // elements, tiles // 32)
-        size, step = split or (self.pixels, max(1, per_chunk) * self.tile)
-        starts = range(0, size, step)
-        self.chunks_per_image = len(starts)
-        self.chunks = [
-            _Chunk(image, index, first, min(first + step, size))
-            for image in range(self.num_images)
-            for index, first in enumerate(starts)
-        ]
-        self.tables: tuple[Any, ...] = self.tile, self.pixels
-        self.evaluate_chunk = kernels.evaluate_chunk
-
-    def scratch(self) -> tuple[_Array, ...]:
-        """Returns the memory that the kernels of one thread write to."""
-        return self.buffer(), self.classes()
-
-    def sums(self, width: int) -> _Array:
-        """Returns `width` float64 partial sums for each chunk."""
-        return np.zeros((self.num_images, self.chunks_per_image, width))
-
-    def counts(self) -> _Array:
-        """Returns int64 counts for each chunk."""
-        shape = (self.num_images, self.chunks_per_image, kernels.NUM_COUNTS)
-        return np.zeros(shape, np.int64)
-
-    def buffer(self) -> _Array:
-        """Returns memory for the rows of one tile; zeros, so that unused lanes hold numbers."""
-        rows = self.num_classes + kernels.NUM_EXTRA_ROWS
-        return _aligned_zeros(rows * self.stride, self._element)
-
-    def classes(self, rows: int = 1) -> _Array:
-        """Returns memory for the classes of one tile."""
-        return _aligned_zeros(rows * self.stride, np.int32)
-
-    def run(
-        self,
-        make_state: Callable[[], Any],
-        work: Callable[[Any, _Chunk], None],
-        *,
-        labels_only: bool = False,
-    ) -> list[Any]:
-        """Calls `work(state, chunk)` for all chunks; returns the state of each thread."""
-        pixels = self.num_images * self.pixels
-        is_small = pixels * self.num_classes < _MIN_ELEMENTS_FOR_THREADS
-        if labels_only:
-            is_small = pixels < _MIN_LABELS_FOR_THREADS
-        num_threads = 1 if is_small else threads.num_threads_for(len(self.chunks))
-        return threads.run(self.chunks, make_state, work, num_threads)
-
-
-class _RowBlocks(_Plan):
-    """The chunks of upsampled scores [N, C, h, w]: blocks of interval rows."""
-
-    def __init__(self, scores: Tensor, axes: Axes) -> None:
-        rows, columns = axes
-        shape = (*scores.shape[:2], rows.num_targets, columns.num_targets)
-        interval_rows = rows.num_sources + 1
-        split = interval_rows, -(-interval_rows // _MAX_ROW_BLOCKS)
-        super().__init__(torch.Size(shape), scores.dtype, split)
-        self._intervals = columns.num_sources + 1
-        self._phases = columns.max_targets
-        # Split the intervals evenly among the fewest tiles, all phases in one tile if they fit.
-        lanes = kernels.LANES
-        most = max(lanes, self.tile // max(1, self._phases) // lanes * lanes)
-        groups = -(-self._intervals // most)
-        self._tile_intervals = _round_up(-(-self._intervals // groups), lanes)
-        # A vector of right sources begins at 1 and ends behind the last source.
-        self._source_stride = _round_up(self._intervals + 1, lanes) + lanes
-        grid = upsampled_kernels.Grid(
-            num_rows=rows.num_targets,
-            num_columns=columns.num_targets,
-            source_rows=rows.num_sources,
-            source_columns=columns.num_sources,
-            num_phases=self._phases,
-            tile_intervals=self._tile_intervals,
-            tile_phases=max(1, min(self._phases, self.tile // self._tile_intervals)),
-            source_stride=self._source_stride,
-            phase_stride=_round_up(self._intervals, lanes),
-            has_zero_weights=int(rows.has_zero_weights or columns.has_zero_weights),
-        )
-        self.tables = (
-            np.array(grid, np.int64),
-            rows.starts.astype(np.int64),
-            rows.weights.flatten(),
-            columns.starts.astype(np.int64),
-            _weights_by_phase(columns, grid.phase_stride).astype(self._element),
-        )
-        self.evaluate_chunk = upsampled_kernels.upsampled_evaluate_chunk
-
-    def scratch(self) -> tuple[_Array, ...]:
-        pixels = self._tile_intervals * max(1, self._phases) + kernels.LANES
-        sources = upsampled_kernels.NUM_SOURCE_BLOCKS * self.num_classes + 1
-        corners = upsampled_kernels.NUM_CORNERS * self.num_classes * self._tile_intervals
-        weights = _aligned_zeros(pixels, self._element)
-        weights[:] = 1
-        return (
-            self.buffer(),
-            self.classes(),
-            _aligned_zeros(pixels, np.int32),
-            weights,
-            _aligned_zeros(sources * self._source_stride, self._element),
-            _aligned_zeros(corners + kernels.LANES, self._element),
-        )
-
-    def halo_rows(self, *, is_wanted: bool) -> _Array:
-        """Returns memory for the gradient that a block adds to the source rows at its two ends."""
-        sources = self._intervals - 1 if is_wanted else 0
-        shape = (self.num_images, self.chunks_per_image, 2, self.num_classes, sources)
-        return np.zeros(shape, self._element)
-
-    def add_halo_rows(self, halo_rows: _Array, gradient: Tensor) -> None:
-        """Writes the gradient of the source rows between blocks: the sum of their two halo rows."""
-        between = [chunk.first - 1 for chunk in self.chunks[1 : self.chunks_per_image]]
-        if between and self.num_images:
-            total = torch.from_numpy(halo_rows[:, :-1, 1] + halo_rows[:, 1:, 0])
-            gradient[:, :, between] = total.transpose(1, 2).to(gradient.dtype)
-
-
-def scratch_bytes(scores: Tensor, axes: Axes) -> int:
-    """Returns the scratch memory of a call with scores [N, C, h, w] that is not negligible.
-
-    Source rows, for each thread and between blocks, are large for wide scores of few rows. Tables
-    of weights by phase are large for wide labels of few sources.
-    """
-    num_images, num_classes, rows, sources = scores.shape
-    element = loss_dtype(scores).itemsize
-    num_blocks = num_images * min(rows + 1, _MAX_ROW_BLOCKS)
-    num_threads = threads.num_threads_for(num_blocks)
-    of_threads = upsampled_kernels.NUM_SOURCE_BLOCKS * num_threads
-    halo_rows = 3 * num_blocks  # two of each block, and one of each sum
-    source_rows = element * num_classes * (sources + 2 * kernels.LANES) * (of_threads + halo_rows)
-    phases, intervals = axes[1].max_targets, sources + kernels.LANES
-    weights = phases * intervals * 2 * (8 + element)  # computed in float64
-    pixels = phases * min(intervals, 1024) * (4 + element) * num_threads
-    return source_rows + weights + pixels
-
-
-@dataclass(frozen=True)
-class _LabelCounts:
-    """What the label check has counted.
-
-    Attributes:
-        valid_pixels: of each image.
-        weight: sum of the weights of the valid pixels of each image; None without weights.
-    """
-
-    valid_pixels: list[int]
-    weight: list[float] | None
-
-    def divisor_of(self, inputs: LossInputs) -> float:
-        """Returns the divisor D."""
-        return divisor(
-            inputs.options.normalization,
-            valid_pixels=sum(self.valid_pixels),
-            weight_sum=None if self.weight is None else float(np.sum(self.weight)),
-            num_images=len(inputs.labels),
-            num_pixels=inputs.labels.numel(),
-            has_floor=inputs.options.has_divisor_floor,
-        )
-
-
-def check_labels(inputs: LossInputs) -> _LabelCounts:
-    """Reads the labels once, counts them, and reports invalid ones as `check_labels` says."""
-    labels, num_classes = inputs.labels, inputs.num_classes
-    pixel_weight = inputs.pixel_weight
-    shape = torch.Size([labels.shape[0], num_classes, *labels.shape[1:]])
-    plan = _Plan(shape, torch.float32 if pixel_weight is None else pixel_weight.dtype)
-    views = _Views(labels=labels, pixel_weight=pixel_weight)
-    ignored = _ignored(inputs)
-    sums, counts = plan.sums(kernels.NUM_SUMS), plan.counts()
-
-    def count(classes: Any, chunk: _Chunk) -> None:
-        kernels.check_labels_chunk(
-            classes,
-            views.array,
-            ignored,
-            num_classes,
-            plan.tile,
-            chunk.image,
-            chunk.first,
-            chunk.last,
-            counts[chunk.image, chunk.index],
-        )
-
-    plan.run(plan.classes, count, labels_only=True)
-    if inputs.is_weighted:
-        class_weight = _class_weight(inputs)
-
-        def weigh(state: tuple[Any, Any], chunk: _Chunk) -> None:
-            kernels.check_weights_chunk(
-                *state,
-                views.array,
-                class_weight,
-                ignored,
-                num_classes,
-                plan.stride,
-                plan.tile,
-                chunk.image,
-                chunk.first,
-                chunk.last,
-                sums[chunk.image, chunk.index],
-                counts[chunk.image, chunk.index],
-            )
-
-        plan.run(plan.scratch, weigh, labels_only=True)
-    invalid_labels = kernels.INVALID_LABELS, kernels.FIRST_INVALID_LABEL
-    invalid_weights = kernels.INVALID_WEIGHTS, kernels.FIRST_INVALID_WEIGHT
-    report = LabelReport(
-        _invalid_values(counts, *invalid_labels, labels),
-        None if pixel_weight is None else _invalid_values(counts, *invalid_weights, pixel_weight),
-        _invalid_class_weights(inputs.class_weight),
-    )
-    error = _labels.error_for(report, num_classes, inputs.ignored)
-    _labels.raise_or_defer(error, inputs.options.check_labels)
-    return _LabelCounts(
-        counts[:, :, kernels.VALID].sum(axis=1).tolist(),
-        sums[:, :, kernels.WEIGHT].sum(axis=1).tolist() if inputs.is_weighted else None,
-    )
+_plans = plans.Cache()
 
 
 def cross_entropy(inputs: LossInputs, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -286,12 +49,10 @@ def cross_entropy(inputs: LossInputs, gradient: Tensor | None) -> tuple[Tensor, 
 
     The divisor is float64 [2]: D and 1 / (D temperature).
     """
-    total = check_labels(inputs).divisor_of(inputs)
-    sums = _terms(inputs, gradient=gradient, scale=ieee_divide(1.0, total))
-    loss = ieee_divide(float(sums.sum()), total)
-    dtype = loss_dtype(inputs.logits)
-    scale = ieee_divide(1 / inputs.options.temperature, total)
-    return torch.tensor(loss, dtype=dtype), torch.tensor([total, scale], dtype=torch.float64)
+    loss = torch.empty((), dtype=loss_dtype(inputs.logits))
+    divisor = torch.empty(2, dtype=torch.float64)
+    _run_loss(inputs, gradient=gradient, loss=loss, divisor=divisor)
+    return loss, divisor
 
 
 def cross_entropy_gradient(
@@ -309,45 +70,90 @@ def cross_entropy_gradient(
     factor = 1.0 if grad_output is None else float(grad_output)
     if not (skip_if_unit_grad and factor == 1):
         total = 1.0 if divisor is None else float(divisor[0])
-        _terms(inputs, gradient=gradient, scale=ieee_divide(factor, total))
+        _run_loss(inputs, gradient=gradient, known=(total, factor))
+
+
+def pixel_terms(inputs: LossInputs, terms: Tensor) -> None:
+    """Fills `terms` [N, *spatial], contiguous."""
+    _run_loss(inputs, terms=terms)
+
+
+def _run_loss(
+    inputs: LossInputs,
+    *,
+    terms: Tensor | None = None,
+    gradient: Tensor | None = None,
+    loss: Tensor | None = None,
+    divisor: Tensor | None = None,
+    known: tuple[float, float] | None = None,
+) -> None:
+    """Runs the kernel of the loss, and fills the tensors that are given.
+
+    Args:
+        inputs: the inputs.
+        terms: [N, *spatial], of the loss's dtype.
+        gradient: [N, C, *spatial]; may be the logits.
+        loss, divisor: as in `cross_entropy`.
+        known: the divisor and `grad_output`, if the labels have been checked before.
+    """
+    tensors = _Tensors(inputs, terms=terms, gradient=gradient)
+    key = "loss", tensors.layouts, inputs.class_weight is None, inputs.options, known is None
+    plan: Plan = _plans.get(key, lambda: _plan_loss(inputs, tensors, checks_labels=known is None))
+    floats = {} if known is None else {"known_divisor": known[0], "grad_output": known[1]}
+    addresses = tensors.addresses
+    if loss is not None:
+        addresses["loss"] = loss.data_ptr()
+    if divisor is not None:
+        addresses["divisor"] = divisor.data_ptr()
+    memory = _run(plan, inputs, tensors, addresses, floats)
+    plan.release(memory)
+    tensors.copy_back()
+
+
+def _plan_loss(inputs: LossInputs, tensors: "_Tensors", *, checks_labels: bool) -> Plan:
+    logits, gradient = inputs.logits, tensors["gradient"]
+    num_classes, pixels = logits.shape[1], _num_pixels(logits)
+    element = _element(logits.dtype)
+    is_column = element == "float32" and not inputs.options.label_smoothing
+    if is_column and num_classes <= MAX_COLUMN_CLASSES:
+        parameters = {
+            "num_classes": num_classes if target().has_avx512 else None,
+            "dtype_code": dtype_code(logits.dtype),
+            "has_gradient": gradient is not None,
+            "bypasses_caches": gradient is not None and _has_whole_lines(gradient),
+        }
+        plan = _make_plan("cross_entropy", "make_columns", inputs, parameters)
+        plan.set(tile=_COLUMN_TILE, row_stride=_COLUMN_TILE)
+        plan.set(is_dense=all(_is_dense(t) for t in (logits, gradient) if t is not None))
+        plan.split(pixels, min(_COLUMN_CHUNK, round_up(max(pixels // 16, 1), _COLUMN_TILE)))
+        plan.add_scratch(
+            rows=2 * 4 * _COLUMN_TILE,
+            factors=4 * _COLUMN_TILE,
+            classes=4 * _COLUMN_TILE,
+            extra=8 * LANES + 3 * 4 * LANES * num_classes + 4 * LANES,
+        )
+    else:
+        plan = _make_plan("cross_entropy", "make_tiles", inputs, {"element": element})
+        _add_tiles(plan, num_classes, pixels, ITEMSIZES[dtype_code(loss_dtype(logits))])
+    plan.set(checks_labels=checks_labels)
+    tensors.add_views(plan)
+    return plan
 
 
 def upsampled_cross_entropy(inputs: LossInputs, gradient: Tensor | None) -> Tensor:
     """Returns the loss; fills `gradient` [N, C, h, w], which may be the scores, if given."""
-    axes = inputs.axes
-    assert axes is not None
-    total = check_labels(inputs).divisor_of(inputs)
-    blocks = _RowBlocks(inputs.logits, axes)
-    views = _Views.of(inputs, gradient=gradient)
-    class_weight, ignored = _class_weight(inputs), _ignored(inputs)
-    options = _options(inputs, ieee_divide(1.0, total), class_weight)
-    sums, counts = blocks.sums(kernels.NUM_SUMS), blocks.counts()
-    halo_rows = blocks.halo_rows(is_wanted=gradient is not None)
-
-    def work(state: tuple[Any, ...], chunk: _Chunk) -> None:
-        at = chunk.image, chunk.index
-        upsampled_kernels.upsampled_cross_entropy_chunk(
-            *state,
-            views.array,
-            class_weight,
-            ignored,
-            options,
-            blocks.stride,
-            *blocks.tables,
-            chunk.image,
-            chunk.first,
-            chunk.last,
-            sums[at],
-            counts[at],
-            halo_rows[at],
-        )
-
-    blocks.run(blocks.scratch, work)
+    loss = torch.empty((), dtype=loss_dtype(inputs.logits))
+    tensors = _Tensors(inputs, gradient=gradient)
+    key = "upsampled", tensors.layouts, inputs.class_weight is None, inputs.options
+    plan: Plan = _plans.get(key, lambda: _plan_upsampled("make_loss", inputs, tensors))
+    addresses = tensors.addresses
+    addresses["loss"] = loss.data_ptr()
+    memory = _run(plan, inputs, tensors, addresses, {})
     if gradient is not None:
-        blocks.add_halo_rows(halo_rows, gradient)
-    views.copy_back()
-    loss = ieee_divide(float(sums[:, :, kernels.LOSS].sum()), total)
-    return torch.tensor(loss, dtype=loss_dtype(inputs.logits))
+        _add_halo_rows(plan, memory, gradient)
+    plan.release(memory)
+    tensors.copy_back()
+    return loss
 
 
 def scale_gradient(gradient: Tensor, grad_output: Tensor, scaled: Tensor) -> None:
@@ -359,237 +165,240 @@ def scale_gradient(gradient: Tensor, grad_output: Tensor, scaled: Tensor) -> Non
     scaled.masked_fill_(is_zero, 0)
 
 
-def pixel_terms(inputs: LossInputs, terms: Tensor) -> None:
-    """Fills `terms` [N, *spatial], contiguous."""
-    check_labels(inputs)
-    _terms(inputs, terms=terms)
-
-
-def _terms(
-    inputs: LossInputs,
-    *,
-    terms: Tensor | None = None,
-    gradient: Tensor | None = None,
-    scale: float = 1.0,
-) -> _Array:
-    """Returns the sum of the terms of each image, float64 [N].
-
-    Args:
-        inputs: the inputs.
-        terms: filled if given, [N, *spatial], of the loss's dtype.
-        gradient: filled if given, [N, C, *spatial]; may be the logits.
-        scale: gradient = scale * d(sum of terms) / d(logits).
-    """
-    plan = _Plan(inputs.logits.shape, inputs.logits.dtype)
-    views = _Views.of(inputs, terms=terms, gradient=gradient)
-    class_weight, ignored = _class_weight(inputs), _ignored(inputs)
-    options = _options(inputs, scale, class_weight)
-    sums, counts = plan.sums(kernels.NUM_SUMS), plan.counts()
-
-    def work(state: tuple[Any, Any], chunk: _Chunk) -> None:
-        kernels.cross_entropy_chunk(
-            *state,
-            views.array,
-            class_weight,
-            ignored,
-            options,
-            plan.stride,
-            plan.tile,
-            chunk.image,
-            chunk.first,
-            chunk.last,
-            sums[chunk.image, chunk.index],
-            counts[chunk.image, chunk.index],
-        )
-
-    plan.run(plan.scratch, work)
-    views.copy_back()
-    per_image: _Array = sums[:, :, kernels.LOSS].sum(axis=1)
-    return per_image
-
-
 def evaluate(inputs: LossInputs, maps: dict[str, Tensor]) -> EvaluationSums:
     """Returns everything that one read of the logits can tell; fills `maps`."""
-    logits, axes = inputs.logits, inputs.axes
-    found = check_labels(inputs)
-    plan = _Plan(logits.shape, logits.dtype) if axes is None else _RowBlocks(logits, axes)
-    num_classes = plan.num_classes
-    views = _Views.of(inputs)
-    class_weight, ignored = _class_weight(inputs), _ignored(inputs)
-    options = _options(inputs, 0.0, class_weight)
-    addresses = _map_addresses(maps)
-    sums, counts = plan.sums(kernels.NUM_SUMS), plan.counts()
-    class_nll, bin_confidence = plan.sums(num_classes), plan.sums(kernels.NUM_BINS)
-
-    def make_state() -> tuple[Any, ...]:
-        integers = (
-            np.zeros((num_classes, num_classes), np.int64),
-            np.zeros((kernels.NUM_BINS, 2), np.int64),
-        )
-        offsets = np.zeros(plan.tile, np.int64)
-        return *plan.scratch(), plan.classes(1 + kernels.TOP), offsets, *integers
-
-    def work(state: tuple[Any, ...], chunk: _Chunk) -> None:
-        at = chunk.image, chunk.index
-        plan.evaluate_chunk(
-            *state,
-            views.array,
-            class_weight,
-            ignored,
-            options,
-            addresses,
-            plan.stride,
-            *plan.tables,
-            chunk.image,
-            chunk.first,
-            chunk.last,
-            sums[at],
-            counts[at],
-            class_nll[at],
-            bin_confidence[at],
-        )
-
-    states = plan.run(make_state, work)
-    confusion, bin_pixels = (
-        sum((state[k] for state in states[1:]), start=states[0][k]) for k in (-2, -1)
-    )
-    return EvaluationSums(
-        loss=torch.from_numpy(sums[:, :, kernels.LOSS].sum(axis=1)),
-        valid_pixels=torch.tensor(found.valid_pixels, dtype=torch.int64),
-        weight=None if found.weight is None else torch.tensor(found.weight, dtype=torch.float64),
-        class_nll=torch.from_numpy(class_nll.sum(axis=(0, 1))),
-        confusion=torch.from_numpy(confusion),
+    num_classes = inputs.num_classes
+    tensors = _Tensors(inputs)
+    classes = maps.get("prediction", maps.get("top_classes"))
+    dtype = None if classes is None else classes.dtype
+    key = "evaluate", tensors.layouts, inputs.class_weight is None, inputs.options, dtype
+    plan: Plan = _plans.get(key, lambda: _plan_evaluate(inputs, tensors, dtype))
+    num_chunks = int(plan.job[0]["num_images"] * plan.job[0]["chunks_per_image"])
+    tables = np.zeros((num_chunks, num_classes + NUM_BINS))
+    addresses = tensors.addresses
+    addresses["chunk_tables"] = tables.ctypes.data
+    for name, values in maps.items():
+        addresses[f"maps.{name}"] = values.data_ptr()
+    memory = _run(plan, inputs, tensors, addresses, {})
+    floats = tables.reshape(-1, num_classes + NUM_BINS).sum(axis=0)
+    integers = memory.take_tables(num_classes * num_classes + 2 * NUM_BINS)
+    bin_pixels = integers[-2 * NUM_BINS :].reshape(NUM_BINS, 2)
+    images, chunks = memory.images[: len(inputs.labels)], memory.chunks[:num_chunks]
+    sums = EvaluationSums(
+        loss=torch.from_numpy(images["loss"].copy()),
+        valid_pixels=torch.from_numpy(images["valid"].copy()),
+        weight=torch.from_numpy(images["weight"].copy()) if inputs.is_weighted else None,
+        class_nll=torch.from_numpy(floats[:num_classes].copy()),
+        confusion=torch.from_numpy(
+            integers[: -2 * NUM_BINS].reshape(num_classes, num_classes).copy()
+        ),
         bin_pixels=torch.from_numpy(bin_pixels.sum(axis=1)),
         bin_correct=torch.from_numpy(bin_pixels[:, 1].copy()),
-        bin_confidence=torch.from_numpy(bin_confidence.sum(axis=(0, 1))),
-        num_saturated=int(counts[:, :, kernels.SATURATED].sum()),
-        num_non_finite=int(counts[:, :, kernels.NON_FINITE].sum()),
+        bin_confidence=torch.from_numpy(floats[num_classes:].copy()),
+        num_saturated=int(chunks["saturated"].sum()),
+        num_non_finite=int(chunks["non_finite"].sum()),
         maps=maps,
     )
+    plan.release(memory)
+    return sums
+
+
+def _plan_evaluate(inputs: LossInputs, tensors: "_Tensors", dtype: torch.dtype | None) -> Plan:
+    logits = inputs.logits
+    num_classes = logits.shape[1]
+    if inputs.axes is not None:
+        plan = _plan_upsampled("make_evaluate", inputs, tensors)
+    else:
+        element = _element(logits.dtype)
+        plan = _make_plan("evaluate", "make_tiles", inputs, {"element": element})
+        itemsize = ITEMSIZES[dtype_code(loss_dtype(logits))]
+        _add_tiles(plan, num_classes, _num_pixels(logits), itemsize)
+        plan.set(checks_labels=1)
+        tensors.add_views(plan)
+    if dtype is not None:
+        plan.job[0]["maps"]["prediction_dtype"] = dtype_code(dtype)
+    row_stride = int(plan.job[0]["row_stride"])
+    plan.add_scratch(
+        predicted=4 * (1 + TOP) * row_stride,
+        offsets=8 * row_stride,
+        tables=8 * (num_classes * num_classes + 2 * NUM_BINS),
+    )
+    return plan
 
 
 def softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
     """Returns softmax(logits / temperature) along `axis`, like `logits` in dtype and strides."""
     probabilities = empty_gradient(logits)
-    source, target = _axis_first(logits, axis), _axis_first(probabilities, axis)
-    plan = _Plan(source.shape, logits.dtype)
-    views = _Views(logits=source, gradient=target)
-
-    def work(buffer: Any, chunk: _Chunk) -> None:
-        kernels.softmax_chunk(
-            buffer,
-            views.array,
-            plan.stride,
-            plan.tile,
-            1 / temperature,
-            chunk.image,
-            chunk.first,
-            chunk.last,
-        )
-
-    plan.run(plan.buffer, work)
-    views.copy_back()
+    views = {"logits": _axis_first(logits, axis), "gradient": _axis_first(probabilities, axis)}
+    _run_softmax("make_softmax", views, temperature)
     return probabilities
 
 
 def softmax_gradient(grad_output: Tensor, logits: Tensor, axis: int, temperature: float) -> Tensor:
     """Returns the gradient in `logits`, where `grad_output` is the gradient in the softmax."""
     gradient = empty_gradient(logits)
-    source, target = _axis_first(logits, axis), _axis_first(gradient, axis)
-    plan = _Plan(source.shape, logits.dtype)
-    grad_output = _axis_first(grad_output.to(logits.dtype), axis)
-    views = _Views(logits=source, grad_output=grad_output, gradient=target)
-
-    def work(state: tuple[Any, Any], chunk: _Chunk) -> None:
-        kernels.softmax_gradient_chunk(
-            *state,
-            views.array,
-            plan.stride,
-            plan.tile,
-            1 / temperature,
-            chunk.image,
-            chunk.first,
-            chunk.last,
-        )
-
-    plan.run(lambda: (plan.buffer(), plan.buffer()), work)
-    views.copy_back()
+    views = {
+        "logits": _axis_first(logits, axis),
+        "gradient": _axis_first(gradient, axis),
+        "grad_output_view": _axis_first(grad_output.to(logits.dtype), axis),
+    }
+    _run_softmax("make_softmax_gradient", views, temperature)
     return gradient
 
 
-# -- from tensors to arguments of kernels ----------------------------------------------------------
+def _run_softmax(make: str, views: dict[str, Tensor], temperature: float) -> None:
+    tensors = _Tensors(None, **views)
+    plan: Plan = _plans.get(
+        (make, tensors.layouts, temperature), lambda: _plan_softmax(make, tensors, temperature)
+    )
+    memory = plan.call(tensors.addresses, {}, views["logits"].numel())
+    plan.release(memory)
+    tensors.copy_back()
 
 
-class _Views:
-    """Tensors as one array of `kernels.View` records; keeps the tensors alive."""
-
-    def __init__(self, **tensors: Tensor | None) -> None:
-        self._tensors: list[Tensor] = []
-        self._copies: list[tuple[Tensor, Tensor]] = []
-        self.array = np.zeros(kernels.VIEWS_SIZE, np.int64)
-        for name, tensor in tensors.items():
-            if tensor is not None:
-                start = getattr(kernels, name.upper())
-                self.array[start : start + len(kernels.View._fields)] = self._view(name, tensor)
-
-    @classmethod
-    def of(cls, inputs: LossInputs, **others: Tensor | None) -> "_Views":
-        """Returns the views of the inputs' tensors and of other tensors."""
-        return cls(
-            logits=inputs.logits,
-            labels=inputs.labels,
-            pixel_weight=_pixel_weight_for(inputs),
-            **others,
-        )
-
-    def copy_back(self) -> None:
-        """Copies results that kernels wrote to contiguous copies into their tensors."""
-        for tensor, copy in self._copies:
-            tensor.copy_(copy)
-
-    def _view(self, name: str, tensor: Tensor) -> kernels.View:
-        has_classes = name in ("logits", "gradient", "grad_output")
-        axes = _merged_axes(tensor, 2 if has_classes else 1)
-        if len(axes) > 3:
-            # More than three spatial axes that cannot be merged are too rare for the kernels.
-            copy = tensor.contiguous()
-            if name in ("gradient", "terms"):
-                self._copies.append((tensor, copy))
-            return self._view(name, copy)
-        self._tensors.append(tensor)
-        padded = [(1, 0)] * (3 - len(axes)) + axes
-        (_, slice_stride), (rows, row_stride), (columns, column_stride) = padded
-        return kernels.View(
-            address=tensor.data_ptr(),
-            dtype_code=kernels.DTYPES.index(str(tensor.dtype).removeprefix("torch.")),
-            num_classes=tensor.shape[1] if has_classes else 1,
-            # A tensor at an address that is no multiple of its element size has no aligned vector.
-            streamed=int(
-                has_classes
-                and tensor.nbytes > _STREAM_BYTES
-                and tensor.data_ptr() % tensor.element_size() == 0
-            ),
-            image_stride=tensor.stride(0),
-            class_stride=tensor.stride(1) if has_classes else 0,
-            num_rows=rows,
-            num_columns=columns,
-            slice_stride=slice_stride,
-            row_stride=row_stride,
-            column_stride=column_stride,
-        )
+def _plan_softmax(make: str, tensors: "_Tensors", temperature: float) -> Plan:
+    logits = tensors["logits"]
+    assert logits is not None
+    num_classes, pixels = logits.shape[1], _num_pixels(logits)
+    plan = Plan(Kernel("softmax", make, (("element", _element(logits.dtype)),)), 1, pixels)
+    itemsize = ITEMSIZES[dtype_code(loss_dtype(logits))]
+    _add_tiles(plan, num_classes, pixels, itemsize)
+    plan.add_scratch(extra=(num_classes + 1) * int(plan.job[0]["row_stride"]) * itemsize)
+    plan.set(inverse_temperature=1 / temperature)
+    tensors.add_views(plan)
+    return plan
 
 
-def _merged_axes(tensor: Tensor, first: int) -> list[tuple[int, int]]:
-    """Returns sizes and strides of the axes from `first` on, contiguous ones merged."""
-    axes: list[tuple[int, int]] = []
-    for size, stride in zip(tensor.shape[first:], tensor.stride()[first:], strict=True):
-        if size == 1:
-            continue
-        if axes and axes[-1][1] == stride * size:
-            axes[-1] = axes[-1][0] * size, stride
-        else:
-            axes.append((size, stride))
-    return axes
+# -- plans -----------------------------------------------------------------------------------------
+
+
+def _make_plan(module: str, make: str, inputs: LossInputs, parameters: dict[str, Any]) -> Plan:
+    logits, labels = inputs.logits, inputs.labels
+    kernel = Kernel(module, make, tuple(parameters.items()))
+    plan = Plan(kernel, len(labels), labels.shape[1:].numel() if len(labels) else 0)
+    plans.set_options(plan, inputs)
+    plan.set(is_weighted=inputs.is_weighted)
+    plan.ignored = np.array(inputs.ignored, np.int64)
+    plan.set(ignored=plan.ignored.ctypes.data)
+    if inputs.options.label_smoothing and inputs.class_weight is None:
+        plan.class_weight = np.append(np.ones(logits.shape[1]), [0.0, 0.0])
+        plan.set(class_weight=plan.class_weight.ctypes.data, sum_of_class_weights=logits.shape[1])
+    return plan
+
+
+def _add_tiles(plan: Plan, num_classes: int, pixels: int, itemsize: int) -> None:
+    """Splits the pixels into chunks of tiles, and adds the scratch memory of a tile."""
+    tile = _tile_pixels(num_classes)
+    stride = tile + LANES
+    num_tiles = -(-pixels // tile)
+    per_chunk = min(_CHUNK_ELEMENTS // (max(1, num_classes) * tile), num_tiles // 32)
+    plan.set(tile=tile, row_stride=stride)
+    plan.split(pixels, max(1, per_chunk) * tile)
+    rows = num_classes + _EXTRA_ROWS
+    plan.add_scratch(rows=rows * stride * itemsize, classes=4 * stride)
+
+
+def _tile_pixels(num_classes: int) -> int:
+    """Returns the pixels of a tile: its float32 rows take about 75 KiB.
+
+    They fit the second-level cache, and a thread needs little memory. Larger tiles are no faster.
+    """
+    return max(64, min(1024, -(-18432 // max(num_classes, 1)) + 63) // 64 * 64)
+
+
+def _plan_upsampled(make: str, inputs: LossInputs, tensors: "_Tensors") -> Plan:
+    scores, axes = inputs.logits, inputs.axes
+    assert axes is not None
+    rows, columns = axes
+    num_classes, element = scores.shape[1], _element(scores.dtype)
+    itemsize = ITEMSIZES[dtype_code(loss_dtype(scores))]
+    plan = _make_plan("upsampled", make, inputs, {"element": element})
+    tile = _tile_pixels(num_classes)
+    stride = tile + LANES
+    intervals, phases = columns.num_sources + 1, columns.max_targets
+    # Split the intervals evenly among the fewest tiles, all phases in one tile if they fit.
+    most = max(LANES, tile // max(1, phases) // LANES * LANES)
+    tile_intervals = round_up(-(-intervals // -(-intervals // most)), LANES)
+    source_stride = round_up(intervals + 1, LANES) + LANES
+    phase_stride = round_up(intervals, LANES)
+    plan.tables = (
+        rows.starts.astype(np.int64),
+        rows.weights.flatten().astype(np.float64),
+        columns.starts.astype(np.int64),
+        _weights_by_phase(columns, phase_stride).astype(element),
+    )
+    grid = plan.job[0]["grid"]
+    for name, value in {
+        "num_rows": rows.num_targets,
+        "num_columns": columns.num_targets,
+        "source_rows": rows.num_sources,
+        "source_columns": columns.num_sources,
+        "num_phases": phases,
+        "tile_intervals": tile_intervals,
+        "tile_phases": max(1, min(phases, tile // tile_intervals)),
+        # A vector of right sources begins at 1 and ends behind the last source.
+        "source_stride": source_stride,
+        "phase_stride": phase_stride,
+        "has_zero_weights": rows.has_zero_weights or columns.has_zero_weights,
+        "row_starts": plan.tables[0].ctypes.data,
+        "row_weights": plan.tables[1].ctypes.data,
+        "column_starts": plan.tables[2].ctypes.data,
+        "column_weights": plan.tables[3].ctypes.data,
+    }.items():
+        grid[name] = value
+    plan.set(tile=tile, row_stride=stride, checks_labels=1)
+    interval_rows = rows.num_sources + 1
+    plan.split(interval_rows if len(scores) else 0, -(-interval_rows // _MAX_ROW_BLOCKS), 8 * tile)
+    plan.add_scratch(
+        rows=(num_classes + _EXTRA_ROWS) * stride * itemsize,
+        classes=4 * stride,
+    )
+    pixels = tile_intervals * max(1, phases) + LANES
+    sources = (_SOURCE_BLOCKS * num_classes + 1) * source_stride
+    corners = _CORNERS * num_classes * tile_intervals + LANES
+    for name, num_bytes in {
+        "pixel_classes": 4 * pixels,
+        "pixel_weights": itemsize * pixels,
+        "sources": itemsize * sources,
+        "corners": itemsize * corners,
+    }.items():
+        grid[name] = plan.reserve(num_bytes)
+    if tensors["gradient"] is not None:
+        blocks = int(plan.job[0]["chunks_per_image"])
+        plan.halo_shape = len(scores), blocks, 2, num_classes, columns.num_sources
+        plan.halo_dtype = np.dtype(element)
+    tensors.add_views(plan)
+    return plan
+
+
+def _add_halo_rows(plan: Plan, memory: Memory, gradient: Tensor) -> None:
+    """Writes the gradient of the source rows between blocks: the sum of their two halo rows."""
+    job = plan.job[0]
+    step, blocks = int(job["chunk_units"]), int(job["chunks_per_image"])
+    between = [step * k - 1 for k in range(1, blocks)]
+    if between and len(gradient):
+        halo_rows = memory.halo_rows
+        total = torch.from_numpy(halo_rows[:, :-1, 1] + halo_rows[:, 1:, 0])
+        gradient[:, :, between] = total.transpose(1, 2).to(gradient.dtype)
+
+
+def scratch_bytes(scores: Tensor, axes: Axes) -> int:
+    """Returns the scratch memory of a call with scores [N, C, h, w] that is not negligible.
+
+    Source rows, for each thread and between blocks, are large for wide scores of few rows. Tables
+    of weights by phase are large for wide labels of few sources.
+    """
+    num_images, num_classes, rows, sources = scores.shape
+    element = loss_dtype(scores).itemsize
+    num_blocks = num_images * min(rows + 1, _MAX_ROW_BLOCKS)
+    num_threads = threads.num_threads_for(num_blocks)
+    of_threads = _SOURCE_BLOCKS * num_threads
+    halo_rows = 3 * num_blocks  # two of each block, and one of each sum
+    source_rows = element * num_classes * (sources + 2 * LANES) * (of_threads + halo_rows)
+    phases, intervals = axes[1].max_targets, sources + LANES
+    weights = phases * intervals * 2 * (8 + element)  # computed in float64
+    pixels = phases * min(intervals, 1024) * (4 + element) * num_threads
+    return source_rows + weights + pixels
 
 
 def _weights_by_phase(columns: Axis, phase_stride: int) -> _Array:
@@ -600,26 +409,148 @@ def _weights_by_phase(columns: Axis, phase_stride: int) -> _Array:
     return weights
 
 
-def _round_up(value: int, step: int) -> int:
-    return -(-value // step) * step
+# -- calls -----------------------------------------------------------------------------------------
 
 
-def _options(inputs: LossInputs, scale: float, class_weight: _Array) -> _Array:
-    options = kernels.Options(
-        inverse_temperature=1 / inputs.options.temperature,
-        label_smoothing=inputs.options.label_smoothing,
-        max_nll=inputs.options.max_nll,
-        gradient_scale=scale / inputs.options.temperature,
-        is_class_weighted=inputs.class_weight is not None,
-        sum_of_class_weights=sum(class_weight.tolist()),
+def _run(
+    plan: Plan,
+    inputs: LossInputs,
+    tensors: "_Tensors",
+    addresses: dict[str, int],
+    floats: dict[str, float],
+) -> Memory:
+    """Runs a kernel that reads labels and reports what is invalid in them and in the weights."""
+    invalid_classes = None
+    if inputs.class_weight is not None:
+        invalid_classes = _invalid_class_weights(inputs.class_weight)
+        if invalid_classes is not None and inputs.options.check_labels == "raise":
+            _report(inputs, LabelReport(None, None, invalid_classes))
+        # The last two are for ignored and invalid labels.
+        class_weight = np.append(inputs.class_weight.double().numpy(), [0.0, 0.0])
+        addresses["class_weight"] = class_weight.ctypes.data
+        floats["sum_of_class_weights"] = math.fsum(class_weight.tolist())
+    memory = plan.call(addresses, floats, inputs.labels.numel() * inputs.num_classes)
+    if memory.word("num_invalid") or invalid_classes is not None:
+        chunks = memory.chunks
+        labels = _invalid_values(plan, chunks, "label", inputs.labels)
+        weights = inputs.pixel_weight
+        pixel_weights = None
+        if weights is not None:
+            pixel_weights = _invalid_values(plan, chunks, "weight", weights)
+        plan.release(memory)
+        _report(inputs, LabelReport(labels, pixel_weights, invalid_classes))
+    return memory
+
+
+def _report(inputs: LossInputs, report: LabelReport) -> None:
+    error = _labels.error_for(report, inputs.num_classes, inputs.ignored)
+    _labels.raise_or_defer(error, inputs.options.check_labels)
+
+
+def _invalid_values(plan: Plan, chunks: _Array, name: str, values: Tensor) -> InvalidValues | None:
+    """Returns what the chunks counted as invalid among `values` [N, *spatial]."""
+    job = plan.job[0]
+    per_image = int(job["label_chunks_per_image"])
+    counts = chunks[f"invalid_{name}s"][: int(job["num_images"]) * per_image]
+    found = np.flatnonzero(counts)
+    if not len(found):
+        return None
+    pixel: tuple[Any, ...] = ()
+    if values.ndim > 1:
+        first = chunks[f"first_invalid_{name}"][found[0]]
+        pixel = np.unravel_index(first, tuple(values.shape[1:]))
+    index = int(found[0]) // per_image, *(int(i) for i in pixel)
+    return InvalidValues(int(counts.sum()), index, values[index].item())
+
+
+def _invalid_class_weights(class_weight: Tensor) -> InvalidValues | None:
+    invalid = ~((class_weight >= 0) & class_weight.isfinite())
+    if not bool(invalid.any()):
+        return None
+    index = int(invalid.nonzero()[0])
+    return InvalidValues(int(invalid.sum()), (index,), class_weight[index].item())
+
+
+# -- from tensors to views -------------------------------------------------------------------------
+
+_WITH_CLASSES = "logits", "gradient", "grad_output_view"
+_WRITTEN = "gradient", "terms"
+
+
+class _Tensors:
+    """The tensors of a call by the names of their views; keeps them alive.
+
+    Attributes:
+        layouts: all that a plan depends on.
+        addresses: of the tensors.
+    """
+
+    def __init__(self, inputs: LossInputs | None, **others: Tensor | None) -> None:
+        self._copies: list[tuple[Tensor, Tensor]] = []
+        tensors = others
+        if inputs is not None:
+            tensors = {
+                "logits": inputs.logits,
+                "labels": inputs.labels,
+                "pixel_weight": _pixel_weight_for(inputs),
+                **others,
+            }
+        self._tensors = {
+            name: tensor if tensor.ndim <= 5 else self._copied(name, tensor)
+            for name, tensor in tensors.items()
+            if tensor is not None
+        }
+        self.layouts = tuple((name, layout(tensor)) for name, tensor in self._tensors.items())
+        self.addresses = {name: tensor.data_ptr() for name, tensor in self._tensors.items()}
+
+    def __getitem__(self, name: str) -> Tensor | None:
+        return self._tensors.get(name)
+
+    def add_views(self, plan: Plan) -> None:
+        """Describes the tensors to a plan."""
+        for name, tensor in self._tensors.items():
+            plan.add_view(name, tensor, has_classes=name in _WITH_CLASSES)
+
+    def copy_back(self) -> None:
+        """Copies results that kernels wrote to contiguous copies into their tensors."""
+        for tensor, copy in self._copies:
+            tensor.copy_(copy)
+
+    def _copied(self, name: str, tensor: Tensor) -> Tensor:
+        """Returns a contiguous copy if more than three spatial axes cannot be merged."""
+        if len(merged_axes(tensor, 2 if name in _WITH_CLASSES else 1)) <= 3:
+            return tensor
+        copy = tensor.contiguous()
+        if name in _WRITTEN:
+            self._copies.append((tensor, copy))
+        return copy
+
+
+def _num_pixels(logits: Tensor) -> int:
+    """Returns the pixels of an image; a batch without images counts as one image without pixels."""
+    return logits.shape[2:].numel() if len(logits) else 0
+
+
+def _element(dtype: torch.dtype) -> str:
+    """Returns the dtype that kernels compute logits of this dtype in."""
+    return "float64" if dtype == torch.float64 else "float32"
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Returns whether the pixels of each class of an image are adjacent."""
+    axes = merged_axes(tensor, 2)
+    return not axes or (len(axes) == 1 and axes[0][1] == 1)
+
+
+def _has_whole_lines(gradient: Tensor) -> bool:
+    """Returns whether each 16 pixels of each class are a cache line of float32."""
+    strides = (gradient.stride(0), gradient.stride(1), gradient.shape[2:].numel())
+    return (
+        gradient.dtype == torch.float32
+        and _is_dense(gradient)
+        and gradient.data_ptr() % plans.CACHE_LINE == 0
+        and all(stride % LANES == 0 for stride in strides)
     )
-    return np.array(options, np.float64)
-
-
-def ieee_divide(a: float, b: float) -> float:
-    """Returns a / b by the rules of IEEE 754: NaN or infinity for b = 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.float64(a) / np.float64(b))
 
 
 def _axis_first(tensor: Tensor, axis: int) -> Tensor:
@@ -635,63 +566,3 @@ def _pixel_weight_for(inputs: LossInputs) -> Tensor | None:
     if inputs.logits.dtype == torch.float64:
         return pixel_weight.double()
     return pixel_weight.float() if pixel_weight.dtype == torch.float64 else pixel_weight
-
-
-def _class_weight(inputs: LossInputs) -> _Array:
-    """Returns class weights [C + 2]; the last two, for ignored and invalid labels, are 0."""
-    if inputs.class_weight is None:
-        weights = np.ones(inputs.num_classes)
-    else:
-        weights = inputs.class_weight.double().numpy()
-    return np.append(weights, [0.0, 0.0])
-
-
-def _ignored(inputs: LossInputs) -> _Array:
-    return np.array(inputs.ignored, np.int64)
-
-
-def _aligned_zeros(size: int, dtype: Any) -> _Array:
-    """Returns zeros that begin at a cache line."""
-    itemsize = np.dtype(dtype).itemsize
-    memory = np.zeros(size * itemsize + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + size * itemsize].view(dtype)
-
-
-def _invalid_values(counts: _Array, count: int, first: int, values: Tensor) -> InvalidValues | None:
-    """Returns what the chunks counted as invalid among `values` [N, *spatial].
-
-    `count` and `first` are indices into the counts of a chunk.
-    """
-    chunks = np.argwhere(counts[:, :, count])
-    if not len(chunks):
-        return None
-    image, chunk = chunks[0]
-    pixel: tuple[Any, ...] = ()
-    if values.ndim > 1:
-        pixel = np.unravel_index(counts[image, chunk, first], tuple(values.shape[1:]))
-    index = int(image), *(int(i) for i in pixel)
-    return InvalidValues(int(counts[:, :, count].sum()), index, values[index].item())
-
-
-def _invalid_class_weights(class_weight: Tensor | None) -> InvalidValues | None:
-    if class_weight is None:
-        return None
-    invalid = ~((class_weight >= 0) & class_weight.isfinite())
-    if not bool(invalid.any()):
-        return None
-    index = int(invalid.nonzero()[0])
-    return InvalidValues(int(invalid.sum()), (index,), class_weight[index].item())
-
-
-def _map_addresses(maps: dict[str, Tensor]) -> _Array:
-    addresses = {
-        name: maps[name].data_ptr() if name in maps else 0
-        for name in kernels.EvaluationMaps._fields
-        if name != "prediction_dtype"
-    }
-    classes = maps.get("prediction", maps.get("top_classes"))
-    dtype = "int32" if classes is None else str(classes.dtype).removeprefix("torch.")
-    return np.array(
-        kernels.EvaluationMaps(prediction_dtype=kernels.DTYPES.index(dtype), **addresses), np.int64
-    )

@@ -1,92 +1,147 @@
-"""The on-disk cache of compiled kernels, used by `kernels` and `upsampled` only.
+"""Kernels as machine code: compiled by Numba once, kept on disk, and loaded with llvmlite alone.
 
-Numba's own cache fails if it has no folder that it can write to, and it notices changes only of the
-file that a function is defined in. This cache also reads a folder that it cannot write, such as
-kernels compiled into a read-only image. Without any folder it compiles in memory. It identifies a
-kernel by the contents of all files that kernels are made of.
+A `Kernel` names a function that makes an entry point, and the arguments that the entry point is
+compiled for. The cache keeps its object code in a file, named by a hash of what the code depends
+on: the sources of this package, the versions of the compilers, and the processor. Loading a file
+takes milliseconds, where Numba's import alone takes two hundred.
+
+The files lie in the first folder that can be written: NUMBA_CACHE_DIR if it is set, else beside the
+sources, else the user's cache folder. Folders that can only be read, such as one within a read-only
+image, are read too. Without any folder each process compiles for itself.
 """
 
 import contextlib
+import ctypes
+import functools
 import hashlib
+import importlib
+import importlib.metadata
 import os
 import tempfile
+import threading
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from numba import config, njit
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+import llvmlite.binding as llvm
 
-_FOLDER = Path(__file__).parent
-_SOURCES = ("kernels.py", "simd.py", "upsampled.py")
+from seg_loss.cpu.target import target
+
+_SOURCES = Path(__file__).parent
+_SYMBOL = "seg_loss_kernel"
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-class _Locator(_CacheLocator):
-    """Selects the first folder that can be written.
+class Kernel(NamedTuple):
+    """An entry point: `make(**parameters)` of a module of this package, compiled.
 
-    The candidates are NUMBA_CACHE_DIR if it is set, else the folder beside the sources and the
-    user's cache folder. If none can be written, the first that exists is read.
+    Attributes:
+        module: name of the module.
+        make: name of the function.
+        parameters: its arguments, numbers and strings only, as pairs of name and value.
     """
 
-    def __init__(self, py_func, py_file):
-        self._py_file = py_file  # Numba's warnings name it
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        folders = [_FOLDER / "__pycache__", Path(home) / "seg_loss"]
-        if config.CACHE_DIR:
-            folders = [Path(config.CACHE_DIR) / "seg_loss"]
-        writable = (folder for folder in folders if _can_write(folder))
-        existing = (folder for folder in folders if folder.is_dir())
-        self._folder = next(writable, None) or next(existing, folders[0])
-
-    def ensure_cache_path(self):
-        self._folder.mkdir(parents=True, exist_ok=True)
-
-    def get_cache_path(self):
-        return str(self._folder)
-
-    def get_source_stamp(self):
-        digest = hashlib.sha256()
-        for name in _SOURCES:
-            digest.update((_FOLDER / name).read_bytes())
-        return digest.hexdigest()
-
-    def get_disambiguator(self):
-        return ""
-
-    @classmethod
-    def from_function(cls, py_func, py_file):
-        return cls(py_func, py_file)
+    module: str
+    make: str
+    parameters: tuple[tuple[str, Any], ...]
 
 
-class _Implementation(CompileResultCacheImpl):
-    _locator_classes = (_Locator,)
+class Function(NamedTuple):
+    """A loaded kernel: its address, and the same to be called from Python without the GIL."""
+
+    address: int
+    call: Any
 
 
-class _Cache(FunctionCache):
-    _impl_class = _Implementation
+_loaded: dict[Kernel, Function] = {}
+_engines: list[Any] = []  # they own the machine code
+_lock = threading.RLock()
 
-    def load_overload(self, sig, target_context):
-        try:
-            return super().load_overload(sig, target_context)
-        except Exception:
-            # Another version or a full disk has left a damaged file: compile again.
-            return None
 
-    def save_overload(self, sig, data):
-        # Without a writable folder, or without space, the next process compiles again.
+def load(kernel: Kernel) -> Function:
+    """Returns a kernel, from this process, from the cache on disk, or compiled."""
+    function = _loaded.get(kernel)
+    if function is None:
+        with _lock:
+            function = _loaded.get(kernel)
+            if function is None:
+                code = _read(kernel)
+                if code is None:
+                    code = _compile(kernel)
+                    _write(kernel, code)
+                function = _loaded[kernel] = _link(code)
+    return function
+
+
+def _link(code: bytes) -> Function:
+    machine = llvm.Target.from_triple(target().triple).create_target_machine()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _engines.append(engine)
+    address = engine.get_function_address(_SYMBOL)
+    return Function(address, Entry(address))
+
+
+def _compile(kernel: Kernel) -> bytes:
+    """Returns the object code of a kernel, with the one symbol `_SYMBOL`."""
+    # Numba's import takes time that a process with cached kernels need not spend.
+    from seg_loss.cpu.compiler import compile_to_object
+
+    make = getattr(importlib.import_module(f"seg_loss.cpu.{kernel.module}"), kernel.make)
+    return compile_to_object(make(**dict(kernel.parameters)), _SYMBOL)
+
+
+# -- the files -------------------------------------------------------------------------------------
+
+
+def _read(kernel: Kernel) -> bytes | None:
+    """Returns the code of a kernel from the first folder that has it; None if none has."""
+    for folder in _folders():
         with contextlib.suppress(OSError):
-            super().save_overload(sig, data)
+            content = (folder / _file_name(kernel)).read_bytes()
+            digest, code = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+            # Another process may have died while it wrote the file, or a disk was full.
+            if hashlib.sha256(code).digest() == digest:
+                return code
+    return None
 
 
-def kernel(function):
-    """Compiles `function` on its first call, without the GIL, and caches the result on disk."""
-    dispatcher = njit(nogil=True, error_model="numpy")(function)
-    dispatcher._cache = _Cache(function)
-    return dispatcher
+def _write(kernel: Kernel, code: bytes) -> None:
+    """Writes the code to the first folder that takes it; without one, nothing is written."""
+    for folder in _folders():
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+                file.write(hashlib.sha256(code).digest() + code)
+            # A process that reads at the same time finds the whole file or none.
+            os.replace(file.name, folder / _file_name(kernel))
+            return
 
 
-def _can_write(folder):
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
-        return False
-    return True
+def _folders() -> tuple[Path, ...]:
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
+    if chosen:
+        return (Path(chosen) / "seg_loss",)
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return _SOURCES / "__pycache__", Path(home) / "seg_loss"
+
+
+def _file_name(kernel: Kernel) -> str:
+    digest = hashlib.sha256(repr((_versions(), target(), kernel)).encode())
+    return f"{kernel.module}.{kernel.make}-{digest.hexdigest()[:32]}.o"
+
+
+@functools.cache
+def _versions() -> tuple[str, ...]:
+    """Returns what the code of every kernel depends on, besides the processor."""
+    sources = hashlib.sha256()
+    for path in (
+        *sorted(_SOURCES.glob("*.py")),
+        _SOURCES.parent / "_divisor.py",
+        _SOURCES.parent / "constants.py",
+    ):
+        sources.update(path.read_bytes())
+    versions = (importlib.metadata.version(name) for name in ("numba", "llvmlite", "numpy"))
+    return sources.hexdigest(), *versions

@@ -24,78 +24,38 @@ Two blocks contribute to the gradient of the source row between them. Each write
 `halo_rows`.
 """
 
-from typing import NamedTuple
+import numpy as np
+from numba import types
 
-from seg_loss.cpu.cache import kernel
-from seg_loss.cpu.kernels import (
-    ADDRESS,
-    FACTOR,
-    GRADIENT,
-    INVERSE_TEMPERATURE,
-    LABELS,
-    LEFT_FACTOR,
-    LOGITS,
-    NUM_CLASSES,
-    PIXEL_WEIGHT,
-    PIXEL_WEIGHTS,
-    RIGHT_FACTOR,
-    accumulate_tile,
-    add_chunk_sums,
-    fill,
-    inner,
-    load_classes,
-    load_rows,
-    put_target,
-    store_rows,
-    terms_of_tile,
-    write_maps,
-)
+from seg_loss.cpu.compiler import inner
+from seg_loss.cpu.evaluate import chunk_table
+from seg_loss.cpu.records import LANES
+from seg_loss.cpu.region import make_region
+from seg_loss.cpu.rows import fill, load_classes, load_rows, store_rows
 from seg_loss.cpu.simd import (
-    LANES,
     at,
     broadcast,
     equal,
     fma,
     load,
-    memory,
     min_int,
+    pointer,
     store,
+    sum_of_lanes,
     where,
     widened,
 )
+from seg_loss.cpu.tiles import (
+    FACTOR,
+    LEFT_FACTOR,
+    PIXEL_WEIGHTS,
+    RIGHT_FACTOR,
+    accumulate_tile,
+    put_target,
+    terms_of_tile,
+    write_maps,
+)
 
-
-class Grid(NamedTuple):
-    """The sizes of an upsampling.
-
-    A tile is at most `tile_intervals` by `tile_phases`. `source_stride` and `phase_stride` are the
-    elements from one class's sources, and from one phase's weights, to the next.
-    """
-
-    num_rows: int
-    num_columns: int
-    source_rows: int
-    source_columns: int
-    num_phases: int
-    tile_intervals: int
-    tile_phases: int
-    source_stride: int
-    phase_stride: int
-    has_zero_weights: int
-
-
-(
-    NUM_ROWS,
-    NUM_COLUMNS,
-    SOURCE_ROWS,
-    SOURCE_COLUMNS,
-    NUM_PHASES,
-    TILE_INTERVALS,
-    TILE_PHASES,
-    SOURCE_STRIDE,
-    PHASE_STRIDE,
-    HAS_ZERO_WEIGHTS,
-) = range(10)
 # Blocks of scratch memory, each of `num_classes` rows of sources, followed by one row of ones.
 _UPPER, _LOWER, _UPPER_GRADIENT, _LOWER_GRADIENT, NUM_SOURCE_BLOCKS = range(5)
 # The gradient that the pixels of an interval contribute to the sources at its corners.
@@ -106,18 +66,18 @@ _SUM_ROWS = 64  # target rows summed in the corners before they are added to the
 # -- between source and target pixels --------------------------------------------------------------
 
 
-@inner
+@inner(types.void)
 def _load_sources(scores, image, source_row, grid, scale, sources):
     """Loads a source row of all classes, or zeros if it does not exist."""
-    num_classes, stride = scores[NUM_CLASSES], grid[SOURCE_STRIDE]
-    if 0 <= source_row < grid[SOURCE_ROWS]:
-        first = source_row * grid[SOURCE_COLUMNS]
-        load_rows(scores, image, first, grid[SOURCE_COLUMNS], scale, at(sources, 1), stride)
+    num_classes, stride = scores.num_classes, grid.source_stride
+    if 0 <= source_row < grid.source_rows:
+        first = source_row * grid.source_columns
+        load_rows(scores, image, first, grid.source_columns, scale, at(sources, 1), stride)
     else:
         fill(sources, num_classes * stride, 0.0)
 
 
-@inner
+@inner(lambda weight, value, *others: value)
 def _weighted(weight, value, zero, skips_zero_weights):
     """Returns weight * value; if `skips_zero_weights`, 0 for a weight of 0 and any value."""
     product = weight * value
@@ -126,7 +86,7 @@ def _weighted(weight, value, zero, skips_zero_weights):
     return product
 
 
-@inner
+@inner(types.void)
 def _interpolate(
     num_classes,
     upper,
@@ -147,14 +107,14 @@ def _interpolate(
     `weights` are two blocks, of left and right sources, [phases, intervals]. Lanes behind the last
     interval are overwritten by the next phase.
     """
-    skips_zero_weights = grid[HAS_ZERO_WEIGHTS]
-    block = grid[NUM_PHASES] * grid[PHASE_STRIDE]
+    skips_zero_weights = grid.has_zero_weights
+    block = grid.num_phases * grid.phase_stride
     zero = broadcast(rows, 0.0)
     above, below = broadcast(rows, upper_weight), broadcast(rows, lower_weight)
     last = (intervals - 1) // LANES * LANES
     for c in range(num_classes):
-        up = at(upper, c * grid[SOURCE_STRIDE] + first_interval)
-        low = at(lower, c * grid[SOURCE_STRIDE] + first_interval)
+        up = at(upper, c * grid.source_stride + first_interval)
+        low = at(lower, c * grid.source_stride + first_interval)
         row = at(rows, c * stride)
         # From the last intervals to the first, so that surplus lanes are overwritten.
         for back in range(0, intervals, LANES):
@@ -168,7 +128,7 @@ def _interpolate(
                 left = fma(above, load(up, j), below * load(low, j))
                 right = fma(above, load(up, j + 1), below * load(low, j + 1))
             for k in range(phases):
-                offset = (first_phase + k) * grid[PHASE_STRIDE] + first_interval + j
+                offset = (first_phase + k) * grid.phase_stride + first_interval + j
                 from_left, from_right = load(weights, offset), load(weights, block + offset)
                 if skips_zero_weights:
                     x = _weighted(from_left, left, zero, skips_zero_weights) + _weighted(
@@ -179,7 +139,7 @@ def _interpolate(
                 store(row, k * intervals + j, x)
 
 
-@inner
+@inner(types.void)
 def _accumulate_corners(
     num_classes,
     rows,
@@ -196,7 +156,7 @@ def _accumulate_corners(
     corner_stride,
 ):
     """Adds the gradient of a tile, rows times the row `FACTOR`, to the corners of its intervals."""
-    block = grid[NUM_PHASES] * grid[PHASE_STRIDE]
+    block = grid.num_phases * grid.phase_stride
     zero = broadcast(rows, 0.0)
     above, below = broadcast(rows, upper_weight), broadcast(rows, lower_weight)
     size = num_classes * corner_stride
@@ -207,7 +167,7 @@ def _accumulate_corners(
     )
     for k in range(phases):
         for j in range(0, intervals, LANES):
-            offset = (first_phase + k) * grid[PHASE_STRIDE] + first_interval + j
+            offset = (first_phase + k) * grid.phase_stride + first_interval + j
             factor = load(factors, k * intervals + j)
             store(lefts, k * intervals + j, load(weights, offset) * factor)
             store(rights, k * intervals + j, load(weights, block + offset) * factor)
@@ -226,7 +186,7 @@ def _accumulate_corners(
             store(corner, 3 * size + j, fma(below, right, load(corner, 3 * size + j)))
 
 
-@inner
+@inner(types.void)
 def _add_corners_to_sources(
     num_classes, corners, corner_stride, intervals, first_interval, upper, lower, stride
 ):
@@ -243,7 +203,7 @@ def _add_corners_to_sources(
             low[j + 1] += corner[3 * size + j]
 
 
-@inner
+@inner(types.void)
 def _arrange_by_phase(
     source, target, starts, first_interval, intervals, first_phase, phases, fill_value
 ):
@@ -262,30 +222,18 @@ def _arrange_by_phase(
         target[i] = fill_value
 
 
-@inner
-def _load_pixels(
-    views,
-    ignored,
-    num_classes,
-    image,
-    y,
-    grid,
-    starts,
-    first_interval,
-    intervals,
-    pixel_classes,
-    pixel_weights,
-):
+@inner(types.void)
+def _load_pixels(job, image, y, starts, first_interval, intervals, pixel_classes, pixel_weights):
     """Loads classes, and pixel weights if there are any, of some intervals of target row `y`."""
-    labels, weights = at(views, LABELS), at(views, PIXEL_WEIGHT)
     first = starts[first_interval]
-    start, n = y * grid[NUM_COLUMNS] + first, starts[first_interval + intervals] - first
-    load_classes(labels, ignored, num_classes, image, start, n, pixel_classes)
-    if weights[ADDRESS]:
-        load_rows(weights, image, start, n, 1.0, pixel_weights, n)
+    start = y * job.grid.num_columns + first
+    n = starts[first_interval + intervals] - first
+    load_classes(job, image, start, n, pixel_classes)
+    if job.pixel_weight.address:
+        load_rows(job.pixel_weight, image, start, n, 1.0, pixel_weights, n)
 
 
-@inner
+@inner(types.void)
 def _load_tile(
     num_classes,
     pixel_classes,
@@ -335,173 +283,108 @@ def _load_tile(
 # -- the loss and its gradient ---------------------------------------------------------------------
 
 
-@kernel
-def upsampled_cross_entropy_chunk(
-    buffer,
-    classes,
-    pixel_classes,
-    pixel_weights,
-    source_buffer,
-    corners,
-    views,
-    class_weight,
-    ignored,
-    options,
-    stride,
-    grid,
-    row_starts,
-    row_weights,
-    column_starts,
-    column_weights,
-    image,
-    first,
-    last,
-    sums,
-    counts,
-    halo_rows,
-):
-    """Adds the terms of interval rows [first, last) of one image; writes the gradient if wanted.
+def make_loss(*, element):
+    """Returns the kernel of the loss and, if wanted, its gradient.
 
-    The gradient of source rows `first` to `last` - 2 is written to its place. `halo_rows`
-    [2, C, sources] receives the parts of source rows `first` - 1 and `last` - 1.
+    A chunk is a block of interval rows [first, last). The gradient of source rows `first` to
+    `last` - 2 is written to its place. `halo_rows` [N, blocks, 2, C, sources] receives the parts of
+    source rows `first` - 1 and `last` - 1.
     """
-    views = memory(views)
-    scores, gradient = at(views, LOGITS), at(views, GRADIENT)
-    num_classes = scores[NUM_CLASSES]
-    options, grid = memory(options), memory(grid)
-    rows, classes = memory(buffer), memory(classes)
-    pixel_classes, pixel_weights = memory(pixel_classes), memory(pixel_weights)
-    sources, corners, halo_rows = memory(source_buffer), memory(corners), memory(halo_rows)
-    row_starts, column_starts = memory(row_starts), memory(column_starts)
-    row_weights, column_weights = memory(row_weights), memory(column_weights)
-    source_stride, source_columns = grid[SOURCE_STRIDE], grid[SOURCE_COLUMNS]
-    block = num_classes * source_stride
-    corner_stride = grid[TILE_INTERVALS]
-    upper, lower = at(sources, _UPPER * block), at(sources, _LOWER * block)
-    upper_gradient, lower_gradient = (
-        at(sources, _UPPER_GRADIENT * block),
-        at(sources, _LOWER_GRADIENT * block),
-    )
-    ones = at(sources, NUM_SOURCE_BLOCKS * block)
-    fill(ones, source_stride, 1.0)
-    is_weighted = at(views, PIXEL_WEIGHT)[ADDRESS] != 0
-    fill(at(rows, (num_classes + PIXEL_WEIGHTS) * stride), stride, 1.0)
-    fill(upper_gradient, block, 0.0)
-    _load_sources(scores, image, first - 1, grid, options[INVERSE_TEMPERATURE], upper)
-    total = compensation = widened(broadcast(rows, 0.0))
-    for interval_row in range(first, last):
-        _load_sources(scores, image, interval_row, grid, options[INVERSE_TEMPERATURE], lower)
-        fill(lower_gradient, block, 0.0)
-        for interval in range(0, source_columns + 1, grid[TILE_INTERVALS]):
-            intervals = min_int(grid[TILE_INTERVALS], source_columns + 1 - interval)
-            if column_starts[interval] == column_starts[interval + intervals]:
-                continue  # labels smaller than the scores leave intervals without a pixel
-            fill(corners, NUM_CORNERS * num_classes * corner_stride, 0.0)
-            for y in range(row_starts[interval_row], row_starts[interval_row + 1]):
-                above, below = row_weights[y], row_weights[grid[NUM_ROWS] + y]
-                _load_pixels(
-                    views,
-                    ignored,
-                    num_classes,
-                    image,
-                    y,
-                    grid,
-                    column_starts,
-                    interval,
-                    intervals,
-                    pixel_classes,
-                    pixel_weights,
-                )
-                for phase in range(0, grid[NUM_PHASES], grid[TILE_PHASES]):
-                    phases = min_int(grid[TILE_PHASES], grid[NUM_PHASES] - phase)
-                    n = phases * intervals
-                    _load_tile(
-                        num_classes,
-                        pixel_classes,
+    element = getattr(np, element)
+    itemsize = np.dtype(element).itemsize
+
+    @inner(types.void)
+    def process_chunk(job, scratch, image, first, last, chunk):
+        grid, scores, gradient = job.grid, job.logits, job.gradient
+        num_classes = scores.num_classes
+        rows, stride = pointer(scratch + job.rows, element), job.row_stride
+        classes = pointer(scratch + job.classes, np.int32)
+        pixel_classes = pointer(scratch + grid.pixel_classes, np.int32)
+        pixel_weights = pointer(scratch + grid.pixel_weights, element)
+        sources = pointer(scratch + grid.sources, element)
+        corners = pointer(scratch + grid.corners, element)
+        row_starts = pointer(grid.row_starts, np.int64)
+        row_weights = pointer(grid.row_weights, np.float64)
+        column_starts = pointer(grid.column_starts, np.int64)
+        column_weights = pointer(grid.column_weights, element)
+        source_stride, source_columns = grid.source_stride, grid.source_columns
+        block = num_classes * source_stride
+        corner_stride = grid.tile_intervals
+        halo_size = num_classes * source_columns
+        k = image * job.chunks_per_image + first // job.chunk_units
+        halo_rows = pointer(grid.halo_rows + itemsize * k * 2 * halo_size, element)
+        upper, lower = at(sources, _UPPER * block), at(sources, _LOWER * block)
+        upper_gradient = at(sources, _UPPER_GRADIENT * block)
+        lower_gradient = at(sources, _LOWER_GRADIENT * block)
+        ones = at(sources, NUM_SOURCE_BLOCKS * block)
+        fill(ones, source_stride, 1.0)
+        is_weighted = job.pixel_weight.address != 0
+        scale = job.grad_output * job.inverse_temperature / job.known_divisor
+        fill(at(rows, (num_classes + PIXEL_WEIGHTS) * stride), stride, 1.0)
+        fill(upper_gradient, block, 0.0)
+        fill(pixel_weights, grid.tile_intervals * grid.num_phases, 1.0)
+        _load_sources(scores, image, first - 1, grid, job.inverse_temperature, upper)
+        total = widened(broadcast(rows, 0.0))
+        chunk.non_finite = 0
+        for interval_row in range(first, last):
+            _load_sources(scores, image, interval_row, grid, job.inverse_temperature, lower)
+            fill(lower_gradient, block, 0.0)
+            for interval in range(0, source_columns + 1, grid.tile_intervals):
+                intervals = min_int(grid.tile_intervals, source_columns + 1 - interval)
+                if column_starts[interval] == column_starts[interval + intervals]:
+                    continue  # labels smaller than the scores leave intervals without a pixel
+                fill(corners, NUM_CORNERS * num_classes * corner_stride, 0.0)
+                for y in range(row_starts[interval_row], row_starts[interval_row + 1]):
+                    above, below = row_weights[y], row_weights[grid.num_rows + y]
+                    _load_pixels(
+                        job, image, y, column_starts, interval, intervals, pixel_classes,
                         pixel_weights,
-                        is_weighted,
-                        upper,
-                        lower,
-                        above,
-                        below,
-                        column_starts,
-                        column_weights,
-                        grid,
-                        interval,
-                        intervals,
-                        phase,
-                        phases,
-                        classes,
-                        rows,
-                        stride,
+                    )  # fmt: skip
+                    for phase in range(0, grid.num_phases, grid.tile_phases):
+                        phases = min_int(grid.tile_phases, grid.num_phases - phase)
+                        n = phases * intervals
+                        _load_tile(
+                            num_classes, pixel_classes, pixel_weights, is_weighted, upper, lower,
+                            above, below, column_starts, column_weights, grid, interval, intervals,
+                            phase, phases, classes, rows, stride,
+                        )  # fmt: skip
+                        total = terms_of_tile(job, n, classes, scale, rows, stride, total, chunk)
+                        if gradient.address:
+                            put_target(num_classes, n, classes, rows, stride)
+                            _accumulate_corners(
+                                num_classes, rows, stride, above, below, column_weights, grid,
+                                interval, intervals, phase, phases, corners, corner_stride,
+                            )  # fmt: skip
+                    # Sum in two stages: adding many terms one by one would lose their last bits.
+                    is_last = y == row_starts[interval_row + 1] - 1
+                    if gradient.address and (is_last or (y + 1) % _SUM_ROWS == 0):
+                        _add_corners_to_sources(
+                            num_classes, corners, corner_stride, intervals, interval,
+                            upper_gradient, lower_gradient, source_stride,
+                        )  # fmt: skip
+                        fill(corners, NUM_CORNERS * num_classes * corner_stride, 0.0)
+            if gradient.address:
+                if interval_row == first:
+                    _write_halo_row(
+                        num_classes, upper_gradient, source_stride, source_columns, halo_rows
                     )
-                    total, compensation = terms_of_tile(
-                        num_classes,
-                        n,
-                        classes,
-                        class_weight,
-                        options,
-                        rows,
-                        stride,
-                        total,
-                        compensation,
-                        counts,
-                    )
-                    if gradient[ADDRESS]:
-                        put_target(num_classes, n, classes, rows, stride)
-                        _accumulate_corners(
-                            num_classes,
-                            rows,
-                            stride,
-                            above,
-                            below,
-                            column_weights,
-                            grid,
-                            interval,
-                            intervals,
-                            phase,
-                            phases,
-                            corners,
-                            corner_stride,
-                        )
-                # Sum in two stages: adding many terms one by one would lose their last bits.
-                is_last = y == row_starts[interval_row + 1] - 1
-                if gradient[ADDRESS] and (is_last or (y + 1) % _SUM_ROWS == 0):
-                    _add_corners_to_sources(
-                        num_classes,
-                        corners,
-                        corner_stride,
-                        intervals,
-                        interval,
-                        upper_gradient,
-                        lower_gradient,
+                else:
+                    start = (interval_row - 1) * source_columns
+                    store_rows(
+                        gradient, image, start, source_columns, at(upper_gradient, 1), ones,
                         source_stride,
-                    )
-                    fill(corners, NUM_CORNERS * num_classes * corner_stride, 0.0)
-        if gradient[ADDRESS]:
-            if interval_row == first:
-                _write_halo_row(
-                    num_classes, upper_gradient, source_stride, source_columns, halo_rows
-                )
-            else:
-                store_rows(
-                    gradient,
-                    image,
-                    (interval_row - 1) * source_columns,
-                    source_columns,
-                    at(upper_gradient, 1),
-                    ones,
-                    source_stride,
-                )
-        upper, lower = lower, upper
-        upper_gradient, lower_gradient = lower_gradient, upper_gradient
-    if gradient[ADDRESS]:
-        halo_row = at(halo_rows, num_classes * source_columns)
-        _write_halo_row(num_classes, upper_gradient, source_stride, source_columns, halo_row)
-    add_chunk_sums(total, compensation, sums)
+                    )  # fmt: skip
+            upper, lower = lower, upper
+            upper_gradient, lower_gradient = lower_gradient, upper_gradient
+        if gradient.address:
+            halo_row = at(halo_rows, halo_size)
+            _write_halo_row(num_classes, upper_gradient, source_stride, source_columns, halo_row)
+        chunk.loss = sum_of_lanes(total)
+
+    return make_region(process_chunk, element, True)
 
 
-@inner
+@inner(types.void)
 def _write_halo_row(num_classes, gradient_rows, source_stride, source_columns, halo_row):
     for c in range(num_classes):
         for j in range(source_columns):
@@ -511,7 +394,7 @@ def _write_halo_row(num_classes, gradient_rows, source_stride, source_columns, h
 # -- the sums and maps of `evaluate` ---------------------------------------------------------------
 
 
-@inner
+@inner(types.void)
 def _offsets_by_phase(offsets, y, grid, starts, first_interval, intervals, first_phase, phases):
     """Writes the offset of each pixel of a tile in the image; -1 where an interval has no pixel."""
     for j in range(intervals):
@@ -519,127 +402,69 @@ def _offsets_by_phase(offsets, y, grid, starts, first_interval, intervals, first
         count = starts[first_interval + j + 1] - start
         for k in range(phases):
             phase = first_phase + k
-            offset = y * grid[NUM_COLUMNS] + start + phase
+            offset = y * grid.num_columns + start + phase
             offsets[k * intervals + j] = offset if phase < count else -1
 
 
-@kernel
-def upsampled_evaluate_chunk(
-    buffer,
-    classes,
-    pixel_classes,
-    pixel_weights,
-    source_buffer,
-    corners,
-    predicted,
-    offsets,
-    confusion,
-    bin_pixels,
-    views,
-    class_weight,
-    ignored,
-    options,
-    maps,
-    stride,
-    grid,
-    row_starts,
-    row_weights,
-    column_starts,
-    column_weights,
-    image,
-    first,
-    last,
-    sums,
-    counts,
-    class_nll,
-    bin_confidence,
-):
-    """Like `evaluate_chunk`, for interval rows [first, last) of upsampled scores."""
-    views = memory(views)
-    scores = at(views, LOGITS)
-    num_classes = scores[NUM_CLASSES]
-    options, grid, maps = memory(options), memory(grid), memory(maps)
-    rows, classes = memory(buffer), memory(classes)
-    pixel_classes, pixel_weights = memory(pixel_classes), memory(pixel_weights)
-    sources, predicted, offsets = memory(source_buffer), memory(predicted), memory(offsets)
-    row_starts, column_starts = memory(row_starts), memory(column_starts)
-    row_weights, column_weights = memory(row_weights), memory(column_weights)
-    class_nll, bin_confidence = memory(class_nll), memory(bin_confidence)
-    confusion, bin_pixels = memory(confusion), memory(bin_pixels)
-    block = num_classes * grid[SOURCE_STRIDE]
-    upper, lower = at(sources, _UPPER * block), at(sources, _LOWER * block)
-    pixels = grid[NUM_ROWS] * grid[NUM_COLUMNS]
-    is_weighted = at(views, PIXEL_WEIGHT)[ADDRESS] != 0
-    fill(at(rows, (num_classes + PIXEL_WEIGHTS) * stride), stride, 1.0)
-    _load_sources(scores, image, first - 1, grid, options[INVERSE_TEMPERATURE], upper)
-    total = compensation = widened(broadcast(rows, 0.0))
-    for interval_row in range(first, last):
-        _load_sources(scores, image, interval_row, grid, options[INVERSE_TEMPERATURE], lower)
-        for y in range(row_starts[interval_row], row_starts[interval_row + 1]):
-            above, below = row_weights[y], row_weights[grid[NUM_ROWS] + y]
-            for interval in range(0, grid[SOURCE_COLUMNS] + 1, grid[TILE_INTERVALS]):
-                intervals = min_int(grid[TILE_INTERVALS], grid[SOURCE_COLUMNS] + 1 - interval)
-                if column_starts[interval] == column_starts[interval + intervals]:
-                    continue
-                _load_pixels(
-                    views,
-                    ignored,
-                    num_classes,
-                    image,
-                    y,
-                    grid,
-                    column_starts,
-                    interval,
-                    intervals,
-                    pixel_classes,
-                    pixel_weights,
-                )
-                for phase in range(0, grid[NUM_PHASES], grid[TILE_PHASES]):
-                    phases = min_int(grid[TILE_PHASES], grid[NUM_PHASES] - phase)
-                    n = phases * intervals
-                    _load_tile(
-                        num_classes,
-                        pixel_classes,
+def make_evaluate(*, element):
+    """Returns the kernel of `evaluate`; a chunk is a block of interval rows."""
+    element = getattr(np, element)
+
+    @inner(types.void)
+    def process_chunk(job, scratch, image, first, last, chunk):
+        grid, scores = job.grid, job.logits
+        num_classes = scores.num_classes
+        rows, stride = pointer(scratch + job.rows, element), job.row_stride
+        classes = pointer(scratch + job.classes, np.int32)
+        predicted = pointer(scratch + job.predicted, np.int32)
+        offsets = pointer(scratch + job.offsets, np.int64)
+        confusion = pointer(scratch + job.tables, np.int64)
+        bin_pixels = at(confusion, num_classes * num_classes)
+        class_nll = chunk_table(job, image, first)
+        pixel_classes = pointer(scratch + grid.pixel_classes, np.int32)
+        pixel_weights = pointer(scratch + grid.pixel_weights, element)
+        sources = pointer(scratch + grid.sources, element)
+        row_starts = pointer(grid.row_starts, np.int64)
+        row_weights = pointer(grid.row_weights, np.float64)
+        column_starts = pointer(grid.column_starts, np.int64)
+        column_weights = pointer(grid.column_weights, element)
+        block = num_classes * grid.source_stride
+        upper, lower = at(sources, _UPPER * block), at(sources, _LOWER * block)
+        is_weighted = job.pixel_weight.address != 0
+        fill(at(rows, (num_classes + PIXEL_WEIGHTS) * stride), stride, 1.0)
+        fill(pixel_weights, grid.tile_intervals * grid.num_phases, 1.0)
+        _load_sources(scores, image, first - 1, grid, job.inverse_temperature, upper)
+        total = widened(broadcast(rows, 0.0))
+        chunk.non_finite = chunk.saturated = 0
+        for interval_row in range(first, last):
+            _load_sources(scores, image, interval_row, grid, job.inverse_temperature, lower)
+            for y in range(row_starts[interval_row], row_starts[interval_row + 1]):
+                above, below = row_weights[y], row_weights[grid.num_rows + y]
+                for interval in range(0, grid.source_columns + 1, grid.tile_intervals):
+                    intervals = min_int(grid.tile_intervals, grid.source_columns + 1 - interval)
+                    if column_starts[interval] == column_starts[interval + intervals]:
+                        continue
+                    _load_pixels(
+                        job, image, y, column_starts, interval, intervals, pixel_classes,
                         pixel_weights,
-                        is_weighted,
-                        upper,
-                        lower,
-                        above,
-                        below,
-                        column_starts,
-                        column_weights,
-                        grid,
-                        interval,
-                        intervals,
-                        phase,
-                        phases,
-                        classes,
-                        rows,
-                        stride,
-                    )
-                    total, compensation = accumulate_tile(
-                        num_classes,
-                        n,
-                        classes,
-                        predicted,
-                        class_weight,
-                        options,
-                        maps,
-                        rows,
-                        stride,
-                        total,
-                        compensation,
-                        counts,
-                        class_nll,
-                        bin_confidence,
-                        confusion,
-                        bin_pixels,
-                    )
-                    _offsets_by_phase(
-                        offsets, y, grid, column_starts, interval, intervals, phase, phases
-                    )
-                    write_maps(
-                        num_classes, maps, image, pixels, offsets, n, predicted, rows, stride
-                    )
-        upper, lower = lower, upper
-    add_chunk_sums(total, compensation, sums)
+                    )  # fmt: skip
+                    for phase in range(0, grid.num_phases, grid.tile_phases):
+                        phases = min_int(grid.tile_phases, grid.num_phases - phase)
+                        n = phases * intervals
+                        _load_tile(
+                            num_classes, pixel_classes, pixel_weights, is_weighted, upper, lower,
+                            above, below, column_starts, column_weights, grid, interval, intervals,
+                            phase, phases, classes, rows, stride,
+                        )  # fmt: skip
+                        total = accumulate_tile(
+                            job, n, classes, predicted, rows, stride, total, chunk, class_nll,
+                            at(class_nll, num_classes), confusion, bin_pixels,
+                        )  # fmt: skip
+                        _offsets_by_phase(
+                            offsets, y, grid, column_starts, interval, intervals, phase, phases
+                        )
+                        write_maps(job, image, offsets, n, predicted, rows, stride)
+            upper, lower = lower, upper
+        chunk.loss = sum_of_lanes(total)
+
+    return make_region(process_chunk, element, True)
