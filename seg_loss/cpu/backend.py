@@ -31,6 +31,7 @@ from seg_loss.upsampling import Axes, Axis
 MAX_COLUMN_CLASSES = 32
 _COLUMN_TILE = 1024
 _COLUMN_CHUNK = 4096
+_MANY_CLASSES_TILE = 128
 # Elements of a chunk of tiles: about 0.1 ms of work.
 _CHUNK_ELEMENTS = 400_000
 # The largest number of row blocks of an image of upsampled scores; each keeps two source rows.
@@ -131,6 +132,25 @@ def _plan_loss(inputs: LossInputs, tensors: "_Tensors", *, checks_labels: bool) 
             factors=4 * _COLUMN_TILE,
             classes=4 * _COLUMN_TILE,
             extra=8 * LANES + 3 * 4 * LANES * num_classes + 4 * LANES,
+        )
+    elif is_column:
+        parameters = {
+            "dtype_code": dtype_code(logits.dtype),
+            "has_gradient": gradient is not None,
+            "bypasses_caches": gradient is not None and _has_whole_lines(gradient),
+        }
+        plan = _make_plan("many_classes", "make_many_classes", inputs, parameters)
+        stride = _MANY_CLASSES_TILE + LANES
+        # Rows of three tiles, which begin at different sets of the caches.
+        rows = round_up(num_classes * stride, 1024) + 336
+        plan.set(tile=_MANY_CLASSES_TILE, row_stride=rows)
+        plan.set(is_dense=all(_is_dense(t) for t in (logits, gradient) if t is not None))
+        plan.split(pixels, _COLUMN_CHUNK, _COLUMN_CHUNK)
+        plan.add_scratch(
+            rows=3 * 4 * rows,
+            factors=9 * 4 * stride,
+            classes=4 * stride,
+            extra=8 * LANES + 4 * LANES * num_classes,
         )
     else:
         plan = _make_plan("cross_entropy", "make_tiles", inputs, {"element": element})

@@ -3,14 +3,15 @@
 `make_column` returns the two halves of the work on a column, of which the registers between are the
 exponentials:
 
-    column_in     reads x_c of every class, and returns
-                      m = max_c x_c     u_c = (x_c - m) / (T ln 2)     e_c = 2**u_c
-                      the sum t of the e_c of all classes but the target, and u of the target
+    column_in     reads x_c of every class, and returns  d_c = x_c - max_c x_c  of the target class,
+                  the exponentials  e_c = exp(d_c / T),  0 in place of the target class, and
+                  their sum t
     column_out    writes e_c * factor for every class, and `target` to the target class
 
 The target class is kept out of the sum t. This makes nll and gradient accurate to the last bits
-where the prediction is sure, because neither ln(1 + tiny) nor p - 1 is computed. The label is
-compared with each class, so that it is never an index.
+where the prediction is sure, because neither ln(1 + tiny) nor p - 1 is computed. A difference comes
+first, so that a constant added to all logits changes no bit. The label is compared with each class,
+so that it is never an index.
 
 With AVX-512 all classes of a column fit the 32 registers up to `MAX_CLASSES`, and the loops over
 the classes are unrolled. On other processors the exponentials lie in the first-level cache.
@@ -27,17 +28,15 @@ from seg_loss.cpu.records import LANES
 from seg_loss.cpu.simd import (
     FLOATS,
     constant,
-    emit_exp2,
-    emit_exponent,
+    emit_exp,
     emit_load,
     emit_maximum,
     emit_store,
     equal,
-    exp2,
-    exponent,
     load,
     load_as,
     maximum,
+    scaled_exp,
     splat,
     store,
     store_as,
@@ -76,18 +75,18 @@ def _make_unrolled(num_classes, dtype_code, bypasses_caches):
             for c in range(2, num_classes):
                 tops[c % 2] = emit_maximum(builder, x[c], tops[c % 2])
             top = emit_maximum(builder, *tops) if num_classes > 1 else tops[0]
-            shift = builder.fmul(top, scale)
-            u_target = constant(float32, -math.inf)
+            target_distance = constant(float32, -math.inf)
             sums = [constant(float32, 0.0)] * 2
             e = []
             for c in range(num_classes):
-                u = emit_exponent(builder, x[c], top, scale, shift)
+                distance = builder.fsub(x[c], top)
                 is_target = builder.icmp_signed("==", y, constant(int32, c))
-                u_target = builder.select(is_target, u, u_target)
-                e.append(builder.select(is_target, constant(float32, 0.0), emit_exp2(builder, u)))
+                target_distance = builder.select(is_target, distance, target_distance)
+                value = emit_exp(builder, distance, scale)
+                e.append(builder.select(is_target, constant(float32, 0.0), value))
                 sums[c % 2] = builder.fadd(sums[c % 2], e[c])
             values = [
-                builder.fadd(*sums), u_target, context.make_tuple(builder, exponentials, e),
+                builder.fadd(*sums), target_distance, context.make_tuple(builder, exponentials, e),
             ]  # fmt: skip
             return context.make_tuple(builder, signature.return_type, values)
 
@@ -121,18 +120,17 @@ def _make_loops(dtype_code, bypasses_caches):
             store(scratch, c * LANES, x)
             top = maximum(x, top)
             address += step
-        shift = top * scale
         zero = splat(np.float32(0))
-        u_target = splat(np.float32(-np.inf))
+        target_distance = splat(np.float32(-np.inf))
         t = zero
         for c in range(num_classes):
-            u = exponent(load(scratch, c * LANES), top, scale, shift)
+            distance = load(scratch, c * LANES) - top
             is_target = equal(y, splat(np.int32(c)))
-            u_target = where(is_target, u, u_target)
-            e = where(is_target, zero, exp2(u))
+            target_distance = where(is_target, distance, target_distance)
+            e = where(is_target, zero, scaled_exp(distance, scale))
             store(scratch, c * LANES, e)
             t = t + e
-        return t, u_target, scratch
+        return t, target_distance, scratch
 
     @inner(types.void)
     def column_out(target, step, num_classes, y, e, factor, target_value):

@@ -23,7 +23,7 @@ from numba import types
 from seg_loss.cpu.columns import make_column
 from seg_loss.cpu.compiler import inner
 from seg_loss.cpu.records import ITEMSIZES, LANES
-from seg_loss.cpu.region import make_region
+from seg_loss.cpu.region import add_terms, make_region
 from seg_loss.cpu.rows import (
     copy_strip_in,
     copy_strip_out,
@@ -35,11 +35,9 @@ from seg_loss.cpu.rows import (
 )
 from seg_loss.cpu.simd import (
     FLOATS,
-    address_of,
     any_lane,
     at,
-    broadcast,
-    exp2,
+    equal,
     is_infinite_or_nan,
     less,
     load,
@@ -47,6 +45,7 @@ from seg_loss.cpu.simd import (
     log1p,
     min_int,
     pointer,
+    scaled_exp,
     splat,
     store,
     store_float,
@@ -57,8 +56,6 @@ from seg_loss.cpu.simd import (
 from seg_loss.cpu.tiles import FACTOR, MAP, PIXEL_WEIGHTS, put_target, terms_of_tile
 
 _LOG2_E = math.log2(math.e)
-_LN_2 = np.float32(math.log(2))
-_FAR = np.float32(-40 * _LOG2_E)  # below it ln(1 + t / e) is ln(t / e) in float32
 
 
 @inner(types.void)
@@ -78,37 +75,48 @@ def load_weights(job, image, first, n, classes, weights):
 
 
 @inner(FLOATS)
-def nll_of(t, e_target, u_target):
-    """Returns ln(t + e) - ln 2 u, where e = 2**u is the exponential of the target class.
+def nll_of(t, e_target, distance):
+    """Returns ln(t + e) - distance, where e = exp(distance) belongs to the target class.
 
-    It is ln(1 + t / e): exact to the last bits also where t is tiny. Where e is tiny, s - 1 is not.
+    The largest of all exponentials is 1. It is in t, or else `distance` is 0, so that ln(1 + t) is
+    accurate to the last bits also where t is tiny.
     """
     one = splat(np.float32(1))
     zero = one - one
-    is_near = less(splat(_FAR), u_target)
-    ratio = where(is_near, t / e_target, (t + e_target) - one)
-    return log1p(ratio) - where(is_near, zero, u_target * splat(_LN_2))
+    return log1p(where(equal(distance, zero), t, (t + e_target) - one)) - distance
 
 
 @inner(types.float64)
-def careful_pixels(job, dtype_code, image, first, n, sums, offsets, classes, weights, terms, chunk):
+def careful_pixels(
+    job,
+    dtype_code,
+    source,
+    n,
+    sums,
+    classes,
+    weights,
+    terms,
+    chunk,
+    target,
+    target_dtype_code,
+    target_class_stride,
+    offsets,
+):
     """Computes those of `n` pixels whose sum is not finite, in float64; returns their terms' sum.
 
-    A pixel that has no finite sum in float64 either has the nll and the gradient NaN; an ignored
-    one has the gradient 0. `offsets` are those of the strip's logits.
+    `source` is a copy [C, 16] of their logits. The gradient goes to `offsets` from `target`, in
+    elements. A pixel that has no finite sum in float64 either has the nll and the gradient NaN; an
+    ignored one has the gradient 0.
     """
     num_classes = job.logits.num_classes
-    size = ITEMSIZES[dtype_code]
+    size, target_size = ITEMSIZES[dtype_code], ITEMSIZES[target_dtype_code]
     step = size * LANES
     gradient_scale = job.grad_output * job.inverse_temperature / job.known_divisor
-    buffer = address_of(offsets) + 8 * LANES
     total = 0.0
-    if job.gradient.address:
-        strip_offsets(job.gradient, image, first, n, offsets)
     for i in range(n):
         if sums[i] < np.inf:
             continue
-        address = buffer + i * size
+        address = source + i * size
         y = classes[i]
         top = -np.inf
         for c in range(num_classes):
@@ -128,7 +136,7 @@ def careful_pixels(job, dtype_code, image, first, n, sums, offsets, classes, wei
         s = t + e_target
         if s != s and is_valid:
             chunk.non_finite += 1
-        nll = math.log1p(t / e_target) if target_distance > -40 else math.log(s) - target_distance
+        nll = math.log1p(t) if target_distance == 0 else math.log(s) - target_distance
         nll = job.max_nll if nll > job.max_nll else nll
         weight = np.float64(weights[i]) if is_valid else 0.0
         term = nll * weight if is_valid else 0.0
@@ -136,7 +144,6 @@ def careful_pixels(job, dtype_code, image, first, n, sums, offsets, classes, wei
         total += term
         if job.gradient.address:
             factor = weight * gradient_scale / s
-            target = job.gradient.address + size * offsets[i]
             for c in range(num_classes):
                 x = np.float64(load_float(weights, address + c * step, dtype_code))
                 value = 0.0
@@ -144,9 +151,8 @@ def careful_pixels(job, dtype_code, image, first, n, sums, offsets, classes, wei
                     value = math.exp((x - top) * job.inverse_temperature) * factor
                     if c == y or s != s:
                         value = -t * factor
-                store_float(
-                    target + c * size * job.gradient.class_stride, dtype_code, np.float32(value)
-                )
+                element = target + target_size * (offsets[i] + c * target_class_stride)
+                store_float(element, target_dtype_code, np.float32(value))
     return total
 
 
@@ -176,10 +182,10 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches):
         scale = splat(np.float32(job.inverse_temperature * _LOG2_E))
         grad_scale = job.grad_output * job.inverse_temperature / job.known_divisor
         gradient_scale = splat(np.float32(grad_scale))
+        inverse_temperature = splat(np.float32(job.inverse_temperature))
         max_nll = splat(np.float32(job.max_nll))
         classes_end = splat(np.int32(job.logits.num_classes))
         total = widened(zero)
-        chunk.non_finite = 0
         logits = job.logits.address + size * image * job.logits.image_stride
         gradient = job.gradient.address + size * image * job.gradient.image_stride
         logits_step = size * job.logits.class_stride
@@ -205,17 +211,17 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches):
                     copy_strip_in(job.logits, image, start + i, lanes, offsets, buffer)
                     source = target = buffer
                     source_step = target_step = size * LANES
-                t, u_target, e = column_in(
+                t, distance, e = column_in(
                     source, source_step, job.logits.num_classes, y, scale, exponentials
                 )
-                e_target = exp2(u_target)
+                e_target = scaled_exp(distance, scale)
                 s = t + e_target
                 is_careful = any_lane(is_infinite_or_nan(s))
                 if is_careful:
                     # Before the gradient is written, perhaps to the same memory.
                     copy_strip_in(job.logits, image, start + i, lanes, offsets, copy)
                 valid = less(y, classes_end)
-                nll = nll_of(t, e_target, u_target)
+                nll = nll_of(t, e_target, distance * inverse_temperature)
                 nll = where(less(max_nll, nll), max_nll, nll)
                 weight = load(weights, i)
                 term = where(valid, nll * weight, zero)
@@ -231,13 +237,16 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches):
                         copy_strip_out(job.gradient, image, start + i, lanes, offsets, buffer)
                 if is_careful:
                     store(sums, 0, s)
+                    if has_gradient:
+                        strip_offsets(job.gradient, image, start + i, lanes, offsets)
                     careful_total += careful_pixels(
-                        job, dtype_code, image, start + i, lanes, sums, offsets, at(classes, i),
-                        at(weights, i), at(terms, i), chunk,
+                        job, dtype_code, copy, lanes, sums, at(classes, i), at(weights, i),
+                        at(terms, i), chunk, job.gradient.address, dtype_code,
+                        job.gradient.class_stride, offsets,
                     )  # fmt: skip
             if job.terms.address:
                 store_rows(job.terms, image, start, n, terms, ones, 0)
-        chunk.loss = sum_of_lanes(total) + careful_total
+        add_terms(chunk, sum_of_lanes(total) + careful_total)
 
     return make_region(process_chunk, np.float32, True)
 
@@ -255,15 +264,13 @@ def make_tiles(*, element):
         pixel_row = at(rows, (num_classes + PIXEL_WEIGHTS) * stride)
         scale = job.grad_output * job.inverse_temperature / job.known_divisor
         fill(pixel_row, job.tile, 1.0)
-        total = widened(broadcast(rows, 0.0))
-        chunk.non_finite = 0
         for start in range(first, last, job.tile):
             n = min_int(job.tile, last - start)
             load_classes(job, image, start, n, classes)
             if job.pixel_weight.address:
                 load_rows(job.pixel_weight, image, start, n, 1.0, pixel_row, stride)
             load_rows(job.logits, image, start, n, job.inverse_temperature, rows, stride)
-            total = terms_of_tile(job, n, classes, scale, rows, stride, total, chunk)
+            terms_of_tile(job, n, classes, scale, rows, stride, chunk)
             if job.gradient.address:
                 put_target(num_classes, n, classes, rows, stride)
                 store_rows(job.gradient, image, start, n, rows, factor_row, stride)
@@ -271,6 +278,5 @@ def make_tiles(*, element):
                 fill(factor_row, n, 1.0)
                 map_row = at(rows, (num_classes + MAP) * stride)
                 store_rows(job.terms, image, start, n, map_row, factor_row, stride)
-        chunk.loss = sum_of_lanes(total)
 
     return make_region(process_chunk, element, True)

@@ -12,7 +12,7 @@ from seg_loss.cpu.compiler import inner
 from seg_loss.cpu.records import NUM_BINS
 from seg_loss.cpu.region import make_region
 from seg_loss.cpu.rows import fill, load_classes, load_rows
-from seg_loss.cpu.simd import at, broadcast, min_int, pointer, sum_of_lanes, widened
+from seg_loss.cpu.simd import at, min_int, pointer
 from seg_loss.cpu.tiles import PIXEL_WEIGHTS, accumulate_tile, write_maps
 
 
@@ -43,21 +43,18 @@ def make_tiles(*, element):
         class_nll = chunk_table(job, image, first)
         pixel_row = at(rows, (num_classes + PIXEL_WEIGHTS) * stride)
         fill(pixel_row, job.tile, 1.0)
-        total = widened(broadcast(rows, 0.0))
-        chunk.non_finite = chunk.saturated = 0
         for start in range(first, last, job.tile):
             n = min_int(job.tile, last - start)
             load_classes(job, image, start, n, classes)
             if job.pixel_weight.address:
                 load_rows(job.pixel_weight, image, start, n, 1.0, pixel_row, stride)
             load_rows(job.logits, image, start, n, job.inverse_temperature, rows, stride)
-            total = accumulate_tile(
-                job, n, classes, predicted, rows, stride, total, chunk, class_nll,
+            accumulate_tile(
+                job, n, classes, predicted, rows, stride,  chunk, class_nll,
                 at(class_nll, num_classes), confusion, bin_pixels,
             )  # fmt: skip
             for i in range(n):
                 offsets[i] = start + i
             write_maps(job, image, offsets, n, predicted, rows, stride)
-        chunk.loss = sum_of_lanes(total)
 
     return make_region(process_chunk, element, True)
