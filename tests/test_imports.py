@@ -67,7 +67,9 @@ ARROWS = {
         *CPU_KERNEL_BASE, "seg_loss.cpu.region", "seg_loss.cpu.rows", "seg_loss.cpu.tiles",
     ),
     "seg_loss.cpu.evaluate": (
-        *CPU_KERNEL_BASE, "seg_loss.cpu.region", "seg_loss.cpu.rows", "seg_loss.cpu.tiles",
+        *CPU_KERNEL_BASE, "seg_loss.constants", "seg_loss.cpu.columns",
+        "seg_loss.cpu.cross_entropy", "seg_loss.cpu.region", "seg_loss.cpu.rows",
+        "seg_loss.cpu.tiles",
     ),
     "seg_loss.cpu.upsampled": (
         *CPU_KERNEL_BASE, "seg_loss.cpu.evaluate", "seg_loss.cpu.region", "seg_loss.cpu.rows",

@@ -40,6 +40,8 @@ _MAX_ROW_BLOCKS = 32
 _EXTRA_ROWS = 10
 # Blocks of source rows, and of corners, of upsampled scores; see `upsampled`.
 _SOURCE_BLOCKS, _CORNERS = 4, 4
+# Copies of the tables of `evaluate`; see there.
+_TABLE_COPIES = 4
 
 _Array = np.ndarray[Any, Any]
 _plans = plans.Cache()
@@ -115,8 +117,7 @@ def _plan_loss(inputs: LossInputs, tensors: "_Tensors", *, checks_labels: bool) 
     logits, gradient = inputs.logits, tensors["gradient"]
     num_classes, pixels = logits.shape[1], _num_pixels(logits)
     element = _element(logits.dtype)
-    is_column = element == "float32" and not inputs.options.label_smoothing
-    if is_column and num_classes <= MAX_COLUMN_CLASSES:
+    if _fits_column(inputs):
         parameters = {
             "num_classes": num_classes if target().has_avx512 else None,
             "dtype_code": dtype_code(logits.dtype),
@@ -133,7 +134,7 @@ def _plan_loss(inputs: LossInputs, tensors: "_Tensors", *, checks_labels: bool) 
             classes=4 * _COLUMN_TILE,
             extra=8 * LANES + 3 * 4 * LANES * num_classes + 4 * LANES,
         )
-    elif is_column:
+    elif element == "float32" and not inputs.options.label_smoothing:
         parameters = {
             "dtype_code": dtype_code(logits.dtype),
             "has_gradient": gradient is not None,
@@ -192,7 +193,10 @@ def evaluate(inputs: LossInputs, maps: dict[str, Tensor]) -> EvaluationSums:
     classes = maps.get("prediction", maps.get("top_classes"))
     dtype = None if classes is None else classes.dtype
     key = "evaluate", tensors.layouts, inputs.class_weight is None, inputs.options, dtype
-    plan: Plan = _plans.get(key, lambda: _plan_evaluate(inputs, tensors, dtype))
+    # The other maps are by-products of a column.
+    needs_rows = "entropy" in maps or "top_classes" in maps
+    key = *key, needs_rows
+    plan: Plan = _plans.get(key, lambda: _plan_evaluate(inputs, tensors, dtype, needs_rows))
     num_chunks = int(plan.job[0]["num_images"] * plan.job[0]["chunks_per_image"])
     tables = np.zeros((num_chunks, num_classes + NUM_BINS))
     addresses = tensors.addresses
@@ -223,16 +227,35 @@ def evaluate(inputs: LossInputs, maps: dict[str, Tensor]) -> EvaluationSums:
     return sums
 
 
-def _plan_evaluate(inputs: LossInputs, tensors: "_Tensors", dtype: torch.dtype | None) -> Plan:
+def _plan_evaluate(
+    inputs: LossInputs, tensors: "_Tensors", dtype: torch.dtype | None, needs_rows: bool
+) -> Plan:
     logits = inputs.logits
-    num_classes = logits.shape[1]
+    num_classes, pixels = logits.shape[1], _num_pixels(logits)
     if inputs.axes is not None:
         plan = _plan_upsampled("make_evaluate", inputs, tensors)
+    elif _fits_column(inputs) and not needs_rows:
+        parameters = {
+            "num_classes": num_classes if target().has_avx512 else None,
+            "dtype_code": dtype_code(logits.dtype),
+        }
+        plan = _make_plan("evaluate", "make_columns", inputs, parameters)
+        stride = _COLUMN_TILE + LANES
+        plan.set(tile=_COLUMN_TILE, row_stride=stride, is_dense=_is_dense(logits), checks_labels=1)
+        plan.split(pixels, min(4 * _COLUMN_CHUNK, round_up(max(pixels // 16, 1), _COLUMN_TILE)))
+        num_rows = num_classes + 1
+        tables = _TABLE_COPIES * (8 * num_rows + 8 * (2 * NUM_BINS + 1) + 4 * num_rows * num_rows)
+        plan.add_scratch(
+            rows=4 * (num_classes + _EXTRA_ROWS) * stride,
+            classes=4 * stride,
+            extra=8 * LANES + 2 * 4 * LANES * num_classes + 3 * 4 * LANES + tables,
+        )
+        tensors.add_views(plan)
     else:
         element = _element(logits.dtype)
         plan = _make_plan("evaluate", "make_tiles", inputs, {"element": element})
         itemsize = ITEMSIZES[dtype_code(loss_dtype(logits))]
-        _add_tiles(plan, num_classes, _num_pixels(logits), itemsize)
+        _add_tiles(plan, num_classes, pixels, itemsize)
         plan.set(checks_labels=1)
         tensors.add_views(plan)
     if dtype is not None:
@@ -544,6 +567,15 @@ class _Tensors:
         if name in _WRITTEN:
             self._copies.append((tensor, copy))
         return copy
+
+
+def _fits_column(inputs: LossInputs) -> bool:
+    """Returns whether the logits can be processed column by column; see `columns`."""
+    return (
+        inputs.num_classes <= MAX_COLUMN_CLASSES
+        and inputs.logits.dtype != torch.float64
+        and not inputs.options.label_smoothing
+    )
 
 
 def _num_pixels(logits: Tensor) -> int:

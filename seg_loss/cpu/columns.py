@@ -27,12 +27,14 @@ from seg_loss.cpu.compiler import inner
 from seg_loss.cpu.records import LANES
 from seg_loss.cpu.simd import (
     FLOATS,
+    INTEGERS,
     constant,
     emit_exp,
     emit_load,
     emit_maximum,
     emit_store,
     equal,
+    less,
     load,
     load_as,
     maximum,
@@ -66,15 +68,8 @@ def _make_unrolled(num_classes, dtype_code, bypasses_caches):
     def column_in(typingctx, source, step, _, y, scale, scratch):
         def codegen(context, builder, signature, args):
             address, step, _, y, scale, _ = args
-            x = []
-            for _ in range(num_classes):
-                x.append(emit_load(builder, address, dtype_code, LANES))
-                address = builder.add(address, step)
-            # Two chains, so that an instruction need not wait for the one before it.
-            tops = x[:2]
-            for c in range(2, num_classes):
-                tops[c % 2] = emit_maximum(builder, x[c], tops[c % 2])
-            top = emit_maximum(builder, *tops) if num_classes > 1 else tops[0]
+            x = _emit_column(builder, address, step, num_classes, dtype_code)
+            top = _emit_top(builder, x)
             target_distance = constant(float32, -math.inf)
             sums = [constant(float32, 0.0)] * 2
             e = []
@@ -110,6 +105,23 @@ def _make_unrolled(num_classes, dtype_code, bypasses_caches):
     return column_in, column_out
 
 
+def _emit_column(builder, address, step, num_classes, dtype_code):
+    """Emits the loads of a column."""
+    x = []
+    for _ in range(num_classes):
+        x.append(emit_load(builder, address, dtype_code, LANES))
+        address = builder.add(address, step)
+    return x
+
+
+def _emit_top(builder, x):
+    """Emits the maximum, in two chains, so that an instruction need not wait for the last one."""
+    tops = x[:2]
+    for c in range(2, len(x)):
+        tops[c % 2] = emit_maximum(builder, x[c], tops[c % 2])
+    return emit_maximum(builder, *tops) if len(x) > 1 else tops[0]
+
+
 def _make_loops(dtype_code, bypasses_caches):
     @inner(lambda *args: types.Tuple((FLOATS, FLOATS, args[-1])))
     def column_in(source, step, num_classes, y, scale, scratch):
@@ -141,3 +153,62 @@ def _make_loops(dtype_code, bypasses_caches):
             target += step
 
     return column_in, column_out
+
+
+def make_prediction(num_classes, dtype_code):
+    """Returns `column_in` without exponentials, which also returns the first class of max_c x_c."""
+    if num_classes is None:
+        return _make_prediction_loop(dtype_code)
+    float32, int32 = types.float32, types.int32
+
+    @intrinsic
+    def prediction_in(typingctx, source, step, _, y, scale, scratch):
+        def codegen(context, builder, signature, args):
+            address, step, _, y, scale, _ = args
+            x = _emit_column(builder, address, step, num_classes, dtype_code)
+            top = _emit_top(builder, x)
+            best = constant(int32, 0)
+            for c in reversed(range(num_classes)):
+                is_top = builder.fcmp_ordered("==", x[c], top)
+                best = builder.select(is_top, constant(int32, c), best)
+            target_distance = constant(float32, -math.inf)
+            sums = [constant(float32, 0.0)] * 2
+            for c in range(num_classes):
+                distance = builder.fsub(x[c], top)
+                is_target = builder.icmp_signed("==", y, constant(int32, c))
+                target_distance = builder.select(is_target, distance, target_distance)
+                e = emit_exp(builder, distance, scale)
+                e = builder.select(is_target, constant(float32, 0.0), e)
+                sums[c % 2] = builder.fadd(sums[c % 2], e)
+            values = [builder.fadd(*sums), target_distance, best]
+            return context.make_tuple(builder, signature.return_type, values)
+
+        result = types.Tuple((FLOATS, FLOATS, INTEGERS))
+        return result(source, step, _, y, scale, scratch), codegen
+
+    return prediction_in
+
+
+def _make_prediction_loop(dtype_code):
+    @inner(types.Tuple((FLOATS, FLOATS, INTEGERS)))
+    def prediction_in(source, step, num_classes, y, scale, scratch):
+        top = splat(np.float32(-np.inf))
+        best = splat(np.int32(0))
+        for c in range(num_classes):
+            x = load_as(dtype_code, source)
+            store(scratch, c * LANES, x)
+            is_higher = less(top, x)
+            top = where(is_higher, x, top)
+            best = where(is_higher, splat(np.int32(c)), best)
+            source += step
+        zero = splat(np.float32(0))
+        target_distance = splat(np.float32(-np.inf))
+        t = zero
+        for c in range(num_classes):
+            distance = load(scratch, c * LANES) - top
+            is_target = equal(y, splat(np.int32(c)))
+            target_distance = where(is_target, distance, target_distance)
+            t = t + where(is_target, zero, scaled_exp(distance, scale))
+        return t, target_distance, best
+
+    return prediction_in

@@ -47,7 +47,7 @@ class VectorModel(models.PrimitiveModel):
         super().__init__(manager, fe_type, _llvm_vector(fe_type.element))
 
 
-FLOATS = VectorType(types.float32)
+FLOATS, INTEGERS = VectorType(types.float32), VectorType(types.int32)
 _LLVM_ELEMENT = {
     types.float32: ir.FloatType(),
     types.float64: ir.DoubleType(),
@@ -681,6 +681,37 @@ def min_int(typingctx, a, b):
         return builder.select(builder.icmp_signed("<", *args), *args)
 
     return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def ceiling(typingctx, a):
+    """Returns the smallest integers that are not less than float32 lanes, as int32."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fptosi(_call_llvm(builder, "ceil", args), _llvm_vector(types.int32))
+
+    return INTEGERS(a), codegen
+
+
+@intrinsic
+def truncated(typingctx, a):
+    """Returns float32 lanes as int32, rounded towards 0."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fptosi(args[0], _llvm_vector(types.int32))
+
+    return INTEGERS(a), codegen
+
+
+@intrinsic
+def times(typingctx, a, factor):
+    """Returns int32 lanes times a number."""
+
+    def codegen(context, builder, signature, args):
+        factor = builder.trunc(args[1], ir.IntType(32))
+        return builder.mul(args[0], _splat(builder, factor))
+
+    return INTEGERS(a, types.int64), codegen
 
 
 @intrinsic
