@@ -192,10 +192,10 @@ def evaluate(inputs: LossInputs, maps: dict[str, Tensor]) -> EvaluationSums:
     tensors = _Tensors(inputs)
     classes = maps.get("prediction", maps.get("top_classes"))
     dtype = None if classes is None else classes.dtype
-    key = "evaluate", tensors.layouts, inputs.class_weight is None, inputs.options, dtype
     # The other maps are by-products of a column.
     needs_rows = "entropy" in maps or "top_classes" in maps
-    key = *key, needs_rows
+    is_weighted = inputs.class_weight is not None
+    key = "evaluate", tensors.layouts, is_weighted, inputs.options, dtype, needs_rows
     plan: Plan = _plans.get(key, lambda: _plan_evaluate(inputs, tensors, dtype, needs_rows))
     num_chunks = int(plan.job[0]["num_images"] * plan.job[0]["chunks_per_image"])
     tables = np.zeros((num_chunks, num_classes + NUM_BINS))

@@ -27,6 +27,8 @@ from seg_loss.cpu.records import (
 
 CACHE_LINE = 64
 MAX_PLANS = 256
+# Memory of a call that is larger is freed after it, and a plan with larger tables is made again.
+MAX_KEPT_BYTES = 1 << 20
 # A second thread costs more time than it saves where there are fewer elements to read.
 _MIN_ELEMENTS_FOR_THREADS = 60_000
 
@@ -101,7 +103,7 @@ class Plan:
         # What the job refers to by address.
         self.ignored: Any = None
         self.class_weight: Any = None
-        self.tables: Any = None
+        self.tables: tuple[Any, ...] = ()
         self.halo_shape: tuple[int, ...] | None = None
         self.halo_dtype: Any = None
 
@@ -175,8 +177,13 @@ class Plan:
 
     def release(self, memory: "Memory") -> None:
         """Keeps the memory of a call for the next one."""
-        if len(self._free) < 2:
+        if len(self._free) < 2 and memory.num_bytes <= MAX_KEPT_BYTES:
             self._free.append(memory)
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory of the plan's own tables."""
+        return sum(table.nbytes for table in self.tables)
 
 
 class Memory:
@@ -195,6 +202,7 @@ class Memory:
         ]
         starts = np.cumsum([0] + [round_up(size, CACHE_LINE) for size in sizes]).tolist()
         self._bytes = np.zeros(starts[-1] + CACHE_LINE, np.uint8)
+        self.num_bytes = self._bytes.nbytes
         start = -self._bytes.ctypes.data % CACHE_LINE
         self._bytes = self._bytes[start:]
         self.address = self._bytes.ctypes.data
@@ -212,6 +220,7 @@ class Memory:
         self._scratch_bytes, self._tables = scratch_bytes, int(job["tables"])
         if plan.halo_shape is not None:
             self.halo_rows = np.zeros(plan.halo_shape, plan.halo_dtype)
+            self.num_bytes += self.halo_rows.nbytes
             self.initial[_WORDS["grid.halo_rows"]] = self.halo_rows.ctypes.data
         self.chunks = self._bytes[starts[1] : starts[1] + sizes[1]].view(CHUNK)
         self.images = self._bytes[starts[2] : starts[2] + sizes[2]].view(IMAGE)
@@ -259,6 +268,8 @@ class Cache:
         plan = self._plans.get(key)
         if plan is None:
             plan = make()
+            if plan.num_bytes > MAX_KEPT_BYTES:
+                return plan
             if len(self._plans) >= MAX_PLANS:
                 self._plans.pop(next(iter(self._plans)), None)
             self._plans[key] = plan
