@@ -21,7 +21,7 @@ from seg_loss.cpu import plan as plans
 from seg_loss.cpu import threads
 from seg_loss.cpu.cache import Kernel
 from seg_loss.cpu.memory import empty_gradient
-from seg_loss.cpu.plan import Memory, Plan, dtype_code, layout, merged_axes, round_up
+from seg_loss.cpu.plan import Memory, Plan, dtype_code, merged_axes, round_up
 from seg_loss.cpu.records import ITEMSIZES, LANES, NUM_BINS, TOP
 from seg_loss.cpu.target import target
 from seg_loss.upsampling import Axes, Axis
@@ -122,12 +122,12 @@ def _plan_loss(inputs: LossInputs, tensors: "_Tensors", *, checks_labels: bool) 
             "num_classes": num_classes if target().has_avx512 else None,
             "dtype_code": dtype_code(logits.dtype),
             "has_gradient": gradient is not None,
-            "bypasses_caches": gradient is not None and _has_whole_lines(gradient),
+            "bypasses_caches": _has_whole_lines(gradient),
         }
         plan = _make_plan("cross_entropy", "make_columns", inputs, parameters)
         plan.set(tile=_COLUMN_TILE, row_stride=_COLUMN_TILE)
         plan.set(is_dense=all(_is_dense(t) for t in (logits, gradient) if t is not None))
-        plan.split(pixels, min(_COLUMN_CHUNK, round_up(max(pixels // 16, 1), _COLUMN_TILE)))
+        _split_columns(plan, pixels)
         plan.add_scratch(
             rows=2 * 4 * _COLUMN_TILE,
             factors=4 * _COLUMN_TILE,
@@ -138,7 +138,7 @@ def _plan_loss(inputs: LossInputs, tensors: "_Tensors", *, checks_labels: bool) 
         parameters = {
             "dtype_code": dtype_code(logits.dtype),
             "has_gradient": gradient is not None,
-            "bypasses_caches": gradient is not None and _has_whole_lines(gradient),
+            "bypasses_caches": _has_whole_lines(gradient),
         }
         plan = _make_plan("many_classes", "make_many_classes", inputs, parameters)
         stride = _MANY_CLASSES_TILE + LANES
@@ -242,7 +242,7 @@ def _plan_evaluate(
         plan = _make_plan("evaluate", "make_columns", inputs, parameters)
         stride = _COLUMN_TILE + LANES
         plan.set(tile=_COLUMN_TILE, row_stride=stride, is_dense=_is_dense(logits), checks_labels=1)
-        plan.split(pixels, min(4 * _COLUMN_CHUNK, round_up(max(pixels // 16, 1), _COLUMN_TILE)))
+        _split_columns(plan, pixels, 4 * _COLUMN_CHUNK)
         num_rows = num_classes + 1
         tables = _TABLE_COPIES * (8 * num_rows + 8 * (2 * NUM_BINS + 1) + 4 * num_rows * num_rows)
         plan.add_scratch(
@@ -285,7 +285,7 @@ def softmax_gradient(grad_output: Tensor, logits: Tensor, axis: int, temperature
         "gradient": _axis_first(gradient, axis),
         "grad_output_view": _axis_first(grad_output.to(logits.dtype), axis),
     }
-    _run_softmax("make_softmax_gradient", views, temperature)
+    _run_softmax("make_gradient", views, temperature)
     return gradient
 
 
@@ -300,13 +300,27 @@ def _run_softmax(make: str, views: dict[str, Tensor], temperature: float) -> Non
 
 
 def _plan_softmax(make: str, tensors: "_Tensors", temperature: float) -> Plan:
+    views = [tensors[name] for name in _WITH_CLASSES]
     logits = tensors["logits"]
     assert logits is not None
     num_classes, pixels = logits.shape[1], _num_pixels(logits)
-    plan = Plan(Kernel("softmax", make, (("element", _element(logits.dtype)),)), 1, pixels)
-    itemsize = ITEMSIZES[dtype_code(loss_dtype(logits))]
-    _add_tiles(plan, num_classes, pixels, itemsize)
-    plan.add_scratch(extra=(num_classes + 1) * int(plan.job[0]["row_stride"]) * itemsize)
+    if num_classes <= MAX_COLUMN_CLASSES and logits.dtype != torch.float64:
+        parameters = {
+            "num_classes": num_classes if target().has_avx512 else None,
+            "dtype_code": dtype_code(logits.dtype),
+            "bypasses_caches": _has_whole_lines(tensors["gradient"]),
+        }
+        kernel = Kernel("softmax", f"{make}_columns", tuple(parameters.items()))
+        plan = Plan(kernel, 1, pixels)
+        plan.set(is_dense=all(_is_dense(view) for view in views if view is not None))
+        _split_columns(plan, pixels)
+        plan.add_scratch(extra=8 * LANES + 3 * 4 * LANES * num_classes)
+    else:
+        kernel = Kernel("softmax", f"{make}_tiles", (("element", _element(logits.dtype)),))
+        plan = Plan(kernel, 1, pixels)
+        itemsize = ITEMSIZES[dtype_code(loss_dtype(logits))]
+        _add_tiles(plan, num_classes, pixels, itemsize)
+        plan.add_scratch(extra=(num_classes + 1) * int(plan.job[0]["row_stride"]) * itemsize)
     plan.set(inverse_temperature=1 / temperature)
     tensors.add_views(plan)
     return plan
@@ -327,6 +341,11 @@ def _make_plan(module: str, make: str, inputs: LossInputs, parameters: dict[str,
         plan.class_weight = np.append(np.ones(logits.shape[1]), [0.0, 0.0])
         plan.set(class_weight=plan.class_weight.ctypes.data, sum_of_class_weights=logits.shape[1])
     return plan
+
+
+def _split_columns(plan: Plan, pixels: int, chunk: int = _COLUMN_CHUNK) -> None:
+    """Splits the pixels into chunks of at most `chunk`, and smaller ones in small images."""
+    plan.split(pixels, min(chunk, round_up(max(pixels // 16, 1), _COLUMN_TILE)))
 
 
 def _add_tiles(plan: Plan, num_classes: int, pixels: int, itemsize: int) -> None:
@@ -530,21 +549,23 @@ class _Tensors:
 
     def __init__(self, inputs: LossInputs | None, **others: Tensor | None) -> None:
         self._copies: list[tuple[Tensor, Tensor]] = []
-        tensors = others
+        self._tensors: dict[str, Tensor] = {}
+        self.addresses: dict[str, int] = {}
+        layouts: list[Any] = []
         if inputs is not None:
-            tensors = {
-                "logits": inputs.logits,
-                "labels": inputs.labels,
-                "pixel_weight": _pixel_weight_for(inputs),
-                **others,
-            }
-        self._tensors = {
-            name: tensor if tensor.ndim <= 5 else self._copied(name, tensor)
-            for name, tensor in tensors.items()
-            if tensor is not None
-        }
-        self.layouts = tuple((name, layout(tensor)) for name, tensor in self._tensors.items())
-        self.addresses = {name: tensor.data_ptr() for name, tensor in self._tensors.items()}
+            others["logits"], others["labels"] = inputs.logits, inputs.labels
+            if inputs.pixel_weight is not None:
+                others["pixel_weight"] = _pixel_weight_for(inputs)
+        for name, tensor in others.items():
+            if tensor is not None:
+                if tensor.ndim > 4:
+                    tensor = self._copied(name, tensor)
+                self._tensors[name] = tensor
+                address = self.addresses[name] = tensor.data_ptr()
+                # Whether it is a multiple of a cache line is part of the layout.
+                alignment = address % plans.CACHE_LINE
+                layouts.append((name, tensor.shape, tensor.stride(), tensor.dtype, alignment))
+        self.layouts = tuple(layouts)
 
     def __getitem__(self, name: str) -> Tensor | None:
         return self._tensors.get(name)
@@ -594,8 +615,10 @@ def _is_dense(tensor: Tensor) -> bool:
     return not axes or (len(axes) == 1 and axes[0][1] == 1)
 
 
-def _has_whole_lines(gradient: Tensor) -> bool:
+def _has_whole_lines(gradient: Tensor | None) -> bool:
     """Returns whether each 16 pixels of each class are a cache line of float32."""
+    if gradient is None:
+        return False
     strides = (gradient.stride(0), gradient.stride(1), gradient.shape[2:].numel())
     return (
         gradient.dtype == torch.float32

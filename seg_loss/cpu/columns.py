@@ -30,10 +30,12 @@ from seg_loss.cpu.simd import (
     INTEGERS,
     constant,
     emit_exp,
+    emit_fma,
     emit_load,
     emit_maximum,
     emit_store,
     equal,
+    fma,
     less,
     load,
     load_as,
@@ -212,3 +214,65 @@ def _make_prediction_loop(dtype_code):
         return t, target_distance, best
 
     return prediction_in
+
+
+def make_gradient_of_softmax(num_classes, dtype_code, bypasses_caches):
+    """Returns `gradient_in` and `gradient_out`, for the gradient of the softmax.
+
+    They take the exponentials of `column_in`, and g of every class from memory:
+
+        gradient_in     sum_c g_c e_c
+        gradient_out    writes e_c (g_c - mean) * factor for every class
+    """
+    if num_classes is None:
+        return _make_gradient_loops(dtype_code, bypasses_caches)
+    float32 = types.float32
+
+    @intrinsic
+    def gradient_in(typingctx, grad_output, step, _, e):
+        def codegen(context, builder, signature, args):
+            address, step, _, e = args
+            sums = [constant(float32, 0.0)] * 2
+            for c, g in enumerate(_emit_column(builder, address, step, num_classes, dtype_code)):
+                sums[c % 2] = emit_fma(builder, g, builder.extract_value(e, c), sums[c % 2])
+            return builder.fadd(*sums)
+
+        return FLOATS(grad_output, step, _, e), codegen
+
+    @intrinsic
+    def gradient_out(typingctx, grad_output, step, target, target_step, _, e, mean, factor):
+        def codegen(context, builder, signature, args):
+            address, step, target, target_step, _, e, mean, factor = args
+            for c in range(num_classes):
+                g = emit_load(builder, address, dtype_code, LANES)
+                value = builder.fmul(builder.fsub(g, mean), factor)
+                value = builder.fmul(builder.extract_value(e, c), value)
+                emit_store(builder, target, dtype_code, value, bypasses_caches)
+                address = builder.add(address, step)
+                target = builder.add(target, target_step)
+            return context.get_dummy_value()
+
+        arguments = grad_output, step, target, target_step, _, e, mean, factor
+        return types.void(*arguments), codegen
+
+    return gradient_in, gradient_out
+
+
+def _make_gradient_loops(dtype_code, bypasses_caches):
+    @inner(FLOATS)
+    def gradient_in(grad_output, step, num_classes, e):
+        dot = splat(np.float32(0))
+        for c in range(num_classes):
+            dot = fma(load_as(dtype_code, grad_output), load(e, c * LANES), dot)
+            grad_output += step
+        return dot
+
+    @inner(types.void)
+    def gradient_out(grad_output, step, target, target_step, num_classes, e, mean, factor):
+        for c in range(num_classes):
+            value = (load_as(dtype_code, grad_output) - mean) * factor
+            store_as(dtype_code, bypasses_caches, target, load(e, c * LANES) * value)
+            grad_output += step
+            target += target_step
+
+    return gradient_in, gradient_out

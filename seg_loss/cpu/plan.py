@@ -59,16 +59,6 @@ def dtype_code(dtype: torch.dtype) -> int:
 _DTYPE_CODES = {getattr(torch, name): code for code, name in enumerate(DTYPES)}
 
 
-def layout(tensor: Tensor | None) -> Any:
-    """Returns all that a plan depends on in a tensor.
-
-    Whether its address is a multiple of a cache line is part of it.
-    """
-    if tensor is None:
-        return None
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.data_ptr() % CACHE_LINE
-
-
 def merged_axes(tensor: Tensor, first: int) -> list[tuple[int, int]]:
     """Returns sizes and strides of the axes from `first` on, contiguous ones merged."""
     axes: list[tuple[int, int]] = []
