@@ -151,7 +151,10 @@ class Plan:
         num_threads = 1
         if num_elements >= _MIN_ELEMENTS_FOR_THREADS:
             num_threads = threads.num_threads_for(self.num_chunks)
-        memory = self._free.pop() if self._free else None
+        try:
+            memory: Memory | None = self._free.pop()
+        except IndexError:  # the first call, or others hold it
+            memory = None
         if memory is None or memory.max_threads < num_threads:
             memory = Memory(self, num_threads)
         words = memory.words
