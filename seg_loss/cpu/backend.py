@@ -123,6 +123,7 @@ def _plan_loss(inputs: LossInputs, tensors: "_Tensors", *, checks_labels: bool) 
             "dtype_code": dtype_code(logits.dtype),
             "has_gradient": gradient is not None,
             "bypasses_caches": _has_whole_lines(gradient),
+            "classes_adjacent": _has_adjacent_classes(logits, gradient),
         }
         plan = _make_plan("cross_entropy", "make_columns", inputs, parameters)
         plan.set(tile=_COLUMN_TILE, row_stride=_COLUMN_TILE)
@@ -139,6 +140,8 @@ def _plan_loss(inputs: LossInputs, tensors: "_Tensors", *, checks_labels: bool) 
             "dtype_code": dtype_code(logits.dtype),
             "has_gradient": gradient is not None,
             "bypasses_caches": _has_whole_lines(gradient),
+            "classes_adjacent": _has_adjacent_classes(logits, gradient)
+            and logits.dtype == torch.float32,
         }
         plan = _make_plan("many_classes", "make_many_classes", inputs, parameters)
         stride = _MANY_CLASSES_TILE + LANES
@@ -238,6 +241,7 @@ def _plan_evaluate(
         parameters = {
             "num_classes": num_classes if target().has_avx512 else None,
             "dtype_code": dtype_code(logits.dtype),
+            "classes_adjacent": _has_adjacent_classes(logits),
         }
         plan = _make_plan("evaluate", "make_columns", inputs, parameters)
         stride = _COLUMN_TILE + LANES
@@ -625,6 +629,13 @@ def _has_whole_lines(gradient: Tensor | None) -> bool:
         and _is_dense(gradient)
         and gradient.data_ptr() % plans.CACHE_LINE == 0
         and all(stride % LANES == 0 for stride in strides)
+    )
+
+
+def _has_adjacent_classes(*tensors: Tensor | None) -> bool:
+    """Returns whether the classes of a pixel, a vector or more, are adjacent: channels_last."""
+    return all(
+        tensor is None or (tensor.stride(1) == 1 and tensor.shape[1] >= LANES) for tensor in tensors
     )
 
 

@@ -30,6 +30,7 @@ from seg_loss.cpu.rows import (
     fill,
     load_classes,
     load_rows,
+    make_transposes,
     store_rows,
     strip_offsets,
 )
@@ -156,7 +157,7 @@ def careful_pixels(
     return total
 
 
-def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches):
+def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches, classes_adjacent):
     """Returns the kernel of float32, float16 or bfloat16 logits without label smoothing.
 
     Args:
@@ -164,9 +165,13 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches):
         dtype_code: dtype of the logits and of the gradient.
         has_gradient: whether the gradient is written.
         bypasses_caches: whether it lies at whole cache lines.
+        classes_adjacent: whether the classes of a pixel, 16 or more, are adjacent in memory.
     """
     column_in, column_out = make_column(num_classes, dtype_code, bypasses_caches)
     size = ITEMSIZES[dtype_code]
+    copy_in, copy_out = copy_strip_in, copy_strip_out
+    if classes_adjacent:
+        copy_in, copy_out, *_ = make_transposes(size)
 
     @inner(types.void)
     def process_chunk(job, scratch, image, first, last, chunk):
@@ -208,7 +213,7 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches):
                 source, target = logits + (start + i) * size, gradient + (start + i) * size
                 source_step, target_step = logits_step, gradient_step
                 if not is_direct:
-                    copy_strip_in(job.logits, image, start + i, lanes, offsets, buffer)
+                    copy_in(size, job.logits, image, start + i, lanes, offsets, buffer)
                     source = target = buffer
                     source_step = target_step = size * LANES
                 t, distance, e = column_in(
@@ -219,7 +224,7 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches):
                 is_careful = any_lane(is_infinite_or_nan(s))
                 if is_careful:
                     # Before the gradient is written, perhaps to the same memory.
-                    copy_strip_in(job.logits, image, start + i, lanes, offsets, copy)
+                    copy_in(size, job.logits, image, start + i, lanes, offsets, copy)
                 valid = less(y, classes_end)
                 nll = nll_of(t, e_target, distance * inverse_temperature)
                 nll = where(less(max_nll, nll), max_nll, nll)
@@ -234,7 +239,7 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches):
                     value = where(valid, -(t * factor), zero)
                     column_out(target, target_step, job.logits.num_classes, y, e, factor, value)
                     if not is_direct:
-                        copy_strip_out(job.gradient, image, start + i, lanes, offsets, buffer)
+                        copy_out(size, job.gradient, image, start + i, lanes, offsets, buffer)
                 if is_careful:
                     store(sums, 0, s)
                     if has_gradient:

@@ -16,7 +16,7 @@ from seg_loss.cpu.compiler import inner
 from seg_loss.cpu.cross_entropy import load_weights, nll_of
 from seg_loss.cpu.records import ITEMSIZES, LANES, NUM_BINS
 from seg_loss.cpu.region import add_terms, make_region
-from seg_loss.cpu.rows import copy_strip_in, fill, load_classes, load_rows
+from seg_loss.cpu.rows import copy_strip_in, fill, load_classes, load_rows, make_transposes
 from seg_loss.cpu.simd import (
     address_of,
     any_lane,
@@ -102,7 +102,7 @@ _COUNT_SHIFT = 40
 _CONFIDENCE_UNIT = 2.0**28
 
 
-def make_columns(*, num_classes, dtype_code):
+def make_columns(*, num_classes, dtype_code, classes_adjacent):
     """Returns the kernel of float32, float16 or bfloat16 logits, for maps that need no rows.
 
     The parameters are those of `cross_entropy.make_columns`. A strip with a sum that is not finite
@@ -110,6 +110,7 @@ def make_columns(*, num_classes, dtype_code):
     """
     prediction_in = make_prediction(num_classes, dtype_code)
     size = ITEMSIZES[dtype_code]
+    copy_in = make_transposes(size)[0] if classes_adjacent else copy_strip_in
 
     @inner(types.void)
     def count_strip(job, cells, classes, bins, nll, confidence, counts, nll_sums, bin_sums):
@@ -193,7 +194,7 @@ def make_columns(*, num_classes, dtype_code):
                 lanes = min_int(LANES, n - i)
                 source, source_step = logits + (start + i) * size, logits_step
                 if not (is_dense and lanes == LANES):
-                    copy_strip_in(job.logits, image, start + i, lanes, offsets, buffer)
+                    copy_in(size, job.logits, image, start + i, lanes, offsets, buffer)
                     source, source_step = buffer, size * LANES
                 t, distance, best = prediction_in(
                     source, source_step, num_classes, y, scale, exponentials

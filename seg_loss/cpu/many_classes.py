@@ -23,7 +23,15 @@ from seg_loss.cpu.compiler import inner
 from seg_loss.cpu.cross_entropy import careful_pixels, load_weights, nll_of
 from seg_loss.cpu.records import FLOAT32, ITEMSIZES, LANES
 from seg_loss.cpu.region import add_terms, make_region
-from seg_loss.cpu.rows import copy_strip_in, fill, load_classes, load_rows, store_rows
+from seg_loss.cpu.rows import (
+    copy_strip_in,
+    fill,
+    load_classes,
+    load_rows,
+    make_transposes,
+    store_rows,
+    strip_offsets,
+)
 from seg_loss.cpu.simd import (
     FLOATS,
     address_of,
@@ -122,12 +130,13 @@ def _exp_step(typingctx, row, tops, scale, sums):
     return _STRIPS(row, tops, scale, sums), codegen
 
 
-def make_many_classes(*, dtype_code, has_gradient, bypasses_caches):
+def make_many_classes(*, dtype_code, has_gradient, bypasses_caches, classes_adjacent):
     """Returns the kernel of float32, float16 or bfloat16 logits without label smoothing.
 
     The parameters are those of `cross_entropy.make_columns`.
     """
     size = ITEMSIZES[dtype_code]
+    _, _, classes_in, classes_out = make_transposes(4)
 
     @intrinsic
     def copy_step(typingctx, source, prefetched, row, tops):
@@ -167,14 +176,31 @@ def make_many_classes(*, dtype_code, has_gradient, bypasses_caches):
         return types.void(row, factors, target), codegen
 
     @inner(types.void)
-    def copy_tile(job, image, first, n, rows, tops):
+    def copy_tile(job, image, first, n, rows, tops, offsets):
         """Copies a tile of `n` pixels of any layout to rows, and writes its maxima."""
-        load_rows(job.logits, image, first, n, 1.0, rows, ROW_STRIDE)
+        if classes_adjacent and n == TILE:
+            for i in range(0, TILE, LANES):
+                strip_offsets(job.logits, image, first + i, LANES, offsets)
+                strip = address_of(at(rows, i))
+                classes_in(job.logits, offsets, strip, 4 * ROW_STRIDE)
+        else:
+            load_rows(job.logits, image, first, n, 1.0, rows, ROW_STRIDE)
         for b in range(0, TILE, _BLOCK):
             maxima = _load_strips(at(rows, b))
             for c in range(1, job.logits.num_classes):
                 maxima = _maximum_step(at(rows, c * ROW_STRIDE + b), maxima)
             _store_strips(at(tops, b), maxima)
+
+    @inner(types.void)
+    def write_transposed(job, image, first, rows, factors, offsets):
+        """Writes the gradient of a tile to pixels whose classes are adjacent."""
+        for i in range(0, TILE, LANES):
+            factor = load(factors, i)
+            for c in range(job.logits.num_classes):
+                store(rows, c * ROW_STRIDE + i, load(rows, c * ROW_STRIDE + i) * factor)
+            strip_offsets(job.gradient, image, first + i, LANES, offsets)
+            strip = address_of(at(rows, i))
+            classes_out(strip, 4 * ROW_STRIDE, job.gradient, offsets)
 
     @inner(types.void)
     def process_chunk(job, scratch, image, first, last, chunk):
@@ -212,7 +238,7 @@ def make_many_classes(*, dtype_code, has_gradient, bypasses_caches):
         for start in range(first, last, TILE):
             n = min_int(TILE, last - start)
             if not has_rows:
-                copy_tile(job, image, start, n, rows, tops)
+                copy_tile(job, image, start, n, rows, tops, offsets)
             has_next = is_dense and start + 2 * TILE <= last
             load_classes(job, image, start, n, classes)
             if has_weights:
@@ -271,7 +297,7 @@ def make_many_classes(*, dtype_code, has_gradient, bypasses_caches):
                 if any_lane(is_infinite_or_nan(load(sums, i))):
                     lanes = min_int(LANES, n - i)
                     copy = address_of(at(offsets, LANES))
-                    copy_strip_in(job.logits, image, start + i, lanes, offsets, copy)
+                    copy_strip_in(size, job.logits, image, start + i, lanes, offsets, copy)
                     for k in range(lanes):
                         offsets[k] = i + k
                         if not sums[i + k] < np.inf:
@@ -288,6 +314,8 @@ def make_many_classes(*, dtype_code, has_gradient, bypasses_caches):
                     has_old = True
                     rows, old_rows = old_rows, rows
                     factors, old_factors = old_factors, factors
+                elif classes_adjacent and n == TILE:
+                    write_transposed(job, image, start, rows, factors, offsets)
                 else:
                     store_rows(job.gradient, image, start, n, rows, factors, ROW_STRIDE)
             if has_gradient and has_old and not has_next:

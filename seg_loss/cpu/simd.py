@@ -302,6 +302,73 @@ def emit_store(builder, address, dtype_code, value, streamed):
         instruction.set_metadata("nontemporal", one)
 
 
+@intrinsic(prefer_literal=True)
+def transpose_in(typingctx, size, source, offsets, target, target_step):
+    """Copies LANES elements of each of LANES pixels to LANES vectors, one for each element.
+
+    The elements of a pixel are adjacent, `offsets` elements of `size` bytes behind `source`. The
+    vectors lie `target_step` bytes apart.
+    """
+    num_bytes = size.literal_value
+    element = ir.IntType(8 * num_bytes)
+
+    def codegen(context, builder, signature, args):
+        _, source, offsets, target, step = args
+        pixels = []
+        for i in range(LANES):
+            offset = builder.load(builder.gep(offsets, [step.type(i)]))
+            address = builder.add(source, builder.mul(offset, step.type(num_bytes)))
+            pixels.append(_load_raw(builder, address, element, LANES, num_bytes))
+        for vector in _emit_transpose(builder, pixels):
+            pointer = builder.inttoptr(target, vector.type.as_pointer())
+            builder.store(vector, pointer).align = num_bytes
+            target = builder.add(target, step)
+        return context.get_dummy_value()
+
+    word = types.int64
+    return types.void(size, word, types.CPointer(types.int64), word, word), codegen
+
+
+@intrinsic(prefer_literal=True)
+def transpose_out(typingctx, size, source, source_step, target, offsets):
+    """Copies LANES vectors to LANES elements of each of LANES pixels; see `transpose_in`."""
+    num_bytes = size.literal_value
+    element = ir.IntType(8 * num_bytes)
+
+    def codegen(context, builder, signature, args):
+        _, source, step, target, offsets = args
+        vectors = []
+        for _ in range(LANES):
+            vectors.append(_load_raw(builder, source, element, LANES, num_bytes))
+            source = builder.add(source, step)
+        for i, pixel in enumerate(_emit_transpose(builder, vectors)):
+            offset = builder.load(builder.gep(offsets, [step.type(i)]))
+            address = builder.add(target, builder.mul(offset, step.type(num_bytes)))
+            pointer = builder.inttoptr(address, pixel.type.as_pointer())
+            builder.store(pixel, pointer).align = num_bytes
+        return context.get_dummy_value()
+
+    word = types.int64
+    return types.void(size, word, word, word, types.CPointer(types.int64)), codegen
+
+
+def _emit_transpose(builder, rows):
+    """Emits the columns of LANES vectors; each step interleaves the first half with the second."""
+    half = LANES // 2
+    index = ir.VectorType(ir.IntType(32), LANES)
+    masks = [
+        ir.Constant(index, [lane for k in range(start, start + half) for lane in (k, LANES + k)])
+        for start in (0, half)
+    ]
+    for _ in range(LANES.bit_length() - 1):
+        rows = [
+            builder.shuffle_vector(rows[i], rows[half + i], mask)
+            for i in range(half)
+            for mask in masks
+        ]
+    return rows
+
+
 def emit_prefetch(builder, address):
     """Asks for the cache line of an address, which need not be valid."""
     byte = ir.IntType(8).as_pointer()

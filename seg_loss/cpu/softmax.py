@@ -107,13 +107,13 @@ def make_softmax_columns(*, num_classes, dtype_code, bypasses_caches):
             step, target_step = size * job.logits.class_stride, size * job.gradient.class_stride
             is_direct = job.is_dense != 0 and lanes == LANES
             if not is_direct:
-                copy_strip_in(job.logits, image, i, lanes, offsets, buffer)
+                copy_strip_in(size, job.logits, image, i, lanes, offsets, buffer)
                 source = target = buffer
                 step = target_step = size * LANES
             s, _, e = column_in(source, step, num_classes, no_target, scale, exponentials)
             column_out(target, target_step, num_classes, no_target, e, one / s, one)
             if not is_direct:
-                copy_strip_out(job.gradient, image, i, lanes, offsets, buffer)
+                copy_strip_out(size, job.gradient, image, i, lanes, offsets, buffer)
 
     return make_region(process_chunk, np.float32, False)
 
@@ -142,8 +142,8 @@ def make_gradient_columns(*, num_classes, dtype_code, bypasses_caches):
             grad_step = size * job.grad_output_view.class_stride
             is_direct = job.is_dense != 0 and lanes == LANES
             if not is_direct:
-                copy_strip_in(job.logits, image, i, lanes, offsets, buffer)
-                copy_strip_in(job.grad_output_view, image, i, lanes, offsets, grad_buffer)
+                copy_strip_in(size, job.logits, image, i, lanes, offsets, buffer)
+                copy_strip_in(size, job.grad_output_view, image, i, lanes, offsets, grad_buffer)
                 source = target = buffer
                 grad_output = grad_buffer
                 step = target_step = grad_step = size * LANES
@@ -152,6 +152,6 @@ def make_gradient_columns(*, num_classes, dtype_code, bypasses_caches):
             factor = inverse_temperature / s
             gradient_out(grad_output, grad_step, target, target_step, num_classes, e, mean, factor)
             if not is_direct:
-                copy_strip_out(job.gradient, image, i, lanes, offsets, buffer)
+                copy_strip_out(size, job.gradient, image, i, lanes, offsets, buffer)
 
     return make_region(process_chunk, np.float32, False)
