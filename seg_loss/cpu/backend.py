@@ -195,11 +195,11 @@ def evaluate(inputs: LossInputs, maps: dict[str, Tensor]) -> EvaluationSums:
     tensors = _Tensors(inputs)
     classes = maps.get("prediction", maps.get("top_classes"))
     dtype = None if classes is None else classes.dtype
-    # The other maps are by-products of a column.
-    needs_rows = "entropy" in maps or "top_classes" in maps
+    # The other maps are by-products.
+    has_distributions = "entropy" in maps or "top_classes" in maps
     is_weighted = inputs.class_weight is not None
-    key = "evaluate", tensors.layouts, is_weighted, inputs.options, dtype, needs_rows
-    plan: Plan = _plans.get(key, lambda: _plan_evaluate(inputs, tensors, dtype, needs_rows))
+    key = "evaluate", tensors.layouts, is_weighted, inputs.options, dtype, has_distributions
+    plan: Plan = _plans.get(key, lambda: _plan_evaluate(inputs, tensors, dtype, has_distributions))
     num_chunks = int(plan.job[0]["num_images"] * plan.job[0]["chunks_per_image"])
     tables = np.zeros((num_chunks, num_classes + NUM_BINS))
     addresses = tensors.addresses
@@ -231,17 +231,18 @@ def evaluate(inputs: LossInputs, maps: dict[str, Tensor]) -> EvaluationSums:
 
 
 def _plan_evaluate(
-    inputs: LossInputs, tensors: "_Tensors", dtype: torch.dtype | None, needs_rows: bool
+    inputs: LossInputs, tensors: "_Tensors", dtype: torch.dtype | None, has_distributions: bool
 ) -> Plan:
     logits = inputs.logits
     num_classes, pixels = logits.shape[1], _num_pixels(logits)
     if inputs.axes is not None:
         plan = _plan_upsampled("make_evaluate", inputs, tensors)
-    elif _fits_column(inputs) and not needs_rows:
+    elif _fits_column(inputs):
         parameters = {
             "num_classes": num_classes if target().has_avx512 else None,
             "dtype_code": dtype_code(logits.dtype),
             "classes_adjacent": _has_adjacent_classes(logits),
+            "has_distributions": has_distributions,
         }
         plan = _make_plan("evaluate", "make_columns", inputs, parameters)
         stride = _COLUMN_TILE + LANES
@@ -250,7 +251,7 @@ def _plan_evaluate(
         num_rows = num_classes + 1
         tables = _TABLE_COPIES * (8 * num_rows + 8 * (2 * NUM_BINS + 1) + 4 * num_rows * num_rows)
         plan.add_scratch(
-            rows=4 * (num_classes + _EXTRA_ROWS) * stride,
+            rows=4 * (max(num_classes, TOP) + _EXTRA_ROWS) * stride,
             classes=4 * stride,
             extra=8 * LANES + 2 * 4 * LANES * num_classes + 3 * 4 * LANES + tables,
         )
@@ -308,7 +309,7 @@ def _plan_softmax(make: str, tensors: "_Tensors", temperature: float) -> Plan:
     logits = tensors["logits"]
     assert logits is not None
     num_classes, pixels = logits.shape[1], _num_pixels(logits)
-    if num_classes <= MAX_COLUMN_CLASSES and logits.dtype != torch.float64:
+    if 1 <= num_classes <= MAX_COLUMN_CLASSES and logits.dtype != torch.float64:
         parameters = {
             "num_classes": num_classes if target().has_avx512 else None,
             "dtype_code": dtype_code(logits.dtype),

@@ -1,11 +1,12 @@
 """Columns: 16 pixels of all classes, read once, computed in registers, and written once.
 
-`make_column` returns the two halves of the work on a column, of which the registers between are the
+`make_column` returns the parts of the work on a column. The registers between them are the
 exponentials:
 
     column_in     reads x_c of every class, and returns  d_c = x_c - max_c x_c  of the target class,
                   the exponentials  e_c = exp(d_c / T),  0 in place of the target class, and
                   their sum t
+    column_clear  replaces the exponentials by 0 in some lanes
     column_out    writes e_c * factor for every class, and `target` to the target class
 
 The target class is kept out of the sum t. This makes nll and gradient accurate to the last bits
@@ -49,7 +50,7 @@ from seg_loss.cpu.simd import (
 
 
 def make_column(num_classes, dtype_code, bypasses_caches):
-    """Returns `column_in` and `column_out`.
+    """Returns `column_in`, `column_out` and `column_clear`.
 
     Args:
         num_classes: the classes if they are known and fit the registers; None for any number.
@@ -104,7 +105,19 @@ def _make_unrolled(num_classes, dtype_code, bypasses_caches):
 
         return types.void(target, step, _, y, e, factor, target_value), codegen
 
-    return column_in, column_out
+    @intrinsic
+    def column_clear(typingctx, e, _, mask):
+        def codegen(context, builder, signature, args):
+            e, _, mask = args
+            zero = constant(float32, 0.0)
+            cleared = [
+                builder.select(mask, zero, builder.extract_value(e, c)) for c in range(num_classes)
+            ]
+            return context.make_tuple(builder, exponentials, cleared)
+
+        return exponentials(e, _, mask), codegen
+
+    return column_in, column_out, column_clear
 
 
 def _emit_column(builder, address, step, num_classes, dtype_code):
@@ -154,11 +167,17 @@ def _make_loops(dtype_code, bypasses_caches):
             store_as(dtype_code, bypasses_caches, target, value)
             target += step
 
-    return column_in, column_out
+    @inner(lambda *args: args[0])
+    def column_clear(e, num_classes, mask):
+        for c in range(num_classes):
+            store(e, c * LANES, where(mask, splat(np.float32(0)), load(e, c * LANES)))
+        return e
+
+    return column_in, column_out, column_clear
 
 
 def make_prediction(num_classes, dtype_code):
-    """Returns `column_in` without exponentials, which also returns the first class of max_c x_c."""
+    """Returns `column_in` without exponentials; it returns t, d, max_c x_c and its first class."""
     if num_classes is None:
         return _make_prediction_loop(dtype_code)
     float32, int32 = types.float32, types.int32
@@ -168,12 +187,14 @@ def make_prediction(num_classes, dtype_code):
         def codegen(context, builder, signature, args):
             address, step, _, y, scale, _ = args
             x = _emit_column(builder, address, step, num_classes, dtype_code)
-            top = _emit_top(builder, x)
+            # Classes of NaN are no maximum, also the first ones.
+            lowest = constant(float32, -math.inf)
+            top = _emit_top(builder, [lowest, lowest, *x])
             best = constant(int32, 0)
             for c in reversed(range(num_classes)):
                 is_top = builder.fcmp_ordered("==", x[c], top)
                 best = builder.select(is_top, constant(int32, c), best)
-            target_distance = constant(float32, -math.inf)
+            target_distance = lowest
             sums = [constant(float32, 0.0)] * 2
             for c in range(num_classes):
                 distance = builder.fsub(x[c], top)
@@ -182,17 +203,17 @@ def make_prediction(num_classes, dtype_code):
                 e = emit_exp(builder, distance, scale)
                 e = builder.select(is_target, constant(float32, 0.0), e)
                 sums[c % 2] = builder.fadd(sums[c % 2], e)
-            values = [builder.fadd(*sums), target_distance, best]
+            values = [builder.fadd(*sums), target_distance, top, best]
             return context.make_tuple(builder, signature.return_type, values)
 
-        result = types.Tuple((FLOATS, FLOATS, INTEGERS))
+        result = types.Tuple((FLOATS, FLOATS, FLOATS, INTEGERS))
         return result(source, step, _, y, scale, scratch), codegen
 
     return prediction_in
 
 
 def _make_prediction_loop(dtype_code):
-    @inner(types.Tuple((FLOATS, FLOATS, INTEGERS)))
+    @inner(types.Tuple((FLOATS, FLOATS, FLOATS, INTEGERS)))
     def prediction_in(source, step, num_classes, y, scale, scratch):
         top = splat(np.float32(-np.inf))
         best = splat(np.int32(0))
@@ -211,7 +232,7 @@ def _make_prediction_loop(dtype_code):
             is_target = equal(y, splat(np.int32(c)))
             target_distance = where(is_target, distance, target_distance)
             t = t + where(is_target, zero, scaled_exp(distance, scale))
-        return t, target_distance, best
+        return t, target_distance, top, best
 
     return prediction_in
 

@@ -8,8 +8,8 @@ A chunk of pixels is processed in tiles, a tile in strips of 16 pixels:
                 factor = weight / (D s)
     column_out  grad_c = e_c factor   and   grad_y = -t factor
 
-A pixel whose sum s is not finite is computed again in float64: it holds NaN or infinity, or numbers
-near the end of float32.
+A pixel whose sum s is NaN has NaN or infinity among its logits: nll and gradient are NaN, and 0
+where the pixel is ignored.
 
 A strip that does not lie in memory as 16 adjacent pixels of each class (a few last pixels,
 channels_last, slices of a tensor) is copied to a buffer first, and its gradient from there.
@@ -32,24 +32,23 @@ from seg_loss.cpu.rows import (
     load_rows,
     make_transposes,
     store_rows,
-    strip_offsets,
 )
 from seg_loss.cpu.simd import (
     FLOATS,
     any_lane,
     at,
+    count_lanes,
     equal,
-    is_infinite_or_nan,
+    is_nan,
     less,
     load,
-    load_float,
     log1p,
+    mask_and,
     min_int,
     pointer,
     scaled_exp,
     splat,
     store,
-    store_float,
     sum_of_lanes,
     where,
     widened,
@@ -76,85 +75,14 @@ def load_weights(job, image, first, n, classes, weights):
 
 
 @inner(FLOATS)
-def nll_of(t, e_target, distance):
-    """Returns ln(t + e) - distance, where e = exp(distance) belongs to the target class.
+def log_of_sum(t, e_target, distance):
+    """Returns ln(t + e), where e = exp(distance) belongs to the target class.
 
     The largest of all exponentials is 1. It is in t, or else `distance` is 0, so that ln(1 + t) is
     accurate to the last bits also where t is tiny.
     """
     one = splat(np.float32(1))
-    zero = one - one
-    return log1p(where(equal(distance, zero), t, (t + e_target) - one)) - distance
-
-
-@inner(types.float64)
-def careful_pixels(
-    job,
-    dtype_code,
-    source,
-    n,
-    sums,
-    classes,
-    weights,
-    terms,
-    chunk,
-    target,
-    target_dtype_code,
-    target_class_stride,
-    offsets,
-):
-    """Computes those of `n` pixels whose sum is not finite, in float64; returns their terms' sum.
-
-    `source` is a copy [C, 16] of their logits. The gradient goes to `offsets` from `target`, in
-    elements. A pixel that has no finite sum in float64 either has the nll and the gradient NaN; an
-    ignored one has the gradient 0.
-    """
-    num_classes = job.logits.num_classes
-    size, target_size = ITEMSIZES[dtype_code], ITEMSIZES[target_dtype_code]
-    step = size * LANES
-    gradient_scale = job.grad_output * job.inverse_temperature / job.known_divisor
-    total = 0.0
-    for i in range(n):
-        if sums[i] < np.inf:
-            continue
-        address = source + i * size
-        y = classes[i]
-        top = -np.inf
-        for c in range(num_classes):
-            x = np.float64(load_float(weights, address + c * step, dtype_code))
-            top = x if x > top else top
-        t = 0.0
-        target_distance = 0.0
-        for c in range(num_classes):
-            x = np.float64(load_float(weights, address + c * step, dtype_code))
-            distance = (x - top) * job.inverse_temperature
-            if c == y:
-                target_distance = distance
-            else:
-                t += math.exp(distance)
-        is_valid = y < num_classes
-        e_target = math.exp(target_distance) if is_valid else 0.0
-        s = t + e_target
-        if s != s and is_valid:
-            chunk.non_finite += 1
-        nll = math.log1p(t) if target_distance == 0 else math.log(s) - target_distance
-        nll = job.max_nll if nll > job.max_nll else nll
-        weight = np.float64(weights[i]) if is_valid else 0.0
-        term = nll * weight if is_valid else 0.0
-        terms[i] = np.float32(term)
-        total += term
-        if job.gradient.address:
-            factor = weight * gradient_scale / s
-            for c in range(num_classes):
-                x = np.float64(load_float(weights, address + c * step, dtype_code))
-                value = 0.0
-                if is_valid:
-                    value = math.exp((x - top) * job.inverse_temperature) * factor
-                    if c == y or s != s:
-                        value = -t * factor
-                element = target + target_size * (offsets[i] + c * target_class_stride)
-                store_float(element, target_dtype_code, np.float32(value))
-    return total
+    return log1p(where(equal(distance, one - one), t, (t + e_target) - one))
 
 
 def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches, classes_adjacent):
@@ -167,7 +95,7 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches, clas
         bypasses_caches: whether it lies at whole cache lines.
         classes_adjacent: whether the classes of a pixel, 16 or more, are adjacent in memory.
     """
-    column_in, column_out = make_column(num_classes, dtype_code, bypasses_caches)
+    column_in, column_out, column_clear = make_column(num_classes, dtype_code, bypasses_caches)
     size = ITEMSIZES[dtype_code]
     copy_in, copy_out = copy_strip_in, copy_strip_out
     if classes_adjacent:
@@ -179,10 +107,8 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches, clas
         weights = pointer(scratch + job.rows, np.float32)
         terms = pointer(scratch + job.factors, np.float32)
         offsets = pointer(scratch + job.extra, np.int64)
-        copy = scratch + job.extra + 8 * LANES
-        buffer = copy + 4 * LANES * job.logits.num_classes
+        buffer = scratch + job.extra + 8 * LANES
         exponentials = pointer(buffer + 4 * LANES * job.logits.num_classes, np.float32)
-        sums = at(exponentials, LANES * job.logits.num_classes)
         zero = splat(np.float32(0))
         scale = splat(np.float32(job.inverse_temperature * _LOG2_E))
         grad_scale = job.grad_output * job.inverse_temperature / job.known_divisor
@@ -196,7 +122,6 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches, clas
         logits_step = size * job.logits.class_stride
         gradient_step = size * job.gradient.class_stride
         is_dense = job.is_dense != 0
-        careful_total = 0.0
         has_weights = job.pixel_weight.address != 0 or job.class_weight != 0
         ones = at(weights, job.row_stride)
         fill(weights, job.tile, 1.0)
@@ -221,17 +146,17 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches, clas
                 )
                 e_target = scaled_exp(distance, scale)
                 s = t + e_target
-                is_careful = any_lane(is_infinite_or_nan(s))
-                if is_careful:
-                    # Before the gradient is written, perhaps to the same memory.
-                    copy_in(size, job.logits, image, start + i, lanes, offsets, copy)
                 valid = less(y, classes_end)
-                nll = nll_of(t, e_target, distance * inverse_temperature)
+                is_non_finite = is_nan(s)
+                if any_lane(is_non_finite):
+                    # Ignored ones get the gradient 0: 0 times NaN would be NaN.
+                    chunk.non_finite += count_lanes(mask_and(valid, is_non_finite))
+                    e = column_clear(e, job.logits.num_classes, is_non_finite)
+                distance = distance * inverse_temperature
+                nll = log_of_sum(t, e_target, distance) - distance
                 nll = where(less(max_nll, nll), max_nll, nll)
                 weight = load(weights, i)
                 term = where(valid, nll * weight, zero)
-                if is_careful:
-                    term = where(is_infinite_or_nan(s), zero, term)
                 total = total + widened(term)
                 store(terms, i, term)
                 if has_gradient:
@@ -240,18 +165,9 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches, clas
                     column_out(target, target_step, job.logits.num_classes, y, e, factor, value)
                     if not is_direct:
                         copy_out(size, job.gradient, image, start + i, lanes, offsets, buffer)
-                if is_careful:
-                    store(sums, 0, s)
-                    if has_gradient:
-                        strip_offsets(job.gradient, image, start + i, lanes, offsets)
-                    careful_total += careful_pixels(
-                        job, dtype_code, copy, lanes, sums, at(classes, i), at(weights, i),
-                        at(terms, i), chunk, job.gradient.address, dtype_code,
-                        job.gradient.class_stride, offsets,
-                    )  # fmt: skip
             if job.terms.address:
                 store_rows(job.terms, image, start, n, terms, ones, 0)
-        add_terms(chunk, sum_of_lanes(total) + careful_total)
+        add_terms(chunk, sum_of_lanes(total))
 
     return make_region(process_chunk, np.float32, True)
 

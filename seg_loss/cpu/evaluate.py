@@ -13,25 +13,28 @@ from numba import types
 from seg_loss.constants import SATURATED_NLL
 from seg_loss.cpu.columns import make_prediction
 from seg_loss.cpu.compiler import inner
-from seg_loss.cpu.cross_entropy import load_weights, nll_of
+from seg_loss.cpu.cross_entropy import load_weights, log_of_sum
 from seg_loss.cpu.records import ITEMSIZES, LANES, NUM_BINS
 from seg_loss.cpu.region import add_terms, make_region
 from seg_loss.cpu.rows import copy_strip_in, fill, load_classes, load_rows, make_transposes
 from seg_loss.cpu.simd import (
+    FLOATS,
     address_of,
-    any_lane,
     at,
     ceiling,
+    count_lanes,
     equal,
-    is_infinite_or_nan,
+    is_nan,
     less,
     load,
+    load_as,
+    mask_and,
+    maximum,
     min_int,
     pointer,
     scaled_exp,
     splat,
     store,
-    sum_of_integers,
     sum_of_lanes,
     times,
     truncated,
@@ -40,6 +43,7 @@ from seg_loss.cpu.simd import (
 )
 from seg_loss.cpu.tiles import (
     CONFIDENCE,
+    ENTROPY,
     FACTOR,
     MAP,
     PIXEL_WEIGHTS,
@@ -102,15 +106,44 @@ _COUNT_SHIFT = 40
 _CONFIDENCE_UNIT = 2.0**28
 
 
-def make_columns(*, num_classes, dtype_code, classes_adjacent):
-    """Returns the kernel of float32, float16 or bfloat16 logits, for maps that need no rows.
+def make_columns(*, num_classes, dtype_code, classes_adjacent, has_distributions):
+    """Returns the kernel of float32, float16 or bfloat16 logits without label smoothing.
 
-    The parameters are those of `cross_entropy.make_columns`. A strip with a sum that is not finite
-    is computed as a tile.
+    The parameters are those of `cross_entropy.make_columns`, and whether there are maps of the
+    entropy or of the top classes, which take another pass over the column.
     """
     prediction_in = make_prediction(num_classes, dtype_code)
     size = ITEMSIZES[dtype_code]
     copy_in = make_transposes(size)[0] if classes_adjacent else copy_strip_in
+
+    @inner(types.UniTuple(FLOATS, 4))
+    def find_distribution(source, step, num_classes, top, scale, predicted, stride):
+        """Returns sum_c e_c d_c and the TOP largest e_c; writes their classes behind `predicted`.
+
+        d_c = x_c - top. Where e_c is 0, so is the product, also for a d_c of minus infinity.
+        """
+        least = splat(np.float32(-1000.0))
+        moment = least - least
+        first = second = third = splat(np.float32(-1.0))
+        first_class = second_class = third_class = splat(np.int32(0))
+        for c in range(num_classes):
+            distance = load_as(dtype_code, source) - top
+            e = scaled_exp(distance, scale)
+            moment = moment + e * maximum(distance, least)
+            here = splat(np.int32(c))
+            above_first, above_second = less(first, e), less(second, e)
+            above_third = less(third, e)
+            third_class = where(above_second, second_class, where(above_third, here, third_class))
+            third = where(above_second, second, where(above_third, e, third))
+            second_class = where(above_first, first_class, where(above_second, here, second_class))
+            second = where(above_first, first, where(above_second, e, second))
+            first_class = where(above_first, here, first_class)
+            first = where(above_first, e, first)
+            source += step
+        store(predicted, stride, first_class)
+        store(predicted, 2 * stride, second_class)
+        store(predicted, 3 * stride, third_class)
+        return moment, first, second, third
 
     @inner(types.void)
     def count_strip(job, cells, classes, bins, nll, confidence, counts, nll_sums, bin_sums):
@@ -165,8 +198,8 @@ def make_columns(*, num_classes, dtype_code, classes_adjacent):
         nll_sums = pointer(address_of(at(cells, 3 * LANES)), np.float64)
         bin_sums = pointer(address_of(at(nll_sums, COPIES * num_rows)), np.int64)
         counts = pointer(address_of(at(bin_sums, COPIES * (2 * NUM_BINS + 1))), np.int32)
-        # The rows of the tile that `accumulate_tile` and `write_maps` know.
-        pixel_row = at(rows, (num_classes + PIXEL_WEIGHTS) * stride)
+        # The rows that `write_maps` knows.
+        entropy_row = at(rows, (num_classes + ENTROPY) * stride)
         nll_row = at(rows, (num_classes + MAP) * stride)
         confidence_row = at(rows, (num_classes + CONFIDENCE) * stride)
         weights = at(rows, (num_classes + FACTOR) * stride)
@@ -179,10 +212,11 @@ def make_columns(*, num_classes, dtype_code, classes_adjacent):
         logits_step = size * job.logits.class_stride
         is_dense = job.is_dense != 0
         has_weights = job.pixel_weight.address != 0 or job.class_weight != 0
-        has_maps = job.maps.prediction != 0 or job.maps.nll != 0 or job.maps.confidence != 0
+        has_maps = has_distributions or (
+            job.maps.prediction != 0 or job.maps.nll != 0 or job.maps.confidence != 0
+        )
         total = widened(zero)
-        saturated = splat(np.int32(0))
-        fill(pixel_row, job.tile, 1.0)
+        no_bin = splat(np.int32(2 * NUM_BINS))
         fill(weights, job.tile, 1.0)
         for start in range(first, last, job.tile):
             n = min_int(job.tile, last - start)
@@ -196,44 +230,37 @@ def make_columns(*, num_classes, dtype_code, classes_adjacent):
                 if not (is_dense and lanes == LANES):
                     copy_in(size, job.logits, image, start + i, lanes, offsets, buffer)
                     source, source_step = buffer, size * LANES
-                t, distance, best = prediction_in(
+                t, distance, top, best = prediction_in(
                     source, source_step, num_classes, y, scale, exponentials
                 )
                 e_target = scaled_exp(distance, scale)
                 s = t + e_target
-                if any_lane(is_infinite_or_nan(s)):
-                    strip = at(rows, i)
-                    load_rows(
-                        job.logits, image, start + i, lanes, job.inverse_temperature, strip, stride
-                    )
-                    if job.pixel_weight.address:
-                        strip_weights = at(pixel_row, i)
-                        load_rows(
-                            job.pixel_weight, image, start + i, lanes, 1.0, strip_weights, stride
-                        )
-                    accumulate_tile(
-                        job, lanes, at(classes, i), at(predicted, i), strip, stride, chunk,
-                        class_nll, at(class_nll, num_classes), confusion, bin_pixels,
-                    )  # fmt: skip
-                    # `accumulate_tile` has used the row of the weights for the sums.
-                    if has_weights:
-                        load_weights(job, image, start, n, classes, weights)
-                    else:
-                        fill(weights, job.tile, 1.0)
-                    continue
                 valid = less(y, classes_end)
-                nll = where(valid, nll_of(t, e_target, distance * inverse_temperature), zero)
+                is_non_finite = is_nan(s)
+                chunk.non_finite += count_lanes(mask_and(valid, is_non_finite))
+                distance = distance * inverse_temperature
+                log_s = log_of_sum(t, e_target, distance)
+                nll = where(valid, log_s - distance, zero)
                 confidence = one / s
-                total = total + widened(nll * where(valid, load(weights, i), zero))
-                is_saturated = less(saturated_nll, nll)
-                saturated = saturated + where(is_saturated, splat(np.int32(1)), splat(np.int32(0)))
+                total = total + widened(where(valid, nll * load(weights, i), zero))
+                chunk.saturated += count_lanes(less(saturated_nll, nll))
                 store(nll_row, i, nll)
                 store(confidence_row, i, confidence)
                 store(predicted, i, best)
+                if has_distributions:
+                    moment, first_e, second_e, third_e = find_distribution(
+                        source, source_step, num_classes, top, scale, at(predicted, i), stride
+                    )
+                    moment = moment * inverse_temperature
+                    store(entropy_row, i, log_s - moment * confidence)
+                    store(rows, i, first_e * confidence)
+                    store(rows, stride + i, second_e * confidence)
+                    store(rows, 2 * stride + i, third_e * confidence)
                 # Ignored pixels count as class C, in bin 30.
                 row = where(valid, y, classes_end)
                 store(classes, i, row)
                 store(cells, 0, times(row, num_rows) + best)
+                confidence = where(is_non_finite, zero, confidence)
                 bin_index = ceiling(confidence * splat(np.float32(NUM_BINS)))
                 is_right = equal(row, best)
                 index = (
@@ -241,7 +268,8 @@ def make_columns(*, num_classes, dtype_code, classes_adjacent):
                     + bin_index
                     + where(is_right, splat(np.int32(-1)), splat(np.int32(-2)))
                 )
-                store(bins, 0, where(valid, index, splat(np.int32(2 * NUM_BINS))))
+                index = where(mask_and(valid, less(zero, confidence)), index, no_bin)
+                store(bins, 0, index)
                 store(confidences, 0, truncated(confidence * splat(np.float32(_CONFIDENCE_UNIT))))
                 count_strip(
                     job, cells, at(classes, i), bins, at(nll_row, i), confidences, counts,
@@ -251,7 +279,6 @@ def make_columns(*, num_classes, dtype_code, classes_adjacent):
                 for i in range(n):
                     pixel_offsets[i] = start + i
                 write_maps(job, image, pixel_offsets, n, predicted, rows, stride)
-        chunk.saturated += sum_of_integers(saturated)
         add_terms(chunk, sum_of_lanes(total))
         add_tables(job, counts, nll_sums, bin_sums, class_nll, confusion, bin_pixels)
 

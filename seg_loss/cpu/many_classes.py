@@ -20,11 +20,10 @@ from numba import types
 from numba.extending import intrinsic
 
 from seg_loss.cpu.compiler import inner
-from seg_loss.cpu.cross_entropy import careful_pixels, load_weights, nll_of
+from seg_loss.cpu.cross_entropy import load_weights, log_of_sum
 from seg_loss.cpu.records import FLOAT32, ITEMSIZES, LANES
 from seg_loss.cpu.region import add_terms, make_region
 from seg_loss.cpu.rows import (
-    copy_strip_in,
     fill,
     load_classes,
     load_rows,
@@ -37,14 +36,16 @@ from seg_loss.cpu.simd import (
     address_of,
     any_lane,
     at,
+    count_lanes,
     emit_exp,
     emit_load,
     emit_maximum,
     emit_prefetch,
     emit_store,
-    is_infinite_or_nan,
+    is_nan,
     less,
     load,
+    mask_and,
     min_int,
     pointer,
     scaled_exp,
@@ -231,7 +232,6 @@ def make_many_classes(*, dtype_code, has_gradient, bypasses_caches, classes_adja
         is_dense = job.is_dense != 0
         has_weights = job.pixel_weight.address != 0 or job.class_weight != 0
         total = widened(zero)
-        careful_total = 0.0
         fill(weights, TILE, 1.0)
         fill(ones, TILE, 1.0)
         has_rows = has_old = False
@@ -277,35 +277,25 @@ def make_many_classes(*, dtype_code, has_gradient, bypasses_caches, classes_adja
                 s = t + e_target
                 valid = less(load(classes, i), classes_end)
                 distance = where(valid, distance, minus_infinity)
-                is_careful = any_lane(is_infinite_or_nan(s))
-                nll = nll_of(t, e_target, distance * inverse_temperature)
+                is_non_finite = is_nan(s)
+                if any_lane(is_non_finite):
+                    # Ignored ones get the gradient 0: 0 times NaN would be NaN.
+                    chunk.non_finite += count_lanes(mask_and(valid, is_non_finite))
+                    for c in range(num_classes):
+                        e = load(rows, c * ROW_STRIDE + i)
+                        store(rows, c * ROW_STRIDE + i, where(is_non_finite, zero, e))
+                scaled_distance = distance * inverse_temperature
+                nll = log_of_sum(t, e_target, scaled_distance) - scaled_distance
                 nll = where(less(max_nll, nll), max_nll, nll)
                 weight = load(weights, i)
                 term = where(valid, nll * weight, zero)
-                if is_careful:
-                    term = where(is_infinite_or_nan(s), zero, term)
                 total = total + widened(term)
                 store(terms, i, term)
                 store(factors, i, where(valid, weight * (gradient_scale / s), zero))
                 store(targets, i, zero - t)
-                if is_careful:
-                    store(sums, i, s)
             for i in range(n):
                 if classes[i] < num_classes:
                     rows[classes[i] * ROW_STRIDE + i] = targets[i]
-            for i in range(0, n, LANES):
-                if any_lane(is_infinite_or_nan(load(sums, i))):
-                    lanes = min_int(LANES, n - i)
-                    copy = address_of(at(offsets, LANES))
-                    copy_strip_in(size, job.logits, image, start + i, lanes, offsets, copy)
-                    for k in range(lanes):
-                        offsets[k] = i + k
-                        if not sums[i + k] < np.inf:
-                            factors[i + k] = 1.0
-                    careful_total += careful_pixels(
-                        job, dtype_code, copy, lanes, at(sums, i), at(classes, i), at(weights, i),
-                        at(terms, i), chunk, address_of(rows), FLOAT32, ROW_STRIDE, offsets,
-                    )  # fmt: skip
             if job.terms.address:
                 store_rows(job.terms, image, start, n, terms, ones, 0)
             has_old = False
@@ -330,7 +320,7 @@ def make_many_classes(*, dtype_code, has_gradient, bypasses_caches, classes_adja
             has_rows = has_next
             rows, next_rows = next_rows, rows
             tops, next_tops = next_tops, tops
-        add_terms(chunk, sum_of_lanes(total) + careful_total)
+        add_terms(chunk, sum_of_lanes(total))
 
     return make_region(process_chunk, np.float32, True)
 

@@ -677,16 +677,6 @@ def sum_of_lanes(typingctx, vector):
 
 
 @intrinsic
-def is_infinite_or_nan(typingctx, a):
-    """Returns the lanes that are not finite; a is not negative."""
-
-    def codegen(context, builder, signature, args):
-        return builder.fcmp_unordered("ueq", args[0], constant(a.element, math.inf))
-
-    return VectorType(types.boolean)(a), codegen
-
-
-@intrinsic
 def is_nan(typingctx, a):
     """Returns the lanes that hold NaN."""
 
@@ -779,6 +769,17 @@ def times(typingctx, a, factor):
         return builder.mul(args[0], _splat(builder, factor))
 
     return INTEGERS(a, types.int64), codegen
+
+
+@intrinsic
+def count_lanes(typingctx, mask):
+    """Returns the number of lanes of `mask` that are set."""
+
+    def codegen(context, builder, signature, args):
+        bits = builder.zext(builder.bitcast(args[0], ir.IntType(LANES)), ir.IntType(64))
+        return builder.ctpop(bits)
+
+    return types.int64(mask), codegen
 
 
 @intrinsic
@@ -879,7 +880,7 @@ def emit_exp(builder, distance, scale):
     The relative error is 6e-8 everywhere above 2**-126, and the result for 0 is 1. A product that
     were rounded before n is taken off it would cost the last digits of small results.
     """
-    least = builder.fdiv(constant(types.float32, -150.0 if target().has_avx512 else -127.0), scale)
+    least = builder.fdiv(constant(types.float32, -160.0 if target().has_avx512 else -127.0), scale)
     distance = emit_maximum(builder, least, distance)
     if target().has_avx512:
         n = _call_avx512(builder, "rndscale", builder.fmul(distance, scale), 0x08)

@@ -90,7 +90,7 @@ def make_gradient_tiles(*, element):
 
 def make_softmax_columns(*, num_classes, dtype_code, bypasses_caches):
     """Returns the same as `make_softmax_tiles`, for the logits of `cross_entropy.make_columns`."""
-    column_in, column_out = make_column(num_classes, dtype_code, bypasses_caches)
+    column_in, column_out, _ = make_column(num_classes, dtype_code, bypasses_caches)
     size = ITEMSIZES[dtype_code]
 
     @inner(types.void)
@@ -120,7 +120,7 @@ def make_softmax_columns(*, num_classes, dtype_code, bypasses_caches):
 
 def make_gradient_columns(*, num_classes, dtype_code, bypasses_caches):
     """Returns the same as `make_gradient_tiles`, for the logits of `cross_entropy.make_columns`."""
-    column_in, _ = make_column(num_classes, dtype_code, bypasses_caches)
+    column_in, *_ = make_column(num_classes, dtype_code, bypasses_caches)
     gradient_in, gradient_out = make_gradient_of_softmax(num_classes, dtype_code, bypasses_caches)
     size = ITEMSIZES[dtype_code]
 
