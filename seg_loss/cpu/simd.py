@@ -19,14 +19,13 @@ import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.extending import (
-    intrinsic,
     lower_builtin,
     models,
     register_model,
     type_callable,
 )
 
-from seg_loss.cpu.compiler import inner_by_element
+from seg_loss.cpu.compiler import inner_by_element, intrinsic
 from seg_loss.cpu.records import BFLOAT16, DTYPES, FLOAT16, FLOAT32, FLOAT64, ITEMSIZES, LANES
 from seg_loss.cpu.target import target
 
