@@ -159,7 +159,10 @@ class Plan:
         num_threads = 1
         if num_elements >= _MIN_ELEMENTS_FOR_THREADS:
             num_threads = threads.num_threads_for(self.num_chunks)
-        memory = self._free.pop() if self._free else None
+        try:
+            memory = self._free.pop()
+        except IndexError:  # another thread may have taken the last one
+            memory = None
         if memory is None or memory.max_threads < num_threads:
             memory = Memory(self, num_threads)
         words = memory.words
@@ -259,7 +262,8 @@ class Cache:
         plan = self._plans.get(key)
         if plan is None:
             plan = make()
-            if len(self._plans) >= MAX_PLANS:
-                self._plans.pop(next(iter(self._plans)), None)
+            # A copy of the keys: another thread may add a plan at the same time.
+            for oldest in list(self._plans)[: len(self._plans) + 1 - MAX_PLANS]:
+                self._plans.pop(oldest, None)
             self._plans[key] = plan
         return plan

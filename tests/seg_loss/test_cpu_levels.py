@@ -39,8 +39,8 @@ import seg_loss
 from seg_loss import Bilinear
 from seg_loss.constants import MAPS
 from tests.support.cases import (
-    Case, assert_accurate, evaluation_of, loss_and_gradient_of, make_inputs, torch_loss_and_gradient,
-    true_loss_and_gradient,
+    Case, assert_accurate, evaluation_of, loss_and_gradient_of, make_inputs,
+    torch_loss_and_gradient, true_loss_and_gradient,
 )
 
 calls, dtypes, classes = (text.split(",") for text in sys.argv[1:])
@@ -170,7 +170,7 @@ def test_kernels_of_this_processor_need_no_symbol_that_it_lacks(tmp_path):
 def converters():
     """Functions (source, target) that convert `LANES` elements from and to float16 by integers."""
     module, word = ir.Module(), ir.IntType(64)
-    with mock.patch.object(simd, "_has_half", lambda: False):
+    with mock.patch.object(simd, "_has_half", return_value=False):
         for name in ("widen", "narrow"):
             function = ir.Function(module, ir.FunctionType(ir.VoidType(), [word, word]), name)
             builder = ir.IRBuilder(function.append_basic_block())
