@@ -128,7 +128,6 @@ class _Pipeline(compiler.CompilerBase):
         for step in (
             untyped_passes.TranslateByteCode,
             untyped_passes.FixupArgs,
-            untyped_passes.IRProcessing,
             untyped_passes.DeadBranchPrune,
             untyped_passes.ReconstructSSA,
             typed_passes.NopythonTypeInference,
