@@ -56,6 +56,7 @@ bench: $(TESTING) ## measure the loss on this machine's CPU; writes benchmarks/r
 	$(BIN)/python -m benchmarks.cpu
 	$(BIN)/python -m benchmarks.cpu_upsampled
 	$(BIN)/python -m benchmarks.host
+	$(BIN)/python -m benchmarks.cold_start
 
 bench-gpu: ## with the GPU, torch and Triton of PYTHON: check everything there, then measure
 	$(PYTHON) -m benchmarks.gpu

@@ -40,8 +40,8 @@ class Settings(BaseSettings):
     )
     warm_classes: str = Field(
         default="2,19,21,150",
-        description="Numbers of classes whose GPU kernels are compiled before /readyz answers 200, "
-        "with commas between them. The kernels for the CPU serve any number.",
+        description="Numbers of classes whose kernels are compiled before /readyz answers 200, "
+        "with commas between them.",
     )
 
     max_body_bytes: int = Field(

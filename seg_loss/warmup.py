@@ -26,9 +26,14 @@ class Case(NamedTuple):
     size: tuple[int, int]
 
 
-# Numba's kernels serve all sizes, all labels, and all logits of one precision.
+# The CPU kernels serve all labels. The kernels of columns serve one dtype, and on AVX-512 one
+# number of classes; the others serve all logits of one precision. Gradients whose planes are whole
+# cache lines, as with 4 x 4 pixels, have a kernel of their own.
 CPU_CASES = (
     Case(torch.float32, torch.uint8, (2, 2)),
+    Case(torch.float32, torch.uint8, (4, 4)),
+    Case(torch.float16, torch.uint8, (2, 2)),
+    Case(torch.bfloat16, torch.uint8, (2, 2)),
     Case(torch.float64, torch.uint8, (2, 2)),
 )
 
@@ -51,8 +56,11 @@ _SMALL_SIZE = 64, 64
 def warm_up(device: str | torch.device = "cpu", *, num_classes: int = 2) -> None:
     """Runs each kernel on a few pixels.
 
-    The first call on a machine compiles and takes several seconds, on a GPU a minute or more. Later
-    processes take a few seconds.
+    The first call on a machine compiles, which takes about half a minute, on a GPU a minute or
+    more. Later processes take less than a second, with a GPU a few seconds.
+
+    On the CPU this compiles what calls need for logits and scores of any shape and dtype, apart
+    from the losses without a gradient of float16 and bfloat16 logits.
 
     On a GPU this compiles what most calls need: one image of contiguous logits, of the usual sizes,
     float32, float16 or bfloat16, with labels uint8; float32 logits with labels int32 and int64;
@@ -61,8 +69,8 @@ def warm_up(device: str | torch.device = "cpu", *, num_classes: int = 2) -> None
 
     Args:
         device: the device whose kernels are compiled.
-        num_classes: the number of classes that GPU kernels are compiled for. The CPU kernels serve
-            any number.
+        num_classes: the number of classes that kernels are compiled for. On a processor without
+            AVX-512 the CPU kernels serve any number, and so do those for more than 32 classes.
     """
     device = torch.device(device)
     cases: Sequence[Case] = GPU_CASES if device.type == "cuda" else CPU_CASES
@@ -98,3 +106,5 @@ def _run_options(logits: Tensor, labels: Tensor) -> None:
     total = spatial_cross_entropy(leaf, labels)
     total = total + pixel_nll(leaf, labels).sum() + spatial_softmax(leaf).sum()
     torch.autograd.grad(total, leaf)
+    if logits.device.type == "cpu":
+        loss_and_gradient(logits, labels, label_smoothing=0.1)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from benchmarks import cold_start
 from benchmarks.gpu_report import CASES, REFERENCE, Measurement, accuracy_failures
 
 LOGITS = [case.name for case in CASES if case.stride is None and "float32" in case.name]
@@ -44,3 +45,19 @@ def test_contenders_of_torch_are_no_results_of_ours():
         LOGITS[0], "compiled forward+backward", "gradient", gradient_error=1.0, loss_error=1.0
     )
     assert not list(accuracy_failures([compiled, *rows(LOGITS[0], 1e-6, 1e-6)]))
+
+
+def test_the_table_of_cold_starts_has_each_target():
+    times = {"import torch": 0.5, **dict.fromkeys(cold_start.TARGETS, 0.25)}
+    lines = cold_start.table(times)
+    assert lines[2] == "| import torch | 0.5000 |  |"
+    assert lines[3:] == [
+        f"| {name} | 0.2500 | {target} |" for name, target in cold_start.TARGETS.items()
+    ]
+
+
+def test_a_cold_start_is_measured_in_a_process_of_its_own(tmp_path):
+    times = cold_start.run("float32", str(tmp_path))
+    assert len(times) == 4
+    assert min(times) > 0
+    assert list((tmp_path / "seg_loss").iterdir())

@@ -74,10 +74,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 async def _warm_up(service: Service) -> None:
     _log.info("Loading the kernels. The first time on a machine, they are compiled.")
-    counts = service.settings.warm_class_counts if service.device.type == "cuda" else (2,)
     start = perf_counter()
     try:
-        for num_classes in counts:
+        for num_classes in service.settings.warm_class_counts:
             warm_up = partial(seg_loss.warm_up, service.device, num_classes=num_classes)
             await service.workers.run_without_limits(warm_up)
     except Exception:

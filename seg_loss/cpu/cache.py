@@ -7,18 +7,20 @@ takes milliseconds, where Numba's import alone takes two hundred.
 
 The files lie in the first folder that can be written: NUMBA_CACHE_DIR if it is set, else beside the
 sources, else the user's cache folder. Folders that can only be read, such as one within a read-only
-image, are read too. Without any folder each process compiles for itself.
+image, are read too. Without any folder each process compiles for itself. Files that other versions
+have written for a kernel are removed, except for the newest.
 """
 
 import contextlib
 import ctypes
 import functools
+import gc
 import hashlib
 import importlib
 import importlib.metadata
 import os
-import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +31,8 @@ from seg_loss.cpu.target import target
 _SOURCES = Path(__file__).parent
 _SYMBOL = "seg_loss_kernel"
 _DIGEST_BYTES = hashlib.sha256().digest_size
+# Files of one kernel for one processor: of this version and of others that share the folder.
+_MAX_VERSIONS = 4
 
 Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -59,6 +63,16 @@ _engines: list[Any] = []  # they own the machine code
 _lock = threading.RLock()
 
 
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+# A thread that a forked child does not inherit may have held it.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def load(kernel: Kernel) -> Function:
     """Returns a kernel, from this process, from the cache on disk, or compiled."""
     function = _loaded.get(kernel)
@@ -86,11 +100,24 @@ def _link(code: bytes) -> Function:
 
 def _compile(kernel: Kernel) -> bytes:
     """Returns the object code of a kernel, with the one symbol `_SYMBOL`."""
-    # Numba's import takes time that a process with cached kernels need not spend.
-    from seg_loss.cpu.compiler import compile_to_object
+    with _garbage_uncollected():
+        # Numba's import takes time that a process with cached kernels need not spend.
+        from seg_loss.cpu.compiler import compile_to_object
 
-    make = getattr(importlib.import_module(f"seg_loss.cpu.{kernel.module}"), kernel.make)
-    return compile_to_object(make(**dict(kernel.parameters)), _SYMBOL)
+        make = getattr(importlib.import_module(f"seg_loss.cpu.{kernel.module}"), kernel.make)
+        return compile_to_object(make(**dict(kernel.parameters)), _SYMBOL)
+
+
+@contextlib.contextmanager
+def _garbage_uncollected() -> Iterator[None]:
+    """Turns the garbage collector off: it would take a sixth of the time of a compilation."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 # -- the files -------------------------------------------------------------------------------------
@@ -111,26 +138,44 @@ def _read(kernel: Kernel) -> bytes | None:
 def _write(kernel: Kernel, code: bytes) -> None:
     """Writes the code to the first folder that takes it; without one, nothing is written."""
     for folder in _folders():
+        path = folder / _file_name(kernel)
+        temporary = path.with_suffix(f".{os.urandom(8).hex()}")
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-                file.write(hashlib.sha256(code).digest() + code)
-            # A process that reads at the same time finds the whole file or none.
-            os.replace(file.name, folder / _file_name(kernel))
+            try:
+                with temporary.open("xb") as file:
+                    file.write(hashlib.sha256(code).digest() + code)
+                # A process that reads at the same time finds the whole file or none.
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            _remove_old_versions(path)
             return
+
+
+def _remove_old_versions(path: Path) -> None:
+    kernel, _, _ = path.name.rpartition("-")
+    with contextlib.suppress(OSError):
+        versions = sorted(path.parent.glob(f"{kernel}-*"), key=lambda file: file.stat().st_mtime)
+        for old in versions[:-_MAX_VERSIONS]:
+            old.unlink()
 
 
 def _folders() -> tuple[Path, ...]:
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     if chosen:
         return (Path(chosen) / "seg_loss",)
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return _SOURCES / "__pycache__", Path(home) / "seg_loss"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    # A user without a home folder has none.
+    return _SOURCES / "__pycache__", *([home / "seg_loss"] if home.is_absolute() else [])
 
 
 def _file_name(kernel: Kernel) -> str:
-    digest = hashlib.sha256(repr((_versions(), target(), kernel)).encode())
-    return f"{kernel.module}.{kernel.make}-{digest.hexdigest()[:32]}.o"
+    which, version = (
+        hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
+        for parts in ((kernel, target()), _versions())
+    )
+    return f"{kernel.module}.{kernel.make}-{which}-{version}.o"
 
 
 @functools.cache

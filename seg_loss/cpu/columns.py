@@ -22,9 +22,8 @@ import math
 
 import numpy as np
 from numba import types
-from numba.extending import intrinsic
 
-from seg_loss.cpu.compiler import inner
+from seg_loss.cpu.compiler import inner, intrinsic
 from seg_loss.cpu.records import LANES
 from seg_loss.cpu.simd import (
     FLOATS,

@@ -8,15 +8,18 @@ linked to it.
 This module is imported only when a kernel is compiled.
 """
 
-import inspect
-
 import llvmlite.binding as llvm
 import llvmlite.ir as ir
-from numba.core import codegen, compiler, registry, typed_passes, types, untyped_passes
+from numba.core import codegen, compiler, typed_passes, types, untyped_passes
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.compiler_machinery import PassManager
 from numba.core.cpu import CPUContext
-from numba.extending import lower_builtin, type_callable
+from numba.core.typing import arraydecl, mathdecl, templates  # noqa: F401
+from numba.core.typing.context import BaseContext
+from numba.core.typing.templates import AbstractTemplate, infer_global
+from numba.cpython import builtins, mathimpl, numbers, rangeobj, tupleobj  # noqa: F401
+from numba.extending import lower_builtin
+from numba.np import arrayobj  # noqa: F401
 
 from seg_loss.cpu.target import target
 
@@ -30,18 +33,14 @@ def inner(returns):
     """
 
     def decorate(function):
-        @type_callable(function)
-        def typing(context):
-            def typer(*args):
-                return returns if isinstance(returns, types.Type) else returns(*args)
+        def typing(_, *args):
+            result = returns if isinstance(returns, types.Type) else returns(*args)
+            return result(*args)
 
-            typer.__signature__ = inspect.signature(function)
-            return typer
-
-        @lower_builtin(function, types.VarArg(types.Any))
         def lowering(context, builder, signature, args):
             return _call(context, builder, function, signature, args)
 
+        _declare(function, typing, lowering)
         return function
 
     return decorate
@@ -50,14 +49,49 @@ def inner(returns):
 def inner_by_element(function, implementations):
     """Marks a function of a vector that has an implementation for each type of element."""
 
-    @type_callable(function)
-    def typing(context):
-        return lambda vector: vector
-
-    @lower_builtin(function, types.Any)
     def lowering(context, builder, signature, args):
         implementation = implementations[signature.return_type.element]
         return _call(context, builder, implementation, signature, args)
+
+    _declare(function, lambda _, vector: vector(vector), lowering)
+
+
+def intrinsic(function=None, *, prefer_literal=False):
+    """Marks a function that returns the signature of a call and what emits its code.
+
+    Numba's decorator of this name does the same, but refreshes all of Numba at each call.
+    """
+
+    def decorate(function):
+        def lowering(context, builder, signature, args):
+            _, emit = function(context.typing_context, *signature.args)
+            return emit(context, builder, signature, args)
+
+        _declare(function, lambda *args: function(*args)[0], lowering, prefer_literal)
+        return function
+
+    return decorate if function is None else decorate(function)
+
+
+def _declare(function, typing, lowering, prefer_literal=False):
+    """Declares how calls of a function are typed, and how they are translated.
+
+    Args:
+        function: the function as kernels name it.
+        typing: returns the signature for the typing context and the types of the arguments.
+        lowering: emits the code.
+        prefer_literal: whether the types of constants tell their values.
+    """
+
+    class Template(AbstractTemplate):
+        key = function
+
+        def generic(self, args, kws):
+            return typing(self.context, *args)
+
+    Template.prefer_literal = prefer_literal
+    infer_global(function, types.Function(Template))
+    lower_builtin(function, types.VarArg(types.Any))(lowering)
 
 
 def _call(context, builder, function, signature, args):
@@ -94,7 +128,6 @@ class _Pipeline(compiler.CompilerBase):
         for step in (
             untyped_passes.TranslateByteCode,
             untyped_passes.FixupArgs,
-            untyped_passes.IRProcessing,
             untyped_passes.DeadBranchPrune,
             untyped_passes.ReconstructSSA,
             typed_passes.NopythonTypeInference,
@@ -110,9 +143,7 @@ class _Pipeline(compiler.CompilerBase):
 @global_compiler_lock
 def compile_to_llvm(function, symbol: str) -> llvm.ModuleRef:
     """Returns the optimized LLVM module."""
-    context = CPUContext(registry.cpu_target.typing_context).subtarget(
-        _internal_codegen=_codegen(), aot_mode=True
-    )
+    context = _Context(_TypingContext()).subtarget(_internal_codegen=_codegen(), aot_mode=True)
     context.functions = {}
     context.refresh()
     context.typing_context.refresh()
@@ -128,6 +159,41 @@ def compile_to_llvm(function, symbol: str) -> llvm.ModuleRef:
     library.add_linking_library(result.library)
     library.finalize()
     return library.optimized_module(symbol)
+
+
+class _TypingContext(BaseContext):
+    """The types of Python's functions and of `math`; Numba's own context also knows NumPy's.
+
+    Declarations that Numba compiles when they are called are left out: each would load the rest.
+    """
+
+    def refresh(self):
+        """Installs the declarations, once: all are made before a kernel is compiled."""
+        if self._functions:
+            return
+        declared = templates.Registry()
+        for kind in "functions", "attributes", "globals":
+            known = getattr(templates.builtin_registry, kind)
+            getattr(declared, kind).extend(filter(_is_no_overload, known))
+        self.install_registry(declared)
+        self.install_registry(mathdecl.registry)
+
+
+def _is_no_overload(declaration):
+    return not (
+        isinstance(declaration, type)
+        and issubclass(declaration, templates._TemplateTargetHelperMixin)
+    )
+
+
+class _Context(CPUContext):
+    """The implementations of the same functions."""
+
+    def load_additional_registries(self):
+        self.install_registry(mathimpl.registry)
+
+    def post_lowering(self, module, library):
+        """Does nothing: Numba links its runtime here, and kernels allocate no memory."""
 
 
 def _flags():
@@ -156,7 +222,7 @@ class _Library(codegen.CPUCodeLibrary):
         for function in self._final_module.functions:
             if not function.is_declaration and function.name != symbol:
                 function.linkage = "internal"
-        passes, builder = self._codegen._module_pass_manager()
+        passes, builder = self._codegen._module_pass_manager(opt=2)
         passes.run(self._final_module, builder)
         return self._final_module
 

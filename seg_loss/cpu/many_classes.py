@@ -17,9 +17,8 @@ import math
 
 import numpy as np
 from numba import types
-from numba.extending import intrinsic
 
-from seg_loss.cpu.compiler import inner
+from seg_loss.cpu.compiler import inner, intrinsic
 from seg_loss.cpu.cross_entropy import load_weights, log_of_sum
 from seg_loss.cpu.records import FLOAT32, ITEMSIZES, LANES
 from seg_loss.cpu.region import add_terms, make_region

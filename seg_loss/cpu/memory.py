@@ -10,6 +10,7 @@ most the memory of one gradient, between two steps.
 
 import contextlib
 import mmap
+import os
 import sys
 import threading
 
@@ -20,6 +21,16 @@ _LARGE_BYTES = 4 << 20  # below this size malloc itself keeps freed memory
 
 _lock = threading.Lock()
 _kept: mmap.mmap | None = None
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+# A thread that a forked child does not inherit may have held it.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def empty_gradient(logits: Tensor) -> Tensor:

@@ -153,7 +153,7 @@ class Plan:
             num_threads = threads.num_threads_for(self.num_chunks)
         try:
             memory: Memory | None = self._free.pop()
-        except IndexError:  # the first call, or others hold it
+        except IndexError:  # another thread may have taken the last one
             memory = None
         if memory is None or memory.max_threads < num_threads:
             memory = Memory(self, num_threads)
@@ -263,7 +263,8 @@ class Cache:
             plan = make()
             if plan.num_bytes > MAX_KEPT_BYTES:
                 return plan
-            if len(self._plans) >= MAX_PLANS:
-                self._plans.pop(next(iter(self._plans)), None)
+            # A copy of the keys: another thread may add a plan at the same time.
+            for oldest in list(self._plans)[: len(self._plans) + 1 - MAX_PLANS]:
+                self._plans.pop(oldest, None)
             self._plans[key] = plan
         return plan

@@ -19,14 +19,13 @@ import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.extending import (
-    intrinsic,
     lower_builtin,
     models,
     register_model,
     type_callable,
 )
 
-from seg_loss.cpu.compiler import inner_by_element
+from seg_loss.cpu.compiler import inner_by_element, intrinsic
 from seg_loss.cpu.records import BFLOAT16, DTYPES, FLOAT16, FLOAT32, FLOAT64, ITEMSIZES, LANES
 from seg_loss.cpu.target import target
 
@@ -267,6 +266,8 @@ def emit_load(builder, address, dtype_code, lanes, element=_FLOAT):
     if dtype_code in (FLOAT32, FLOAT64):
         return _load_raw(builder, address, element, lanes, ITEMSIZES[dtype_code])
     bits = _load_raw(builder, address, ir.IntType(16), lanes, 2)
+    if dtype_code == FLOAT16 and not _has_half():
+        return _emit_widen_half(builder, bits)
     if dtype_code == FLOAT16:
         return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), lanes)), target)
     # bfloat16 is the upper half of float32.
@@ -279,7 +280,9 @@ def emit_store(builder, address, dtype_code, value, streamed):
     """The reverse of `emit_load`; rounds to nearest even and keeps NaN."""
     lanes = value.type.count
     short = ir.VectorType(ir.IntType(16), lanes)
-    if dtype_code == FLOAT16:
+    if dtype_code == FLOAT16 and not _has_half():
+        value = _emit_narrow_to_half(builder, value)
+    elif dtype_code == FLOAT16:
         half = builder.fptrunc(value, ir.VectorType(ir.HalfType(), lanes))
         value = builder.bitcast(half, short)
     elif dtype_code == BFLOAT16:
@@ -379,6 +382,69 @@ def emit_prefetch(builder, address):
     # To read, into all caches, as data.
     arguments = [ir.Constant(integer, value) for value in (0, 3, 1)]
     builder.call(function, [builder.inttoptr(address, byte), *arguments])
+
+
+# LLVM calls functions that this process may lack where the processor does not convert float16.
+
+
+def _has_half():
+    return target().has_half
+
+
+def _emit_widen_half(builder, bits):
+    """Emits float16 bits as float32, exactly, by integers.
+
+    The bits of the magnitude are shifted to those of float32, and the bias of the exponent is
+    adapted. A subnormal number gets the exponent of 2**-14, which is then subtracted.
+    """
+    constant = functools.partial(_integer_constant, bits.type.count)
+    word = ir.VectorType(ir.IntType(32), bits.type.count)
+    single = ir.VectorType(_FLOAT, bits.type.count)
+    wide = builder.zext(bits, word)
+    magnitude = builder.shl(builder.and_(wide, constant(0x7FFF)), constant(13))
+    exponent = builder.and_(magnitude, constant(0x7C00 << 13))
+    is_finite = builder.icmp_unsigned("!=", exponent, constant(0x7C00 << 13))
+    bias = builder.select(is_finite, constant((127 - 15) << 23), constant((255 - 31) << 23))
+    normal = builder.add(magnitude, bias)
+    smallest = constant((127 - 14) << 23)
+    subnormal = builder.fsub(
+        builder.bitcast(builder.add(magnitude, smallest), single),
+        builder.bitcast(smallest, single),
+    )
+    is_subnormal = builder.icmp_unsigned("==", exponent, constant(0))
+    result = builder.select(is_subnormal, builder.bitcast(subnormal, word), normal)
+    sign = builder.shl(builder.and_(wide, constant(0x8000)), constant(16))
+    return builder.bitcast(builder.or_(result, sign), single)
+
+
+def _emit_narrow_to_half(builder, value):
+    """Emits the float16 bits of float32, rounded to nearest even; NaN stays NaN.
+
+    A sum with 1/2 rounds numbers below 2**-14 to multiples of 2**-24, the subnormal numbers.
+    """
+    lanes = value.type.count
+    constant = functools.partial(_integer_constant, lanes)
+    bits = builder.bitcast(value, ir.VectorType(ir.IntType(32), lanes))
+    sign = builder.and_(bits, constant(0x80000000))
+    magnitude = builder.xor(bits, sign)
+    odd = builder.and_(builder.lshr(magnitude, constant(13)), constant(1))
+    rounded = builder.add(builder.add(magnitude, constant(0xFFF)), odd)
+    normal = builder.lshr(builder.sub(rounded, constant((127 - 15) << 23)), constant(13))
+    half = constant(0x3F000000)
+    total = builder.fadd(builder.bitcast(magnitude, value.type), builder.bitcast(half, value.type))
+    subnormal = builder.sub(builder.bitcast(total, bits.type), half)
+    is_small = builder.icmp_unsigned("<", magnitude, constant((127 - 14) << 23))
+    result = builder.select(is_small, subnormal, normal)
+    is_large = builder.icmp_unsigned(">=", magnitude, constant((127 + 16) << 23))
+    result = builder.select(is_large, constant(0x7C00), result)
+    is_nan = builder.icmp_unsigned(">", magnitude, constant(0x7F800000))
+    result = builder.select(is_nan, constant(0x7E00), result)
+    result = builder.or_(result, builder.lshr(sign, constant(16)))
+    return builder.trunc(result, ir.VectorType(ir.IntType(16), lanes))
+
+
+def _integer_constant(lanes, number):
+    return ir.Constant(ir.VectorType(ir.IntType(32), lanes), [number] * lanes)
 
 
 @intrinsic

@@ -131,7 +131,29 @@ def test_a_warm_up_for_very_many_classes_takes_small_images(compiled):
     assert "cross_entropy_kernel" in {name for name, *_ in compiled}
 
 
-@pytest.mark.parametrize("num_classes", [2, 150])
-def test_a_warm_up_on_the_cpu_runs_all_functions(num_classes):
+@pytest.mark.parametrize("num_classes", [21, 150])
+def test_usual_calls_on_the_cpu_compile_nothing_after_a_warm_up(monkeypatch, num_classes):
+    from seg_loss.cpu import backend, cache, plan
+
+    monkeypatch.setattr(backend, "_plans", plan.Cache())
+    monkeypatch.setattr(cache, "_loaded", {})
     with backends.numba_kernels():
         seg_loss.warm_up(num_classes=num_classes)
+        warm = set(cache._loaded)
+        for size in (24, 32), (37, 53):
+            for dtype, label_dtype in [*ALL_DTYPES, (torch.float64, torch.uint8)]:
+                use((1, num_classes, *size), dtype, label_dtype)
+            logits = torch.zeros(1, num_classes, *size)
+            labels = torch.zeros(1, *size, dtype=torch.uint8)
+            weight = torch.ones(num_classes)
+            seg_loss.spatial_cross_entropy(logits, labels, weight)
+            seg_loss.pixel_nll(logits, labels)
+            seg_loss.loss_and_gradient(logits, labels, label_smoothing=0.1)
+            seg_loss.evaluate(logits, labels, maps=MAPS)
+            large_labels = torch.zeros(1, 8 * size[0], 8 * size[1], dtype=torch.uint8)
+            seg_loss.loss_and_gradient(logits, large_labels, upsampling=Bilinear())
+            seg_loss.evaluate(logits, large_labels, upsampling=Bilinear(), maps=MAPS)
+            leaf = logits.requires_grad_()
+            seg_loss.spatial_cross_entropy(leaf, labels).backward()
+            seg_loss.spatial_softmax(leaf)[:, 0].sum().backward()
+    assert set(cache._loaded) == warm

@@ -239,7 +239,7 @@ def test_the_metrics_of_a_service_on_the_cpu_name_it(client):
     [
         ("cuda", "2,19,150", [2, 19]),  # no request may have 150 classes
         ("cuda", "", []),
-        ("cpu", "2,19,150", [2]),
+        ("cpu", "2,19,150", [2, 19]),
     ],
 )
 def test_kernels_for_the_usual_numbers_of_classes_are_loaded_before_ready(
