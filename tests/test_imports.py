@@ -24,8 +24,10 @@ MODULES = {
 BASE = ("constants", "_errors", "_labels", "_inputs", "_divisor", "_evaluation_sums", "upsampling")
 BASE = tuple(f"seg_loss.{name}" for name in BASE)
 CPU_KERNEL_BASE = ("seg_loss.cpu.compiler", "seg_loss.cpu.records", "seg_loss.cpu.simd")
+CPU_PLAN = tuple(f"seg_loss.cpu.{name}" for name in ("cache", "plan", "records", "target"))
 ARROWS = {
     # The library: functional -> _autograd -> _compile -> _backends -> cpu, gpu: backend -> kernels.
+    # cpu: backend -> loss, upsampled_loss, evaluation, probabilities -> arguments -> plan.
     # gpu: backend -> loss, upsampled_loss, evaluation, probabilities -> label_check -> arguments.
     # `_backends` imports the backends by name, when a tensor on their device comes first.
     "seg_loss": ("seg_loss._version",),
@@ -64,7 +66,7 @@ ARROWS = {
         "seg_loss.cpu.target",
     ),
     "seg_loss.cpu.softmax": (
-        *CPU_KERNEL_BASE, "seg_loss.cpu.region", "seg_loss.cpu.rows", "seg_loss.cpu.tiles",
+        *CPU_KERNEL_BASE, "seg_loss.cpu.columns", "seg_loss.cpu.region", "seg_loss.cpu.rows", "seg_loss.cpu.tiles",
     ),
     "seg_loss.cpu.evaluate": (
         *CPU_KERNEL_BASE, "seg_loss.constants", "seg_loss.cpu.columns",
@@ -81,9 +83,20 @@ ARROWS = {
     "seg_loss.cpu.plan": (
         *BASE, "seg_loss.cpu.cache", "seg_loss.cpu.records", "seg_loss.cpu.threads",
     ),
+    "seg_loss.cpu.arguments": (*BASE, *CPU_PLAN),
+    "seg_loss.cpu.loss": (*BASE, *CPU_PLAN, "seg_loss.cpu.arguments"),
+    "seg_loss.cpu.probabilities": (
+        *BASE, *CPU_PLAN, "seg_loss.cpu.arguments", "seg_loss.cpu.memory",
+    ),
+    "seg_loss.cpu.upsampled_loss": (
+        *BASE, *CPU_PLAN, "seg_loss.cpu.arguments", "seg_loss.cpu.threads",
+    ),
+    "seg_loss.cpu.evaluation": (
+        *BASE, *CPU_PLAN, "seg_loss.cpu.arguments", "seg_loss.cpu.upsampled_loss",
+    ),
     "seg_loss.cpu.backend": (
-        *BASE, "seg_loss.cpu.cache", "seg_loss.cpu.memory", "seg_loss.cpu.plan",
-        "seg_loss.cpu.records", "seg_loss.cpu.target", "seg_loss.cpu.threads",
+        "seg_loss.cpu.evaluation", "seg_loss.cpu.loss", "seg_loss.cpu.probabilities",
+        "seg_loss.cpu.upsampled_loss",
     ),
     "seg_loss.gpu": (),
     "seg_loss.gpu.math": (),
