@@ -79,8 +79,7 @@ def measure(rounds: int) -> dict[str, float]:
 def table(times: dict[str, float]) -> list[str]:
     """Returns the lines of a table of times and targets."""
     rows = (
-        f"| {name} | {seconds:.4f} | {TARGETS.get(name, '')} |"
-        for name, seconds in times.items()
+        f"| {name} | {seconds:.4f} | {TARGETS.get(name, '')} |" for name, seconds in times.items()
     )
     return ["| | s | target |", "|---|---|---|", *rows]
 

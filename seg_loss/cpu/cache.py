@@ -29,7 +29,7 @@ import llvmlite.binding as llvm
 from seg_loss.cpu.target import target
 
 _SOURCES = Path(__file__).parent
-_SYMBOL = "seg_loss_kernel"
+SYMBOL = "seg_loss_kernel"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 # Files of one kernel for one processor: of this version and of others that share the folder.
 _MAX_VERSIONS = 4
@@ -84,28 +84,29 @@ def load(kernel: Kernel) -> Function:
                 if code is None:
                     code = _compile(kernel)
                     _write(kernel, code)
-                function = _loaded[kernel] = _link(code)
+                function = _loaded[kernel] = link(code)
     return function
 
 
-def _link(code: bytes) -> Function:
+def link(code: bytes) -> Function:
+    """Returns a kernel from its object code, whose one symbol is `SYMBOL`."""
     machine = llvm.Target.from_triple(target().triple).create_target_machine()
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _engines.append(engine)
-    address = engine.get_function_address(_SYMBOL)
+    address = engine.get_function_address(SYMBOL)
     return Function(address, Entry(address))
 
 
 def _compile(kernel: Kernel) -> bytes:
-    """Returns the object code of a kernel, with the one symbol `_SYMBOL`."""
+    """Returns the object code of a kernel, with the one symbol `SYMBOL`."""
     with _garbage_uncollected():
         # Numba's import takes time that a process with cached kernels need not spend.
         from seg_loss.cpu.compiler import compile_to_object
 
         make = getattr(importlib.import_module(f"seg_loss.cpu.{kernel.module}"), kernel.make)
-        return compile_to_object(make(**dict(kernel.parameters)), _SYMBOL)
+        return compile_to_object(make(**dict(kernel.parameters)), SYMBOL)
 
 
 @contextlib.contextmanager
