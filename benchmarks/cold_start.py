@@ -2,8 +2,9 @@
 
     python -m benchmarks.cold_start [--rounds 5] [--output benchmarks/results]
 
-Each number is the median over new processes, which take turns. Without a cache each process compiles
-into an empty folder; with one it finds the files of an earlier process. Writes cold_start.md.
+Each number is the median over new processes, which take turns. Without a cache each process
+compiles into an empty folder; with one it finds the files of an earlier process. Writes
+cold_start.md.
 """
 
 import argparse
@@ -51,9 +52,7 @@ def run(dtype: str, folder: str) -> list[float]:
     """Returns the seconds of the imports and of two calls in a new process."""
     command = [sys.executable, "-c", _SCRIPT, dtype, str(CLASSES)]
     environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
-    seconds: list[float] = json.loads(
-        subprocess.check_output(command, text=True, env=environment)
-    )
+    seconds: list[float] = json.loads(subprocess.check_output(command, text=True, env=environment))
     return seconds
 
 
@@ -81,8 +80,7 @@ def measure(rounds: int) -> dict[str, float]:
 def table(times: dict[str, float]) -> list[str]:
     """Returns the lines of a table of times and targets."""
     rows = (
-        f"| {name} | {seconds:.4f} | {TARGETS[name] if name in TARGETS else ''} |"
-        for name, seconds in times.items()
+        f"| {name} | {seconds:.4f} | {TARGETS.get(name, '')} |" for name, seconds in times.items()
     )
     return ["| | s | target |", "|---|---|---|", *rows]
 
@@ -93,11 +91,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     lines = [
-        "Made by `python -m benchmarks.cold_start`; medians over new processes, in seconds."
-        f" {machine()}.",
+        f"Made by `python -m benchmarks.cold_start`; medians over new processes. {machine()}.",
         "",
-        f"A call is `loss_and_gradient` of logits 1x{CLASSES}x64x64. `import seg_loss` is what it"
-        " takes beyond torch.",
+        f"A call is `loss_and_gradient` of logits 1x{CLASSES}x64x64. `import seg_loss` comes after",
+        "`import torch`.",
         "",
         *table(measure(arguments.rounds)),
     ]

@@ -26,9 +26,9 @@ class Case(NamedTuple):
     size: tuple[int, int]
 
 
-# The CPU kernels serve all labels. The kernels of columns serve one dtype, and on AVX-512 one number
-# of classes; the others serve all logits of one precision. Gradients whose planes are whole cache
-# lines, as with 4 x 4 pixels, have a kernel of their own.
+# The CPU kernels serve all labels. The kernels of columns serve one dtype, and on AVX-512 one
+# number of classes; the others serve all logits of one precision. Gradients whose planes are whole
+# cache lines, as with 4 x 4 pixels, have a kernel of their own.
 CPU_CASES = (
     Case(torch.float32, torch.uint8, (2, 2)),
     Case(torch.float32, torch.uint8, (4, 4)),
