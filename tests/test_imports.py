@@ -52,16 +52,24 @@ ARROWS = {
     "seg_loss.cpu.rows": CPU_KERNEL_BASE,
     "seg_loss.cpu.region": (*CPU_KERNEL_BASE, "seg_loss._divisor", "seg_loss.cpu.rows"),
     "seg_loss.cpu.columns": CPU_KERNEL_BASE,
-    "seg_loss.cpu.tiles": (*CPU_KERNEL_BASE, "seg_loss.constants", "seg_loss.cpu.rows"),
+    "seg_loss.cpu.tiles": (
+        *CPU_KERNEL_BASE, "seg_loss.constants", "seg_loss.cpu.region", "seg_loss.cpu.rows",
+    ),
     "seg_loss.cpu.cross_entropy": (
         *CPU_KERNEL_BASE, "seg_loss.cpu.columns", "seg_loss.cpu.region", "seg_loss.cpu.rows",
         "seg_loss.cpu.tiles",
+    ),
+    "seg_loss.cpu.many_classes": (
+        *CPU_KERNEL_BASE, "seg_loss.cpu.cross_entropy", "seg_loss.cpu.region", "seg_loss.cpu.rows",
+        "seg_loss.cpu.target",
     ),
     "seg_loss.cpu.softmax": (
         *CPU_KERNEL_BASE, "seg_loss.cpu.region", "seg_loss.cpu.rows", "seg_loss.cpu.tiles",
     ),
     "seg_loss.cpu.evaluate": (
-        *CPU_KERNEL_BASE, "seg_loss.cpu.region", "seg_loss.cpu.rows", "seg_loss.cpu.tiles",
+        *CPU_KERNEL_BASE, "seg_loss.constants", "seg_loss.cpu.columns",
+        "seg_loss.cpu.cross_entropy", "seg_loss.cpu.region", "seg_loss.cpu.rows",
+        "seg_loss.cpu.tiles",
     ),
     "seg_loss.cpu.upsampled": (
         *CPU_KERNEL_BASE, "seg_loss.cpu.evaluate", "seg_loss.cpu.region", "seg_loss.cpu.rows",
@@ -170,8 +178,8 @@ ARROWS = {
 ONLY_IN = {
     "numba": (
         *(f"seg_loss.cpu.{name}"
-          for name in ("columns", "compiler", "cross_entropy", "evaluate", "region", "rows", "simd",
-                       "softmax", "tiles", "upsampled")),
+          for name in ("columns", "compiler", "cross_entropy", "evaluate", "many_classes", "region",
+                       "rows", "simd", "softmax", "tiles", "upsampled")),
         "benchmarks",
     ),
     "llvmlite": tuple(

@@ -21,7 +21,7 @@ from seg_loss.cpu import plan as plans
 from seg_loss.cpu import threads
 from seg_loss.cpu.cache import Kernel
 from seg_loss.cpu.memory import empty_gradient
-from seg_loss.cpu.plan import Memory, Plan, dtype_code, layout, merged_axes, round_up
+from seg_loss.cpu.plan import Memory, Plan, dtype_code, merged_axes, round_up
 from seg_loss.cpu.records import ITEMSIZES, LANES, NUM_BINS, TOP
 from seg_loss.cpu.target import target
 from seg_loss.upsampling import Axes, Axis
@@ -31,6 +31,7 @@ from seg_loss.upsampling import Axes, Axis
 MAX_COLUMN_CLASSES = 32
 _COLUMN_TILE = 1024
 _COLUMN_CHUNK = 4096
+_MANY_CLASSES_TILE = 128
 # Elements of a chunk of tiles: about 0.1 ms of work.
 _CHUNK_ELEMENTS = 400_000
 # The largest number of row blocks of an image of upsampled scores; each keeps two source rows.
@@ -39,6 +40,8 @@ _MAX_ROW_BLOCKS = 32
 _EXTRA_ROWS = 10
 # Blocks of source rows, and of corners, of upsampled scores; see `upsampled`.
 _SOURCE_BLOCKS, _CORNERS = 4, 4
+# Copies of the tables of `evaluate`; see there.
+_TABLE_COPIES = 4
 
 _Array = np.ndarray[Any, Any]
 _plans = plans.Cache()
@@ -114,23 +117,44 @@ def _plan_loss(inputs: LossInputs, tensors: "_Tensors", *, checks_labels: bool) 
     logits, gradient = inputs.logits, tensors["gradient"]
     num_classes, pixels = logits.shape[1], _num_pixels(logits)
     element = _element(logits.dtype)
-    is_column = element == "float32" and not inputs.options.label_smoothing
-    if is_column and num_classes <= MAX_COLUMN_CLASSES:
+    if _fits_column(inputs):
         parameters = {
             "num_classes": num_classes if target().has_avx512 else None,
             "dtype_code": dtype_code(logits.dtype),
             "has_gradient": gradient is not None,
-            "bypasses_caches": gradient is not None and _has_whole_lines(gradient),
+            "bypasses_caches": _has_whole_lines(gradient),
+            "classes_adjacent": _has_adjacent_classes(logits, gradient),
         }
         plan = _make_plan("cross_entropy", "make_columns", inputs, parameters)
         plan.set(tile=_COLUMN_TILE, row_stride=_COLUMN_TILE)
         plan.set(is_dense=all(_is_dense(t) for t in (logits, gradient) if t is not None))
-        plan.split(pixels, min(_COLUMN_CHUNK, round_up(max(pixels // 16, 1), _COLUMN_TILE)))
+        _split_columns(plan, pixels)
         plan.add_scratch(
             rows=2 * 4 * _COLUMN_TILE,
             factors=4 * _COLUMN_TILE,
             classes=4 * _COLUMN_TILE,
             extra=8 * LANES + 3 * 4 * LANES * num_classes + 4 * LANES,
+        )
+    elif element == "float32" and not inputs.options.label_smoothing:
+        parameters = {
+            "dtype_code": dtype_code(logits.dtype),
+            "has_gradient": gradient is not None,
+            "bypasses_caches": _has_whole_lines(gradient),
+            "classes_adjacent": _has_adjacent_classes(logits, gradient)
+            and logits.dtype == torch.float32,
+        }
+        plan = _make_plan("many_classes", "make_many_classes", inputs, parameters)
+        stride = _MANY_CLASSES_TILE + LANES
+        # Rows of three tiles, which begin at different sets of the caches.
+        rows = round_up(num_classes * stride, 1024) + 336
+        plan.set(tile=_MANY_CLASSES_TILE, row_stride=rows)
+        plan.set(is_dense=all(_is_dense(t) for t in (logits, gradient) if t is not None))
+        plan.split(pixels, _COLUMN_CHUNK, _COLUMN_CHUNK)
+        plan.add_scratch(
+            rows=3 * 4 * rows,
+            factors=9 * 4 * stride,
+            classes=4 * stride,
+            extra=8 * LANES + 4 * LANES * num_classes,
         )
     else:
         plan = _make_plan("cross_entropy", "make_tiles", inputs, {"element": element})
@@ -171,8 +195,11 @@ def evaluate(inputs: LossInputs, maps: dict[str, Tensor]) -> EvaluationSums:
     tensors = _Tensors(inputs)
     classes = maps.get("prediction", maps.get("top_classes"))
     dtype = None if classes is None else classes.dtype
-    key = "evaluate", tensors.layouts, inputs.class_weight is None, inputs.options, dtype
-    plan: Plan = _plans.get(key, lambda: _plan_evaluate(inputs, tensors, dtype))
+    # The other maps are by-products.
+    has_distributions = "entropy" in maps or "top_classes" in maps
+    is_weighted = inputs.class_weight is not None
+    key = "evaluate", tensors.layouts, is_weighted, inputs.options, dtype, has_distributions
+    plan: Plan = _plans.get(key, lambda: _plan_evaluate(inputs, tensors, dtype, has_distributions))
     num_chunks = int(plan.job[0]["num_images"] * plan.job[0]["chunks_per_image"])
     tables = np.zeros((num_chunks, num_classes + NUM_BINS))
     addresses = tensors.addresses
@@ -203,16 +230,37 @@ def evaluate(inputs: LossInputs, maps: dict[str, Tensor]) -> EvaluationSums:
     return sums
 
 
-def _plan_evaluate(inputs: LossInputs, tensors: "_Tensors", dtype: torch.dtype | None) -> Plan:
+def _plan_evaluate(
+    inputs: LossInputs, tensors: "_Tensors", dtype: torch.dtype | None, has_distributions: bool
+) -> Plan:
     logits = inputs.logits
-    num_classes = logits.shape[1]
+    num_classes, pixels = logits.shape[1], _num_pixels(logits)
     if inputs.axes is not None:
         plan = _plan_upsampled("make_evaluate", inputs, tensors)
+    elif _fits_column(inputs):
+        parameters = {
+            "num_classes": num_classes if target().has_avx512 else None,
+            "dtype_code": dtype_code(logits.dtype),
+            "classes_adjacent": _has_adjacent_classes(logits),
+            "has_distributions": has_distributions,
+        }
+        plan = _make_plan("evaluate", "make_columns", inputs, parameters)
+        stride = _COLUMN_TILE + LANES
+        plan.set(tile=_COLUMN_TILE, row_stride=stride, is_dense=_is_dense(logits), checks_labels=1)
+        _split_columns(plan, pixels, 4 * _COLUMN_CHUNK)
+        num_rows = num_classes + 1
+        tables = _TABLE_COPIES * (8 * num_rows + 8 * (2 * NUM_BINS + 1) + 4 * num_rows * num_rows)
+        plan.add_scratch(
+            rows=4 * (max(num_classes, TOP) + _EXTRA_ROWS) * stride,
+            classes=4 * stride,
+            extra=8 * LANES + 2 * 4 * LANES * num_classes + 3 * 4 * LANES + tables,
+        )
+        tensors.add_views(plan)
     else:
         element = _element(logits.dtype)
         plan = _make_plan("evaluate", "make_tiles", inputs, {"element": element})
         itemsize = ITEMSIZES[dtype_code(loss_dtype(logits))]
-        _add_tiles(plan, num_classes, _num_pixels(logits), itemsize)
+        _add_tiles(plan, num_classes, pixels, itemsize)
         plan.set(checks_labels=1)
         tensors.add_views(plan)
     if dtype is not None:
@@ -242,7 +290,7 @@ def softmax_gradient(grad_output: Tensor, logits: Tensor, axis: int, temperature
         "gradient": _axis_first(gradient, axis),
         "grad_output_view": _axis_first(grad_output.to(logits.dtype), axis),
     }
-    _run_softmax("make_softmax_gradient", views, temperature)
+    _run_softmax("make_gradient", views, temperature)
     return gradient
 
 
@@ -257,13 +305,27 @@ def _run_softmax(make: str, views: dict[str, Tensor], temperature: float) -> Non
 
 
 def _plan_softmax(make: str, tensors: "_Tensors", temperature: float) -> Plan:
+    views = [tensors[name] for name in _WITH_CLASSES]
     logits = tensors["logits"]
     assert logits is not None
     num_classes, pixels = logits.shape[1], _num_pixels(logits)
-    plan = Plan(Kernel("softmax", make, (("element", _element(logits.dtype)),)), 1, pixels)
-    itemsize = ITEMSIZES[dtype_code(loss_dtype(logits))]
-    _add_tiles(plan, num_classes, pixels, itemsize)
-    plan.add_scratch(extra=(num_classes + 1) * int(plan.job[0]["row_stride"]) * itemsize)
+    if 1 <= num_classes <= MAX_COLUMN_CLASSES and logits.dtype != torch.float64:
+        parameters = {
+            "num_classes": num_classes if target().has_avx512 else None,
+            "dtype_code": dtype_code(logits.dtype),
+            "bypasses_caches": _has_whole_lines(tensors["gradient"]),
+        }
+        kernel = Kernel("softmax", f"{make}_columns", tuple(parameters.items()))
+        plan = Plan(kernel, 1, pixels)
+        plan.set(is_dense=all(_is_dense(view) for view in views if view is not None))
+        _split_columns(plan, pixels)
+        plan.add_scratch(extra=8 * LANES + 3 * 4 * LANES * num_classes)
+    else:
+        kernel = Kernel("softmax", f"{make}_tiles", (("element", _element(logits.dtype)),))
+        plan = Plan(kernel, 1, pixels)
+        itemsize = ITEMSIZES[dtype_code(loss_dtype(logits))]
+        _add_tiles(plan, num_classes, pixels, itemsize)
+        plan.add_scratch(extra=(num_classes + 1) * int(plan.job[0]["row_stride"]) * itemsize)
     plan.set(inverse_temperature=1 / temperature)
     tensors.add_views(plan)
     return plan
@@ -284,6 +346,11 @@ def _make_plan(module: str, make: str, inputs: LossInputs, parameters: dict[str,
         plan.class_weight = np.append(np.ones(logits.shape[1]), [0.0, 0.0])
         plan.set(class_weight=plan.class_weight.ctypes.data, sum_of_class_weights=logits.shape[1])
     return plan
+
+
+def _split_columns(plan: Plan, pixels: int, chunk: int = _COLUMN_CHUNK) -> None:
+    """Splits the pixels into chunks of at most `chunk`, and smaller ones in small images."""
+    plan.split(pixels, min(chunk, round_up(max(pixels // 16, 1), _COLUMN_TILE)))
 
 
 def _add_tiles(plan: Plan, num_classes: int, pixels: int, itemsize: int) -> None:
@@ -487,21 +554,23 @@ class _Tensors:
 
     def __init__(self, inputs: LossInputs | None, **others: Tensor | None) -> None:
         self._copies: list[tuple[Tensor, Tensor]] = []
-        tensors = others
+        self._tensors: dict[str, Tensor] = {}
+        self.addresses: dict[str, int] = {}
+        layouts: list[Any] = []
         if inputs is not None:
-            tensors = {
-                "logits": inputs.logits,
-                "labels": inputs.labels,
-                "pixel_weight": _pixel_weight_for(inputs),
-                **others,
-            }
-        self._tensors = {
-            name: tensor if tensor.ndim <= 5 else self._copied(name, tensor)
-            for name, tensor in tensors.items()
-            if tensor is not None
-        }
-        self.layouts = tuple((name, layout(tensor)) for name, tensor in self._tensors.items())
-        self.addresses = {name: tensor.data_ptr() for name, tensor in self._tensors.items()}
+            others["logits"], others["labels"] = inputs.logits, inputs.labels
+            if inputs.pixel_weight is not None:
+                others["pixel_weight"] = _pixel_weight_for(inputs)
+        for name, tensor in others.items():
+            if tensor is not None:
+                if tensor.ndim > 4:
+                    tensor = self._copied(name, tensor)
+                self._tensors[name] = tensor
+                address = self.addresses[name] = tensor.data_ptr()
+                # Whether it is a multiple of a cache line is part of the layout.
+                alignment = address % plans.CACHE_LINE
+                layouts.append((name, tensor.shape, tensor.stride(), tensor.dtype, alignment))
+        self.layouts = tuple(layouts)
 
     def __getitem__(self, name: str) -> Tensor | None:
         return self._tensors.get(name)
@@ -526,6 +595,15 @@ class _Tensors:
         return copy
 
 
+def _fits_column(inputs: LossInputs) -> bool:
+    """Returns whether the logits can be processed column by column; see `columns`."""
+    return (
+        inputs.num_classes <= MAX_COLUMN_CLASSES
+        and inputs.logits.dtype != torch.float64
+        and not inputs.options.label_smoothing
+    )
+
+
 def _num_pixels(logits: Tensor) -> int:
     """Returns the pixels of an image; a batch without images counts as one image without pixels."""
     return logits.shape[2:].numel() if len(logits) else 0
@@ -542,14 +620,23 @@ def _is_dense(tensor: Tensor) -> bool:
     return not axes or (len(axes) == 1 and axes[0][1] == 1)
 
 
-def _has_whole_lines(gradient: Tensor) -> bool:
+def _has_whole_lines(gradient: Tensor | None) -> bool:
     """Returns whether each 16 pixels of each class are a cache line of float32."""
+    if gradient is None:
+        return False
     strides = (gradient.stride(0), gradient.stride(1), gradient.shape[2:].numel())
     return (
         gradient.dtype == torch.float32
         and _is_dense(gradient)
         and gradient.data_ptr() % plans.CACHE_LINE == 0
         and all(stride % LANES == 0 for stride in strides)
+    )
+
+
+def _has_adjacent_classes(*tensors: Tensor | None) -> bool:
+    """Returns whether the classes of a pixel, a vector or more, are adjacent: channels_last."""
+    return all(
+        tensor is None or (tensor.stride(1) == 1 and tensor.shape[1] >= LANES) for tensor in tensors
     )
 
 

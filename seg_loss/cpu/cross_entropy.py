@@ -8,8 +8,8 @@ A chunk of pixels is processed in tiles, a tile in strips of 16 pixels:
                 factor = weight / (D s)
     column_out  grad_c = e_c factor   and   grad_y = -t factor
 
-A pixel whose sum s is not finite is computed again in float64: it holds NaN or infinity, or numbers
-near the end of float32.
+A pixel whose sum s is NaN has NaN or infinity among its logits: nll and gradient are NaN, and 0
+where the pixel is ignored.
 
 A strip that does not lie in memory as 16 adjacent pixels of each class (a few last pixels,
 channels_last, slices of a tensor) is copied to a buffer first, and its gradient from there.
@@ -23,33 +23,32 @@ from numba import types
 from seg_loss.cpu.columns import make_column
 from seg_loss.cpu.compiler import inner
 from seg_loss.cpu.records import ITEMSIZES, LANES
-from seg_loss.cpu.region import make_region
+from seg_loss.cpu.region import add_terms, make_region
 from seg_loss.cpu.rows import (
     copy_strip_in,
     copy_strip_out,
     fill,
     load_classes,
     load_rows,
+    make_transposes,
     store_rows,
-    strip_offsets,
 )
 from seg_loss.cpu.simd import (
     FLOATS,
-    address_of,
     any_lane,
     at,
-    broadcast,
-    exp2,
-    is_infinite_or_nan,
+    count_lanes,
+    equal,
+    is_nan,
     less,
     load,
-    load_float,
     log1p,
+    mask_and,
     min_int,
     pointer,
+    scaled_exp,
     splat,
     store,
-    store_float,
     sum_of_lanes,
     where,
     widened,
@@ -57,8 +56,6 @@ from seg_loss.cpu.simd import (
 from seg_loss.cpu.tiles import FACTOR, MAP, PIXEL_WEIGHTS, put_target, terms_of_tile
 
 _LOG2_E = math.log2(math.e)
-_LN_2 = np.float32(math.log(2))
-_FAR = np.float32(-40 * _LOG2_E)  # below it ln(1 + t / e) is ln(t / e) in float32
 
 
 @inner(types.void)
@@ -78,79 +75,17 @@ def load_weights(job, image, first, n, classes, weights):
 
 
 @inner(FLOATS)
-def nll_of(t, e_target, u_target):
-    """Returns ln(t + e) - ln 2 u, where e = 2**u is the exponential of the target class.
+def log_of_sum(t, e_target, distance):
+    """Returns ln(t + e), where e = exp(distance) belongs to the target class.
 
-    It is ln(1 + t / e): exact to the last bits also where t is tiny. Where e is tiny, s - 1 is not.
+    The largest of all exponentials is 1. It is in t, or else `distance` is 0, so that ln(1 + t) is
+    accurate to the last bits also where t is tiny.
     """
     one = splat(np.float32(1))
-    zero = one - one
-    is_near = less(splat(_FAR), u_target)
-    ratio = where(is_near, t / e_target, (t + e_target) - one)
-    return log1p(ratio) - where(is_near, zero, u_target * splat(_LN_2))
+    return log1p(where(equal(distance, one - one), t, (t + e_target) - one))
 
 
-@inner(types.float64)
-def careful_pixels(job, dtype_code, image, first, n, sums, offsets, classes, weights, terms, chunk):
-    """Computes those of `n` pixels whose sum is not finite, in float64; returns their terms' sum.
-
-    A pixel that has no finite sum in float64 either has the nll and the gradient NaN; an ignored
-    one has the gradient 0. `offsets` are those of the strip's logits.
-    """
-    num_classes = job.logits.num_classes
-    size = ITEMSIZES[dtype_code]
-    step = size * LANES
-    gradient_scale = job.grad_output * job.inverse_temperature / job.known_divisor
-    buffer = address_of(offsets) + 8 * LANES
-    total = 0.0
-    if job.gradient.address:
-        strip_offsets(job.gradient, image, first, n, offsets)
-    for i in range(n):
-        if sums[i] < np.inf:
-            continue
-        address = buffer + i * size
-        y = classes[i]
-        top = -np.inf
-        for c in range(num_classes):
-            x = np.float64(load_float(weights, address + c * step, dtype_code))
-            top = x if x > top else top
-        t = 0.0
-        target_distance = 0.0
-        for c in range(num_classes):
-            x = np.float64(load_float(weights, address + c * step, dtype_code))
-            distance = (x - top) * job.inverse_temperature
-            if c == y:
-                target_distance = distance
-            else:
-                t += math.exp(distance)
-        is_valid = y < num_classes
-        e_target = math.exp(target_distance) if is_valid else 0.0
-        s = t + e_target
-        if s != s and is_valid:
-            chunk.non_finite += 1
-        nll = math.log1p(t / e_target) if target_distance > -40 else math.log(s) - target_distance
-        nll = job.max_nll if nll > job.max_nll else nll
-        weight = np.float64(weights[i]) if is_valid else 0.0
-        term = nll * weight if is_valid else 0.0
-        terms[i] = np.float32(term)
-        total += term
-        if job.gradient.address:
-            factor = weight * gradient_scale / s
-            target = job.gradient.address + size * offsets[i]
-            for c in range(num_classes):
-                x = np.float64(load_float(weights, address + c * step, dtype_code))
-                value = 0.0
-                if is_valid:
-                    value = math.exp((x - top) * job.inverse_temperature) * factor
-                    if c == y or s != s:
-                        value = -t * factor
-                store_float(
-                    target + c * size * job.gradient.class_stride, dtype_code, np.float32(value)
-                )
-    return total
-
-
-def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches):
+def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches, classes_adjacent):
     """Returns the kernel of float32, float16 or bfloat16 logits without label smoothing.
 
     Args:
@@ -158,9 +93,13 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches):
         dtype_code: dtype of the logits and of the gradient.
         has_gradient: whether the gradient is written.
         bypasses_caches: whether it lies at whole cache lines.
+        classes_adjacent: whether the classes of a pixel, 16 or more, are adjacent in memory.
     """
-    column_in, column_out = make_column(num_classes, dtype_code, bypasses_caches)
+    column_in, column_out, column_clear = make_column(num_classes, dtype_code, bypasses_caches)
     size = ITEMSIZES[dtype_code]
+    copy_in, copy_out = copy_strip_in, copy_strip_out
+    if classes_adjacent:
+        copy_in, copy_out, *_ = make_transposes(size)
 
     @inner(types.void)
     def process_chunk(job, scratch, image, first, last, chunk):
@@ -168,24 +107,21 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches):
         weights = pointer(scratch + job.rows, np.float32)
         terms = pointer(scratch + job.factors, np.float32)
         offsets = pointer(scratch + job.extra, np.int64)
-        copy = scratch + job.extra + 8 * LANES
-        buffer = copy + 4 * LANES * job.logits.num_classes
+        buffer = scratch + job.extra + 8 * LANES
         exponentials = pointer(buffer + 4 * LANES * job.logits.num_classes, np.float32)
-        sums = at(exponentials, LANES * job.logits.num_classes)
         zero = splat(np.float32(0))
         scale = splat(np.float32(job.inverse_temperature * _LOG2_E))
         grad_scale = job.grad_output * job.inverse_temperature / job.known_divisor
         gradient_scale = splat(np.float32(grad_scale))
+        inverse_temperature = splat(np.float32(job.inverse_temperature))
         max_nll = splat(np.float32(job.max_nll))
         classes_end = splat(np.int32(job.logits.num_classes))
         total = widened(zero)
-        chunk.non_finite = 0
         logits = job.logits.address + size * image * job.logits.image_stride
         gradient = job.gradient.address + size * image * job.gradient.image_stride
         logits_step = size * job.logits.class_stride
         gradient_step = size * job.gradient.class_stride
         is_dense = job.is_dense != 0
-        careful_total = 0.0
         has_weights = job.pixel_weight.address != 0 or job.class_weight != 0
         ones = at(weights, job.row_stride)
         fill(weights, job.tile, 1.0)
@@ -202,25 +138,25 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches):
                 source, target = logits + (start + i) * size, gradient + (start + i) * size
                 source_step, target_step = logits_step, gradient_step
                 if not is_direct:
-                    copy_strip_in(job.logits, image, start + i, lanes, offsets, buffer)
+                    copy_in(size, job.logits, image, start + i, lanes, offsets, buffer)
                     source = target = buffer
                     source_step = target_step = size * LANES
-                t, u_target, e = column_in(
+                t, distance, e = column_in(
                     source, source_step, job.logits.num_classes, y, scale, exponentials
                 )
-                e_target = exp2(u_target)
+                e_target = scaled_exp(distance, scale)
                 s = t + e_target
-                is_careful = any_lane(is_infinite_or_nan(s))
-                if is_careful:
-                    # Before the gradient is written, perhaps to the same memory.
-                    copy_strip_in(job.logits, image, start + i, lanes, offsets, copy)
                 valid = less(y, classes_end)
-                nll = nll_of(t, e_target, u_target)
+                is_non_finite = is_nan(s)
+                if any_lane(is_non_finite):
+                    # Ignored ones get the gradient 0: 0 times NaN would be NaN.
+                    chunk.non_finite += count_lanes(mask_and(valid, is_non_finite))
+                    e = column_clear(e, job.logits.num_classes, is_non_finite)
+                distance = distance * inverse_temperature
+                nll = log_of_sum(t, e_target, distance) - distance
                 nll = where(less(max_nll, nll), max_nll, nll)
                 weight = load(weights, i)
                 term = where(valid, nll * weight, zero)
-                if is_careful:
-                    term = where(is_infinite_or_nan(s), zero, term)
                 total = total + widened(term)
                 store(terms, i, term)
                 if has_gradient:
@@ -228,16 +164,10 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches):
                     value = where(valid, -(t * factor), zero)
                     column_out(target, target_step, job.logits.num_classes, y, e, factor, value)
                     if not is_direct:
-                        copy_strip_out(job.gradient, image, start + i, lanes, offsets, buffer)
-                if is_careful:
-                    store(sums, 0, s)
-                    careful_total += careful_pixels(
-                        job, dtype_code, image, start + i, lanes, sums, offsets, at(classes, i),
-                        at(weights, i), at(terms, i), chunk,
-                    )  # fmt: skip
+                        copy_out(size, job.gradient, image, start + i, lanes, offsets, buffer)
             if job.terms.address:
                 store_rows(job.terms, image, start, n, terms, ones, 0)
-        chunk.loss = sum_of_lanes(total) + careful_total
+        add_terms(chunk, sum_of_lanes(total))
 
     return make_region(process_chunk, np.float32, True)
 
@@ -255,15 +185,13 @@ def make_tiles(*, element):
         pixel_row = at(rows, (num_classes + PIXEL_WEIGHTS) * stride)
         scale = job.grad_output * job.inverse_temperature / job.known_divisor
         fill(pixel_row, job.tile, 1.0)
-        total = widened(broadcast(rows, 0.0))
-        chunk.non_finite = 0
         for start in range(first, last, job.tile):
             n = min_int(job.tile, last - start)
             load_classes(job, image, start, n, classes)
             if job.pixel_weight.address:
                 load_rows(job.pixel_weight, image, start, n, 1.0, pixel_row, stride)
             load_rows(job.logits, image, start, n, job.inverse_temperature, rows, stride)
-            total = terms_of_tile(job, n, classes, scale, rows, stride, total, chunk)
+            terms_of_tile(job, n, classes, scale, rows, stride, chunk)
             if job.gradient.address:
                 put_target(num_classes, n, classes, rows, stride)
                 store_rows(job.gradient, image, start, n, rows, factor_row, stride)
@@ -271,6 +199,5 @@ def make_tiles(*, element):
                 fill(factor_row, n, 1.0)
                 map_row = at(rows, (num_classes + MAP) * stride)
                 store_rows(job.terms, image, start, n, map_row, factor_row, stride)
-        chunk.loss = sum_of_lanes(total)
 
     return make_region(process_chunk, element, True)

@@ -27,6 +27,8 @@ from seg_loss.cpu.records import (
 
 CACHE_LINE = 64
 MAX_PLANS = 256
+# Memory of a call that is larger is freed after it, and a plan with larger tables is made again.
+MAX_KEPT_BYTES = 1 << 20
 # A second thread costs more time than it saves where there are fewer elements to read.
 _MIN_ELEMENTS_FOR_THREADS = 60_000
 
@@ -55,16 +57,6 @@ def dtype_code(dtype: torch.dtype) -> int:
 
 
 _DTYPE_CODES = {getattr(torch, name): code for code, name in enumerate(DTYPES)}
-
-
-def layout(tensor: Tensor | None) -> Any:
-    """Returns all that a plan depends on in a tensor.
-
-    Whether its address is a multiple of a cache line is part of it.
-    """
-    if tensor is None:
-        return None
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.data_ptr() % CACHE_LINE
 
 
 def merged_axes(tensor: Tensor, first: int) -> list[tuple[int, int]]:
@@ -101,7 +93,7 @@ class Plan:
         # What the job refers to by address.
         self.ignored: Any = None
         self.class_weight: Any = None
-        self.tables: Any = None
+        self.tables: tuple[Any, ...] = ()
         self.halo_shape: tuple[int, ...] | None = None
         self.halo_dtype: Any = None
 
@@ -160,7 +152,7 @@ class Plan:
         if num_elements >= _MIN_ELEMENTS_FOR_THREADS:
             num_threads = threads.num_threads_for(self.num_chunks)
         try:
-            memory = self._free.pop()
+            memory: Memory | None = self._free.pop()
         except IndexError:  # another thread may have taken the last one
             memory = None
         if memory is None or memory.max_threads < num_threads:
@@ -178,8 +170,13 @@ class Plan:
 
     def release(self, memory: "Memory") -> None:
         """Keeps the memory of a call for the next one."""
-        if len(self._free) < 2:
+        if len(self._free) < 2 and memory.num_bytes <= MAX_KEPT_BYTES:
             self._free.append(memory)
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory of the plan's own tables."""
+        return sum(table.nbytes for table in self.tables)
 
 
 class Memory:
@@ -198,6 +195,7 @@ class Memory:
         ]
         starts = np.cumsum([0] + [round_up(size, CACHE_LINE) for size in sizes]).tolist()
         self._bytes = np.zeros(starts[-1] + CACHE_LINE, np.uint8)
+        self.num_bytes = self._bytes.nbytes
         start = -self._bytes.ctypes.data % CACHE_LINE
         self._bytes = self._bytes[start:]
         self.address = self._bytes.ctypes.data
@@ -215,6 +213,7 @@ class Memory:
         self._scratch_bytes, self._tables = scratch_bytes, int(job["tables"])
         if plan.halo_shape is not None:
             self.halo_rows = np.zeros(plan.halo_shape, plan.halo_dtype)
+            self.num_bytes += self.halo_rows.nbytes
             self.initial[_WORDS["grid.halo_rows"]] = self.halo_rows.ctypes.data
         self.chunks = self._bytes[starts[1] : starts[1] + sizes[1]].view(CHUNK)
         self.images = self._bytes[starts[2] : starts[2] + sizes[2]].view(IMAGE)
@@ -262,6 +261,8 @@ class Cache:
         plan = self._plans.get(key)
         if plan is None:
             plan = make()
+            if plan.num_bytes > MAX_KEPT_BYTES:
+                return plan
             # A copy of the keys: another thread may add a plan at the same time.
             for oldest in list(self._plans)[: len(self._plans) + 1 - MAX_PLANS]:
                 self._plans.pop(oldest, None)

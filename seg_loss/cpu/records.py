@@ -44,6 +44,7 @@ CHUNK = np.dtype(
         ("weight", np.float64),
         *_integers("valid invalid_labels first_invalid_label invalid_weights first_invalid_weight"),
         ("loss", np.float64),
+        ("compensation", np.float64),
         *_integers("non_finite saturated"),
     ]
 )

@@ -117,6 +117,15 @@ def _count_labels(job):
 
 
 @inner(types.void)
+def add_terms(chunk, value):
+    """Adds to the loss of a chunk, and the rounding error to its compensation (Knuth)."""
+    total = chunk.loss + value
+    added = total - chunk.loss
+    chunk.compensation += (chunk.loss - (total - added)) + (value - added)
+    chunk.loss = total
+
+
+@inner(types.void)
 def _add_sums(job, element):
     """Adds up the terms of each image and of all, and writes the results."""
     total = 0.0
@@ -124,7 +133,10 @@ def _add_sums(job, element):
         loss = 0.0
         for k in range(job.chunks_per_image):
             at_chunk = image * job.chunks_per_image + k
-            loss += record_at(job.chunks + at_chunk * _CHUNK_BYTES, CHUNK).loss
+            chunk = record_at(job.chunks + at_chunk * _CHUNK_BYTES, CHUNK)
+            loss += chunk.loss
+            if chunk.compensation - chunk.compensation == 0:  # an infinite sum has none
+                loss += chunk.compensation
         record_at(job.images + image * _IMAGE_BYTES, IMAGE).loss = loss
         total += loss
     if job.loss:
@@ -174,6 +186,8 @@ def make_region(process_chunk, element, has_labels):
             first = (k - image * job.chunks_per_image) * job.chunk_units
             last = min_int(first + job.chunk_units, job.image_units)
             chunk = record_at(job.chunks + k * _CHUNK_BYTES, CHUNK)
+            chunk.loss = chunk.compensation = 0.0
+            chunk.non_finite = chunk.saturated = 0
             process_chunk(job, scratch, image, first, last, chunk)
             is_last = fetch_add(address + _CHUNKS_DONE, 1) == num_chunks - 1
             if has_labels and is_last:

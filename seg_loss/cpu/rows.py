@@ -27,6 +27,8 @@ from seg_loss.cpu.simd import (
     store,
     store_float,
     store_row,
+    transpose_in,
+    transpose_out,
     where,
 )
 
@@ -154,15 +156,16 @@ def strip_offsets(view, image, first, n, offsets):
 
 
 @inner(types.void)
-def copy_strip_in(view, image, first, n, offsets, buffer):
+def copy_strip_in(size, view, image, first, n, offsets, buffer):
     """Copies `n` pixels of all classes to a buffer [C, 16] of the same dtype, and repeats the last.
 
-    A lane without a pixel must hold numbers that no other strip has left.
+    A lane without a pixel must hold numbers that no other strip has left. `size` are the bytes of
+    an element, 4 or 2.
     """
     strip_offsets(view, image, first, n, offsets)
     for i in range(n, LANES):
         offsets[i] = offsets[n - 1]
-    if ITEMSIZES[view.dtype_code] == 4:
+    if size == 4:
         source, target = pointer(view.address, np.int32), pointer(buffer, np.int32)
         for c in range(view.num_classes):
             for i in range(LANES):
@@ -175,10 +178,10 @@ def copy_strip_in(view, image, first, n, offsets, buffer):
 
 
 @inner(types.void)
-def copy_strip_out(view, image, first, n, offsets, buffer):
+def copy_strip_out(size, view, image, first, n, offsets, buffer):
     """Copies a buffer [C, 16] to `n` pixels of all classes, the reverse of `copy_strip_in`."""
     strip_offsets(view, image, first, n, offsets)
-    if ITEMSIZES[view.dtype_code] == 4:
+    if size == 4:
         target, source = pointer(view.address, np.int32), pointer(buffer, np.int32)
         for c in range(view.num_classes):
             for i in range(n):
@@ -188,3 +191,43 @@ def copy_strip_out(view, image, first, n, offsets, buffer):
         for c in range(view.num_classes):
             for i in range(n):
                 short_target[offsets[i] + c * view.class_stride] = short_source[c * LANES + i]
+
+
+def make_transposes(size):
+    """Returns the copies of pixels whose classes are adjacent, LANES or more.
+
+    They are the pair for a strip, as `copy_strip_in` and `copy_strip_out`, and the pair for 16
+    pixels at `offsets` and vectors that lie `step` bytes apart.
+
+    Args:
+        size: bytes of an element.
+    """
+
+    @inner(types.void)
+    def classes_in(view, offsets, target, step):
+        for start in range(0, view.num_classes, LANES):
+            c = min_int(start, view.num_classes - LANES)  # the last block overlaps another one
+            transpose_in(size, view.address + c * size, offsets, target + c * step, step)
+
+    @inner(types.void)
+    def classes_out(source, step, view, offsets):
+        for start in range(0, view.num_classes, LANES):
+            c = min_int(start, view.num_classes - LANES)
+            transpose_out(size, source + c * step, step, view.address + c * size, offsets)
+
+    @inner(types.void)
+    def strip_in(_, view, image, first, n, offsets, buffer):
+        strip_offsets(view, image, first, n, offsets)
+        for i in range(n, LANES):
+            offsets[i] = offsets[n - 1]
+        classes_in(view, offsets, buffer, size * LANES)
+
+    @inner(types.void)
+    def strip_out(_, view, image, first, n, offsets, buffer):
+        if n < LANES:
+            copy_strip_out(size, view, image, first, n, offsets, buffer)
+        else:
+            strip_offsets(view, image, first, n, offsets)
+            classes_out(buffer, size * LANES, view, offsets)
+
+    return strip_in, strip_out, classes_in, classes_out

@@ -46,7 +46,7 @@ class VectorModel(models.PrimitiveModel):
         super().__init__(manager, fe_type, _llvm_vector(fe_type.element))
 
 
-FLOATS = VectorType(types.float32)
+FLOATS, INTEGERS = VectorType(types.float32), VectorType(types.int32)
 _LLVM_ELEMENT = {
     types.float32: ir.FloatType(),
     types.float64: ir.DoubleType(),
@@ -303,6 +303,85 @@ def emit_store(builder, address, dtype_code, value, streamed):
     if streamed:
         one = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
         instruction.set_metadata("nontemporal", one)
+
+
+@intrinsic(prefer_literal=True)
+def transpose_in(typingctx, size, source, offsets, target, target_step):
+    """Copies LANES elements of each of LANES pixels to LANES vectors, one for each element.
+
+    The elements of a pixel are adjacent, `offsets` elements of `size` bytes behind `source`. The
+    vectors lie `target_step` bytes apart.
+    """
+    num_bytes = size.literal_value
+    element = ir.IntType(8 * num_bytes)
+
+    def codegen(context, builder, signature, args):
+        _, source, offsets, target, step = args
+        pixels = []
+        for i in range(LANES):
+            offset = builder.load(builder.gep(offsets, [step.type(i)]))
+            address = builder.add(source, builder.mul(offset, step.type(num_bytes)))
+            pixels.append(_load_raw(builder, address, element, LANES, num_bytes))
+        for vector in _emit_transpose(builder, pixels):
+            pointer = builder.inttoptr(target, vector.type.as_pointer())
+            builder.store(vector, pointer).align = num_bytes
+            target = builder.add(target, step)
+        return context.get_dummy_value()
+
+    word = types.int64
+    return types.void(size, word, types.CPointer(types.int64), word, word), codegen
+
+
+@intrinsic(prefer_literal=True)
+def transpose_out(typingctx, size, source, source_step, target, offsets):
+    """Copies LANES vectors to LANES elements of each of LANES pixels; see `transpose_in`."""
+    num_bytes = size.literal_value
+    element = ir.IntType(8 * num_bytes)
+
+    def codegen(context, builder, signature, args):
+        _, source, step, target, offsets = args
+        vectors = []
+        for _ in range(LANES):
+            vectors.append(_load_raw(builder, source, element, LANES, num_bytes))
+            source = builder.add(source, step)
+        for i, pixel in enumerate(_emit_transpose(builder, vectors)):
+            offset = builder.load(builder.gep(offsets, [step.type(i)]))
+            address = builder.add(target, builder.mul(offset, step.type(num_bytes)))
+            pointer = builder.inttoptr(address, pixel.type.as_pointer())
+            builder.store(pixel, pointer).align = num_bytes
+        return context.get_dummy_value()
+
+    word = types.int64
+    return types.void(size, word, word, word, types.CPointer(types.int64)), codegen
+
+
+def _emit_transpose(builder, rows):
+    """Emits the columns of LANES vectors; each step interleaves the first half with the second."""
+    half = LANES // 2
+    index = ir.VectorType(ir.IntType(32), LANES)
+    masks = [
+        ir.Constant(index, [lane for k in range(start, start + half) for lane in (k, LANES + k)])
+        for start in (0, half)
+    ]
+    for _ in range(LANES.bit_length() - 1):
+        rows = [
+            builder.shuffle_vector(rows[i], rows[half + i], mask)
+            for i in range(half)
+            for mask in masks
+        ]
+    return rows
+
+
+def emit_prefetch(builder, address):
+    """Asks for the cache line of an address, which need not be valid."""
+    byte = ir.IntType(8).as_pointer()
+    integer = ir.IntType(32)
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [byte] + [integer] * 3), "llvm.prefetch.p0"
+    )
+    # To read, into all caches, as data.
+    arguments = [ir.Constant(integer, value) for value in (0, 3, 1)]
+    builder.call(function, [builder.inttoptr(address, byte), *arguments])
 
 
 # LLVM calls functions that this process may lack where the processor does not convert float16.
@@ -664,16 +743,6 @@ def sum_of_lanes(typingctx, vector):
 
 
 @intrinsic
-def is_infinite_or_nan(typingctx, a):
-    """Returns the lanes that are not finite; a is not negative."""
-
-    def codegen(context, builder, signature, args):
-        return builder.fcmp_unordered("ueq", args[0], constant(a.element, math.inf))
-
-    return VectorType(types.boolean)(a), codegen
-
-
-@intrinsic
 def is_nan(typingctx, a):
     """Returns the lanes that hold NaN."""
 
@@ -735,6 +804,48 @@ def min_int(typingctx, a, b):
         return builder.select(builder.icmp_signed("<", *args), *args)
 
     return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def ceiling(typingctx, a):
+    """Returns the smallest integers that are not less than float32 lanes, as int32."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fptosi(_call_llvm(builder, "ceil", args), _llvm_vector(types.int32))
+
+    return INTEGERS(a), codegen
+
+
+@intrinsic
+def truncated(typingctx, a):
+    """Returns float32 lanes as int32, rounded towards 0."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fptosi(args[0], _llvm_vector(types.int32))
+
+    return INTEGERS(a), codegen
+
+
+@intrinsic
+def times(typingctx, a, factor):
+    """Returns int32 lanes times a number."""
+
+    def codegen(context, builder, signature, args):
+        factor = builder.trunc(args[1], ir.IntType(32))
+        return builder.mul(args[0], _splat(builder, factor))
+
+    return INTEGERS(a, types.int64), codegen
+
+
+@intrinsic
+def count_lanes(typingctx, mask):
+    """Returns the number of lanes of `mask` that are set."""
+
+    def codegen(context, builder, signature, args):
+        bits = builder.zext(builder.bitcast(args[0], ir.IntType(LANES)), ir.IntType(64))
+        return builder.ctpop(bits)
+
+    return types.int64(mask), codegen
 
 
 @intrinsic
@@ -816,87 +927,66 @@ def _libm(name):
     return operation
 
 
-def emit_exponent(builder, x, top, scale, shift):
-    """Emits (x - top) * scale, where `shift` is top * scale.
-
-    An fma has the accuracy of a difference first; without one the difference must come first.
-    """
-    if target().has_fma:
-        return emit_fma(builder, x, scale, builder.fneg(shift))
-    return builder.fmul(builder.fsub(x, top), scale)
-
-
 @intrinsic
-def exponent(typingctx, x, top, scale, shift):
-    """Returns (x - top) * scale; see `emit_exponent`."""
+def scaled_exp(typingctx, distance, scale):
+    """Returns exp(distance / T) in every lane of float32, for `scale` = log2(e) / T.
+
+    `distance` is not positive, or NaN.
+    """
 
     def codegen(context, builder, signature, args):
-        return emit_exponent(builder, *args)
+        return emit_exp(builder, *args)
 
-    return x(x, top, scale, shift), codegen
-
-
-@intrinsic
-def exp2(typingctx, u):
-    """Returns 2**u in every lane of float32, for u at most a little above 0, or NaN."""
-
-    def codegen(context, builder, signature, args):
-        return emit_exp2(builder, args[0])
-
-    return u(u), codegen
+    return distance(distance, scale), codegen
 
 
-def emit_exp2(builder, u):
-    """Emits 2**u for float32 lanes; the relative error is 6e-8, and 2**0 is 1.
+def emit_exp(builder, distance, scale):
+    """Emits 2**(distance scale) = 2**n p(f), where n is rounded to nearest and f is exact.
 
-    2**u = 2**n p(f) with u = n + f. AVX-512 has instructions for f = u - floor(u) and for the
-    multiplication by 2**n. Elsewhere n is rounded to nearest, by adding a large number, and 0 is
-    returned below 2**-126.
+    The relative error is 6e-8 everywhere above 2**-126, and the result for 0 is 1. A product that
+    were rounded before n is taken off it would cost the last digits of small results.
     """
+    least = builder.fdiv(constant(types.float32, -160.0 if target().has_avx512 else -127.0), scale)
+    distance = emit_maximum(builder, least, distance)
     if target().has_avx512:
-        f = _call_avx512(builder, "reduce", u, ir.Constant(ir.IntType(32), 0x09))
-        return _call_avx512(builder, "scalef", _emit_polynomial(builder, _EXP2_OF_FLOOR, f), u)
-    float32 = types.float32
-    u = emit_maximum(builder, constant(float32, -127.0), u)
-    shifted = builder.fadd(u, constant(float32, float(_ROUNDING)))
-    f = builder.fsub(u, builder.fsub(shifted, constant(float32, float(_ROUNDING))))
+        n = _call_avx512(builder, "rndscale", builder.fmul(distance, scale), 0x08)
+        f = emit_fma(builder, distance, scale, builder.fneg(n))
+        return _call_avx512(builder, "scalef", _emit_polynomial(builder, f), n)
+    # Adding a large number rounds to an integer, and leaves it in the low bits, biased as an
+    # exponent. The exponent 0 stands for 0.
+    rounding = constant(types.float32, float(_ROUNDING))
+    shifted = emit_fma(builder, distance, scale, rounding)
+    n = builder.fsub(shifted, rounding)
+    f = emit_fma(builder, distance, scale, builder.fneg(n))
     bits = builder.bitcast(shifted, _llvm_vector(types.int32))
-    power = builder.bitcast(builder.shl(bits, constant(types.int32, 23)), u.type)
-    return builder.fmul(_emit_polynomial(builder, _EXP2, f), power)
+    power = builder.bitcast(builder.shl(bits, constant(types.int32, 23)), distance.type)
+    return builder.fmul(_emit_polynomial(builder, f), power)
 
 
-def _emit_polynomial(builder, coefficients, x):
-    """Emits a polynomial, the coefficient of the highest power first."""
-    total = constant(types.float32, coefficients[0])
-    for coefficient in coefficients[1:]:
-        total = emit_fma(builder, total, x, constant(types.float32, coefficient))
+def _emit_polynomial(builder, f):
+    """Emits 2**f for |f| <= 1/2."""
+    total = constant(types.float32, float(_E6))
+    for coefficient in (_E5, _E4, _E3, _E2, _E1, _f32(1)):
+        total = emit_fma(builder, total, f, constant(types.float32, float(coefficient)))
     return total
 
 
 def _call_avx512(builder, name, *args):
-    """Calls an instruction on 16 float32 lanes, without a mask."""
+    """Calls an instruction on 16 float32 lanes without a mask; a number is an immediate."""
     vector, integer = args[0].type, ir.IntType(32)
-    args = (
-        *args,
+    operands = [ir.Constant(integer, a) if isinstance(a, int) else a for a in args]
+    operands += [
         ir.Constant(vector, ir.Undefined),
         ir.Constant(ir.IntType(16), -1),
-        ir.Constant(integer, 4),
-    )  # 4: the current rounding direction
+        ir.Constant(integer, 4),  # the current rounding direction
+    ]
     function = cgutils.get_or_insert_function(
         builder.module,
-        ir.FunctionType(vector, [argument.type for argument in args]),
+        ir.FunctionType(vector, [operand.type for operand in operands]),
         f"llvm.x86.avx512.mask.{name}.ps.512",
     )
-    return builder.call(function, args)
+    return builder.call(function, operands)
 
-
-# 2**f: minimax in relative error, with a constant of 1. On [0, 1) and on [-1/2, 1/2].
-_EXP2_OF_FLOOR = (
-    0.000217022549, 0.00124396873, 0.00967884064, 0.0554833412, 0.24022983, 0.693147004, 1.0,
-)  # fmt: skip
-_EXP2 = (
-    0.000153533606, 0.00133988749, 0.00961843737, 0.0555033247, 0.240226479, 0.693147203, 1.0,
-)  # fmt: skip
 
 _libm_exp = _libm("exp")
 _libm_log = _libm("log")

@@ -1,14 +1,22 @@
-"""The softmax and its gradient, in tiles."""
+"""The softmax and its gradient: by columns, or in tiles.
+
+A column has no target class here, so that `column_in` sums the exponentials of all classes.
+"""
+
+import math
 
 import numpy as np
 from numba import types
 
+from seg_loss.cpu.columns import make_column, make_gradient_of_softmax
 from seg_loss.cpu.compiler import inner
-from seg_loss.cpu.records import LANES
+from seg_loss.cpu.records import ITEMSIZES, LANES
 from seg_loss.cpu.region import make_region
-from seg_loss.cpu.rows import load_rows, store_rows
-from seg_loss.cpu.simd import at, broadcast, exp, load, maximum, min_int, pointer, store
+from seg_loss.cpu.rows import copy_strip_in, copy_strip_out, load_rows, store_rows
+from seg_loss.cpu.simd import at, broadcast, exp, load, maximum, min_int, pointer, splat, store
 from seg_loss.cpu.tiles import FACTOR
+
+_LOG2_E = math.log2(math.e)
 
 
 @inner(types.void)
@@ -25,7 +33,7 @@ def _exponentials(num_classes, rows, stride, i, sums):
     store(sums, i, s)
 
 
-def make_softmax(*, element):
+def make_softmax_tiles(*, element):
     """Returns the kernel that writes softmax(logits / temperature) to the view `gradient`."""
     element = getattr(np, element)
 
@@ -46,7 +54,7 @@ def make_softmax(*, element):
     return make_region(process_chunk, element, False)
 
 
-def make_softmax_gradient(*, element):
+def make_gradient_tiles(*, element):
     """Returns the kernel that writes p (g - sum_c g_c p_c) / temperature to the view `gradient`.
 
     g is the view `grad_output_view`; p is computed from the logits again.
@@ -78,3 +86,72 @@ def make_softmax_gradient(*, element):
             store_rows(job.gradient, image, start, n, rows, factor_row, stride)
 
     return make_region(process_chunk, element, False)
+
+
+def make_softmax_columns(*, num_classes, dtype_code, bypasses_caches):
+    """Returns the same as `make_softmax_tiles`, for the logits of `cross_entropy.make_columns`."""
+    column_in, column_out, _ = make_column(num_classes, dtype_code, bypasses_caches)
+    size = ITEMSIZES[dtype_code]
+
+    @inner(types.void)
+    def process_chunk(job, scratch, image, first, last, chunk):
+        num_classes = job.logits.num_classes
+        offsets = pointer(scratch + job.extra, np.int64)
+        buffer = scratch + job.extra + 8 * LANES
+        exponentials = pointer(buffer + 4 * LANES * num_classes, np.float32)
+        scale = splat(np.float32(job.inverse_temperature * _LOG2_E))
+        one, no_target = splat(np.float32(1)), splat(np.int32(-1))
+        for i in range(first, last, LANES):
+            lanes = min_int(LANES, last - i)
+            source, target = job.logits.address + i * size, job.gradient.address + i * size
+            step, target_step = size * job.logits.class_stride, size * job.gradient.class_stride
+            is_direct = job.is_dense != 0 and lanes == LANES
+            if not is_direct:
+                copy_strip_in(size, job.logits, image, i, lanes, offsets, buffer)
+                source = target = buffer
+                step = target_step = size * LANES
+            s, _, e = column_in(source, step, num_classes, no_target, scale, exponentials)
+            column_out(target, target_step, num_classes, no_target, e, one / s, one)
+            if not is_direct:
+                copy_strip_out(size, job.gradient, image, i, lanes, offsets, buffer)
+
+    return make_region(process_chunk, np.float32, False)
+
+
+def make_gradient_columns(*, num_classes, dtype_code, bypasses_caches):
+    """Returns the same as `make_gradient_tiles`, for the logits of `cross_entropy.make_columns`."""
+    column_in, *_ = make_column(num_classes, dtype_code, bypasses_caches)
+    gradient_in, gradient_out = make_gradient_of_softmax(num_classes, dtype_code, bypasses_caches)
+    size = ITEMSIZES[dtype_code]
+
+    @inner(types.void)
+    def process_chunk(job, scratch, image, first, last, chunk):
+        num_classes = job.logits.num_classes
+        offsets = pointer(scratch + job.extra, np.int64)
+        buffer = scratch + job.extra + 8 * LANES
+        grad_buffer = buffer + 4 * LANES * num_classes
+        exponentials = pointer(grad_buffer + 4 * LANES * num_classes, np.float32)
+        scale = splat(np.float32(job.inverse_temperature * _LOG2_E))
+        inverse_temperature = splat(np.float32(job.inverse_temperature))
+        no_target = splat(np.int32(-1))
+        for i in range(first, last, LANES):
+            lanes = min_int(LANES, last - i)
+            source, target = job.logits.address + i * size, job.gradient.address + i * size
+            grad_output = job.grad_output_view.address + i * size
+            step, target_step = size * job.logits.class_stride, size * job.gradient.class_stride
+            grad_step = size * job.grad_output_view.class_stride
+            is_direct = job.is_dense != 0 and lanes == LANES
+            if not is_direct:
+                copy_strip_in(size, job.logits, image, i, lanes, offsets, buffer)
+                copy_strip_in(size, job.grad_output_view, image, i, lanes, offsets, grad_buffer)
+                source = target = buffer
+                grad_output = grad_buffer
+                step = target_step = grad_step = size * LANES
+            s, _, e = column_in(source, step, num_classes, no_target, scale, exponentials)
+            mean = gradient_in(grad_output, grad_step, num_classes, e) / s
+            factor = inverse_temperature / s
+            gradient_out(grad_output, grad_step, target, target_step, num_classes, e, mean, factor)
+            if not is_direct:
+                copy_strip_out(size, job.gradient, image, i, lanes, offsets, buffer)
+
+    return make_region(process_chunk, np.float32, False)

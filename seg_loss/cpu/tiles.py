@@ -21,6 +21,7 @@ from numba import types
 from seg_loss.constants import SATURATED_NLL
 from seg_loss.cpu.compiler import inner
 from seg_loss.cpu.records import INT16, LANES, NUM_BINS, TOP, UINT8
+from seg_loss.cpu.region import add_terms
 from seg_loss.cpu.rows import fill
 from seg_loss.cpu.simd import (
     VectorType,
@@ -40,6 +41,7 @@ from seg_loss.cpu.simd import (
     pointer,
     splat,
     store,
+    sum_of_lanes,
     where,
     widened,
 )
@@ -58,8 +60,6 @@ from seg_loss.cpu.simd import (
     RIGHT_FACTOR,
     NUM_EXTRA_ROWS,
 ) = range(11)
-
-_WIDE = VectorType(types.float64)
 
 
 def _vectors(count):
@@ -160,14 +160,13 @@ def _term(job, nll, log_s, smoothing_sum, pixel_weight, class_weight, rows):
     return term, target_weight, uniform_weight
 
 
-@inner(_WIDE)
-def terms_of_tile(job, n, classes, scale_of_gradient, rows, stride, total, chunk):
+@inner(types.void)
+def terms_of_tile(job, n, classes, scale_of_gradient, rows, stride, chunk):
     """Computes the terms of a tile of `n` pixels and prepares its gradient.
 
     The rows become exponentials (with label smoothing, gradients); times the row `FACTOR` they are
     the gradient. The entry of the target class is in the row `TARGET`, and the row `MAP` has the
-    terms. `classes` and the row `PIXEL_WEIGHTS` must be filled. Returns `total` with the terms
-    added.
+    terms. `classes` and the row `PIXEL_WEIGHTS` must be filled.
     """
     num_classes = job.logits.num_classes
     class_weight = pointer(job.class_weight, np.float64)
@@ -180,6 +179,7 @@ def terms_of_tile(job, n, classes, scale_of_gradient, rows, stride, total, chunk
     one = broadcast(rows, 1.0)
     scale = broadcast(rows, scale_of_gradient)
     max_nll = broadcast(rows, job.max_nll)
+    total = widened(zero)
     _load_class_weights(job, n, classes, class_row)
     take_target(num_classes, n, classes, rows, stride)
 
@@ -235,7 +235,7 @@ def terms_of_tile(job, n, classes, scale_of_gradient, rows, stride, total, chunk
         else:
             store(target_row, i, -t)
             store(factor_row, i, target_weight * factor)
-    return total
+    add_terms(chunk, sum_of_lanes(total))
 
 
 # -- the sums and maps of `evaluate` ---------------------------------------------------------------
@@ -299,7 +299,7 @@ def _find_top(num_classes, n, predicted, rows, stride):
         store(predicted, 3 * stride + i, third_class)
 
 
-@inner(_WIDE)
+@inner(types.void)
 def accumulate_tile(
     job,
     n,
@@ -307,7 +307,6 @@ def accumulate_tile(
     predicted,
     rows,
     stride,
-    total,
     chunk,
     class_nll,
     bin_confidence,
@@ -332,6 +331,7 @@ def accumulate_tile(
     one = broadcast(rows, 1.0)
     num_bins = lane(broadcast(rows, float(NUM_BINS)), 0)  # in the precision of the confidence
     least = broadcast(rows, -1000.0)  # exp is 0 there, and 0 times it is 0, not NaN as with -inf
+    total = widened(zero)
     _load_class_weights(job, n, classes, class_row)
     take_target(num_classes, n, classes, rows, stride)
 
@@ -388,6 +388,7 @@ def accumulate_tile(
         store(entropy_row, i, log_s - moment / s)
         store(predicted, i, best)
 
+    add_terms(chunk, sum_of_lanes(total))
     for i in range(n):
         label = classes[i]
         if label < num_classes:
@@ -405,7 +406,6 @@ def accumulate_tile(
     if job.maps.top_classes:
         put_target(num_classes, n, classes, rows, stride)
         _find_top(num_classes, n, predicted, rows, stride)
-    return total
 
 
 @inner(types.void)

@@ -41,9 +41,7 @@ from seg_loss.cpu.simd import (
     min_int,
     pointer,
     store,
-    sum_of_lanes,
     where,
-    widened,
 )
 from seg_loss.cpu.tiles import (
     FACTOR,
@@ -324,8 +322,6 @@ def make_loss(*, element):
         fill(upper_gradient, block, 0.0)
         fill(pixel_weights, grid.tile_intervals * grid.num_phases, 1.0)
         _load_sources(scores, image, first - 1, grid, job.inverse_temperature, upper)
-        total = widened(broadcast(rows, 0.0))
-        chunk.non_finite = 0
         for interval_row in range(first, last):
             _load_sources(scores, image, interval_row, grid, job.inverse_temperature, lower)
             fill(lower_gradient, block, 0.0)
@@ -348,7 +344,7 @@ def make_loss(*, element):
                             above, below, column_starts, column_weights, grid, interval, intervals,
                             phase, phases, classes, rows, stride,
                         )  # fmt: skip
-                        total = terms_of_tile(job, n, classes, scale, rows, stride, total, chunk)
+                        terms_of_tile(job, n, classes, scale, rows, stride, chunk)
                         if gradient.address:
                             put_target(num_classes, n, classes, rows, stride)
                             _accumulate_corners(
@@ -379,7 +375,6 @@ def make_loss(*, element):
         if gradient.address:
             halo_row = at(halo_rows, halo_size)
             _write_halo_row(num_classes, upper_gradient, source_stride, source_columns, halo_row)
-        chunk.loss = sum_of_lanes(total)
 
     return make_region(process_chunk, element, True)
 
@@ -434,8 +429,6 @@ def make_evaluate(*, element):
         fill(at(rows, (num_classes + PIXEL_WEIGHTS) * stride), stride, 1.0)
         fill(pixel_weights, grid.tile_intervals * grid.num_phases, 1.0)
         _load_sources(scores, image, first - 1, grid, job.inverse_temperature, upper)
-        total = widened(broadcast(rows, 0.0))
-        chunk.non_finite = chunk.saturated = 0
         for interval_row in range(first, last):
             _load_sources(scores, image, interval_row, grid, job.inverse_temperature, lower)
             for y in range(row_starts[interval_row], row_starts[interval_row + 1]):
@@ -456,8 +449,8 @@ def make_evaluate(*, element):
                             above, below, column_starts, column_weights, grid, interval, intervals,
                             phase, phases, classes, rows, stride,
                         )  # fmt: skip
-                        total = accumulate_tile(
-                            job, n, classes, predicted, rows, stride, total, chunk, class_nll,
+                        accumulate_tile(
+                            job, n, classes, predicted, rows, stride,  chunk, class_nll,
                             at(class_nll, num_classes), confusion, bin_pixels,
                         )  # fmt: skip
                         _offsets_by_phase(
@@ -465,6 +458,5 @@ def make_evaluate(*, element):
                         )
                         write_maps(job, image, offsets, n, predicted, rows, stride)
             upper, lower = lower, upper
-        chunk.loss = sum_of_lanes(total)
 
     return make_region(process_chunk, element, True)

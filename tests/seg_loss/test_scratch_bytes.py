@@ -29,4 +29,5 @@ def test_scratch_bytes_bound_the_memory_of_wide_scores_and_labels(
     reserved = seg_loss.scratch_bytes(scores, (1, columns), upsampling=Bilinear())
     assert peak < 1.1 * reserved + (1 << 20)
     if function == "loss_and_gradient":  # evaluate needs less, since it has no halo rows
-        assert reserved < 3 * peak + (1 << 20)
+        # Up to a megabyte of it is kept from the call before.
+        assert reserved < 3 * (peak + (1 << 20))
