@@ -2,8 +2,9 @@
 
     python -m benchmarks.cold_start [--rounds 5] [--output benchmarks/results]
 
-Each number is the median over new processes, which take turns. Without a cache each process compiles
-into an empty folder; with one it finds the files of an earlier process. Writes cold_start.md.
+Each number is the median over new processes, which take turns. Without a cache each process
+compiles into an empty folder; with one it finds the files of an earlier process. Writes
+cold_start.md.
 """
 
 import argparse
@@ -90,11 +91,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     lines = [
-        "Made by `python -m benchmarks.cold_start`; medians over new processes, in seconds."
-        f" {machine()}.",
+        f"Made by `python -m benchmarks.cold_start`; medians over new processes. {machine()}.",
         "",
-        f"A call is `loss_and_gradient` of logits 1x{CLASSES}x64x64. `import seg_loss` is what it"
-        " takes beyond torch.",
+        f"A call is `loss_and_gradient` of logits 1x{CLASSES}x64x64. `import seg_loss` comes after",
+        "`import torch`.",
         "",
         *table(measure(arguments.rounds)),
     ]

@@ -40,7 +40,7 @@ from seg_loss import Bilinear
 from seg_loss.constants import MAPS
 from tests.support.cases import (
     Case, assert_accurate, evaluation_of, loss_and_gradient_of, make_inputs,
-    torch_loss_and_gradient, true_loss_and_gradient,
+    torch_loss_and_gradient, true_logits, true_loss_and_gradient,
 )
 
 calls, dtypes, classes = (text.split(",") for text in sys.argv[1:])
@@ -55,11 +55,12 @@ def check_loss(scores, labels, upsampling, **options):
 
 def check_evaluate(scores, labels, upsampling):
     result = evaluation_of(scores, labels, upsampling, maps=MAPS)
-    logits = scores.double()
+    logits = true_logits(scores, labels, upsampling)
     log_p = logits.log_softmax(1)
     torch.testing.assert_close(result.maps["entropy"].double(), -(log_p.exp() * log_p).sum(1),
                                atol=1e-5, rtol=1e-5)
-    assert torch.equal(result.maps["prediction"].long(), logits.argmax(1))
+    predicted = logits.gather(1, result.maps["prediction"].long()[:, None])[:, 0]
+    torch.testing.assert_close(predicted, logits.amax(1), atol=1e-5, rtol=1e-5)
     truth, _ = true_loss_and_gradient(scores, labels, upsampling=upsampling)
     torch.testing.assert_close(torch.as_tensor(result.loss).double(), truth, atol=1e-6, rtol=1e-6)
 
@@ -90,8 +91,7 @@ for dtype in (getattr(torch, name) for name in dtypes):
         if "upsampled" in calls:
             case = Case((1, num_classes, 4, 7), "", (16, 28), Bilinear())
             check_loss(*make_inputs(case, dtype))
-            scores, labels, upsampling = make_inputs(case, dtype)
-            evaluation_of(scores, labels, upsampling, maps=MAPS)
+            check_evaluate(*make_inputs(case, dtype))
 
 from seg_loss.cpu.target import target
 print(json.dumps(target()._asdict()))
@@ -100,10 +100,10 @@ print(json.dumps(target()._asdict()))
 ALL_CALLS = "loss,smoothing,evaluate,softmax,upsampled"
 # The code of rows of float32 serves float16 and bfloat16 too, so not every level needs every call.
 RUNS = {
-    "x86-64": ("loss", "float32,float16", "3"),
+    "x86-64": ("loss", "float16", "3"),
     "x86-64-v2": (ALL_CALLS, "float32,float16,bfloat16", "3,19,40"),
     "x86-64-v3": ("loss,evaluate", "float32,float16", "3,40"),
-    "x86-64-v4": ("loss", "float32,bfloat16", "3"),
+    "x86-64-v4": ("loss", "float32", "3"),
 }
 
 
