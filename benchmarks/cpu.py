@@ -5,9 +5,9 @@
 Every result is checked against float64 before anything is timed. The providers take turns, one call
 each a round, so that what else the machine does hits all alike; figures are medians over the
 rounds, and the ratios are of medians of the same run. Bytes are those that the scheme must move:
-one read of the logits, and of the labels, and one write of the gradient. There are two floors, both a
-copy of the logits into memory that exists: `Tensor.copy_`, and a copy past the caches, which does not
-read the memory that it writes. Writes cpu.csv and cpu.md.
+one read of the logits, and of the labels, and one write of the gradient. There are two floors, both
+a copy of the logits into memory that exists: `Tensor.copy_`, and a copy past the caches, which does
+not read the memory that it writes. Writes cpu.csv and cpu.md.
 """
 
 import argparse

@@ -47,8 +47,11 @@ def _function() -> cache.Function:
 def streaming_copy(source: Tensor, target: Tensor) -> Callable[[], None]:
     """Returns a call that copies the memory of contiguous tensors, whole cache lines."""
     size = source.nbytes // 4
-    assert source.is_contiguous() and target.is_contiguous() and source.nbytes == target.nbytes
-    assert size % LANES == 0 and target.data_ptr() % _BYTES == 0
+    assert source.is_contiguous()
+    assert target.is_contiguous()
+    assert source.nbytes == target.nbytes
+    assert size % LANES == 0
+    assert target.data_ptr() % _BYTES == 0
     job = np.zeros(_WORDS, np.int64)
     initial = source.data_ptr(), target.data_ptr(), size, 0
     function = _function()

@@ -66,7 +66,8 @@ ARROWS = {
         "seg_loss.cpu.target",
     ),
     "seg_loss.cpu.softmax": (
-        *CPU_KERNEL_BASE, "seg_loss.cpu.columns", "seg_loss.cpu.region", "seg_loss.cpu.rows", "seg_loss.cpu.tiles",
+        *CPU_KERNEL_BASE, "seg_loss.cpu.columns", "seg_loss.cpu.region", "seg_loss.cpu.rows",
+        "seg_loss.cpu.tiles",
     ),
     "seg_loss.cpu.evaluate": (
         *CPU_KERNEL_BASE, "seg_loss.constants", "seg_loss.cpu.columns",
