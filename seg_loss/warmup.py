@@ -59,8 +59,8 @@ def warm_up(device: str | torch.device = "cpu", *, num_classes: int = 2) -> None
     The first call on a machine compiles, which takes about half a minute, on a GPU a minute or
     more. Later processes take less than a second, with a GPU a few seconds.
 
-    On the CPU this compiles what calls need for logits and scores of any shape and dtype, apart
-    from the losses without a gradient of float16 and bfloat16 logits.
+    On the CPU this compiles what calls need for contiguous logits and scores of any size and dtype,
+    apart from the softmax, and losses without a gradient, of float16 and bfloat16 logits.
 
     On a GPU this compiles what most calls need: one image of contiguous logits, of the usual sizes,
     float32, float16 or bfloat16, with labels uint8; float32 logits with labels int32 and int64;
@@ -83,6 +83,9 @@ def warm_up(device: str | torch.device = "cpu", *, num_classes: int = 2) -> None
         labels = torch.zeros((1, *size), dtype=case.labels, device=device)
         loss_and_gradient(logits, labels)
         evaluate(logits, labels)
+        if device.type == "cpu" and case.logits == torch.float32:
+            leaf = logits.clone().requires_grad_()
+            torch.autograd.grad(spatial_softmax(leaf).sum(), leaf)
         # Of 32 and of 64 bits: the latter on the CPU alone.
         if case.logits.itemsize >= 4 and case.logits not in precisions:
             precisions.add(case.logits)

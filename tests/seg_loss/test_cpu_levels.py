@@ -246,7 +246,8 @@ from seg_loss.cpu.target import target
 found = {}
 for name, kernel in {
     "columns": cross_entropy.make_columns(
-        num_classes=None, dtype_code=2, has_gradient=True, bypasses_caches=True),
+        num_classes=None, dtype_code=2, has_gradient=True, bypasses_caches=True,
+        classes_adjacent=False),
     "tiles": cross_entropy.make_tiles(element="float32"),
 }.items():
     module = compiler.compile_to_llvm(kernel, "seg_loss_kernel")

@@ -133,9 +133,9 @@ def test_a_warm_up_for_very_many_classes_takes_small_images(compiled):
 
 @pytest.mark.parametrize("num_classes", [21, 150])
 def test_usual_calls_on_the_cpu_compile_nothing_after_a_warm_up(monkeypatch, num_classes):
-    from seg_loss.cpu import backend, cache, plan
+    from seg_loss.cpu import arguments, cache
 
-    monkeypatch.setattr(backend, "_plans", plan.Cache())
+    monkeypatch.setattr(arguments.plans, "_plans", {})
     monkeypatch.setattr(cache, "_loaded", {})
     with backends.numba_kernels():
         seg_loss.warm_up(num_classes=num_classes)
