@@ -83,8 +83,10 @@ def _make_unrolled(num_classes, dtype_code, bypasses_caches):
                 e.append(builder.select(is_target, constant(float32, 0.0), value))
                 sums[c % 2] = builder.fadd(sums[c % 2], e[c])
             values = [
-                builder.fadd(*sums), target_distance, context.make_tuple(builder, exponentials, e),
-            ]  # fmt: skip
+                builder.fadd(*sums),
+                target_distance,
+                context.make_tuple(builder, exponentials, e),
+            ]
             return context.make_tuple(builder, signature.return_type, values)
 
         result = types.Tuple((FLOATS, FLOATS, exponentials))

@@ -115,9 +115,16 @@ def compile_to_object(function, symbol: str) -> bytes:
 def _translate(context, function, signature):
     with context.push_code_library(context.codegen().create_library(function.__name__)) as library:
         return compiler.compile_extra(
-            context.typing_context, context, function, signature.args, signature.return_type,
-            _flags(), {}, library, _Pipeline,
-        )  # fmt: skip
+            context.typing_context,
+            context,
+            function,
+            signature.args,
+            signature.return_type,
+            _flags(),
+            {},
+            library,
+            _Pipeline,
+        )
 
 
 class _Pipeline(compiler.CompilerBase):

@@ -88,9 +88,18 @@ def make_tiles(*, element):
                 load_rows(job.pixel_weight, image, start, n, 1.0, pixel_row, stride)
             load_rows(job.logits, image, start, n, job.inverse_temperature, rows, stride)
             accumulate_tile(
-                job, n, classes, predicted, rows, stride,  chunk, class_nll,
-                at(class_nll, num_classes), confusion, bin_pixels,
-            )  # fmt: skip
+                job,
+                n,
+                classes,
+                predicted,
+                rows,
+                stride,
+                chunk,
+                class_nll,
+                at(class_nll, num_classes),
+                confusion,
+                bin_pixels,
+            )
             for i in range(n):
                 offsets[i] = start + i
             write_maps(job, image, offsets, n, predicted, rows, stride)
@@ -272,9 +281,16 @@ def make_columns(*, num_classes, dtype_code, classes_adjacent, has_distributions
                 store(bins, 0, index)
                 store(confidences, 0, truncated(confidence * splat(np.float32(_CONFIDENCE_UNIT))))
                 count_strip(
-                    job, cells, at(classes, i), bins, at(nll_row, i), confidences, counts,
-                    nll_sums, bin_sums,
-                )  # fmt: skip
+                    job,
+                    cells,
+                    at(classes, i),
+                    bins,
+                    at(nll_row, i),
+                    confidences,
+                    counts,
+                    nll_sums,
+                    bin_sums,
+                )
             if has_maps:
                 for i in range(n):
                     pixel_offsets[i] = start + i

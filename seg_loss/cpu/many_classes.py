@@ -312,9 +312,10 @@ def make_many_classes(*, dtype_code, has_gradient, bypasses_caches, classes_adja
                 for c in range(num_classes):
                     for b in range(0, TILE, _BLOCK):
                         write_step(
-                            at(old_rows, c * ROW_STRIDE + b), at(old_factors, b),
+                            at(old_rows, c * ROW_STRIDE + b),
+                            at(old_factors, b),
                             target_address + c * gradient_step + b * size,
-                        )  # fmt: skip
+                        )
                 has_old = False
             has_rows = has_next
             rows, next_rows = next_rows, rows
