@@ -37,6 +37,8 @@ _CHUNK_ELEMENTS = 400_000
 _MAX_ROW_BLOCKS = 32
 # Rows of the scratch memory of tiles beside those of the classes; see `tiles`.
 _EXTRA_ROWS = 10
+# The most phases of a group, and the vectors of each; see `interval_columns`.
+_GROUP_PHASES, _PHASE_VECTORS = 8, 5
 # Blocks of source rows, and of corners, of upsampled scores; see `upsampled`.
 _SOURCE_BLOCKS, _CORNERS = 4, 4
 
@@ -310,6 +312,8 @@ def _plan_upsampled(make: str, inputs: LossInputs, tensors: "_Tensors") -> Plan:
     scores, axes = inputs.logits, inputs.axes
     assert axes is not None
     rows, columns = axes
+    if make == "make_loss" and _has_interval_columns(inputs):
+        return _plan_interval_columns(inputs, tensors)
     num_classes, element = scores.shape[1], _element(scores.dtype)
     itemsize = ITEMSIZES[dtype_code(loss_dtype(scores))]
     plan = _make_plan("upsampled", make, inputs, {"element": element})
@@ -369,6 +373,111 @@ def _plan_upsampled(make: str, inputs: LossInputs, tensors: "_Tensors") -> Plan:
         plan.halo_dtype = np.dtype(element)
     tensors.add_views(plan)
     return plan
+
+
+def _has_interval_columns(inputs: LossInputs) -> bool:
+    """Returns whether `interval_columns` processes these inputs; `upsampled` does the others."""
+    axes = inputs.axes
+    assert axes is not None
+    return (
+        _element(inputs.logits.dtype) == "float32"
+        and not inputs.options.label_smoothing
+        and not any(axis.has_zero_weights for axis in axes)
+        and axes[1].num_targets >= axes[1].num_sources
+        and _right_weights(axes[1]) is not None
+    )
+
+
+def _right_weights(columns: Axis) -> _Array | None:
+    """Returns w [targets] such that x = left + w (right - left); None if there is none.
+
+    At a border the source that does not exist is 0.
+    """
+    left, right = columns.weights
+    behind_last = columns.intervals == columns.num_sources
+    weights = np.where(behind_last, 1 - left, right)
+    is_border = behind_last | (columns.intervals == 0)
+    is_mean = np.abs(left + right - 1) < 1e-9
+    return weights if np.all(is_mean | is_border) else None
+
+
+def _plan_interval_columns(inputs: LossInputs, tensors: "_Tensors") -> Plan:
+    scores, axes = inputs.logits, inputs.axes
+    assert axes is not None
+    rows, columns = axes
+    num_classes = scores.shape[1]
+    num_groups = -(-columns.max_targets // _GROUP_PHASES)
+    group = -(-columns.max_targets // num_groups)
+    phases = group if target().has_avx512 else math.gcd(group, 2)
+    parameters = {
+        "group": group,
+        "phases": phases,
+        "has_gradient": tensors["gradient"] is not None,
+    }
+    plan = _make_plan("interval_columns", "make_loss", inputs, parameters)
+    num_phases = group * num_groups
+    strips = -(-(columns.num_sources + 1) // LANES)
+    plan.tables = (
+        rows.starts.astype(np.int64),
+        rows.weights.flatten().astype(np.float64),
+        columns.starts.astype(np.int64),
+        _weights_by_strip(columns, columns.weights, num_phases, strips),
+        _weights_by_strip(columns, _right_weights(columns)[None], num_phases, strips),
+    )
+    # An odd number of cache lines, so that the classes do not share cache sets.
+    source_stride = LANES * ((strips + 1) | 1)
+    grid = plan.job[0]["grid"]
+    for name, value in {
+        "num_rows": rows.num_targets,
+        "num_columns": columns.num_targets,
+        "source_rows": rows.num_sources,
+        "source_columns": columns.num_sources,
+        "num_phases": num_phases,
+        "source_stride": source_stride,
+        "phase_stride": strips * LANES,
+        "row_starts": plan.tables[0].ctypes.data,
+        "row_weights": plan.tables[1].ctypes.data,
+        "column_starts": plan.tables[2].ctypes.data,
+        "column_weights": plan.tables[3].ctypes.data,
+        "exponent_weights": plan.tables[4].ctypes.data,
+    }.items():
+        grid[name] = value
+    plan.set(tile=_COLUMN_TILE, row_stride=_COLUMN_TILE, checks_labels=1)
+    interval_rows = rows.num_sources + 1
+    plan.split(
+        interval_rows if len(scores) else 0,
+        -(-interval_rows // _MAX_ROW_BLOCKS),
+        8 * _COLUMN_TILE,
+    )
+    plan.add_scratch(rows=4 * _COLUMN_TILE, classes=4 * _COLUMN_TILE)
+    line = 4 * LANES
+    for name, num_bytes in {
+        # The values of the pixels by phase, and in their order.
+        "pixel_classes": 2 * line * num_phases + line,
+        "pixel_weights": 2 * line * num_phases + line,
+        "sources": 4 * (_SOURCE_BLOCKS * num_classes + 1) * source_stride,
+        "corners": _CORNERS * line * (num_classes + 1),
+        "edges": 2 * line * num_classes,
+        "exponentials": line * group * (num_classes + 1),
+        "phase_vectors": _PHASE_VECTORS * line * group,
+    }.items():
+        grid[name] = plan.reserve(num_bytes)
+    if tensors["gradient"] is not None:
+        blocks = int(plan.job[0]["chunks_per_image"])
+        plan.halo_shape = len(scores), blocks, 2, num_classes, columns.num_sources
+        plan.halo_dtype = np.dtype(np.float32)
+    tensors.add_views(plan)
+    return plan
+
+
+def _weights_by_strip(columns: Axis, weights: _Array, num_phases: int, strips: int) -> _Array:
+    """Returns weights [k, strips, phases, 16], 0 where an interval has no pixel of that phase."""
+    table = np.zeros((len(weights), num_phases, strips * LANES), np.float32)
+    phase = np.arange(columns.num_targets) - columns.starts[columns.intervals]
+    table[:, phase, columns.intervals] = weights
+    return np.ascontiguousarray(
+        table.reshape(len(weights), num_phases, strips, LANES).swapaxes(1, 2)
+    )
 
 
 def _add_halo_rows(plan: Plan, memory: Memory, gradient: Tensor) -> None:

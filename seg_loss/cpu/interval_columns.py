@@ -1,0 +1,532 @@
+"""The loss of upsampled scores where a lane is an interval between two source pixels.
+
+`upsampled` writes interpolated logits to rows and reads them again. Here the logits are never
+stored. A strip is 16 neighbouring intervals of an interval row. Its target rows are processed one
+by one; the k-th target pixels of its intervals are the phase k:
+
+    edges        left_c, right_c    the scores on both sides, combined vertically, for each class
+                 a = max_c left_c   b = max_c right_c
+    exponents    from A_c = (left_c - a) / (T ln 2)  and  B_c = (right_c - b) / (T ln 2)
+                     u_c = A_c + w (B_c - A_c)       e_c = 2**u_c
+                 by one fma for each phase, w being the weight of the right source
+    pixels       nll and factor from the sum of the e_c; see `cross_entropy`
+    gradients    left_c += w0 factor e_c             right_c += w1 factor e_c
+                 with -t instead of e_c for the target class
+
+The interpolated maximum  a + w (b - a)  is at least the maximum of the logits, so no exponential
+overflows. It may be far above. A valid pixel whose sum is too small, or is not finite, is computed
+again with the maximum of its own logits.
+
+All pixels of an interval in one interval row read the same four scores. Where none of them is
+valid, the scores are replaced by 0, so that NaN and infinity do not reach the gradient.
+
+The exponentials of a group of phases lie in the first-level cache, for many classes in the second.
+"""
+
+import math
+
+import llvmlite.ir as ir
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+
+from seg_loss.cpu.compiler import inner
+from seg_loss.cpu.records import FLOAT32, LANES
+from seg_loss.cpu.region import make_region
+from seg_loss.cpu.rows import fill, load_classes, load_rows, store_rows
+from seg_loss.cpu.simd import (
+    VectorType,
+    address_of,
+    any_lane,
+    at,
+    constant,
+    emit_exp2,
+    emit_exponent,
+    emit_fma,
+    emit_load,
+    emit_store,
+    equal,
+    exp2,
+    fma,
+    less,
+    load,
+    log1p,
+    mask_and,
+    maximum,
+    min_int,
+    pointer,
+    splat,
+    store,
+    sum_of_lanes,
+    where,
+    widened,
+)
+from seg_loss.cpu.upsampled import SUM_ROWS, load_sources, write_halo_row
+
+_LOG2_E = math.log2(math.e)
+_LN_2 = np.float32(math.log(2))
+_FAR = np.float32(-100)  # t / e could overflow if u of the target class were below -126
+_RAISE = 84  # times 2**84 every sum that is not too small is above 1
+_SMALLEST_SUM = np.float32(2.0**-80)
+_LINE = 4 * LANES
+# Blocks of scratch memory, each of `num_classes` rows of sources, followed by one row of ones.
+_UPPER, _LOWER, _UPPER_GRADIENT, _LOWER_GRADIENT, _NUM_SOURCE_BLOCKS = range(5)
+# Vectors of a phase, each with one lane for each interval.
+_SUM, _TARGET_EXPONENT, _LEFT_FACTOR, _RIGHT_FACTOR, _TARGET_ENTRY, NUM_PHASE_VECTORS = range(6)
+
+
+# -- loops over the classes, in which the phases of a group are unrolled ----------------------------
+
+
+def _emit_loop(builder, count, initial, body):
+    """Emits a loop of at least one turn; `body(i, values)` returns the values of the next turn."""
+    before = builder.block
+    block, end = builder.append_basic_block("turn"), builder.append_basic_block("end")
+    builder.branch(block)
+    builder.position_at_end(block)
+    i = builder.phi(count.type)
+    i.add_incoming(count.type(0), before)
+    values = []
+    for value in initial:
+        values.append(builder.phi(value.type))
+        values[-1].add_incoming(value, before)
+    results = body(i, values)
+    following = builder.add(i, count.type(1))
+    i.add_incoming(following, builder.block)
+    for phi, result in zip(values, results, strict=True):
+        phi.add_incoming(result, builder.block)
+    builder.cbranch(builder.icmp_signed("<", following, count), block, end)
+    builder.position_at_end(end)
+    return results
+
+
+def _emit_class(builder, c):
+    """Emits a class index in every lane."""
+    vector = ir.Constant(ir.VectorType(ir.IntType(32), LANES), ir.Undefined)
+    index = builder.trunc(c, ir.IntType(32))
+    vector = builder.insert_element(vector, index, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(vector, vector, constant(types.int32, 0))
+
+
+def _emit_vector(builder, address, index, *, is_integer=False):
+    """Emits a load of the vector number `index` at an address."""
+    if isinstance(index, int):
+        index = address.type(index)
+    place = builder.add(address, builder.mul(index, address.type(_LINE)))
+    value = emit_load(builder, place, FLOAT32, LANES)
+    return builder.bitcast(value, constant(types.int32, 0).type) if is_integer else value
+
+
+def _emit_vector_store(builder, address, index, value):
+    if isinstance(index, int):
+        index = address.type(index)
+    place = builder.add(address, builder.mul(index, address.type(_LINE)))
+    emit_store(builder, place, FLOAT32, value, False)
+
+
+def _make_exponentials(group, phases, is_stored):
+    """Returns what computes `phases` of a group, which has `group` of them.
+
+    Args:
+        group: the phases of a group.
+        phases: as many as fit the registers; the sums of each take two.
+        is_stored: whether the exponentials are stored, for a gradient.
+    """
+    float32, int32 = types.float32, types.int32
+
+    @intrinsic
+    def exponentials(
+        typingctx, num_classes, edges, left_top, right_top, scale, labels, weights, results, e
+    ):
+        """Writes the exponentials, their sums and the target class's exponent.
+
+        Args:
+            edges: address of the vectors left_c and right_c of each class.
+            left_top, right_top: their maxima.
+            scale: 1 / (T ln 2).
+            labels: address of a vector of labels for each phase.
+            weights: address of a vector w for each phase.
+            results: address of the vectors `_SUM` and `_TARGET_EXPONENT` of each phase.
+            e: address of the exponentials [classes, group].
+        """
+
+        def codegen(context, builder, signature, args):
+            num_classes, edges, left_top, right_top, scale, labels, weights, results, e = args
+            y = [_emit_vector(builder, labels, k, is_integer=True) for k in range(phases)]
+            left_shift = builder.fmul(left_top, scale)
+            right_shift = builder.fmul(right_top, scale)
+
+            def of_class(c, values):
+                pair = builder.add(edges, builder.mul(c, c.type(2 * _LINE)))
+                left, right = (_emit_vector(builder, pair, side) for side in (0, 1))
+                first = emit_exponent(builder, left, left_top, scale, left_shift)
+                last = emit_exponent(builder, right, right_top, scale, right_shift)
+                rise = builder.fsub(last, first)
+                here = _emit_class(builder, c)
+                place = builder.add(e, builder.mul(c, c.type(group * _LINE)))
+                sums, targets = [], []
+                for k in range(phases):
+                    u = emit_fma(builder, rise, _emit_vector(builder, weights, k), first)
+                    is_target = builder.icmp_signed("==", y[k], here)
+                    exponential = emit_exp2(builder, u)
+                    if is_stored:
+                        _emit_vector_store(builder, place, k, exponential)
+                    total = builder.fadd(values[k], exponential)
+                    sums.append(builder.select(is_target, values[k], total))
+                    targets.append(builder.select(is_target, u, values[phases + k]))
+                return sums + targets
+
+            initial = [constant(float32, 0.0)] * phases + [constant(float32, -math.inf)] * phases
+            values = _emit_loop(builder, num_classes, initial, of_class)
+            for k in range(phases):
+                vectors = k * NUM_PHASE_VECTORS
+                _emit_vector_store(builder, results, vectors + _SUM, values[k])
+                _emit_vector_store(
+                    builder, results, vectors + _TARGET_EXPONENT, values[phases + k]
+                )
+            return context.get_dummy_value()
+
+        words = (types.int64,) * 4
+        vectors = (left_top, right_top, scale)
+        return types.void(types.int64, types.int64, *vectors, *words), codegen
+
+    return exponentials
+
+
+def _make_gradients(group):
+    """Returns what adds the gradient of a group of phases to the corners of the intervals."""
+    float32 = types.float32
+    classes = 2  # of a turn, so that factors and labels are loaded once for two classes
+
+    @intrinsic
+    def gradients(typingctx, num_classes, above, below, labels, results, e, corners):
+        """Adds to the vectors upper left, upper right, lower left, lower right of each class.
+
+        Exponentials and corners have room for one more class if their number is odd.
+        """
+
+        def codegen(context, builder, signature, args):
+            num_classes, above, below, labels, results, e, corners = args
+
+            def of_classes(turn, values):
+                first = builder.mul(turn, turn.type(classes))
+                index = [builder.add(first, turn.type(j)) for j in range(classes)]
+                here = [_emit_class(builder, c) for c in index]
+                place = [builder.add(e, builder.mul(c, c.type(group * _LINE))) for c in index]
+                lefts = [constant(float32, 0.0)] * classes
+                rights = [constant(float32, 0.0)] * classes
+                for k in range(group):
+                    vectors = k * NUM_PHASE_VECTORS
+                    y = _emit_vector(builder, labels, k, is_integer=True)
+                    from_left = _emit_vector(builder, results, vectors + _LEFT_FACTOR)
+                    from_right = _emit_vector(builder, results, vectors + _RIGHT_FACTOR)
+                    of_target = _emit_vector(builder, results, vectors + _TARGET_ENTRY)
+                    for j in range(classes):
+                        is_target = builder.icmp_signed("==", y, here[j])
+                        value = _emit_vector(builder, place[j], k)
+                        value = builder.select(is_target, of_target, value)
+                        lefts[j] = emit_fma(builder, value, from_left, lefts[j])
+                        rights[j] = emit_fma(builder, value, from_right, rights[j])
+                for j, c in enumerate(index):
+                    corner = builder.add(corners, builder.mul(c, c.type(4 * _LINE)))
+                    for k, (weight, side) in enumerate(
+                        ((above, lefts), (above, rights), (below, lefts), (below, rights))
+                    ):
+                        total = emit_fma(
+                            builder, weight, side[j], _emit_vector(builder, corner, k)
+                        )
+                        _emit_vector_store(builder, corner, k, total)
+                return []
+
+            one = num_classes.type(1)
+            turns = builder.lshr(builder.add(num_classes, one), one)
+            _emit_loop(builder, turns, [], of_classes)
+            return context.get_dummy_value()
+
+        words = (types.int64,) * 4
+        return types.void(types.int64, above, below, *words), codegen
+
+    return gradients
+
+
+# -- a strip of a target row ------------------------------------------------------------------------
+
+
+@inner(types.int64)
+def _load_labels(job, image, y, first_interval, intervals, labels, weights, has_weights):
+    """Loads the labels and weights of a target row, and arranges them by phase.
+
+    Returns whether a pixel is valid.
+    """
+    grid, num_classes = job.grid, job.logits.num_classes
+    starts = pointer(grid.column_starts, np.int64)
+    first = starts[first_interval]
+    start = y * grid.num_columns + first
+    n = starts[first_interval + intervals] - first
+    pixel_labels = at(labels, grid.num_phases * LANES)
+    load_classes(job, image, start, n, pixel_labels)
+    found = splat(np.int32(0))
+    one, end = splat(np.int32(1)), splat(np.int32(num_classes))
+    for i in range(0, n, LANES):
+        found = where(less(load(pixel_labels, i), end), one, found)
+    if not any_lane(equal(found, one)):
+        return 0
+    for j in range(LANES):
+        offset = count = 0
+        if j < intervals:
+            offset = starts[first_interval + j] - first
+            count = starts[first_interval + j + 1] - first - offset
+        for k in range(count):
+            labels[k * LANES + j] = pixel_labels[offset + k]
+        for k in range(count, grid.num_phases):
+            labels[k * LANES + j] = num_classes
+    if has_weights:
+        pixel_weights = at(weights, grid.num_phases * LANES)
+        fill(pixel_weights, n, 1.0)
+        if job.pixel_weight.address:
+            load_rows(job.pixel_weight, image, start, n, 1.0, pixel_weights, n)
+        if job.class_weight:
+            class_weight = pointer(job.class_weight, np.float64)
+            for i in range(n):
+                factor = np.float32(class_weight[pixel_labels[i]])
+                pixel_weights[i] = pixel_weights[i] * factor
+        for j in range(intervals):
+            offset = starts[first_interval + j] - first
+            count = starts[first_interval + j + 1] - first - offset
+            for k in range(count):
+                weights[k * LANES + j] = pixel_weights[offset + k]
+    return 1
+
+
+@inner(lambda *args: types.UniTuple(args[3], 2))
+def _combine_rows(job, upper, lower, above, below, labels, edges):
+    """Writes left_c and right_c of each class, and returns their maxima.
+
+    They are 0 in lanes without a valid pixel.
+    """
+    grid, num_classes = job.grid, job.logits.num_classes
+    one, end = splat(np.int32(1)), splat(np.int32(num_classes))
+    live = splat(np.int32(0))
+    for k in range(grid.num_phases):
+        live = where(less(load(labels, k * LANES), end), one, live)
+    is_live = equal(live, one)
+    zero = splat(np.float32(0))
+    left_top = right_top = splat(np.float32(-np.inf))
+    for c in range(num_classes):
+        i = c * grid.source_stride
+        left = fma(above, load(upper, i), below * load(lower, i))
+        right = fma(above, load(upper, i + 1), below * load(lower, i + 1))
+        left, right = where(is_live, left, zero), where(is_live, right, zero)
+        store(edges, 2 * c * LANES, left)
+        store(edges, (2 * c + 1) * LANES, right)
+        left_top, right_top = maximum(left, left_top), maximum(right, right_top)
+    return left_top, right_top
+
+
+@inner(types.void)
+def _recompute_phase(num_classes, edges, scale, y, left_weight, right_weight, results, e, step):
+    """Computes those valid pixels of a phase whose sum is not in range, by their own maximum.
+
+    `step` is the distance of the exponentials of two classes; 0 if they are not stored.
+    """
+    zero = splat(np.float32(0))
+    top = splat(np.float32(-np.inf))
+    for c in range(num_classes):
+        left, right = load(edges, 2 * c * LANES), load(edges, (2 * c + 1) * LANES)
+        top = maximum(fma(left_weight, left, right_weight * right), top)
+    t, u_target = zero, splat(np.float32(-np.inf))
+    old_t, old_u = load(results, _SUM * LANES), load(results, _TARGET_EXPONENT * LANES)
+    old_s = old_t + exp2(old_u)
+    for c in range(num_classes):
+        left, right = load(edges, 2 * c * LANES), load(edges, (2 * c + 1) * LANES)
+        x = fma(left_weight, left, right_weight * right)
+        u = (x - top) * scale
+        is_target = equal(y, splat(np.int32(c)))
+        u_target = where(is_target, u, u_target)
+        new = exp2(u)
+        t = where(is_target, t, t + new)
+        if step:
+            old = load(e, c * step)
+            store(e, c * step, where(_is_in_range(old_s), old, new))
+    store(results, _SUM * LANES, where(_is_in_range(old_s), old_t, t))
+    store(results, _TARGET_EXPONENT * LANES, where(_is_in_range(old_s), old_u, u_target))
+
+
+@inner(VectorType(types.boolean))
+def _is_in_range(s):
+    """Returns the lanes of sums that are finite and far above the smallest number."""
+    largest = splat(np.float32(np.inf))
+    return mask_and(less(splat(_SMALLEST_SUM), s), less(s, largest))
+
+
+@inner(types.int64)
+def _has_lost_sums(results, group):
+    """Returns whether a sum of a group is not in range."""
+    one = splat(np.int32(1))
+    kept = one
+    for k in range(group):
+        vectors = at(results, k * NUM_PHASE_VECTORS * LANES)
+        s = load(vectors, _SUM * LANES) + exp2(load(vectors, _TARGET_EXPONENT * LANES))
+        kept = where(_is_in_range(s), kept, splat(np.int32(0)))
+    return any_lane(less(kept, one))
+
+
+@inner(VectorType(types.float64))
+def _pixels_of_phase(job, y, weight, left_weight, right_weight, scale, results, total):
+    """Writes the factors of a phase, and returns `total` with its terms added."""
+    zero, one = splat(np.float32(0)), splat(np.float32(1))
+    max_nll = splat(np.float32(job.max_nll))
+    valid = less(y, splat(np.int32(job.logits.num_classes)))
+    t, u_target = load(results, _SUM * LANES), load(results, _TARGET_EXPONENT * LANES)
+    e_target = exp2(u_target)
+    s = t + e_target
+    # ln(1 + t / e) is accurate where t is tiny. Where e is tiny the nll is ln(s) - u ln 2.
+    is_far = less(u_target, splat(_FAR))
+    raised = fma(s, splat(np.float32(2.0**_RAISE)), -one)
+    nll = log1p(where(is_far, raised, t / e_target))
+    far = (u_target + splat(np.float32(_RAISE))) * splat(_LN_2)
+    nll = where(is_far, nll - far, nll)
+    nll = where(less(max_nll, nll), max_nll, nll)
+    factor = where(valid, weight * (scale / s), zero)
+    store(results, _LEFT_FACTOR * LANES, left_weight * factor)
+    store(results, _RIGHT_FACTOR * LANES, right_weight * factor)
+    store(results, _TARGET_ENTRY * LANES, -t)
+    return total + widened(where(valid, nll * weight, zero))
+
+
+@inner(types.void)
+def _add_corners(job, intervals, corners, upper, lower):
+    """Adds the corners of a strip to the gradient of its sources, and clears them."""
+    num_classes, stride = job.logits.num_classes, job.grid.source_stride
+    zero = splat(np.float32(0))
+    for side in range(2):
+        for c in range(num_classes):
+            i, corner = c * stride + side, at(corners, (4 * c + side) * LANES)
+            store(upper, i, load(upper, i) + load(corner, 0))
+            store(lower, i, load(lower, i) + load(corner, 2 * LANES))
+            store(corner, 0, zero)
+            store(corner, 2 * LANES, zero)
+
+
+def make_loss(*, group, phases, has_gradient):
+    """Returns the kernel of the loss; a chunk is a block of interval rows, as in `upsampled`.
+
+    Args:
+        group: the phases whose exponentials are kept at a time.
+        phases: those whose sums fit the registers, a divisor of `group`.
+        has_gradient: whether the gradient is written.
+    """
+    exponentials = _make_exponentials(group, phases, has_gradient)
+    gradients = _make_gradients(group)
+
+    @inner(VectorType(types.float64))
+    def process_row(job, image, y, strip, intervals, upper, lower, total, scratch):
+        grid, num_classes = job.grid, job.logits.num_classes
+        edges = pointer(scratch + grid.edges, np.float32)
+        e = pointer(scratch + grid.exponentials, np.float32)
+        results = pointer(scratch + grid.phase_vectors, np.float32)
+        labels = pointer(scratch + grid.pixel_classes, np.int32)
+        weights = pointer(scratch + grid.pixel_weights, np.float32)
+        corners = pointer(scratch + grid.corners, np.float32)
+        row_weights = pointer(grid.row_weights, np.float64)
+        column_weights = pointer(grid.column_weights, np.float32)
+        right_weights = at(column_weights, grid.num_phases * grid.phase_stride)
+        has_weights = job.pixel_weight.address != 0 or job.class_weight != 0
+        gradient_scale = job.grad_output * job.inverse_temperature / job.known_divisor
+        scale = splat(np.float32(job.inverse_temperature * _LOG2_E))
+        above = splat(np.float32(row_weights[y]))
+        below = splat(np.float32(row_weights[grid.num_rows + y]))
+        if not _load_labels(job, image, y, strip, intervals, labels, weights, has_weights):
+            return total
+        left_top, right_top = _combine_rows(
+            job, at(upper, strip), at(lower, strip), above, below, labels, edges
+        )
+        for first in range(0, grid.num_phases, group):
+            y_of_group = at(labels, first * LANES)
+            table = (strip // LANES * grid.num_phases + first) * LANES
+            for k in range(0, group, phases):
+                exponentials(
+                    num_classes, address_of(edges), left_top, right_top, scale,
+                    address_of(at(y_of_group, k * LANES)),
+                    grid.exponent_weights + 4 * (table + k * LANES),
+                    address_of(at(results, k * NUM_PHASE_VECTORS * LANES)),
+                    address_of(at(e, k * LANES)),
+                )  # fmt: skip
+            must_recompute = _has_lost_sums(results, group)
+            for k in range(group):
+                vectors = at(results, k * NUM_PHASE_VECTORS * LANES)
+                labels_of_phase = load(y_of_group, k * LANES)
+                left_weight = load(column_weights, table + k * LANES)
+                right_weight = load(right_weights, table + k * LANES)
+                if must_recompute:
+                    _recompute_phase(
+                        num_classes, edges, scale, labels_of_phase, left_weight, right_weight,
+                        vectors, at(e, k * LANES), group * LANES if has_gradient else 0,
+                    )  # fmt: skip
+                total = _pixels_of_phase(
+                    job, labels_of_phase, load(weights, (first + k) * LANES), left_weight,
+                    right_weight, splat(np.float32(gradient_scale)), vectors, total,
+                )  # fmt: skip
+            if has_gradient:
+                gradients(
+                    num_classes, above, below, address_of(y_of_group), address_of(results),
+                    address_of(e), address_of(corners),
+                )  # fmt: skip
+        return total
+
+    @inner(types.void)
+    def process_chunk(job, scratch, image, first, last, chunk):
+        grid, scores, gradient = job.grid, job.logits, job.gradient
+        num_classes, columns = scores.num_classes, grid.source_columns
+        sources = pointer(scratch + grid.sources, np.float32)
+        corners = pointer(scratch + grid.corners, np.float32)
+        row_starts = pointer(grid.row_starts, np.int64)
+        block = num_classes * grid.source_stride
+        halo_size = num_classes * columns
+        k = image * job.chunks_per_image + first // job.chunk_units
+        halo_rows = pointer(grid.halo_rows + 4 * k * 2 * halo_size, np.float32)
+        upper, lower = at(sources, _UPPER * block), at(sources, _LOWER * block)
+        upper_gradient = at(sources, _UPPER_GRADIENT * block)
+        lower_gradient = at(sources, _LOWER_GRADIENT * block)
+        ones = at(sources, _NUM_SOURCE_BLOCKS * block)
+        fill(ones, grid.source_stride, 1.0)
+        fill(upper_gradient, block, 0.0)
+        fill(corners, 4 * LANES * num_classes, 0.0)
+        fill(pointer(scratch + grid.pixel_weights, np.float32), grid.num_phases * LANES, 1.0)
+        load_sources(scores, image, first - 1, grid, 1.0, upper)
+        total = widened(splat(np.float32(0)))
+        chunk.non_finite = 0
+        for row in range(first, last):
+            load_sources(scores, image, row, grid, 1.0, lower)
+            fill(lower_gradient, block, 0.0)
+            for strip in range(0, columns + 1, LANES):
+                intervals = min_int(LANES, columns + 1 - strip)
+                for y in range(row_starts[row], row_starts[row + 1]):
+                    total = process_row(
+                        job, image, y, strip, intervals, upper, lower, total, scratch
+                    )
+                    # Sum in two stages: adding many terms one by one would lose their last bits.
+                    is_last = y == row_starts[row + 1] - 1
+                    if has_gradient and (is_last or (y + 1) % SUM_ROWS == 0):
+                        _add_corners(
+                            job, intervals, corners, at(upper_gradient, strip),
+                            at(lower_gradient, strip),
+                        )  # fmt: skip
+            if has_gradient:
+                if row == first:
+                    write_halo_row(
+                        num_classes, upper_gradient, grid.source_stride, columns, halo_rows
+                    )
+                else:
+                    store_rows(
+                        gradient, image, (row - 1) * columns, columns, at(upper_gradient, 1),
+                        ones, grid.source_stride,
+                    )  # fmt: skip
+            upper, lower = lower, upper
+            upper_gradient, lower_gradient = lower_gradient, upper_gradient
+        if has_gradient:
+            halo_row = at(halo_rows, halo_size)
+            write_halo_row(num_classes, upper_gradient, grid.source_stride, columns, halo_row)
+        chunk.loss = sum_of_lanes(total)
+
+    return make_region(process_chunk, np.float32, True)
