@@ -38,7 +38,7 @@ _MAX_ROW_BLOCKS = 32
 # Rows of the scratch memory of tiles beside those of the classes; see `tiles`.
 _EXTRA_ROWS = 10
 # The most phases of a group, and the vectors of each; see `interval_columns`.
-_GROUP_PHASES, _PHASE_VECTORS = 8, 5
+_GROUP_PHASES, _PHASE_VECTORS = 8, 6
 # Blocks of source rows, and of corners, of upsampled scores; see `upsampled`.
 _SOURCE_BLOCKS, _CORNERS = 4, 4
 
@@ -401,28 +401,46 @@ def _right_weights(columns: Axis) -> _Array | None:
     return weights if np.all(is_mean | is_border) else None
 
 
+def _weight_steps(columns: Axis, weights: _Array, size: int) -> tuple[_Array, bool]:
+    """Returns the distance of the weights in each interval, float32 [size].
+
+    Also returns whether all weights of an interval have the same distance.
+    """
+    steps = np.zeros(size)
+    follows = np.diff(columns.intervals) == 0
+    differences, intervals = np.diff(weights)[follows], columns.intervals[1:][follows]
+    steps[intervals] = differences
+    is_linear = bool(np.all(np.abs(differences - steps[intervals]) < 1e-9))
+    return steps.astype(np.float32), is_linear
+
+
 def _plan_interval_columns(inputs: LossInputs, tensors: "_Tensors") -> Plan:
     scores, axes = inputs.logits, inputs.axes
     assert axes is not None
     rows, columns = axes
     num_classes = scores.shape[1]
+    strips = -(-(columns.num_sources + 1) // LANES)
     num_groups = -(-columns.max_targets // _GROUP_PHASES)
     group = -(-columns.max_targets // num_groups)
     phases = group if target().has_avx512 else math.gcd(group, 2)
+    weights = _right_weights(columns)
+    assert weights is not None
+    steps, is_linear = _weight_steps(columns, weights, LANES * strips)
     parameters = {
         "group": group,
         "phases": phases,
+        "anchor_distance": min(4, phases) if is_linear and phases > 2 else 1,
         "has_gradient": tensors["gradient"] is not None,
     }
     plan = _make_plan("interval_columns", "make_loss", inputs, parameters)
     num_phases = group * num_groups
-    strips = -(-(columns.num_sources + 1) // LANES)
     plan.tables = (
         rows.starts.astype(np.int64),
         rows.weights.flatten().astype(np.float64),
         columns.starts.astype(np.int64),
         _weights_by_strip(columns, columns.weights, num_phases, strips),
-        _weights_by_strip(columns, _right_weights(columns)[None], num_phases, strips),
+        _weights_by_strip(columns, weights[None], num_phases, strips),
+        steps,
     )
     # An odd number of cache lines, so that the classes do not share cache sets.
     source_stride = LANES * ((strips + 1) | 1)
@@ -440,6 +458,7 @@ def _plan_interval_columns(inputs: LossInputs, tensors: "_Tensors") -> Plan:
         "column_starts": plan.tables[2].ctypes.data,
         "column_weights": plan.tables[3].ctypes.data,
         "exponent_weights": plan.tables[4].ctypes.data,
+        "weight_steps": plan.tables[5].ctypes.data,
     }.items():
         grid[name] = value
     plan.set(tile=_COLUMN_TILE, row_stride=_COLUMN_TILE, checks_labels=1)
@@ -471,8 +490,11 @@ def _plan_interval_columns(inputs: LossInputs, tensors: "_Tensors") -> Plan:
 
 
 def _weights_by_strip(columns: Axis, weights: _Array, num_phases: int, strips: int) -> _Array:
-    """Returns weights [k, strips, phases, 16], 0 where an interval has no pixel of that phase."""
-    table = np.zeros((len(weights), num_phases, strips * LANES), np.float32)
+    """Returns weights [k, strips, phases, 16].
+
+    Where an interval has no pixel of a phase they are 1/2: 0 times an infinite score would be NaN.
+    """
+    table = np.full((len(weights), num_phases, strips * LANES), 0.5, np.float32)
     phase = np.arange(columns.num_targets) - columns.starts[columns.intervals]
     table[:, phase, columns.intervals] = weights
     return np.ascontiguousarray(

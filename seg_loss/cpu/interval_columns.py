@@ -44,6 +44,7 @@ from seg_loss.cpu.simd import (
     emit_exponent,
     emit_fma,
     emit_load,
+    emit_maximum,
     emit_store,
     equal,
     exp2,
@@ -64,15 +65,25 @@ from seg_loss.cpu.simd import (
 from seg_loss.cpu.upsampled import SUM_ROWS, load_sources, write_halo_row
 
 _LOG2_E = math.log2(math.e)
-_LN_2 = np.float32(math.log(2))
-_FAR = np.float32(-100)  # t / e could overflow if u of the target class were below -126
-_RAISE = 84  # times 2**84 every sum that is not too small is above 1
-_SMALLEST_SUM = np.float32(2.0**-80)
+# An exponential below float32's range that grows by the largest ratio in each of three phases is
+# still far below the smallest sum, and below the smallest exponential of a target class.
+_SMALLEST_TARGET = np.float32(2.0**-60)
+_FAR = np.float32(-40)  # below it ln(1 + t / e) is ln(t / e) in float32
+_SMALLEST_SUM = np.float32(2.0**-40)
+_LARGEST_RATIO = 2.0**20
 _LINE = 4 * LANES
 # Blocks of scratch memory, each of `num_classes` rows of sources, followed by one row of ones.
 _UPPER, _LOWER, _UPPER_GRADIENT, _LOWER_GRADIENT, _NUM_SOURCE_BLOCKS = range(5)
 # Vectors of a phase, each with one lane for each interval.
-_SUM, _TARGET_EXPONENT, _LEFT_FACTOR, _RIGHT_FACTOR, _TARGET_ENTRY, NUM_PHASE_VECTORS = range(6)
+(
+    _SUM,
+    _TARGET_EXPONENTIAL,
+    _TARGET_DISTANCE,  # its logit less the maximum if computed again, else 0
+    _LEFT_FACTOR,
+    _RIGHT_FACTOR,
+    _TARGET_ENTRY,
+    NUM_PHASE_VECTORS,
+) = range(7)
 
 
 # -- loops over the classes, in which the phases of a group are unrolled ----------------------------
@@ -124,34 +135,40 @@ def _emit_vector_store(builder, address, index, value):
     emit_store(builder, place, FLOAT32, value, False)
 
 
-def _make_exponentials(group, phases, is_stored):
+def _make_exponentials(group, phases, anchor_distance, is_stored):
     """Returns what computes `phases` of a group, which has `group` of them.
 
     Args:
         group: the phases of a group.
         phases: as many as fit the registers; the sums of each take two.
+        anchor_distance: from one phase whose exponentials are computed by `exp2` to the next. The
+            phases between follow by multiplication with  r_c = 2**(step (B_c - A_c)),  where `step`
+            is the distance of their weights.
         is_stored: whether the exponentials are stored, for a gradient.
     """
     float32, int32 = types.float32, types.int32
 
     @intrinsic
     def exponentials(
-        typingctx, num_classes, edges, left_top, right_top, scale, labels, weights, results, e
+        typingctx, num_classes, edges, left_top, right_top, scale, steps, labels, weights, results, e
     ):
-        """Writes the exponentials, their sums and the target class's exponent.
+        """Writes the exponentials, their sums and the exponential of the target class.
 
         Args:
             edges: address of the vectors left_c and right_c of each class.
             left_top, right_top: their maxima.
             scale: 1 / (T ln 2).
+            steps: the vector of steps.
             labels: address of a vector of labels for each phase.
             weights: address of a vector w for each phase.
-            results: address of the vectors `_SUM` and `_TARGET_EXPONENT` of each phase.
+            results: address of the vectors `_SUM` and `_TARGET_EXPONENTIAL` of each phase.
             e: address of the exponentials [classes, group].
         """
 
         def codegen(context, builder, signature, args):
-            num_classes, edges, left_top, right_top, scale, labels, weights, results, e = args
+            (
+                num_classes, edges, left_top, right_top, scale, steps, labels, weights, results, e,
+            ) = args  # fmt: skip
             y = [_emit_vector(builder, labels, k, is_integer=True) for k in range(phases)]
             left_shift = builder.fmul(left_top, scale)
             right_shift = builder.fmul(right_top, scale)
@@ -164,30 +181,45 @@ def _make_exponentials(group, phases, is_stored):
                 rise = builder.fsub(last, first)
                 here = _emit_class(builder, c)
                 place = builder.add(e, builder.mul(c, c.type(group * _LINE)))
-                sums, targets = [], []
+                powers, largest = [], values[-1]
+                if anchor_distance > 1:
+                    ratio = emit_exp2(builder, builder.fmul(rise, steps))
+                    largest = emit_maximum(builder, ratio, largest)
+                    powers = [ratio, builder.fmul(ratio, ratio)]
+                sums, targets, computed = [], [], []
                 for k in range(phases):
-                    u = emit_fma(builder, rise, _emit_vector(builder, weights, k), first)
+                    beyond = k % anchor_distance
+                    if beyond == 0:
+                        u = emit_fma(builder, rise, _emit_vector(builder, weights, k), first)
+                        computed.append(emit_exp2(builder, u))
+                    else:
+                        # From two phases before, so that rounding errors do not add up.
+                        back = min(beyond, 2)
+                        computed.append(builder.fmul(computed[-back], powers[back - 1]))
                     is_target = builder.icmp_signed("==", y[k], here)
-                    exponential = emit_exp2(builder, u)
                     if is_stored:
-                        _emit_vector_store(builder, place, k, exponential)
-                    total = builder.fadd(values[k], exponential)
+                        _emit_vector_store(builder, place, k, computed[k])
+                    total = builder.fadd(values[k], computed[k])
                     sums.append(builder.select(is_target, values[k], total))
-                    targets.append(builder.select(is_target, u, values[phases + k]))
-                return sums + targets
+                    targets.append(builder.select(is_target, computed[k], values[phases + k]))
+                return [*sums, *targets, largest]
 
-            initial = [constant(float32, 0.0)] * phases + [constant(float32, -math.inf)] * phases
+            zero, one = constant(float32, 0.0), constant(float32, 1.0)
+            initial = [zero] * phases + [one] * phases + [zero]
             values = _emit_loop(builder, num_classes, initial, of_class)
+            limit = constant(float32, _LARGEST_RATIO)
+            is_steep = builder.fcmp_unordered(">", values[-1], limit)
             for k in range(phases):
                 vectors = k * NUM_PHASE_VECTORS
-                _emit_vector_store(builder, results, vectors + _SUM, values[k])
-                _emit_vector_store(
-                    builder, results, vectors + _TARGET_EXPONENT, values[phases + k]
-                )
+                total = builder.select(is_steep, constant(float32, math.inf), values[k])
+                _emit_vector_store(builder, results, vectors + _SUM, total)
+                target = values[phases + k]
+                _emit_vector_store(builder, results, vectors + _TARGET_EXPONENTIAL, target)
+                _emit_vector_store(builder, results, vectors + _TARGET_DISTANCE, zero)
             return context.get_dummy_value()
 
         words = (types.int64,) * 4
-        vectors = (left_top, right_top, scale)
+        vectors = (left_top, right_top, scale, steps)
         return types.void(types.int64, types.int64, *vectors, *words), codegen
 
     return exponentials
@@ -323,74 +355,71 @@ def _combine_rows(job, upper, lower, above, below, labels, edges):
     return left_top, right_top
 
 
+@inner(VectorType(types.boolean))
+def _is_kept(vectors):
+    """Returns the pixels whose sum and whose target's exponential are in range."""
+    target = load(vectors, _TARGET_EXPONENTIAL * LANES)
+    s = load(vectors, _SUM * LANES) + target
+    is_finite = mask_and(less(splat(_SMALLEST_SUM), s), less(s, splat(np.float32(np.inf))))
+    return mask_and(is_finite, less(splat(_SMALLEST_TARGET), target))
+
+
+@inner(types.boolean)
+def _has_lost_pixels(results, group):
+    """Returns whether a pixel of a group is not kept."""
+    one, zero = splat(np.int32(1)), splat(np.int32(0))
+    kept = one
+    for k in range(group):
+        kept = where(_is_kept(at(results, k * NUM_PHASE_VECTORS * LANES)), kept, zero)
+    return any_lane(less(kept, one))
+
+
 @inner(types.void)
-def _recompute_phase(num_classes, edges, scale, y, left_weight, right_weight, results, e, step):
-    """Computes those valid pixels of a phase whose sum is not in range, by their own maximum.
+def _recompute_phase(num_classes, edges, scale, y, left_weight, right_weight, vectors, e, step):
+    """Computes the pixels of a phase that are not kept, by the maximum of their own logits.
 
     `step` is the distance of the exponentials of two classes; 0 if they are not stored.
     """
-    zero = splat(np.float32(0))
+    is_kept = _is_kept(vectors)
+    t = distance = splat(np.float32(0))
     top = splat(np.float32(-np.inf))
     for c in range(num_classes):
         left, right = load(edges, 2 * c * LANES), load(edges, (2 * c + 1) * LANES)
         top = maximum(fma(left_weight, left, right_weight * right), top)
-    t, u_target = zero, splat(np.float32(-np.inf))
-    old_t, old_u = load(results, _SUM * LANES), load(results, _TARGET_EXPONENT * LANES)
-    old_s = old_t + exp2(old_u)
     for c in range(num_classes):
         left, right = load(edges, 2 * c * LANES), load(edges, (2 * c + 1) * LANES)
-        x = fma(left_weight, left, right_weight * right)
-        u = (x - top) * scale
+        below_top = fma(left_weight, left, right_weight * right) - top
         is_target = equal(y, splat(np.int32(c)))
-        u_target = where(is_target, u, u_target)
-        new = exp2(u)
+        distance = where(is_target, below_top, distance)
+        new = exp2(below_top * scale)
         t = where(is_target, t, t + new)
         if step:
-            old = load(e, c * step)
-            store(e, c * step, where(_is_in_range(old_s), old, new))
-    store(results, _SUM * LANES, where(_is_in_range(old_s), old_t, t))
-    store(results, _TARGET_EXPONENT * LANES, where(_is_in_range(old_s), old_u, u_target))
-
-
-@inner(VectorType(types.boolean))
-def _is_in_range(s):
-    """Returns the lanes of sums that are finite and far above the smallest number."""
-    largest = splat(np.float32(np.inf))
-    return mask_and(less(splat(_SMALLEST_SUM), s), less(s, largest))
-
-
-@inner(types.int64)
-def _has_lost_sums(results, group):
-    """Returns whether a sum of a group is not in range."""
-    one = splat(np.int32(1))
-    kept = one
-    for k in range(group):
-        vectors = at(results, k * NUM_PHASE_VECTORS * LANES)
-        s = load(vectors, _SUM * LANES) + exp2(load(vectors, _TARGET_EXPONENT * LANES))
-        kept = where(_is_in_range(s), kept, splat(np.int32(0)))
-    return any_lane(less(kept, one))
+            store(e, c * step, where(is_kept, load(e, c * step), new))
+    target = where(is_kept, load(vectors, _TARGET_EXPONENTIAL * LANES), exp2(distance * scale))
+    distance = where(is_kept, load(vectors, _TARGET_DISTANCE * LANES), distance)
+    store(vectors, _SUM * LANES, where(is_kept, load(vectors, _SUM * LANES), t))
+    store(vectors, _TARGET_EXPONENTIAL * LANES, target)
+    store(vectors, _TARGET_DISTANCE * LANES, distance)
 
 
 @inner(VectorType(types.float64))
-def _pixels_of_phase(job, y, weight, left_weight, right_weight, scale, results, total):
+def _pixels_of_phase(job, y, weight, left_weight, right_weight, scale, vectors, total):
     """Writes the factors of a phase, and returns `total` with its terms added."""
-    zero, one = splat(np.float32(0)), splat(np.float32(1))
+    zero = splat(np.float32(0))
     max_nll = splat(np.float32(job.max_nll))
     valid = less(y, splat(np.int32(job.logits.num_classes)))
-    t, u_target = load(results, _SUM * LANES), load(results, _TARGET_EXPONENT * LANES)
-    e_target = exp2(u_target)
+    t, e_target = load(vectors, _SUM * LANES), load(vectors, _TARGET_EXPONENTIAL * LANES)
     s = t + e_target
-    # ln(1 + t / e) is accurate where t is tiny. Where e is tiny the nll is ln(s) - u ln 2.
-    is_far = less(u_target, splat(_FAR))
-    raised = fma(s, splat(np.float32(2.0**_RAISE)), -one)
-    nll = log1p(where(is_far, raised, t / e_target))
-    far = (u_target + splat(np.float32(_RAISE))) * splat(_LN_2)
-    nll = where(is_far, nll - far, nll)
+    # ln(1 + t / e) is accurate where t is tiny. Where e is tiny, the nll is ln(s) - distance.
+    distance = load(vectors, _TARGET_DISTANCE * LANES) * splat(np.float32(job.inverse_temperature))
+    is_near = less(splat(_FAR), distance)
+    nll = log1p(where(is_near, t / e_target, s - splat(np.float32(1))))
+    nll = nll - where(is_near, zero, distance)
     nll = where(less(max_nll, nll), max_nll, nll)
     factor = where(valid, weight * (scale / s), zero)
-    store(results, _LEFT_FACTOR * LANES, left_weight * factor)
-    store(results, _RIGHT_FACTOR * LANES, right_weight * factor)
-    store(results, _TARGET_ENTRY * LANES, -t)
+    store(vectors, _LEFT_FACTOR * LANES, left_weight * factor)
+    store(vectors, _RIGHT_FACTOR * LANES, right_weight * factor)
+    store(vectors, _TARGET_ENTRY * LANES, -t)
     return total + widened(where(valid, nll * weight, zero))
 
 
@@ -408,15 +437,16 @@ def _add_corners(job, intervals, corners, upper, lower):
             store(corner, 2 * LANES, zero)
 
 
-def make_loss(*, group, phases, has_gradient):
+def make_loss(*, group, phases, anchor_distance, has_gradient):
     """Returns the kernel of the loss; a chunk is a block of interval rows, as in `upsampled`.
 
     Args:
         group: the phases whose exponentials are kept at a time.
         phases: those whose sums fit the registers, a divisor of `group`.
+        anchor_distance: as in `_make_exponentials`.
         has_gradient: whether the gradient is written.
     """
-    exponentials = _make_exponentials(group, phases, has_gradient)
+    exponentials = _make_exponentials(group, phases, anchor_distance, has_gradient)
     gradients = _make_gradients(group)
 
     @inner(VectorType(types.float64))
@@ -434,6 +464,7 @@ def make_loss(*, group, phases, has_gradient):
         has_weights = job.pixel_weight.address != 0 or job.class_weight != 0
         gradient_scale = job.grad_output * job.inverse_temperature / job.known_divisor
         scale = splat(np.float32(job.inverse_temperature * _LOG2_E))
+        steps = load(pointer(grid.weight_steps, np.float32), strip)
         above = splat(np.float32(row_weights[y]))
         below = splat(np.float32(row_weights[grid.num_rows + y]))
         if not _load_labels(job, image, y, strip, intervals, labels, weights, has_weights):
@@ -446,19 +477,19 @@ def make_loss(*, group, phases, has_gradient):
             table = (strip // LANES * grid.num_phases + first) * LANES
             for k in range(0, group, phases):
                 exponentials(
-                    num_classes, address_of(edges), left_top, right_top, scale,
+                    num_classes, address_of(edges), left_top, right_top, scale, steps,
                     address_of(at(y_of_group, k * LANES)),
                     grid.exponent_weights + 4 * (table + k * LANES),
                     address_of(at(results, k * NUM_PHASE_VECTORS * LANES)),
                     address_of(at(e, k * LANES)),
                 )  # fmt: skip
-            must_recompute = _has_lost_sums(results, group)
+            has_lost_pixels = _has_lost_pixels(results, group)
             for k in range(group):
                 vectors = at(results, k * NUM_PHASE_VECTORS * LANES)
                 labels_of_phase = load(y_of_group, k * LANES)
                 left_weight = load(column_weights, table + k * LANES)
                 right_weight = load(right_weights, table + k * LANES)
-                if must_recompute:
+                if has_lost_pixels:
                     _recompute_phase(
                         num_classes, edges, scale, labels_of_phase, left_weight, right_weight,
                         vectors, at(e, k * LANES), group * LANES if has_gradient else 0,
@@ -476,6 +507,10 @@ def make_loss(*, group, phases, has_gradient):
 
     @inner(types.void)
     def process_chunk(job, scratch, image, first, last, chunk):
+        chunk.loss = 0.0
+        chunk.non_finite = 0
+        if first >= last:
+            return  # an empty batch
         grid, scores, gradient = job.grid, job.logits, job.gradient
         num_classes, columns = scores.num_classes, grid.source_columns
         sources = pointer(scratch + grid.sources, np.float32)
@@ -495,7 +530,6 @@ def make_loss(*, group, phases, has_gradient):
         fill(pointer(scratch + grid.pixel_weights, np.float32), grid.num_phases * LANES, 1.0)
         load_sources(scores, image, first - 1, grid, 1.0, upper)
         total = widened(splat(np.float32(0)))
-        chunk.non_finite = 0
         for row in range(first, last):
             load_sources(scores, image, row, grid, 1.0, lower)
             fill(lower_gradient, block, 0.0)
