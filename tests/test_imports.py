@@ -67,6 +67,9 @@ ARROWS = {
         *CPU_KERNEL_BASE, "seg_loss.cpu.evaluate", "seg_loss.cpu.region", "seg_loss.cpu.rows",
         "seg_loss.cpu.tiles",
     ),
+    "seg_loss.cpu.interval_columns": (
+        *CPU_KERNEL_BASE, "seg_loss.cpu.region", "seg_loss.cpu.rows", "seg_loss.cpu.upsampled",
+    ),
     # A kernel is imported when it is compiled, by its name alone.
     "seg_loss.cpu.cache": ("seg_loss.cpu.compiler", "seg_loss.cpu.target"),
     "seg_loss.cpu.threads": ("seg_loss.cpu.cache",),
@@ -170,12 +173,13 @@ ARROWS = {
 ONLY_IN = {
     "numba": (
         *(f"seg_loss.cpu.{name}"
-          for name in ("columns", "compiler", "cross_entropy", "evaluate", "region", "rows", "simd",
-                       "softmax", "tiles", "upsampled")),
+          for name in ("columns", "compiler", "cross_entropy", "evaluate", "interval_columns",
+                       "region", "rows", "simd", "softmax", "tiles", "upsampled")),
         "benchmarks",
     ),
     "llvmlite": tuple(
-        f"seg_loss.cpu.{name}" for name in ("cache", "columns", "compiler", "simd", "target")
+        f"seg_loss.cpu.{name}"
+        for name in ("cache", "columns", "compiler", "interval_columns", "simd", "target")
     ),
     "triton": (
         *(f"seg_loss.gpu.{name}"

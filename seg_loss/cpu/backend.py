@@ -528,8 +528,11 @@ def scratch_bytes(scores: Tensor, axes: Axes) -> int:
     source_rows = element * num_classes * (sources + 2 * LANES) * (of_threads + halo_rows)
     phases, intervals = axes[1].max_targets, sources + LANES
     weights = phases * intervals * 2 * (8 + element)  # computed in float64
-    pixels = phases * min(intervals, 1024) * (4 + element) * num_threads
-    return source_rows + weights + pixels
+    tile_intervals = max(2 * LANES, min(intervals, 1024))
+    pixels = phases * tile_intervals * (4 + element) * num_threads
+    group = min(phases, _GROUP_PHASES)
+    columns = num_classes * LANES * element * (group + _CORNERS + 2) * num_threads
+    return source_rows + weights + pixels + columns
 
 
 def _weights_by_phase(columns: Axis, phase_stride: int) -> _Array:

@@ -86,7 +86,7 @@ _UPPER, _LOWER, _UPPER_GRADIENT, _LOWER_GRADIENT, _NUM_SOURCE_BLOCKS = range(5)
 ) = range(7)
 
 
-# -- loops over the classes, in which the phases of a group are unrolled ----------------------------
+# -- loops over the classes, in which the phases of a group are unrolled ---------------------------
 
 
 def _emit_loop(builder, count, initial, body):
@@ -146,11 +146,21 @@ def _make_exponentials(group, phases, anchor_distance, is_stored):
             is the distance of their weights.
         is_stored: whether the exponentials are stored, for a gradient.
     """
-    float32, int32 = types.float32, types.int32
+    float32 = types.float32
 
     @intrinsic
     def exponentials(
-        typingctx, num_classes, edges, left_top, right_top, scale, steps, labels, weights, results, e
+        typingctx,
+        num_classes,
+        edges,
+        left_top,
+        right_top,
+        scale,
+        steps,
+        labels,
+        weights,
+        results,
+        e,
     ):
         """Writes the exponentials, their sums and the exponential of the target class.
 
@@ -264,9 +274,7 @@ def _make_gradients(group):
                     for k, (weight, side) in enumerate(
                         ((above, lefts), (above, rights), (below, lefts), (below, rights))
                     ):
-                        total = emit_fma(
-                            builder, weight, side[j], _emit_vector(builder, corner, k)
-                        )
+                        total = emit_fma(builder, weight, side[j], _emit_vector(builder, corner, k))
                         _emit_vector_store(builder, corner, k, total)
                 return []
 
@@ -281,7 +289,7 @@ def _make_gradients(group):
     return gradients
 
 
-# -- a strip of a target row ------------------------------------------------------------------------
+# -- a strip of a target row -----------------------------------------------------------------------
 
 
 @inner(types.int64)
