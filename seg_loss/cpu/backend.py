@@ -33,8 +33,9 @@ _COLUMN_TILE = 1024
 _COLUMN_CHUNK = 4096
 # Elements of a chunk of tiles: about 0.1 ms of work.
 _CHUNK_ELEMENTS = 400_000
-# The largest number of row blocks of an image of upsampled scores; each keeps two source rows.
-_MAX_ROW_BLOCKS = 32
+# The largest number of row blocks of an image of upsampled scores; each keeps two source rows. A
+# power of two of source rows has one more interval row.
+_MAX_ROW_BLOCKS = 33
 # Rows of the scratch memory of tiles beside those of the classes; see `tiles`.
 _EXTRA_ROWS = 10
 # The most phases of a group, and the vectors of each; see `interval_columns`.
@@ -151,8 +152,6 @@ def upsampled_cross_entropy(inputs: LossInputs, gradient: Tensor | None) -> Tens
     addresses = tensors.addresses
     addresses["loss"] = loss.data_ptr()
     memory = _run(plan, inputs, tensors, addresses, {})
-    if gradient is not None:
-        _add_halo_rows(plan, memory, gradient)
     plan.release(memory)
     tensors.copy_back()
     return loss
@@ -502,17 +501,6 @@ def _weights_by_strip(columns: Axis, weights: _Array, num_phases: int, strips: i
     )
 
 
-def _add_halo_rows(plan: Plan, memory: Memory, gradient: Tensor) -> None:
-    """Writes the gradient of the source rows between blocks: the sum of their two halo rows."""
-    job = plan.job[0]
-    step, blocks = int(job["chunk_units"]), int(job["chunks_per_image"])
-    between = [step * k - 1 for k in range(1, blocks)]
-    if between and len(gradient):
-        halo_rows = memory.halo_rows
-        total = torch.from_numpy(halo_rows[:, :-1, 1] + halo_rows[:, 1:, 0])
-        gradient[:, :, between] = total.transpose(1, 2).to(gradient.dtype)
-
-
 def scratch_bytes(scores: Tensor, axes: Axes) -> int:
     """Returns the scratch memory of a call with scores [N, C, h, w] that is not negligible.
 
@@ -524,8 +512,8 @@ def scratch_bytes(scores: Tensor, axes: Axes) -> int:
     num_blocks = num_images * min(rows + 1, _MAX_ROW_BLOCKS)
     num_threads = threads.num_threads_for(num_blocks)
     of_threads = _SOURCE_BLOCKS * num_threads
-    halo_rows = 3 * num_blocks  # two of each block, and one of each sum
-    source_rows = element * num_classes * (sources + 2 * LANES) * (of_threads + halo_rows)
+    halo_rows = 2 * num_blocks
+    source_rows = element * num_classes * (sources + 3 * LANES) * (of_threads + halo_rows)
     phases, intervals = axes[1].max_targets, sources + LANES
     weights = phases * intervals * 2 * (8 + element)  # computed in float64
     tile_intervals = max(2 * LANES, min(intervals, 1024))

@@ -62,7 +62,13 @@ from seg_loss.cpu.simd import (
     where,
     widened,
 )
-from seg_loss.cpu.upsampled import SUM_ROWS, load_sources, write_halo_row
+from seg_loss.cpu.upsampled import (
+    NUM_SOURCE_BLOCKS,
+    SUM_ROWS,
+    load_sources,
+    make_add_halo_rows,
+    write_halo_row,
+)
 
 _LOG2_E = math.log2(math.e)
 # An exponential below float32's range that grows by the largest ratio in each of three phases is
@@ -73,7 +79,7 @@ _SMALLEST_SUM = np.float32(2.0**-40)
 _LARGEST_RATIO = 2.0**20
 _LINE = 4 * LANES
 # Blocks of scratch memory, each of `num_classes` rows of sources, followed by one row of ones.
-_UPPER, _LOWER, _UPPER_GRADIENT, _LOWER_GRADIENT, _NUM_SOURCE_BLOCKS = range(5)
+_UPPER, _LOWER, _UPPER_GRADIENT, _LOWER_GRADIENT = range(NUM_SOURCE_BLOCKS)
 # Vectors of a phase, each with one lane for each interval.
 (
     _SUM,
@@ -531,7 +537,7 @@ def make_loss(*, group, phases, anchor_distance, has_gradient):
         upper, lower = at(sources, _UPPER * block), at(sources, _LOWER * block)
         upper_gradient = at(sources, _UPPER_GRADIENT * block)
         lower_gradient = at(sources, _LOWER_GRADIENT * block)
-        ones = at(sources, _NUM_SOURCE_BLOCKS * block)
+        ones = at(sources, NUM_SOURCE_BLOCKS * block)
         fill(ones, grid.source_stride, 1.0)
         fill(upper_gradient, block, 0.0)
         fill(corners, 4 * LANES * num_classes, 0.0)
@@ -571,4 +577,4 @@ def make_loss(*, group, phases, anchor_distance, has_gradient):
             write_halo_row(num_classes, upper_gradient, grid.source_stride, columns, halo_row)
         chunk.loss = sum_of_lanes(total)
 
-    return make_region(process_chunk, np.float32, True)
+    return make_region(process_chunk, np.float32, True, make_add_halo_rows(np.float32))

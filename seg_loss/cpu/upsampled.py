@@ -21,7 +21,7 @@ Between the two, `terms_of_tile` or `accumulate_tile` runs. An interval with few
 than phases is filled with ignored ones.
 
 Two blocks contribute to the gradient of the source row between them. Each writes its part to
-`halo_rows`.
+`halo_rows`, which are added when all blocks are done.
 """
 
 import numpy as np
@@ -381,7 +381,36 @@ def make_loss(*, element):
             write_halo_row(num_classes, upper_gradient, source_stride, source_columns, halo_row)
         chunk.loss = sum_of_lanes(total)
 
-    return make_region(process_chunk, element, True)
+    return make_region(process_chunk, element, True, make_add_halo_rows(element))
+
+
+def make_add_halo_rows(element):
+    """Returns what writes the gradient of the source rows between blocks."""
+    itemsize = np.dtype(element).itemsize
+
+    @inner(types.void)
+    def add_halo_rows(job, scratch):
+        grid, columns = job.grid, job.grid.source_columns
+        if not job.gradient.address:
+            return
+        size = job.logits.num_classes * columns
+        # The thread that calls this has processed a block, and so filled its row of ones.
+        sources = pointer(scratch + grid.sources, element)
+        ones = at(sources, NUM_SOURCE_BLOCKS * job.logits.num_classes * grid.source_stride)
+        for image in range(job.num_images):
+            for k in range(1, job.chunks_per_image):
+                block = 2 * (image * job.chunks_per_image + k)
+                before = pointer(grid.halo_rows + itemsize * (block - 1) * size, element)
+                behind = pointer(grid.halo_rows + itemsize * block * size, element)
+                whole = size - size % LANES
+                for i in range(0, whole, LANES):
+                    store(before, i, load(before, i) + load(behind, i))
+                for i in range(whole, size):
+                    before[i] += behind[i]
+                row = job.chunk_units * k - 1
+                store_rows(job.gradient, image, row * columns, columns, before, ones, columns)
+
+    return add_halo_rows
 
 
 @inner(types.void)

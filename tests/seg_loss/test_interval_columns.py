@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 
-import seg_loss
 from seg_loss import Bilinear, Deconvolution
 from seg_loss.cpu import backend, plan
 from tests.support.cases import (
