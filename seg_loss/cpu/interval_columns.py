@@ -35,6 +35,7 @@ from seg_loss.cpu.records import FLOAT32, LANES
 from seg_loss.cpu.region import make_region
 from seg_loss.cpu.rows import fill, load_classes, load_rows, store_rows
 from seg_loss.cpu.simd import (
+    FLOATS,
     VectorType,
     address_of,
     any_lane,
@@ -51,7 +52,7 @@ from seg_loss.cpu.simd import (
     fma,
     less,
     load,
-    log1p,
+    log_float32,
     mask_and,
     maximum,
     min_int,
@@ -298,12 +299,9 @@ def _make_gradients(group):
 # -- a strip of a target row -----------------------------------------------------------------------
 
 
-@inner(types.int64)
+@inner(types.void)
 def _load_labels(job, image, y, first_interval, intervals, labels, weights, has_weights):
-    """Loads the labels and weights of a target row, and arranges them by phase.
-
-    Returns whether a pixel is valid.
-    """
+    """Loads the labels and weights of a target row, and arranges them by phase."""
     grid, num_classes = job.grid, job.logits.num_classes
     starts = pointer(grid.column_starts, np.int64)
     first = starts[first_interval]
@@ -311,12 +309,6 @@ def _load_labels(job, image, y, first_interval, intervals, labels, weights, has_
     n = starts[first_interval + intervals] - first
     pixel_labels = at(labels, grid.num_phases * LANES)
     load_classes(job, image, start, n, pixel_labels)
-    found = splat(np.int32(0))
-    one, end = splat(np.int32(1)), splat(np.int32(num_classes))
-    for i in range(0, n, LANES):
-        found = where(less(load(pixel_labels, i), end), one, found)
-    if not any_lane(equal(found, one)):
-        return 0
     for j in range(LANES):
         offset = count = 0
         if j < intervals:
@@ -341,21 +333,25 @@ def _load_labels(job, image, y, first_interval, intervals, labels, weights, has_
             count = starts[first_interval + j + 1] - first - offset
             for k in range(count):
                 weights[k * LANES + j] = pixel_weights[offset + k]
-    return 1
 
 
-@inner(lambda *args: types.UniTuple(args[3], 2))
-def _combine_rows(job, upper, lower, above, below, labels, edges):
+@inner(VectorType(types.boolean))
+def _find_live(labels, num_phases, num_classes):
+    """Returns the intervals that have a valid pixel."""
+    one, end = splat(np.int32(1)), splat(np.int32(num_classes))
+    live = splat(np.int32(0))
+    for k in range(num_phases):
+        live = where(less(load(labels, k * LANES), end), one, live)
+    return equal(live, one)
+
+
+@inner(types.UniTuple(FLOATS, 2))
+def _combine_rows(job, upper, lower, above, below, is_live, edges):
     """Writes left_c and right_c of each class, and returns their maxima.
 
     They are 0 in lanes without a valid pixel.
     """
     grid, num_classes = job.grid, job.logits.num_classes
-    one, end = splat(np.int32(1)), splat(np.int32(num_classes))
-    live = splat(np.int32(0))
-    for k in range(grid.num_phases):
-        live = where(less(load(labels, k * LANES), end), one, live)
-    is_live = equal(live, one)
     zero = splat(np.float32(0))
     left_top = right_top = splat(np.float32(-np.inf))
     for c in range(num_classes):
@@ -419,18 +415,24 @@ def _recompute_phase(num_classes, edges, scale, y, left_weight, right_weight, ve
 @inner(VectorType(types.float64))
 def _pixels_of_phase(job, y, weight, left_weight, right_weight, scale, vectors, total):
     """Writes the factors of a phase, and returns `total` with its terms added."""
-    zero = splat(np.float32(0))
+    zero, one = splat(np.float32(0)), splat(np.float32(1))
     max_nll = splat(np.float32(job.max_nll))
     valid = less(y, splat(np.int32(job.logits.num_classes)))
     t, e_target = load(vectors, _SUM * LANES), load(vectors, _TARGET_EXPONENTIAL * LANES)
     s = t + e_target
-    # ln(1 + t / e) is accurate where t is tiny. Where e is tiny, the nll is ln(s) - distance.
+    # ln(1 + t / e) is accurate where t is tiny. Where e is tiny, the nll is ln(s) - distance. One
+    # division gives both t / e and 1 / s, and the slope of ln(1 + x) too; see `log1p`.
     distance = load(vectors, _TARGET_DISTANCE * LANES) * splat(np.float32(job.inverse_temperature))
     is_near = less(splat(_FAR), distance)
-    nll = log1p(where(is_near, t / e_target, s - splat(np.float32(1))))
+    divisor = where(is_near, e_target, one)
+    reciprocal = one / (s * divisor)
+    inverse = divisor * reciprocal
+    x = where(is_near, t * (s * reciprocal), s - one)
+    w = one + x
+    nll = log_float32(w) + (x - (w - one)) * (divisor * inverse)
     nll = nll - where(is_near, zero, distance)
     nll = where(less(max_nll, nll), max_nll, nll)
-    factor = where(valid, weight * (scale / s), zero)
+    factor = where(valid, weight * (scale * inverse), zero)
     store(vectors, _LEFT_FACTOR * LANES, left_weight * factor)
     store(vectors, _RIGHT_FACTOR * LANES, right_weight * factor)
     store(vectors, _TARGET_ENTRY * LANES, -t)
@@ -481,10 +483,12 @@ def make_loss(*, group, phases, anchor_distance, has_gradient):
         steps = load(pointer(grid.weight_steps, np.float32), strip)
         above = splat(np.float32(row_weights[y]))
         below = splat(np.float32(row_weights[grid.num_rows + y]))
-        if not _load_labels(job, image, y, strip, intervals, labels, weights, has_weights):
+        _load_labels(job, image, y, strip, intervals, labels, weights, has_weights)
+        is_live = _find_live(labels, grid.num_phases, num_classes)
+        if not any_lane(is_live):
             return total
         left_top, right_top = _combine_rows(
-            job, at(upper, strip), at(lower, strip), above, below, labels, edges
+            job, at(upper, strip), at(lower, strip), above, below, is_live, edges
         )
         for first in range(0, grid.num_phases, group):
             y_of_group = at(labels, first * LANES)

@@ -26,7 +26,7 @@ from numba.extending import (
     type_callable,
 )
 
-from seg_loss.cpu.compiler import inner_by_element
+from seg_loss.cpu.compiler import inner, inner_by_element
 from seg_loss.cpu.records import BFLOAT16, DTYPES, FLOAT16, FLOAT32, FLOAT64, ITEMSIZES, LANES
 from seg_loss.cpu.target import target
 
@@ -880,10 +880,11 @@ def _exp_float64(x):
     return _libm_exp(x)
 
 
-def _log1p_float32(x):
-    # ln w for w = 1 + x by Cephes' scheme: ln(m 2**n) = n ln 2 + f - f**2/2 + f**3 P(f), f = m - 1.
+@inner(lambda w: w)
+def log_float32(w):
+    """Returns ln w in every lane of positive normal float32, accurate to the last bits."""
+    # Cephes' scheme: ln(m 2**n) = n ln 2 + f - f**2/2 + f**3 P(f), f = m - 1.
     one = splat(_f32(1))
-    w = one + x
     n, m = _split_exponent(w)
     f = m - one
     p = fma(splat(_L7), f, splat(_L6))
@@ -896,8 +897,14 @@ def _log1p_float32(x):
     square = f * f
     p = fma(p * f, square, n * splat(_LN2_LOW))
     p = fma(square, splat(_f32(-0.5)), p)
+    return fma(n, splat(_LN2_HIGH), f + p)
+
+
+def _log1p_float32(x):
+    one = splat(_f32(1))
+    w = one + x
     # Add the rounding error of 1 + x times the slope of ln; for tiny x this is x itself.
-    return fma(n, splat(_LN2_HIGH), f + p) + (x - (w - one)) / w
+    return log_float32(w) + (x - (w - one)) / w
 
 
 def _log1p_float64(x):
