@@ -420,19 +420,17 @@ def _plan_interval_columns(inputs: LossInputs, tensors: "_Tensors") -> Plan:
     num_classes = scores.shape[1]
     strips = -(-(columns.num_sources + 1) // LANES)
     num_groups = -(-columns.max_targets // _GROUP_PHASES)
-    group = -(-columns.max_targets // num_groups)
-    phases = group if target().has_avx512 else math.gcd(group, 2)
+    phases = -(-columns.max_targets // num_groups)
     weights = _right_weights(columns)
     assert weights is not None
     steps, is_linear = _weight_steps(columns, weights, LANES * strips)
     parameters = {
-        "group": group,
         "phases": phases,
         "anchor_distance": min(4, phases) if is_linear and phases > 2 else 1,
         "has_gradient": tensors["gradient"] is not None,
     }
     plan = _make_plan("interval_columns", "make_loss", inputs, parameters)
-    num_phases = group * num_groups
+    num_phases = phases * num_groups
     plan.tables = (
         rows.starts.astype(np.int64),
         rows.weights.flatten().astype(np.float64),
@@ -476,8 +474,8 @@ def _plan_interval_columns(inputs: LossInputs, tensors: "_Tensors") -> Plan:
         "sources": 4 * (_SOURCE_BLOCKS * num_classes + 1) * source_stride,
         "corners": _CORNERS * line * (num_classes + 1),
         "edges": 2 * line * num_classes,
-        "exponentials": line * group * (num_classes + 1),
-        "phase_vectors": _PHASE_VECTORS * line * group,
+        "exponentials": line * phases * (num_classes + 1),
+        "phase_vectors": _PHASE_VECTORS * line * phases,
     }.items():
         grid[name] = plan.reserve(num_bytes)
     if tensors["gradient"] is not None:

@@ -142,12 +142,11 @@ def _emit_vector_store(builder, address, index, value):
     emit_store(builder, place, FLOAT32, value, False)
 
 
-def _make_exponentials(group, phases, anchor_distance, is_stored):
-    """Returns what computes `phases` of a group, which has `group` of them.
+def _make_exponentials(phases, anchor_distance, is_stored):
+    """Returns what computes the exponentials of a group of `phases`.
 
     Args:
-        group: the phases of a group.
-        phases: as many as fit the registers; the sums of each take two.
+        phases: the phases of a group. The sums of each take two registers.
         anchor_distance: from one phase whose exponentials are computed by `exp2` to the next. The
             phases between follow by multiplication with  r_c = 2**(step (B_c - A_c)),  where `step`
             is the distance of their weights.
@@ -179,7 +178,7 @@ def _make_exponentials(group, phases, anchor_distance, is_stored):
             labels: address of a vector of labels for each phase.
             weights: address of a vector w for each phase.
             results: address of the vectors `_SUM` and `_TARGET_EXPONENTIAL` of each phase.
-            e: address of the exponentials [classes, group].
+            e: address of the exponentials [classes, phases].
         """
 
         def codegen(context, builder, signature, args):
@@ -197,7 +196,7 @@ def _make_exponentials(group, phases, anchor_distance, is_stored):
                 last = emit_exponent(builder, right, right_top, scale, right_shift)
                 rise = builder.fsub(last, first)
                 here = _emit_class(builder, c)
-                place = builder.add(e, builder.mul(c, c.type(group * _LINE)))
+                place = builder.add(e, builder.mul(c, c.type(phases * _LINE)))
                 powers, largest = [], values[-1]
                 if anchor_distance > 1:
                     ratio = emit_exp2(builder, builder.fmul(rise, steps))
@@ -242,7 +241,7 @@ def _make_exponentials(group, phases, anchor_distance, is_stored):
     return exponentials
 
 
-def _make_gradients(group):
+def _make_gradients(phases):
     """Returns what adds the gradient of a group of phases to the corners of the intervals."""
     float32 = types.float32
     classes = 2  # of a turn, so that factors and labels are loaded once for two classes
@@ -261,10 +260,10 @@ def _make_gradients(group):
                 first = builder.mul(turn, turn.type(classes))
                 index = [builder.add(first, turn.type(j)) for j in range(classes)]
                 here = [_emit_class(builder, c) for c in index]
-                place = [builder.add(e, builder.mul(c, c.type(group * _LINE))) for c in index]
+                place = [builder.add(e, builder.mul(c, c.type(phases * _LINE))) for c in index]
                 lefts = [constant(float32, 0.0)] * classes
                 rights = [constant(float32, 0.0)] * classes
-                for k in range(group):
+                for k in range(phases):
                     vectors = k * NUM_PHASE_VECTORS
                     y = _emit_vector(builder, labels, k, is_integer=True)
                     from_left = _emit_vector(builder, results, vectors + _LEFT_FACTOR)
@@ -375,21 +374,23 @@ def _is_kept(vectors):
 
 
 @inner(types.boolean)
-def _has_lost_pixels(results, group):
+def _has_lost_pixels(vectors, phases):
     """Returns whether a pixel of a group is not kept."""
     one, zero = splat(np.int32(1)), splat(np.int32(0))
     kept = one
-    for k in range(group):
-        kept = where(_is_kept(at(results, k * NUM_PHASE_VECTORS * LANES)), kept, zero)
+    for k in range(phases):
+        kept = where(_is_kept(at(vectors, k * NUM_PHASE_VECTORS * LANES)), kept, zero)
     return any_lane(less(kept, one))
 
 
 @inner(types.void)
-def _recompute_phase(num_classes, edges, scale, y, left_weight, right_weight, vectors, e, step):
+def _recompute_phase(num_classes, edges, scale, y, shares, vectors, e, step):
     """Computes the pixels of a phase that are not kept, by the maximum of their own logits.
 
-    `step` is the distance of the exponentials of two classes; 0 if they are not stored.
+    `shares` are the weights of the left and the right source. `step` is the distance of the
+    exponentials of two classes; 0 if they are not stored.
     """
+    left_weight, right_weight = shares
     is_kept = _is_kept(vectors)
     t = distance = splat(np.float32(0))
     top = splat(np.float32(-np.inf))
@@ -413,8 +414,9 @@ def _recompute_phase(num_classes, edges, scale, y, left_weight, right_weight, ve
 
 
 @inner(VectorType(types.float64))
-def _pixels_of_phase(job, y, weight, left_weight, right_weight, scale, vectors, total):
+def _pixels_of_phase(job, y, weight, shares, scale, vectors, total):
     """Writes the factors of a phase, and returns `total` with its terms added."""
+    left_weight, right_weight = shares
     zero, one = splat(np.float32(0)), splat(np.float32(1))
     max_nll = splat(np.float32(job.max_nll))
     valid = less(y, splat(np.int32(job.logits.num_classes)))
@@ -453,32 +455,32 @@ def _add_corners(job, intervals, corners, upper, lower):
             store(corner, 2 * LANES, zero)
 
 
-def make_loss(*, group, phases, anchor_distance, has_gradient):
+def make_loss(*, phases, anchor_distance, has_gradient):
     """Returns the kernel of the loss; a chunk is a block of interval rows, as in `upsampled`.
 
     Args:
-        group: the phases whose exponentials are kept at a time.
-        phases: those whose sums fit the registers, a divisor of `group`.
+        phases: the phases of a group, whose exponentials are kept at a time.
         anchor_distance: as in `_make_exponentials`.
         has_gradient: whether the gradient is written.
     """
-    exponentials = _make_exponentials(group, phases, anchor_distance, has_gradient)
-    gradients = _make_gradients(group)
+    exponentials = _make_exponentials(phases, anchor_distance, has_gradient)
+    gradients = _make_gradients(phases)
 
     @inner(VectorType(types.float64))
     def process_row(job, image, y, strip, intervals, upper, lower, total, scratch):
         grid, num_classes = job.grid, job.logits.num_classes
         edges = pointer(scratch + grid.edges, np.float32)
         e = pointer(scratch + grid.exponentials, np.float32)
-        results = pointer(scratch + grid.phase_vectors, np.float32)
+        vectors = pointer(scratch + grid.phase_vectors, np.float32)
         labels = pointer(scratch + grid.pixel_classes, np.int32)
         weights = pointer(scratch + grid.pixel_weights, np.float32)
         corners = pointer(scratch + grid.corners, np.float32)
         row_weights = pointer(grid.row_weights, np.float64)
-        column_weights = pointer(grid.column_weights, np.float32)
-        right_weights = at(column_weights, grid.num_phases * grid.phase_stride)
+        left_weights = pointer(grid.column_weights, np.float32)
+        right_weights = at(left_weights, grid.num_phases * grid.phase_stride)
         has_weights = job.pixel_weight.address != 0 or job.class_weight != 0
-        gradient_scale = job.grad_output * job.inverse_temperature / job.known_divisor
+        grad_scale = job.grad_output * job.inverse_temperature / job.known_divisor
+        gradient_scale = splat(np.float32(grad_scale))
         scale = splat(np.float32(job.inverse_temperature * _LOG2_E))
         steps = load(pointer(grid.weight_steps, np.float32), strip)
         above = splat(np.float32(row_weights[y]))
@@ -490,37 +492,49 @@ def make_loss(*, group, phases, anchor_distance, has_gradient):
         left_top, right_top = _combine_rows(
             job, at(upper, strip), at(lower, strip), above, below, is_live, edges
         )
-        for first in range(0, grid.num_phases, group):
+        for first in range(0, grid.num_phases, phases):
             y_of_group = at(labels, first * LANES)
             table = (strip // LANES * grid.num_phases + first) * LANES
-            for k in range(0, group, phases):
-                exponentials(
-                    num_classes, address_of(edges), left_top, right_top, scale, steps,
-                    address_of(at(y_of_group, k * LANES)),
-                    grid.exponent_weights + 4 * (table + k * LANES),
-                    address_of(at(results, k * NUM_PHASE_VECTORS * LANES)),
-                    address_of(at(e, k * LANES)),
-                )  # fmt: skip
-            has_lost_pixels = _has_lost_pixels(results, group)
-            for k in range(group):
-                vectors = at(results, k * NUM_PHASE_VECTORS * LANES)
-                labels_of_phase = load(y_of_group, k * LANES)
-                left_weight = load(column_weights, table + k * LANES)
-                right_weight = load(right_weights, table + k * LANES)
+            exponentials(
+                num_classes,
+                address_of(edges),
+                left_top,
+                right_top,
+                scale,
+                steps,
+                address_of(y_of_group),
+                grid.exponent_weights + 4 * table,
+                address_of(vectors),
+                address_of(e),
+            )
+            has_lost_pixels = _has_lost_pixels(vectors, phases)
+            for k in range(phases):
+                of_phase = at(vectors, k * NUM_PHASE_VECTORS * LANES)
+                y_of_phase = load(y_of_group, k * LANES)
+                weight = load(weights, (first + k) * LANES)
+                shares = (
+                    load(left_weights, table + k * LANES),
+                    load(right_weights, table + k * LANES),
+                )
                 if has_lost_pixels:
+                    step = phases * LANES if has_gradient else 0
+                    of_class = at(e, k * LANES)
                     _recompute_phase(
-                        num_classes, edges, scale, labels_of_phase, left_weight, right_weight,
-                        vectors, at(e, k * LANES), group * LANES if has_gradient else 0,
-                    )  # fmt: skip
+                        num_classes, edges, scale, y_of_phase, shares, of_phase, of_class, step
+                    )
                 total = _pixels_of_phase(
-                    job, labels_of_phase, load(weights, (first + k) * LANES), left_weight,
-                    right_weight, splat(np.float32(gradient_scale)), vectors, total,
-                )  # fmt: skip
+                    job, y_of_phase, weight, shares, gradient_scale, of_phase, total
+                )
             if has_gradient:
                 gradients(
-                    num_classes, above, below, address_of(y_of_group), address_of(results),
-                    address_of(e), address_of(corners),
-                )  # fmt: skip
+                    num_classes,
+                    above,
+                    below,
+                    address_of(y_of_group),
+                    address_of(vectors),
+                    address_of(e),
+                    address_of(corners),
+                )
         return total
 
     @inner(types.void)
