@@ -85,7 +85,7 @@ _UPPER, _LOWER, _UPPER_GRADIENT, _LOWER_GRADIENT = range(NUM_SOURCE_BLOCKS)
 (
     _SUM,
     _TARGET_EXPONENTIAL,
-    _TARGET_DISTANCE,  # its logit less the maximum if computed again, else 0
+    _TARGET_DISTANCE,  # its logit / T less the maximum if computed again, else 0
     _LEFT_FACTOR,
     _RIGHT_FACTOR,
     _TARGET_ENTRY,
@@ -373,25 +373,18 @@ def _is_kept(vectors):
     return mask_and(is_finite, less(splat(_SMALLEST_TARGET), target))
 
 
-@inner(types.boolean)
-def _has_lost_pixels(vectors, phases):
-    """Returns whether a pixel of a group is not kept."""
-    one, zero = splat(np.int32(1)), splat(np.int32(0))
-    kept = one
-    for k in range(phases):
-        kept = where(_is_kept(at(vectors, k * NUM_PHASE_VECTORS * LANES)), kept, zero)
-    return any_lane(less(kept, one))
-
-
 @inner(types.void)
-def _recompute_phase(num_classes, edges, scale, y, shares, vectors, e, step):
+def _recompute_lost_pixels(job, edges, scale, y, shares, vectors, e, step):
     """Computes the pixels of a phase that are not kept, by the maximum of their own logits.
 
     `shares` are the weights of the left and the right source. `step` is the distance of the
     exponentials of two classes; 0 if they are not stored.
     """
     left_weight, right_weight = shares
-    is_kept = _is_kept(vectors)
+    num_classes, is_kept = job.logits.num_classes, _is_kept(vectors)
+    one = splat(np.int32(1))
+    if not any_lane(less(where(is_kept, one, splat(np.int32(0))), one)):
+        return
     t = distance = splat(np.float32(0))
     top = splat(np.float32(-np.inf))
     for c in range(num_classes):
@@ -407,6 +400,7 @@ def _recompute_phase(num_classes, edges, scale, y, shares, vectors, e, step):
         if step:
             store(e, c * step, where(is_kept, load(e, c * step), new))
     target = where(is_kept, load(vectors, _TARGET_EXPONENTIAL * LANES), exp2(distance * scale))
+    distance = distance * splat(np.float32(job.inverse_temperature))
     distance = where(is_kept, load(vectors, _TARGET_DISTANCE * LANES), distance)
     store(vectors, _SUM * LANES, where(is_kept, load(vectors, _SUM * LANES), t))
     store(vectors, _TARGET_EXPONENTIAL * LANES, target)
@@ -414,17 +408,16 @@ def _recompute_phase(num_classes, edges, scale, y, shares, vectors, e, step):
 
 
 @inner(VectorType(types.float64))
-def _pixels_of_phase(job, y, weight, shares, scale, vectors, total):
+def _pixels_of_phase(num_classes, y, weight, shares, scale, max_nll, vectors, total):
     """Writes the factors of a phase, and returns `total` with its terms added."""
     left_weight, right_weight = shares
     zero, one = splat(np.float32(0)), splat(np.float32(1))
-    max_nll = splat(np.float32(job.max_nll))
-    valid = less(y, splat(np.int32(job.logits.num_classes)))
+    valid = less(y, splat(np.int32(num_classes)))
     t, e_target = load(vectors, _SUM * LANES), load(vectors, _TARGET_EXPONENTIAL * LANES)
     s = t + e_target
     # ln(1 + t / e) is accurate where t is tiny. Where e is tiny, the nll is ln(s) - distance. One
     # division gives both t / e and 1 / s, and the slope of ln(1 + x) too; see `log1p`.
-    distance = load(vectors, _TARGET_DISTANCE * LANES) * splat(np.float32(job.inverse_temperature))
+    distance = load(vectors, _TARGET_DISTANCE * LANES)
     is_near = less(splat(_FAR), distance)
     divisor = where(is_near, e_target, one)
     reciprocal = one / (s * divisor)
@@ -482,6 +475,7 @@ def make_loss(*, phases, anchor_distance, has_gradient):
         grad_scale = job.grad_output * job.inverse_temperature / job.known_divisor
         gradient_scale = splat(np.float32(grad_scale))
         scale = splat(np.float32(job.inverse_temperature * _LOG2_E))
+        max_nll = splat(np.float32(job.max_nll))
         steps = load(pointer(grid.weight_steps, np.float32), strip)
         above = splat(np.float32(row_weights[y]))
         below = splat(np.float32(row_weights[grid.num_rows + y]))
@@ -507,7 +501,6 @@ def make_loss(*, phases, anchor_distance, has_gradient):
                 address_of(vectors),
                 address_of(e),
             )
-            has_lost_pixels = _has_lost_pixels(vectors, phases)
             for k in range(phases):
                 of_phase = at(vectors, k * NUM_PHASE_VECTORS * LANES)
                 y_of_phase = load(y_of_group, k * LANES)
@@ -516,14 +509,20 @@ def make_loss(*, phases, anchor_distance, has_gradient):
                     load(left_weights, table + k * LANES),
                     load(right_weights, table + k * LANES),
                 )
-                if has_lost_pixels:
-                    step = phases * LANES if has_gradient else 0
-                    of_class = at(e, k * LANES)
-                    _recompute_phase(
-                        num_classes, edges, scale, y_of_phase, shares, of_phase, of_class, step
-                    )
+                step = phases * LANES if has_gradient else 0
+                of_class = at(e, k * LANES)
+                _recompute_lost_pixels(
+                    job, edges, scale, y_of_phase, shares, of_phase, of_class, step
+                )
                 total = _pixels_of_phase(
-                    job, y_of_phase, weight, shares, gradient_scale, of_phase, total
+                    num_classes,
+                    y_of_phase,
+                    weight,
+                    shares,
+                    gradient_scale,
+                    max_nll,
+                    of_phase,
+                    total,
                 )
             if has_gradient:
                 gradients(
