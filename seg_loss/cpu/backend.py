@@ -382,7 +382,7 @@ def _has_interval_columns(inputs: LossInputs) -> bool:
         _element(inputs.logits.dtype) == "float32"
         and not inputs.options.label_smoothing
         and not any(axis.has_zero_weights for axis in axes)
-        and axes[1].num_targets >= axes[1].num_sources
+        and axes[1].num_targets >= max(1, axes[1].num_sources)
         and _right_weights(axes[1]) is not None
     )
 

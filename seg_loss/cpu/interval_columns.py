@@ -8,19 +8,24 @@ by one; the k-th target pixels of its intervals are the phase k:
                  a = max_c left_c   b = max_c right_c
     exponents    from A_c = (left_c - a) / (T ln 2)  and  B_c = (right_c - b) / (T ln 2)
                      u_c = A_c + w (B_c - A_c)       e_c = 2**u_c
-                 by one fma for each phase, w being the weight of the right source
+                 where w is the weight of the right source
     pixels       nll and factor from the sum of the e_c; see `cross_entropy`
     gradients    left_c += w0 factor e_c             right_c += w1 factor e_c
                  with -t instead of e_c for the target class
 
+The weights of an interval are evenly spaced, so its exponentials are a geometric progression. Only
+one phase in four needs `exp2`; the others follow by multiplication.
+
 The interpolated maximum  a + w (b - a)  is at least the maximum of the logits, so no exponential
-overflows. It may be far above. A valid pixel whose sum is too small, or is not finite, is computed
-again with the maximum of its own logits.
+overflows. It may be far above the maximum. A pixel whose sum or whose target's exponential is too
+small or not finite is computed again with the maximum of its own logits. So are the pixels of an
+interval in which some logit rises too steeply for the progression.
 
-All pixels of an interval in one interval row read the same four scores. Where none of them is
-valid, the scores are replaced by 0, so that NaN and infinity do not reach the gradient.
+All pixels of an interval in one target row read the same four scores. Where none of them is valid,
+the scores are replaced by 0, so that NaN and infinity do not reach the gradient.
 
-The exponentials of a group of phases lie in the first-level cache, for many classes in the second.
+Phases are processed in groups, whose exponentials lie in the first-level cache, for many classes in
+the second.
 """
 
 import math
@@ -74,10 +79,10 @@ from seg_loss.cpu.upsampled import (
 _LOG2_E = math.log2(math.e)
 # An exponential below float32's range that grows by the largest ratio in each of three phases is
 # still far below the smallest sum, and below the smallest exponential of a target class.
+_LARGEST_RATIO = 2.0**20
+_SMALLEST_SUM = np.float32(2.0**-40)
 _SMALLEST_TARGET = np.float32(2.0**-60)
 _FAR = np.float32(-40)  # below it ln(1 + t / e) is ln(t / e) in float32
-_SMALLEST_SUM = np.float32(2.0**-40)
-_LARGEST_RATIO = 2.0**20
 _LINE = 4 * LANES
 # Blocks of scratch memory, each of `num_classes` rows of sources, followed by one row of ones.
 _UPPER, _LOWER, _UPPER_GRADIENT, _LOWER_GRADIENT = range(NUM_SOURCE_BLOCKS)
@@ -89,7 +94,7 @@ _UPPER, _LOWER, _UPPER_GRADIENT, _LOWER_GRADIENT = range(NUM_SOURCE_BLOCKS)
     _LEFT_FACTOR,
     _RIGHT_FACTOR,
     _TARGET_ENTRY,
-    NUM_PHASE_VECTORS,
+    _NUM_PHASE_VECTORS,
 ) = range(7)
 
 
@@ -130,16 +135,16 @@ def _emit_vector(builder, address, index, *, is_integer=False):
     """Emits a load of the vector number `index` at an address."""
     if isinstance(index, int):
         index = address.type(index)
-    place = builder.add(address, builder.mul(index, address.type(_LINE)))
-    value = emit_load(builder, place, FLOAT32, LANES)
+    address = builder.add(address, builder.mul(index, address.type(_LINE)))
+    value = emit_load(builder, address, FLOAT32, LANES)
     return builder.bitcast(value, constant(types.int32, 0).type) if is_integer else value
 
 
 def _emit_vector_store(builder, address, index, value):
     if isinstance(index, int):
         index = address.type(index)
-    place = builder.add(address, builder.mul(index, address.type(_LINE)))
-    emit_store(builder, place, FLOAT32, value, False)
+    address = builder.add(address, builder.mul(index, address.type(_LINE)))
+    emit_store(builder, address, FLOAT32, value, False)
 
 
 def _make_exponentials(phases, anchor_distance, is_stored):
@@ -195,8 +200,8 @@ def _make_exponentials(phases, anchor_distance, is_stored):
                 first = emit_exponent(builder, left, left_top, scale, left_shift)
                 last = emit_exponent(builder, right, right_top, scale, right_shift)
                 rise = builder.fsub(last, first)
-                here = _emit_class(builder, c)
-                place = builder.add(e, builder.mul(c, c.type(phases * _LINE)))
+                class_index = _emit_class(builder, c)
+                row = builder.add(e, builder.mul(c, c.type(phases * _LINE)))
                 powers, largest = [], values[-1]
                 if anchor_distance > 1:
                     ratio = emit_exp2(builder, builder.fmul(rise, steps))
@@ -212,9 +217,9 @@ def _make_exponentials(phases, anchor_distance, is_stored):
                         # From two phases before, so that rounding errors do not add up.
                         back = min(beyond, 2)
                         computed.append(builder.fmul(computed[-back], powers[back - 1]))
-                    is_target = builder.icmp_signed("==", y[k], here)
+                    is_target = builder.icmp_signed("==", y[k], class_index)
                     if is_stored:
-                        _emit_vector_store(builder, place, k, computed[k])
+                        _emit_vector_store(builder, row, k, computed[k])
                     total = builder.fadd(values[k], computed[k])
                     sums.append(builder.select(is_target, values[k], total))
                     targets.append(builder.select(is_target, computed[k], values[phases + k]))
@@ -226,7 +231,7 @@ def _make_exponentials(phases, anchor_distance, is_stored):
             limit = constant(float32, _LARGEST_RATIO)
             is_steep = builder.fcmp_unordered(">", values[-1], limit)
             for k in range(phases):
-                vectors = k * NUM_PHASE_VECTORS
+                vectors = k * _NUM_PHASE_VECTORS
                 total = builder.select(is_steep, constant(float32, math.inf), values[k])
                 _emit_vector_store(builder, results, vectors + _SUM, total)
                 target = values[phases + k]
@@ -259,19 +264,19 @@ def _make_gradients(phases):
             def of_classes(turn, values):
                 first = builder.mul(turn, turn.type(classes))
                 index = [builder.add(first, turn.type(j)) for j in range(classes)]
-                here = [_emit_class(builder, c) for c in index]
-                place = [builder.add(e, builder.mul(c, c.type(phases * _LINE))) for c in index]
+                class_index = [_emit_class(builder, c) for c in index]
+                rows = [builder.add(e, builder.mul(c, c.type(phases * _LINE))) for c in index]
                 lefts = [constant(float32, 0.0)] * classes
                 rights = [constant(float32, 0.0)] * classes
                 for k in range(phases):
-                    vectors = k * NUM_PHASE_VECTORS
+                    vectors = k * _NUM_PHASE_VECTORS
                     y = _emit_vector(builder, labels, k, is_integer=True)
                     from_left = _emit_vector(builder, results, vectors + _LEFT_FACTOR)
                     from_right = _emit_vector(builder, results, vectors + _RIGHT_FACTOR)
                     of_target = _emit_vector(builder, results, vectors + _TARGET_ENTRY)
                     for j in range(classes):
-                        is_target = builder.icmp_signed("==", y, here[j])
-                        value = _emit_vector(builder, place[j], k)
+                        is_target = builder.icmp_signed("==", y, class_index[j])
+                        value = _emit_vector(builder, rows[j], k)
                         value = builder.select(is_target, of_target, value)
                         lefts[j] = emit_fma(builder, value, from_left, lefts[j])
                         rights[j] = emit_fma(builder, value, from_right, rights[j])
@@ -435,7 +440,7 @@ def _pixels_of_phase(num_classes, y, weight, shares, scale, max_nll, vectors, to
 
 
 @inner(types.void)
-def _add_corners(job, intervals, corners, upper, lower):
+def _add_corners(job, corners, upper, lower):
     """Adds the corners of a strip to the gradient of its sources, and clears them."""
     num_classes, stride = job.logits.num_classes, job.grid.source_stride
     zero = splat(np.float32(0))
@@ -502,7 +507,7 @@ def make_loss(*, phases, anchor_distance, has_gradient):
                 address_of(e),
             )
             for k in range(phases):
-                of_phase = at(vectors, k * NUM_PHASE_VECTORS * LANES)
+                phase_vectors = at(vectors, k * _NUM_PHASE_VECTORS * LANES)
                 y_of_phase = load(y_of_group, k * LANES)
                 weight = load(weights, (first + k) * LANES)
                 shares = (
@@ -512,7 +517,7 @@ def make_loss(*, phases, anchor_distance, has_gradient):
                 step = phases * LANES if has_gradient else 0
                 of_class = at(e, k * LANES)
                 _recompute_lost_pixels(
-                    job, edges, scale, y_of_phase, shares, of_phase, of_class, step
+                    job, edges, scale, y_of_phase, shares, phase_vectors, of_class, step
                 )
                 total = _pixels_of_phase(
                     num_classes,
@@ -521,7 +526,7 @@ def make_loss(*, phases, anchor_distance, has_gradient):
                     shares,
                     gradient_scale,
                     max_nll,
-                    of_phase,
+                    phase_vectors,
                     total,
                 )
             if has_gradient:
@@ -573,20 +578,16 @@ def make_loss(*, phases, anchor_distance, has_gradient):
                     # Sum in two stages: adding many terms one by one would lose their last bits.
                     is_last = y == row_starts[row + 1] - 1
                     if has_gradient and (is_last or (y + 1) % SUM_ROWS == 0):
-                        _add_corners(
-                            job, intervals, corners, at(upper_gradient, strip),
-                            at(lower_gradient, strip),
-                        )  # fmt: skip
+                        up, low = at(upper_gradient, strip), at(lower_gradient, strip)
+                        _add_corners(job, corners, up, low)
             if has_gradient:
                 if row == first:
                     write_halo_row(
                         num_classes, upper_gradient, grid.source_stride, columns, halo_rows
                     )
                 else:
-                    store_rows(
-                        gradient, image, (row - 1) * columns, columns, at(upper_gradient, 1),
-                        ones, grid.source_stride,
-                    )  # fmt: skip
+                    pixel, values = (row - 1) * columns, at(upper_gradient, 1)
+                    store_rows(gradient, image, pixel, columns, values, ones, grid.source_stride)
             upper, lower = lower, upper
             upper_gradient, lower_gradient = lower_gradient, upper_gradient
         if has_gradient:

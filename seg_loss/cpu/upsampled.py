@@ -1,4 +1,7 @@
-"""The CPU kernels of upsampled scores: tiles of `kernels` whose logits are interpolated.
+"""The CPU kernels of upsampled scores: tiles of `tiles` whose logits are interpolated.
+
+They process everything that `interval_columns`, which is faster, does not: `evaluate`, float64,
+label smoothing, weights of 0, labels smaller than the scores.
 
 Source pixels bound intervals on both axes, as `seg_loss.upsampling` says. A chunk is a block of
 interval rows. For each interval row the scores of the two source rows around it are in scratch
