@@ -327,7 +327,7 @@ def make_loss(*, element):
         fill(upper_gradient, block, 0.0)
         fill(pixel_weights, grid.tile_intervals * grid.num_phases, 1.0)
         load_sources(scores, image, first - 1, grid, job.inverse_temperature, upper)
-        total = widened(broadcast(rows, 0.0))
+        total = part = zero = widened(broadcast(rows, 0.0))
         chunk.non_finite = 0
         for interval_row in range(first, last):
             load_sources(scores, image, interval_row, grid, job.inverse_temperature, lower)
@@ -351,7 +351,7 @@ def make_loss(*, element):
                             above, below, column_starts, column_weights, grid, interval, intervals,
                             phase, phases, classes, rows, stride,
                         )  # fmt: skip
-                        total = terms_of_tile(job, n, classes, scale, rows, stride, total, chunk)
+                        part = terms_of_tile(job, n, classes, scale, rows, stride, part, chunk)
                         if gradient.address:
                             put_target(num_classes, n, classes, rows, stride)
                             _accumulate_corners(
@@ -360,7 +360,10 @@ def make_loss(*, element):
                             )  # fmt: skip
                     # Sum in two stages: adding many terms one by one would lose their last bits.
                     is_last = y == row_starts[interval_row + 1] - 1
-                    if gradient.address and (is_last or (y + 1) % SUM_ROWS == 0):
+                    if not (is_last or (y + 1) % SUM_ROWS == 0):
+                        continue
+                    total, part = total + part, zero
+                    if gradient.address:
                         _add_corners_to_sources(
                             num_classes, corners, corner_stride, intervals, interval,
                             upper_gradient, lower_gradient, source_stride,
