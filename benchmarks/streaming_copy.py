@@ -13,8 +13,9 @@ from torch import Tensor
 
 from seg_loss.cpu import cache, threads
 from seg_loss.cpu.compiler import compile_to_object, inner
+from seg_loss.cpu.dtypes import load_as, store_as
 from seg_loss.cpu.records import FLOAT32, LANES
-from seg_loss.cpu.simd import fetch_add, load_as, min_int, pointer, store_as
+from seg_loss.cpu.simd import fetch_add, min_int, pointer
 
 _CHUNK = 1 << 16  # elements
 _BYTES = 4 * LANES

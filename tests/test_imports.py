@@ -23,7 +23,9 @@ MODULES = {
 # name counts. Modules without a row of their own may import the others of their package too.
 BASE = ("constants", "_errors", "_labels", "_inputs", "_divisor", "_evaluation_sums", "upsampling")
 BASE = tuple(f"seg_loss.{name}" for name in BASE)
-CPU_KERNEL_BASE = ("seg_loss.cpu.compiler", "seg_loss.cpu.records", "seg_loss.cpu.simd")
+CPU_KERNEL_BASE = tuple(
+    f"seg_loss.cpu.{name}" for name in ("compiler", "dtypes", "exponential", "records", "simd")
+)
 CPU_PLAN = tuple(f"seg_loss.cpu.{name}" for name in ("cache", "plan", "records", "target"))
 ARROWS = {
     # The library: functional -> _autograd -> _compile -> _backends -> cpu, gpu: backend -> kernels.
@@ -51,6 +53,14 @@ ARROWS = {
     "seg_loss.cpu.simd": (
         "seg_loss.cpu.compiler", "seg_loss.cpu.records", "seg_loss.cpu.target",
     ),
+    "seg_loss.cpu.dtypes": (
+        "seg_loss.cpu.compiler", "seg_loss.cpu.records", "seg_loss.cpu.simd",
+        "seg_loss.cpu.target",
+    ),
+    "seg_loss.cpu.exponential": (
+        "seg_loss.cpu.compiler", "seg_loss.cpu.records", "seg_loss.cpu.simd",
+        "seg_loss.cpu.target",
+    ),
     "seg_loss.cpu.rows": CPU_KERNEL_BASE,
     "seg_loss.cpu.region": (*CPU_KERNEL_BASE, "seg_loss._divisor", "seg_loss.cpu.rows"),
     "seg_loss.cpu.columns": CPU_KERNEL_BASE,
@@ -77,6 +87,10 @@ ARROWS = {
     "seg_loss.cpu.upsampled": (
         *CPU_KERNEL_BASE, "seg_loss.cpu.evaluate", "seg_loss.cpu.region", "seg_loss.cpu.rows",
         "seg_loss.cpu.tiles",
+    ),
+    "seg_loss.cpu.interval_columns": (
+        *CPU_KERNEL_BASE, "seg_loss.cpu.region", "seg_loss.cpu.rows", "seg_loss.cpu.target",
+        "seg_loss.cpu.upsampled",
     ),
     # A kernel is imported when it is compiled, by its name alone.
     "seg_loss.cpu.cache": ("seg_loss.cpu.compiler", "seg_loss.cpu.target"),
@@ -192,12 +206,15 @@ ARROWS = {
 ONLY_IN = {
     "numba": (
         *(f"seg_loss.cpu.{name}"
-          for name in ("columns", "compiler", "cross_entropy", "evaluate", "many_classes", "region",
-                       "rows", "simd", "softmax", "tiles", "upsampled")),
+          for name in ("columns", "compiler", "cross_entropy", "dtypes", "evaluate", "exponential",
+                       "interval_columns", "many_classes", "region", "rows", "simd", "softmax",
+                       "tiles", "upsampled")),
         "benchmarks",
     ),
     "llvmlite": tuple(
-        f"seg_loss.cpu.{name}" for name in ("cache", "columns", "compiler", "simd", "target")
+        f"seg_loss.cpu.{name}"
+        for name in ("cache", "compiler", "dtypes", "exponential", "interval_columns", "simd",
+                     "target")
     ),
     "triton": (
         *(f"seg_loss.gpu.{name}"

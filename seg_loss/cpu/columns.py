@@ -24,26 +24,22 @@ import numpy as np
 from numba import types
 
 from seg_loss.cpu.compiler import inner, intrinsic
+from seg_loss.cpu.dtypes import emit_load, emit_store, load_as, store_as
+from seg_loss.cpu.exponential import emit_exp, scaled_exp
 from seg_loss.cpu.records import LANES
 from seg_loss.cpu.simd import (
     FLOATS,
     INTEGERS,
     constant,
-    emit_exp,
     emit_fma,
-    emit_load,
     emit_maximum,
-    emit_store,
     equal,
     fma,
     less,
     load,
-    load_as,
     maximum,
-    scaled_exp,
     splat,
     store,
-    store_as,
     where,
 )
 

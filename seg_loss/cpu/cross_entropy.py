@@ -22,6 +22,7 @@ from numba import types
 
 from seg_loss.cpu.columns import make_column
 from seg_loss.cpu.compiler import inner
+from seg_loss.cpu.exponential import log1p, scaled_exp
 from seg_loss.cpu.records import ITEMSIZES, LANES
 from seg_loss.cpu.region import add_terms, make_region
 from seg_loss.cpu.rows import (
@@ -42,11 +43,9 @@ from seg_loss.cpu.simd import (
     is_nan,
     less,
     load,
-    log1p,
     mask_and,
     min_int,
     pointer,
-    scaled_exp,
     splat,
     store,
     sum_of_lanes,

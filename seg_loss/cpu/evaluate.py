@@ -14,6 +14,8 @@ from seg_loss.constants import SATURATED_NLL
 from seg_loss.cpu.columns import make_prediction
 from seg_loss.cpu.compiler import inner
 from seg_loss.cpu.cross_entropy import load_weights, log_of_sum
+from seg_loss.cpu.dtypes import load_as
+from seg_loss.cpu.exponential import scaled_exp
 from seg_loss.cpu.records import ITEMSIZES, LANES, NUM_BINS
 from seg_loss.cpu.region import add_terms, make_region
 from seg_loss.cpu.rows import copy_strip_in, fill, load_classes, load_rows, make_transposes
@@ -27,12 +29,10 @@ from seg_loss.cpu.simd import (
     is_nan,
     less,
     load,
-    load_as,
     mask_and,
     maximum,
     min_int,
     pointer,
-    scaled_exp,
     splat,
     store,
     sum_of_lanes,

@@ -20,6 +20,8 @@ from numba import types
 
 from seg_loss.cpu.compiler import inner, intrinsic
 from seg_loss.cpu.cross_entropy import load_weights, log_of_sum
+from seg_loss.cpu.dtypes import emit_load, emit_prefetch, emit_store
+from seg_loss.cpu.exponential import emit_exp, scaled_exp
 from seg_loss.cpu.records import FLOAT32, ITEMSIZES, LANES
 from seg_loss.cpu.region import add_terms, make_region
 from seg_loss.cpu.rows import (
@@ -36,18 +38,13 @@ from seg_loss.cpu.simd import (
     any_lane,
     at,
     count_lanes,
-    emit_exp,
-    emit_load,
     emit_maximum,
-    emit_prefetch,
-    emit_store,
     is_nan,
     less,
     load,
     mask_and,
     min_int,
     pointer,
-    scaled_exp,
     splat,
     store,
     sum_of_lanes,

@@ -61,6 +61,7 @@ GRID = np.dtype(
         " source_stride phase_stride has_zero_weights"
         " row_starts row_weights column_starts column_weights halo_rows"
         " pixel_classes pixel_weights sources corners"
+        " edges exponentials phase_vectors exponent_weights weight_steps"
     )
 )
 

@@ -147,13 +147,19 @@ def _add_sums(job, element):
         divisor[1] = job.inverse_temperature / job.known_divisor
 
 
-def make_region(process_chunk, element, has_labels):
+@inner(types.void)
+def _finish_nothing(job, scratch):
+    """Follows the last chunk of kernels that need nothing."""
+
+
+def make_region(process_chunk, element, has_labels, finish=_finish_nothing):
     """Returns the entry point of a kernel.
 
     Args:
         process_chunk: a compiled function (job, scratch, image, first, last, chunk).
         element: the dtype of the loss and of rows.
         has_labels: whether there are labels to check, and a loss.
+        finish: a compiled function (job, scratch), called when all chunks are done.
     """
 
     def entry(address):
@@ -192,5 +198,7 @@ def make_region(process_chunk, element, has_labels):
             is_last = fetch_add(address + _CHUNKS_DONE, 1) == num_chunks - 1
             if has_labels and is_last:
                 _add_sums(job, element)
+            if is_last:
+                finish(job, scratch)
 
     return entry

@@ -9,6 +9,16 @@ import numpy as np
 from numba import types
 
 from seg_loss.cpu.compiler import inner
+from seg_loss.cpu.dtypes import (
+    load_float,
+    load_integer,
+    load_integers,
+    load_row,
+    store_float,
+    store_row,
+    transpose_in,
+    transpose_out,
+)
 from seg_loss.cpu.records import ITEMSIZES, LANES
 from seg_loss.cpu.simd import (
     at,
@@ -16,19 +26,11 @@ from seg_loss.cpu.simd import (
     equal,
     in_range,
     lane,
-    load_float,
-    load_integer,
-    load_integers,
-    load_row,
     min_int,
     narrowed,
     pointer,
     splat,
     store,
-    store_float,
-    store_row,
-    transpose_in,
-    transpose_out,
     where,
 )
 

@@ -11,11 +11,9 @@ run time is read by `load_row` and `load_integers`, so that one compiled kernel 
 """
 
 import functools
-import math
 import operator
 
 import llvmlite.ir as ir
-import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.extending import (
@@ -25,8 +23,8 @@ from numba.extending import (
     type_callable,
 )
 
-from seg_loss.cpu.compiler import inner_by_element, intrinsic
-from seg_loss.cpu.records import BFLOAT16, DTYPES, FLOAT16, FLOAT32, FLOAT64, ITEMSIZES, LANES
+from seg_loss.cpu.compiler import intrinsic
+from seg_loss.cpu.records import LANES
 from seg_loss.cpu.target import target
 
 
@@ -43,26 +41,26 @@ class VectorModel(models.PrimitiveModel):
     """A vector is an LLVM vector."""
 
     def __init__(self, manager, fe_type):
-        super().__init__(manager, fe_type, _llvm_vector(fe_type.element))
+        super().__init__(manager, fe_type, llvm_vector(fe_type.element))
 
 
 FLOATS, INTEGERS = VectorType(types.float32), VectorType(types.int32)
-_LLVM_ELEMENT = {
+LLVM_ELEMENT = {
     types.float32: ir.FloatType(),
     types.float64: ir.DoubleType(),
     types.int32: ir.IntType(32),
     types.int64: ir.IntType(64),
     types.boolean: ir.IntType(1),
 }
-_BYTES = {types.float32: 4, types.float64: 8, types.int32: 4, types.int64: 8}
+BYTES = {types.float32: 4, types.float64: 8, types.int32: 4, types.int64: 8}
 
 
-def _llvm_vector(element):
-    return ir.VectorType(_LLVM_ELEMENT[element], LANES)
+def llvm_vector(element):
+    return ir.VectorType(LLVM_ELEMENT[element], LANES)
 
 
 def constant(element, value):
-    return ir.Constant(_llvm_vector(element), [value] * LANES)
+    return ir.Constant(llvm_vector(element), [value] * LANES)
 
 
 def _splat(builder, scalar):
@@ -72,7 +70,7 @@ def _splat(builder, scalar):
     return builder.shuffle_vector(vector, vector, mask)
 
 
-def _call_llvm(builder, name, args):
+def call_llvm(builder, name, args):
     """Calls LLVM's elementwise operation, such as `llvm.fma.v8f32`, on vectors of one type."""
     dtype_code = args[0].type
     suffix = {ir.FloatType(): "f32", ir.DoubleType(): "f64"}[dtype_code.element]
@@ -87,7 +85,7 @@ def _call_llvm(builder, name, args):
 def emit_fma(builder, a, b, c):
     """Emits a * b + c. Without an instruction for it LLVM would call a function for each lane."""
     if target().has_fma:
-        return _call_llvm(builder, "fma", [a, b, c])
+        return call_llvm(builder, "fma", [a, b, c])
     return builder.fadd(builder.fmul(a, b), c)
 
 
@@ -186,7 +184,7 @@ def at(typingctx, array, index):
     return array(array, types.int64), codegen
 
 
-def _vector_address(builder, array, index):
+def vector_address(builder, array, index):
     element = array.type.pointee
     address = builder.gep(array, [index])
     return builder.bitcast(address, ir.VectorType(element, LANES).as_pointer())
@@ -197,8 +195,8 @@ def load(typingctx, array, index):
     """Loads elements [index, index + LANES) of `array`; any alignment."""
 
     def codegen(context, builder, signature, args):
-        value = builder.load(_vector_address(builder, *args))
-        value.align = _BYTES[array.dtype]
+        value = builder.load(vector_address(builder, *args))
+        value.align = BYTES[array.dtype]
         return value
 
     return VectorType(array.dtype)(array, types.int64), codegen
@@ -209,408 +207,11 @@ def store(typingctx, array, index, vector):
     """Stores `vector` to elements [index, index + LANES) of `array`; any alignment."""
 
     def codegen(context, builder, signature, args):
-        instruction = builder.store(args[2], _vector_address(builder, *args[:2]))
-        instruction.align = _BYTES[array.dtype]
+        instruction = builder.store(args[2], vector_address(builder, *args[:2]))
+        instruction.align = BYTES[array.dtype]
         return context.get_dummy_value()
 
     return types.void(array, types.int64, vector), codegen
-
-
-# -- memory of any dtype ---------------------------------------------------------------------------
-
-
-def _by_dtype(builder, dtype_code, emit):
-    """Emits a branch for each dtype code k, in which `emit[k]()` emits code.
-
-    Returns the value of the branch taken, if `emit` returns values.
-    """
-    end = builder.append_basic_block("end")
-    values = []
-    for k, body in emit.items():
-        match = builder.append_basic_block(DTYPES[k])
-        other = builder.append_basic_block("other")
-        is_k = builder.icmp_signed("==", dtype_code, ir.Constant(dtype_code.type, k))
-        builder.cbranch(is_k, match, other)
-        builder.position_at_end(match)
-        values.append((body(), builder.block))
-        builder.branch(end)
-        builder.position_at_end(other)
-    # The caller passes no other code.
-    builder.unreachable()
-    builder.position_at_end(end)
-    if values[0][0] is None:
-        return None
-    phi = builder.phi(values[0][0].type)
-    for value, block in values:
-        phi.add_incoming(value, block)
-    return phi
-
-
-def _load_raw(builder, address, element, lanes, align):
-    value = builder.load(builder.inttoptr(address, ir.VectorType(element, lanes).as_pointer()))
-    value.align = align
-    return value
-
-
-def _dtype_codes_for(element):
-    """Returns the codes of the dtypes that rows of `element` are loaded from and stored to."""
-    return (FLOAT64,) if element == ir.DoubleType() else (FLOAT32, FLOAT16, BFLOAT16)
-
-
-_FLOAT = ir.FloatType()
-
-
-def emit_load(builder, address, dtype_code, lanes, element=_FLOAT):
-    """Loads lanes of float32 or float64 from memory of a known dtype; exact."""
-    target = ir.VectorType(element, lanes)
-    if dtype_code in (FLOAT32, FLOAT64):
-        return _load_raw(builder, address, element, lanes, ITEMSIZES[dtype_code])
-    bits = _load_raw(builder, address, ir.IntType(16), lanes, 2)
-    if dtype_code == FLOAT16 and not _has_half():
-        return _emit_widen_half(builder, bits)
-    if dtype_code == FLOAT16:
-        return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), lanes)), target)
-    # bfloat16 is the upper half of float32.
-    word = ir.VectorType(ir.IntType(32), lanes)
-    sixteen = ir.Constant(word, [16] * lanes)
-    return builder.bitcast(builder.shl(builder.zext(bits, word), sixteen), target)
-
-
-def emit_store(builder, address, dtype_code, value, streamed):
-    """The reverse of `emit_load`; rounds to nearest even and keeps NaN."""
-    lanes = value.type.count
-    short = ir.VectorType(ir.IntType(16), lanes)
-    if dtype_code == FLOAT16 and not _has_half():
-        value = _emit_narrow_to_half(builder, value)
-    elif dtype_code == FLOAT16:
-        half = builder.fptrunc(value, ir.VectorType(ir.HalfType(), lanes))
-        value = builder.bitcast(half, short)
-    elif dtype_code == BFLOAT16:
-        word = ir.VectorType(ir.IntType(32), lanes)
-
-        def constant(number):
-            return ir.Constant(word, [number] * lanes)
-
-        bits = builder.bitcast(value, word)
-        odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
-        rounded = builder.add(bits, builder.add(odd, constant(0x7FFF)))
-        # Rounding could carry the payload of a NaN into the exponent or the sign.
-        quiet = builder.or_(bits, constant(0x400000))
-        bits = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
-        value = builder.trunc(builder.lshr(bits, constant(16)), short)
-    instruction = builder.store(value, builder.inttoptr(address, value.type.as_pointer()))
-    instruction.align = ITEMSIZES[dtype_code] * (lanes if streamed else 1)
-    if streamed:
-        one = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
-        instruction.set_metadata("nontemporal", one)
-
-
-@intrinsic(prefer_literal=True)
-def transpose_in(typingctx, size, source, offsets, target, target_step):
-    """Copies LANES elements of each of LANES pixels to LANES vectors, one for each element.
-
-    The elements of a pixel are adjacent, `offsets` elements of `size` bytes behind `source`. The
-    vectors lie `target_step` bytes apart.
-    """
-    num_bytes = size.literal_value
-    element = ir.IntType(8 * num_bytes)
-
-    def codegen(context, builder, signature, args):
-        _, source, offsets, target, step = args
-        pixels = []
-        for i in range(LANES):
-            offset = builder.load(builder.gep(offsets, [step.type(i)]))
-            address = builder.add(source, builder.mul(offset, step.type(num_bytes)))
-            pixels.append(_load_raw(builder, address, element, LANES, num_bytes))
-        for vector in _emit_transpose(builder, pixels):
-            pointer = builder.inttoptr(target, vector.type.as_pointer())
-            builder.store(vector, pointer).align = num_bytes
-            target = builder.add(target, step)
-        return context.get_dummy_value()
-
-    word = types.int64
-    return types.void(size, word, types.CPointer(types.int64), word, word), codegen
-
-
-@intrinsic(prefer_literal=True)
-def transpose_out(typingctx, size, source, source_step, target, offsets):
-    """Copies LANES vectors to LANES elements of each of LANES pixels; see `transpose_in`."""
-    num_bytes = size.literal_value
-    element = ir.IntType(8 * num_bytes)
-
-    def codegen(context, builder, signature, args):
-        _, source, step, target, offsets = args
-        vectors = []
-        for _ in range(LANES):
-            vectors.append(_load_raw(builder, source, element, LANES, num_bytes))
-            source = builder.add(source, step)
-        for i, pixel in enumerate(_emit_transpose(builder, vectors)):
-            offset = builder.load(builder.gep(offsets, [step.type(i)]))
-            address = builder.add(target, builder.mul(offset, step.type(num_bytes)))
-            pointer = builder.inttoptr(address, pixel.type.as_pointer())
-            builder.store(pixel, pointer).align = num_bytes
-        return context.get_dummy_value()
-
-    word = types.int64
-    return types.void(size, word, word, word, types.CPointer(types.int64)), codegen
-
-
-def _emit_transpose(builder, rows):
-    """Emits the columns of LANES vectors; each step interleaves the first half with the second."""
-    half = LANES // 2
-    index = ir.VectorType(ir.IntType(32), LANES)
-    masks = [
-        ir.Constant(index, [lane for k in range(start, start + half) for lane in (k, LANES + k)])
-        for start in (0, half)
-    ]
-    for _ in range(LANES.bit_length() - 1):
-        rows = [
-            builder.shuffle_vector(rows[i], rows[half + i], mask)
-            for i in range(half)
-            for mask in masks
-        ]
-    return rows
-
-
-def emit_prefetch(builder, address):
-    """Asks for the cache line of an address, which need not be valid."""
-    byte = ir.IntType(8).as_pointer()
-    integer = ir.IntType(32)
-    function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(ir.VoidType(), [byte] + [integer] * 3), "llvm.prefetch.p0"
-    )
-    # To read, into all caches, as data.
-    arguments = [ir.Constant(integer, value) for value in (0, 3, 1)]
-    builder.call(function, [builder.inttoptr(address, byte), *arguments])
-
-
-# LLVM calls functions that this process may lack where the processor does not convert float16.
-
-
-def _has_half():
-    return target().has_half
-
-
-def _emit_widen_half(builder, bits):
-    """Emits float16 bits as float32, exactly, by integers.
-
-    The bits of the magnitude are shifted to those of float32, and the bias of the exponent is
-    adapted. A subnormal number gets the exponent of 2**-14, which is then subtracted.
-    """
-    constant = functools.partial(_integer_constant, bits.type.count)
-    word = ir.VectorType(ir.IntType(32), bits.type.count)
-    single = ir.VectorType(_FLOAT, bits.type.count)
-    wide = builder.zext(bits, word)
-    magnitude = builder.shl(builder.and_(wide, constant(0x7FFF)), constant(13))
-    exponent = builder.and_(magnitude, constant(0x7C00 << 13))
-    is_finite = builder.icmp_unsigned("!=", exponent, constant(0x7C00 << 13))
-    bias = builder.select(is_finite, constant((127 - 15) << 23), constant((255 - 31) << 23))
-    normal = builder.add(magnitude, bias)
-    smallest = constant((127 - 14) << 23)
-    subnormal = builder.fsub(
-        builder.bitcast(builder.add(magnitude, smallest), single),
-        builder.bitcast(smallest, single),
-    )
-    is_subnormal = builder.icmp_unsigned("==", exponent, constant(0))
-    result = builder.select(is_subnormal, builder.bitcast(subnormal, word), normal)
-    sign = builder.shl(builder.and_(wide, constant(0x8000)), constant(16))
-    return builder.bitcast(builder.or_(result, sign), single)
-
-
-def _emit_narrow_to_half(builder, value):
-    """Emits the float16 bits of float32, rounded to nearest even; NaN stays NaN.
-
-    A sum with 1/2 rounds numbers below 2**-14 to multiples of 2**-24, the subnormal numbers.
-    """
-    lanes = value.type.count
-    constant = functools.partial(_integer_constant, lanes)
-    bits = builder.bitcast(value, ir.VectorType(ir.IntType(32), lanes))
-    sign = builder.and_(bits, constant(0x80000000))
-    magnitude = builder.xor(bits, sign)
-    odd = builder.and_(builder.lshr(magnitude, constant(13)), constant(1))
-    rounded = builder.add(builder.add(magnitude, constant(0xFFF)), odd)
-    normal = builder.lshr(builder.sub(rounded, constant((127 - 15) << 23)), constant(13))
-    half = constant(0x3F000000)
-    total = builder.fadd(builder.bitcast(magnitude, value.type), builder.bitcast(half, value.type))
-    subnormal = builder.sub(builder.bitcast(total, bits.type), half)
-    is_small = builder.icmp_unsigned("<", magnitude, constant((127 - 14) << 23))
-    result = builder.select(is_small, subnormal, normal)
-    is_large = builder.icmp_unsigned(">=", magnitude, constant((127 + 16) << 23))
-    result = builder.select(is_large, constant(0x7C00), result)
-    is_nan = builder.icmp_unsigned(">", magnitude, constant(0x7F800000))
-    result = builder.select(is_nan, constant(0x7E00), result)
-    result = builder.or_(result, builder.lshr(sign, constant(16)))
-    return builder.trunc(result, ir.VectorType(ir.IntType(16), lanes))
-
-
-def _integer_constant(lanes, number):
-    return ir.Constant(ir.VectorType(ir.IntType(32), lanes), [number] * lanes)
-
-
-@intrinsic
-def load_row(typingctx, row, address, dtype_code, factor, n):
-    """Loads elements [0, n) of memory, times `factor`, to `row`; n is a multiple of LANES.
-
-    Rows of float32 accept float32, float16 and bfloat16; rows of float64 accept float64. The dtype
-    is compared once per row and not in each turn of the loop.
-    """
-
-    def codegen(context, builder, signature, args):
-        row_, address_, kind_, factor_, n_ = args
-        element = _LLVM_ELEMENT[row.dtype]
-
-        def copy_from(source_dtype):
-            with cgutils.for_range_slice(builder, n_.type(0), n_, n_.type(LANES)) as (i, _):
-                position = builder.add(address_, builder.mul(i, i.type(ITEMSIZES[source_dtype])))
-                value = emit_load(builder, position, source_dtype, LANES, element)
-                target = builder.store(
-                    builder.fmul(value, factor_), _vector_address(builder, row_, i)
-                )
-                target.align = _BYTES[row.dtype]
-
-        _by_dtype(
-            builder, kind_, {k: functools.partial(copy_from, k) for k in _dtype_codes_for(element)}
-        )
-        return context.get_dummy_value()
-
-    arguments = (row, types.int64, types.int64, VectorType(row.dtype), types.int64)
-    return types.void(*arguments), codegen
-
-
-@intrinsic
-def store_row(typingctx, address, dtype_code, streamed, row, factors, start, end):
-    """Stores elements [start, end) of `row`, times those of `factors`, to memory: whole vectors.
-
-    If `streamed`, the stores bypass the caches, so that memory is not read first. Element `start`
-    must then lie at a multiple of a vector's size.
-    """
-
-    def codegen(context, builder, signature, args):
-        address_, kind_, streamed_, row_, factors_, start_, end_ = args
-        element = _LLVM_ELEMENT[row.dtype]
-
-        def write_loop(target_dtype, is_streamed):
-            with cgutils.for_range_slice(builder, start_, end_, end_.type(LANES)) as (i, _):
-                values = []
-                for source in (row_, factors_):
-                    values.append(builder.load(_vector_address(builder, source, i)))
-                    values[-1].align = _BYTES[row.dtype]
-                position = builder.add(address_, builder.mul(i, i.type(ITEMSIZES[target_dtype])))
-                value = builder.fmul(*values)
-                emit_store(builder, position, target_dtype, value, is_streamed)
-
-        def copy_to(target_dtype):
-            streams = builder.icmp_signed("!=", streamed_, streamed_.type(0))
-            with builder.if_else(streams) as (then, otherwise):
-                with then:
-                    write_loop(target_dtype, True)
-                with otherwise:
-                    write_loop(target_dtype, False)
-
-        _by_dtype(
-            builder, kind_, {k: functools.partial(copy_to, k) for k in _dtype_codes_for(element)}
-        )
-        return context.get_dummy_value()
-
-    word = types.int64
-    return types.void(word, word, word, row, row, word, word), codegen
-
-
-@intrinsic(prefer_literal=True)
-def load_as(typingctx, dtype_code, address):
-    """Loads a vector of float32 from memory of a dtype known when the kernel is compiled."""
-    code = dtype_code.literal_value
-
-    def codegen(context, builder, signature, args):
-        return emit_load(builder, args[1], code, LANES)
-
-    return FLOATS(dtype_code, types.int64), codegen
-
-
-@intrinsic(prefer_literal=True)
-def store_as(typingctx, dtype_code, streamed, address, vector):
-    """Stores a vector of float32 to memory of such a dtype; `streamed` as in `store_row`."""
-    code, is_streamed = dtype_code.literal_value, streamed.literal_value
-
-    def codegen(context, builder, signature, args):
-        emit_store(builder, args[2], code, args[3], is_streamed)
-        return context.get_dummy_value()
-
-    return types.void(dtype_code, streamed, types.int64, vector), codegen
-
-
-@intrinsic
-def load_float(typingctx, rows, address, dtype_code):
-    """Loads one element of memory as an element of `rows`."""
-
-    def codegen(context, builder, signature, args):
-        element = _LLVM_ELEMENT[rows.dtype]
-        first = ir.Constant(ir.IntType(32), 0)
-
-        def load_from(source_dtype):
-            value = emit_load(builder, args[1], source_dtype, 1, element)
-            return builder.extract_element(value, first)
-
-        dtype_codes = {k: functools.partial(load_from, k) for k in _dtype_codes_for(element)}
-        return _by_dtype(builder, args[2], dtype_codes)
-
-    return rows.dtype(rows, types.int64, types.int64), codegen
-
-
-@intrinsic
-def store_float(typingctx, address, dtype_code, scalar):
-    """Stores one element to memory."""
-
-    def codegen(context, builder, signature, args):
-        one = ir.Constant(ir.VectorType(args[2].type, 1), ir.Undefined)
-        one = builder.insert_element(one, args[2], ir.Constant(ir.IntType(32), 0))
-
-        def store_to(target_dtype):
-            emit_store(builder, args[0], target_dtype, one, False)
-
-        dtype_codes = {k: functools.partial(store_to, k) for k in _dtype_codes_for(args[2].type)}
-        _by_dtype(builder, args[1], dtype_codes)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, scalar), codegen
-
-
-def _emit_load_integers(builder, address, dtype_code, lanes):
-    wide = ir.VectorType(ir.IntType(64), lanes)
-
-    def read(bits, extend):
-        value = _load_raw(builder, address, ir.IntType(bits), lanes, bits // 8)
-        return value if bits == 64 else extend(value, wide)
-
-    emit = {
-        4: lambda: read(8, builder.zext),
-        5: lambda: read(8, builder.sext),
-        6: lambda: read(16, builder.sext),
-        7: lambda: read(32, builder.sext),
-        8: lambda: read(64, builder.sext),
-    }
-    return _by_dtype(builder, dtype_code, emit)
-
-
-@intrinsic
-def load_integers(typingctx, address, dtype_code):
-    """Loads a vector of int64 from integer memory."""
-
-    def codegen(context, builder, signature, args):
-        return _emit_load_integers(builder, *args, LANES)
-
-    return VectorType(types.int64)(types.int64, types.int64), codegen
-
-
-@intrinsic
-def load_integer(typingctx, address, dtype_code):
-    """Loads one int64 from integer memory."""
-
-    def codegen(context, builder, signature, args):
-        value = _emit_load_integers(builder, *args, 1)
-        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
-
-    return types.int64(types.int64, types.int64), codegen
 
 
 # -- arithmetic ------------------------------------------------------------------------------------
@@ -631,7 +232,7 @@ def broadcast(typingctx, array, value):
     """Returns a vector of the type that `array` points to, `value` (float64) in every lane."""
 
     def codegen(context, builder, signature, args):
-        dtype_code = _LLVM_ELEMENT[array.dtype]
+        dtype_code = LLVM_ELEMENT[array.dtype]
         value = args[1] if dtype_code == args[1].type else builder.fptrunc(args[1], dtype_code)
         return _splat(builder, value)
 
@@ -709,7 +310,7 @@ def narrowed(typingctx, a):
     """Returns int64 lanes as int32; the upper halves are dropped."""
 
     def codegen(context, builder, signature, args):
-        return builder.trunc(args[0], _llvm_vector(types.int32))
+        return builder.trunc(args[0], llvm_vector(types.int32))
 
     return VectorType(types.int32)(a), codegen
 
@@ -783,20 +384,6 @@ def fma(typingctx, a, b, c):
 
 
 @intrinsic
-def two_sum(typingctx, a, b):
-    """Returns a + b and its rounding error (Knuth)."""
-
-    def codegen(context, builder, signature, args):
-        a, b = args
-        total = builder.fadd(a, b)
-        added = builder.fsub(total, a)
-        error = builder.fadd(builder.fsub(a, builder.fsub(total, added)), builder.fsub(b, added))
-        return context.make_tuple(builder, signature.return_type, [total, error])
-
-    return types.UniTuple(a, 2)(a, b), codegen
-
-
-@intrinsic
 def min_int(typingctx, a, b):
     """Returns the smaller of two integers; Numba's own `min` takes long to compile."""
 
@@ -811,7 +398,7 @@ def ceiling(typingctx, a):
     """Returns the smallest integers that are not less than float32 lanes, as int32."""
 
     def codegen(context, builder, signature, args):
-        return builder.fptosi(_call_llvm(builder, "ceil", args), _llvm_vector(types.int32))
+        return builder.fptosi(call_llvm(builder, "ceil", args), llvm_vector(types.int32))
 
     return INTEGERS(a), codegen
 
@@ -821,7 +408,7 @@ def truncated(typingctx, a):
     """Returns float32 lanes as int32, rounded towards 0."""
 
     def codegen(context, builder, signature, args):
-        return builder.fptosi(args[0], _llvm_vector(types.int32))
+        return builder.fptosi(args[0], llvm_vector(types.int32))
 
     return INTEGERS(a), codegen
 
@@ -876,204 +463,6 @@ def widened(typingctx, vector):
     def codegen(context, builder, signature, args):
         if vector.element == types.float64:
             return args[0]
-        return builder.fpext(args[0], _llvm_vector(types.float64))
+        return builder.fpext(args[0], llvm_vector(types.float64))
 
     return VectorType(types.float64)(vector), codegen
-
-
-# -- the exponential and the logarithm -------------------------------------------------------------
-
-
-@intrinsic
-def _power_of_two(typingctx, shifted):
-    """Returns 2**n, where the low bits of `shifted` hold n + 127, float32's own exponent.
-
-    It is 0 for n = -127.
-    """
-
-    def codegen(context, builder, signature, args):
-        bits = builder.bitcast(args[0], _llvm_vector(types.int32))
-        bits = builder.shl(bits, constant(types.int32, 23))
-        return builder.bitcast(bits, args[0].type)
-
-    return shifted(shifted), codegen
-
-
-@intrinsic
-def _split_exponent(typingctx, value):
-    """Returns positive normal float32 as (n, m): value = m * 2**n, m in [sqrt(1/2), sqrt(2))."""
-
-    def codegen(context, builder, signature, args):
-        # Adding 1 - sqrt(1/2) carries into the exponent exactly where m >= sqrt(2).
-        bits = builder.bitcast(args[0], _llvm_vector(types.int32))
-        raised = builder.add(bits, constant(types.int32, 0x3F800000 - 0x3F3504F3))
-        n = builder.ashr(raised, constant(types.int32, 23))
-        n = builder.sub(n, constant(types.int32, 127))
-        mantissa = builder.sub(bits, builder.shl(n, constant(types.int32, 23)))
-        pair = [builder.sitofp(n, args[0].type), builder.bitcast(mantissa, args[0].type)]
-        return context.make_tuple(builder, signature.return_type, pair)
-
-    return types.UniTuple(value, 2)(value), codegen
-
-
-def _libm(name):
-    @intrinsic
-    def operation(typingctx, value):
-        def codegen(context, builder, signature, args):
-            return _call_llvm(builder, name, args)
-
-        return value(value), codegen
-
-    return operation
-
-
-@intrinsic
-def scaled_exp(typingctx, distance, scale):
-    """Returns exp(distance / T) in every lane of float32, for `scale` = log2(e) / T.
-
-    `distance` is not positive, or NaN.
-    """
-
-    def codegen(context, builder, signature, args):
-        return emit_exp(builder, *args)
-
-    return distance(distance, scale), codegen
-
-
-def emit_exp(builder, distance, scale):
-    """Emits 2**(distance scale) = 2**n p(f), where n is rounded to nearest and f is exact.
-
-    The relative error is 6e-8 everywhere above 2**-126, and the result for 0 is 1. A product that
-    were rounded before n is taken off it would cost the last digits of small results.
-    """
-    least = builder.fdiv(constant(types.float32, -160.0 if target().has_avx512 else -127.0), scale)
-    distance = emit_maximum(builder, least, distance)
-    if target().has_avx512:
-        n = _call_avx512(builder, "rndscale", builder.fmul(distance, scale), 0x08)
-        f = emit_fma(builder, distance, scale, builder.fneg(n))
-        return _call_avx512(builder, "scalef", _emit_polynomial(builder, f), n)
-    # Adding a large number rounds to an integer, and leaves it in the low bits, biased as an
-    # exponent. The exponent 0 stands for 0.
-    rounding = constant(types.float32, float(_ROUNDING))
-    shifted = emit_fma(builder, distance, scale, rounding)
-    n = builder.fsub(shifted, rounding)
-    f = emit_fma(builder, distance, scale, builder.fneg(n))
-    bits = builder.bitcast(shifted, _llvm_vector(types.int32))
-    power = builder.bitcast(builder.shl(bits, constant(types.int32, 23)), distance.type)
-    return builder.fmul(_emit_polynomial(builder, f), power)
-
-
-def _emit_polynomial(builder, f):
-    """Emits 2**f for |f| <= 1/2."""
-    total = constant(types.float32, float(_E6))
-    for coefficient in (_E5, _E4, _E3, _E2, _E1, _f32(1)):
-        total = emit_fma(builder, total, f, constant(types.float32, float(coefficient)))
-    return total
-
-
-def _call_avx512(builder, name, *args):
-    """Calls an instruction on 16 float32 lanes without a mask; a number is an immediate."""
-    vector, integer = args[0].type, ir.IntType(32)
-    operands = [ir.Constant(integer, a) if isinstance(a, int) else a for a in args]
-    operands += [
-        ir.Constant(vector, ir.Undefined),
-        ir.Constant(ir.IntType(16), -1),
-        ir.Constant(integer, 4),  # the current rounding direction
-    ]
-    function = cgutils.get_or_insert_function(
-        builder.module,
-        ir.FunctionType(vector, [operand.type for operand in operands]),
-        f"llvm.x86.avx512.mask.{name}.ps.512",
-    )
-    return builder.call(function, operands)
-
-
-_libm_exp = _libm("exp")
-_libm_log = _libm("log")
-
-_f32 = np.float32
-_LOG2_E = _f32(math.log2(math.e))
-_ROUNDING = _f32(1.5 * 2**23 + 127)  # adding it rounds to an integer and biases it for the exponent
-_LEAST = _f32(-88.02)  # rounds to 2**-127, below the normal range of float32: exp is 0
-# 2**f = 1 + f * (E1 + E2 f + ...) on [-1/2, 1/2]: minimax in relative error, 2e-9 before rounding.
-_E1 = _f32(6.93147203e-01)
-_E2 = _f32(2.40226479e-01)
-_E3 = _f32(5.55033247e-02)
-_E4 = _f32(9.61843737e-03)
-_E5 = _f32(1.33988749e-03)
-_E6 = _f32(1.53533606e-04)
-
-
-# ln(1 + f) = f - f**2/2 + f**3 (L0 + L1 f + ...) on [sqrt(1/2) - 1, sqrt(2) - 1]; 6e-9.
-_L0 = _f32(0.33333332)
-_L1 = _f32(-0.25000821)
-_L2 = _f32(0.20001227)
-_L3 = _f32(-0.16623357)
-_L4 = _f32(0.1420176)
-_L5 = _f32(-0.13160189)
-_L6 = _f32(0.12761562)
-_L7 = _f32(-0.0763446)
-_LN2_HIGH = _f32(0.693359375)  # few bits, so that n times it is exact
-_LN2_LOW = _f32(-2.12194440e-4)
-
-
-def _exp_float32(x):
-    # x = n ln 2 + f ln 2 with |f| <= 1/2. The clamp keeps n >= -127 and lets NaN through.
-    x = maximum(splat(_LEAST), x)
-    shifted = fma(x, splat(_LOG2_E), splat(_ROUNDING))
-    n = shifted - splat(_ROUNDING)
-    f = fma(x, splat(_LOG2_E), -n)
-    p = fma(splat(_E6), f, splat(_E5))
-    p = fma(p, f, splat(_E4))
-    p = fma(p, f, splat(_E3))
-    p = fma(p, f, splat(_E2))
-    p = fma(p, f, splat(_E1))
-    p = fma(p, f, splat(_f32(1)))
-    return p * _power_of_two(shifted)
-
-
-def _exp_float64(x):
-    return _libm_exp(x)
-
-
-def _log1p_float32(x):
-    # ln w for w = 1 + x by Cephes' scheme: ln(m 2**n) = n ln 2 + f - f**2/2 + f**3 P(f), f = m - 1.
-    one = splat(_f32(1))
-    w = one + x
-    n, m = _split_exponent(w)
-    f = m - one
-    p = fma(splat(_L7), f, splat(_L6))
-    p = fma(p, f, splat(_L5))
-    p = fma(p, f, splat(_L4))
-    p = fma(p, f, splat(_L3))
-    p = fma(p, f, splat(_L2))
-    p = fma(p, f, splat(_L1))
-    p = fma(p, f, splat(_L0))
-    square = f * f
-    p = fma(p * f, square, n * splat(_LN2_LOW))
-    p = fma(square, splat(_f32(-0.5)), p)
-    # Add the rounding error of 1 + x times the slope of ln; for tiny x this is x itself.
-    return fma(n, splat(_LN2_HIGH), f + p) + (x - (w - one)) / w
-
-
-def _log1p_float64(x):
-    one = splat(1.0)
-    w = one + x
-    return _libm_log(w) + (x - (w - one)) / w
-
-
-def exp(x):
-    """Returns e**x in every lane, for x <= 0 or NaN; 0 below ln FLT_MIN in float32.
-
-    In float32 the relative error is at most 1 ulp near 0 and grows by 1.3e-8 |x|.
-    """
-    raise NotImplementedError
-
-
-def log1p(x):
-    """Returns ln(1 + x) in every lane, for x >= 0 or NaN, accurate to the last bits also near 0."""
-    raise NotImplementedError
-
-
-inner_by_element(exp, {types.float32: _exp_float32, types.float64: _exp_float64})
-inner_by_element(log1p, {types.float32: _log1p_float32, types.float64: _log1p_float64})

@@ -10,10 +10,20 @@ from numba import types
 
 from seg_loss.cpu.columns import make_column, make_gradient_of_softmax
 from seg_loss.cpu.compiler import inner
+from seg_loss.cpu.exponential import exp
 from seg_loss.cpu.records import ITEMSIZES, LANES
 from seg_loss.cpu.region import make_region
 from seg_loss.cpu.rows import copy_strip_in, copy_strip_out, load_rows, store_rows
-from seg_loss.cpu.simd import at, broadcast, exp, load, maximum, min_int, pointer, splat, store
+from seg_loss.cpu.simd import (
+    at,
+    broadcast,
+    load,
+    maximum,
+    min_int,
+    pointer,
+    splat,
+    store,
+)
 from seg_loss.cpu.tiles import FACTOR
 
 _LOG2_E = math.log2(math.e)

@@ -20,6 +20,7 @@ from numba import types
 
 from seg_loss.constants import SATURATED_NLL
 from seg_loss.cpu.compiler import inner
+from seg_loss.cpu.exponential import exp, log1p
 from seg_loss.cpu.records import INT16, LANES, NUM_BINS, TOP, UINT8
 from seg_loss.cpu.region import add_terms
 from seg_loss.cpu.rows import fill
@@ -29,12 +30,10 @@ from seg_loss.cpu.simd import (
     at,
     broadcast,
     equal,
-    exp,
     is_nan,
     lane,
     less,
     load,
-    log1p,
     mask_and,
     maximum,
     min_int,

@@ -1,4 +1,7 @@
-"""The CPU kernels of upsampled scores: tiles of `kernels` whose logits are interpolated.
+"""The CPU kernels of upsampled scores: tiles of `tiles` whose logits are interpolated.
+
+They process everything that `interval_columns`, which is faster, does not: `evaluate`, float64,
+label smoothing, weights of 0, labels smaller than the scores.
 
 Source pixels bound intervals on both axes, as `seg_loss.upsampling` says. A chunk is a block of
 interval rows. For each interval row the scores of the two source rows around it are in scratch
@@ -21,7 +24,7 @@ Between the two, `terms_of_tile` or `accumulate_tile` runs. An interval with few
 than phases is filled with ignored ones.
 
 Two blocks contribute to the gradient of the source row between them. Each writes its part to
-`halo_rows`.
+`halo_rows`, which are added when all blocks are done.
 """
 
 import numpy as np
@@ -58,14 +61,14 @@ from seg_loss.cpu.tiles import (
 _UPPER, _LOWER, _UPPER_GRADIENT, _LOWER_GRADIENT, NUM_SOURCE_BLOCKS = range(5)
 # The gradient that the pixels of an interval contribute to the sources at its corners.
 _UPPER_LEFT, _UPPER_RIGHT, _LOWER_LEFT, _LOWER_RIGHT, NUM_CORNERS = range(5)
-_SUM_ROWS = 64  # target rows summed in the corners before they are added to the sources
+SUM_ROWS = 64  # target rows summed in the corners before they are added to the sources
 
 
 # -- between source and target pixels --------------------------------------------------------------
 
 
 @inner(types.void)
-def _load_sources(scores, image, source_row, grid, scale, sources):
+def load_sources(scores, image, source_row, grid, scale, sources):
     """Loads a source row of all classes, or zeros if it does not exist."""
     num_classes, stride = scores.num_classes, grid.source_stride
     if 0 <= source_row < grid.source_rows:
@@ -321,9 +324,9 @@ def make_loss(*, element):
         fill(at(rows, (num_classes + PIXEL_WEIGHTS) * stride), stride, 1.0)
         fill(upper_gradient, block, 0.0)
         fill(pixel_weights, grid.tile_intervals * grid.num_phases, 1.0)
-        _load_sources(scores, image, first - 1, grid, job.inverse_temperature, upper)
+        load_sources(scores, image, first - 1, grid, job.inverse_temperature, upper)
         for interval_row in range(first, last):
-            _load_sources(scores, image, interval_row, grid, job.inverse_temperature, lower)
+            load_sources(scores, image, interval_row, grid, job.inverse_temperature, lower)
             fill(lower_gradient, block, 0.0)
             for interval in range(0, source_columns + 1, grid.tile_intervals):
                 intervals = min_int(grid.tile_intervals, source_columns + 1 - interval)
@@ -353,7 +356,7 @@ def make_loss(*, element):
                             )  # fmt: skip
                     # Sum in two stages: adding many terms one by one would lose their last bits.
                     is_last = y == row_starts[interval_row + 1] - 1
-                    if gradient.address and (is_last or (y + 1) % _SUM_ROWS == 0):
+                    if gradient.address and (is_last or (y + 1) % SUM_ROWS == 0):
                         _add_corners_to_sources(
                             num_classes, corners, corner_stride, intervals, interval,
                             upper_gradient, lower_gradient, source_stride,
@@ -361,7 +364,7 @@ def make_loss(*, element):
                         fill(corners, NUM_CORNERS * num_classes * corner_stride, 0.0)
             if gradient.address:
                 if interval_row == first:
-                    _write_halo_row(
+                    write_halo_row(
                         num_classes, upper_gradient, source_stride, source_columns, halo_rows
                     )
                 else:
@@ -374,13 +377,42 @@ def make_loss(*, element):
             upper_gradient, lower_gradient = lower_gradient, upper_gradient
         if gradient.address:
             halo_row = at(halo_rows, halo_size)
-            _write_halo_row(num_classes, upper_gradient, source_stride, source_columns, halo_row)
+            write_halo_row(num_classes, upper_gradient, source_stride, source_columns, halo_row)
 
-    return make_region(process_chunk, element, True)
+    return make_region(process_chunk, element, True, make_add_halo_rows(element))
+
+
+def make_add_halo_rows(element):
+    """Returns what writes the gradient of the source rows between blocks."""
+    itemsize = np.dtype(element).itemsize
+
+    @inner(types.void)
+    def add_halo_rows(job, scratch):
+        grid, columns = job.grid, job.grid.source_columns
+        if not job.gradient.address:
+            return
+        size = job.logits.num_classes * columns
+        # The thread that calls this has processed a block, and so filled its row of ones.
+        sources = pointer(scratch + grid.sources, element)
+        ones = at(sources, NUM_SOURCE_BLOCKS * job.logits.num_classes * grid.source_stride)
+        for image in range(job.num_images):
+            for k in range(1, job.chunks_per_image):
+                block = 2 * (image * job.chunks_per_image + k)
+                before = pointer(grid.halo_rows + itemsize * (block - 1) * size, element)
+                behind = pointer(grid.halo_rows + itemsize * block * size, element)
+                whole = size - size % LANES
+                for i in range(0, whole, LANES):
+                    store(before, i, load(before, i) + load(behind, i))
+                for i in range(whole, size):
+                    before[i] += behind[i]
+                row = job.chunk_units * k - 1
+                store_rows(job.gradient, image, row * columns, columns, before, ones, columns)
+
+    return add_halo_rows
 
 
 @inner(types.void)
-def _write_halo_row(num_classes, gradient_rows, source_stride, source_columns, halo_row):
+def write_halo_row(num_classes, gradient_rows, source_stride, source_columns, halo_row):
     for c in range(num_classes):
         for j in range(source_columns):
             halo_row[c * source_columns + j] = gradient_rows[c * source_stride + j + 1]
@@ -428,9 +460,9 @@ def make_evaluate(*, element):
         is_weighted = job.pixel_weight.address != 0
         fill(at(rows, (num_classes + PIXEL_WEIGHTS) * stride), stride, 1.0)
         fill(pixel_weights, grid.tile_intervals * grid.num_phases, 1.0)
-        _load_sources(scores, image, first - 1, grid, job.inverse_temperature, upper)
+        load_sources(scores, image, first - 1, grid, job.inverse_temperature, upper)
         for interval_row in range(first, last):
-            _load_sources(scores, image, interval_row, grid, job.inverse_temperature, lower)
+            load_sources(scores, image, interval_row, grid, job.inverse_temperature, lower)
             for y in range(row_starts[interval_row], row_starts[interval_row + 1]):
                 above, below = row_weights[y], row_weights[grid.num_rows + y]
                 for interval in range(0, grid.source_columns + 1, grid.tile_intervals):

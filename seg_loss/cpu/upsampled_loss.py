@@ -7,6 +7,7 @@ from torch import Tensor
 from seg_loss._inputs import LossInputs, loss_dtype
 from seg_loss.cpu import threads
 from seg_loss.cpu.arguments import (
+    COLUMN_TILE,
     EXTRA_ROWS,
     Array,
     Tensors,
@@ -16,13 +17,16 @@ from seg_loss.cpu.arguments import (
     run,
     tile_pixels,
 )
-from seg_loss.cpu.plan import Memory, Plan, dtype_code, round_up
+from seg_loss.cpu.plan import Plan, dtype_code, round_up
 from seg_loss.cpu.records import ITEMSIZES, LANES
 from seg_loss.upsampling import Axes, Axis
 
-# The largest number of row blocks of an image of upsampled scores; each keeps two source rows.
-_MAX_ROW_BLOCKS = 32
-# Blocks of source rows, and of corners, of upsampled scores; see `upsampled`.
+# The largest number of row blocks of an image of upsampled scores; each keeps two source rows. A
+# power of two of source rows has one more interval row.
+_MAX_ROW_BLOCKS = 33
+# The most phases of a group, and the vectors of each; see `interval_columns`.
+_GROUP_PHASES, _PHASE_VECTORS = 8, 6
+# Blocks of source rows, and of corners; see `upsampled`.
 _SOURCE_BLOCKS, _CORNERS = 4, 4
 
 
@@ -35,8 +39,6 @@ def upsampled_cross_entropy(inputs: LossInputs, gradient: Tensor | None) -> Tens
     addresses = tensors.addresses
     addresses["loss"] = loss.data_ptr()
     memory = run(plan, inputs, tensors, addresses, {})
-    if gradient is not None:
-        _add_halo_rows(plan, memory, gradient)
     plan.release(memory)
     tensors.copy_back()
     return loss
@@ -55,6 +57,8 @@ def plan_upsampled(make: str, inputs: LossInputs, tensors: Tensors) -> Plan:
     scores, axes = inputs.logits, inputs.axes
     assert axes is not None
     rows, columns = axes
+    if make == "make_loss" and _has_interval_columns(inputs):
+        return _plan_interval_columns(inputs, tensors)
     num_classes, element = scores.shape[1], element_of(scores.dtype)
     itemsize = ITEMSIZES[dtype_code(loss_dtype(scores))]
     plan = make_plan("upsampled", make, inputs, {"element": element})
@@ -116,15 +120,129 @@ def plan_upsampled(make: str, inputs: LossInputs, tensors: Tensors) -> Plan:
     return plan
 
 
-def _add_halo_rows(plan: Plan, memory: Memory, gradient: Tensor) -> None:
-    """Writes the gradient of the source rows between blocks: the sum of their two halo rows."""
-    job = plan.job[0]
-    step, blocks = int(job["chunk_units"]), int(job["chunks_per_image"])
-    between = [step * k - 1 for k in range(1, blocks)]
-    if between and len(gradient):
-        halo_rows = memory.halo_rows
-        total = torch.from_numpy(halo_rows[:, :-1, 1] + halo_rows[:, 1:, 0])
-        gradient[:, :, between] = total.transpose(1, 2).to(gradient.dtype)
+def _has_interval_columns(inputs: LossInputs) -> bool:
+    """Returns whether `interval_columns` processes these inputs; `upsampled` does the others."""
+    axes = inputs.axes
+    assert axes is not None
+    return (
+        element_of(inputs.logits.dtype) == "float32"
+        and not inputs.options.label_smoothing
+        and not any(axis.has_zero_weights for axis in axes)
+        and axes[1].num_targets >= max(1, axes[1].num_sources)
+        and _right_weights(axes[1]) is not None
+    )
+
+
+def _right_weights(columns: Axis) -> Array | None:
+    """Returns w [targets] such that x = left + w (right - left); None if there is none.
+
+    At a border the source that does not exist is 0.
+    """
+    left, right = columns.weights
+    behind_last = columns.intervals == columns.num_sources
+    weights = np.where(behind_last, 1 - left, right)
+    is_border = behind_last | (columns.intervals == 0)
+    is_mean = np.abs(left + right - 1) < 1e-9
+    return weights if np.all(is_mean | is_border) else None
+
+
+def _weight_steps(columns: Axis, weights: Array, size: int) -> tuple[Array, bool]:
+    """Returns the distance of the weights in each interval, float32 [size].
+
+    Also returns whether all weights of an interval have the same distance.
+    """
+    steps = np.zeros(size)
+    follows = np.diff(columns.intervals) == 0
+    differences, intervals = np.diff(weights)[follows], columns.intervals[1:][follows]
+    steps[intervals] = differences
+    is_linear = bool(np.all(np.abs(differences - steps[intervals]) < 1e-9))
+    return steps.astype(np.float32), is_linear
+
+
+def _plan_interval_columns(inputs: LossInputs, tensors: Tensors) -> Plan:
+    scores, axes = inputs.logits, inputs.axes
+    assert axes is not None
+    rows, columns = axes
+    num_classes = scores.shape[1]
+    strips = -(-(columns.num_sources + 1) // LANES)
+    num_groups = -(-columns.max_targets // _GROUP_PHASES)
+    phases = -(-columns.max_targets // num_groups)
+    weights = _right_weights(columns)
+    assert weights is not None
+    steps, is_linear = _weight_steps(columns, weights, LANES * strips)
+    parameters = {
+        "phases": phases,
+        "anchor_distance": min(4, phases) if is_linear and phases > 2 else 1,
+        "has_gradient": tensors["gradient"] is not None,
+    }
+    plan = make_plan("interval_columns", "make_loss", inputs, parameters)
+    num_phases = phases * num_groups
+    plan.tables = (
+        rows.starts.astype(np.int64),
+        rows.weights.flatten().astype(np.float64),
+        columns.starts.astype(np.int64),
+        _weights_by_strip(columns, columns.weights, num_phases, strips),
+        _weights_by_strip(columns, weights[None], num_phases, strips),
+        steps,
+    )
+    # An odd number of cache lines, so that the classes do not share cache sets.
+    source_stride = LANES * ((strips + 1) | 1)
+    grid = plan.job[0]["grid"]
+    for name, value in {
+        "num_rows": rows.num_targets,
+        "num_columns": columns.num_targets,
+        "source_rows": rows.num_sources,
+        "source_columns": columns.num_sources,
+        "num_phases": num_phases,
+        "source_stride": source_stride,
+        "phase_stride": strips * LANES,
+        "row_starts": plan.tables[0].ctypes.data,
+        "row_weights": plan.tables[1].ctypes.data,
+        "column_starts": plan.tables[2].ctypes.data,
+        "column_weights": plan.tables[3].ctypes.data,
+        "exponent_weights": plan.tables[4].ctypes.data,
+        "weight_steps": plan.tables[5].ctypes.data,
+    }.items():
+        grid[name] = value
+    plan.set(tile=COLUMN_TILE, row_stride=COLUMN_TILE, checks_labels=1)
+    interval_rows = rows.num_sources + 1
+    plan.split(
+        interval_rows if len(scores) else 0,
+        -(-interval_rows // _MAX_ROW_BLOCKS),
+        8 * COLUMN_TILE,
+    )
+    plan.add_scratch(rows=4 * COLUMN_TILE, classes=4 * COLUMN_TILE)
+    line = 4 * LANES
+    for name, num_bytes in {
+        # The values of the pixels by phase, and in their order.
+        "pixel_classes": 2 * line * num_phases + line,
+        "pixel_weights": 2 * line * num_phases + line,
+        "sources": 4 * (_SOURCE_BLOCKS * num_classes + 1) * source_stride,
+        "corners": _CORNERS * line * (num_classes + 1),
+        "edges": 2 * line * num_classes,
+        "exponentials": line * phases * (num_classes + 1),
+        "phase_vectors": _PHASE_VECTORS * line * phases,
+    }.items():
+        grid[name] = plan.reserve(num_bytes)
+    if tensors["gradient"] is not None:
+        blocks = int(plan.job[0]["chunks_per_image"])
+        plan.halo_shape = len(scores), blocks, 2, num_classes, columns.num_sources
+        plan.halo_dtype = np.dtype(np.float32)
+    tensors.add_views(plan)
+    return plan
+
+
+def _weights_by_strip(columns: Axis, weights: Array, num_phases: int, strips: int) -> Array:
+    """Returns weights [k, strips, phases, 16].
+
+    Where an interval has no pixel of a phase they are 1/2: 0 times an infinite score would be NaN.
+    """
+    table = np.full((len(weights), num_phases, strips * LANES), 0.5, np.float32)
+    phase = np.arange(columns.num_targets) - columns.starts[columns.intervals]
+    table[:, phase, columns.intervals] = weights
+    return np.ascontiguousarray(
+        table.reshape(len(weights), num_phases, strips, LANES).swapaxes(1, 2)
+    )
 
 
 def scratch_bytes(scores: Tensor, axes: Axes) -> int:
@@ -138,12 +256,15 @@ def scratch_bytes(scores: Tensor, axes: Axes) -> int:
     num_blocks = num_images * min(rows + 1, _MAX_ROW_BLOCKS)
     num_threads = threads.num_threads_for(num_blocks)
     of_threads = _SOURCE_BLOCKS * num_threads
-    halo_rows = 3 * num_blocks  # two of each block, and one of each sum
-    source_rows = element * num_classes * (sources + 2 * LANES) * (of_threads + halo_rows)
+    halo_rows = 2 * num_blocks
+    source_rows = element * num_classes * (sources + 3 * LANES) * (of_threads + halo_rows)
     phases, intervals = axes[1].max_targets, sources + LANES
     weights = phases * intervals * 2 * (8 + element)  # computed in float64
-    pixels = phases * min(intervals, 1024) * (4 + element) * num_threads
-    return source_rows + weights + pixels
+    tile_intervals = max(2 * LANES, min(intervals, 1024))
+    pixels = phases * tile_intervals * (4 + element) * num_threads
+    group = min(phases, _GROUP_PHASES)
+    columns = num_classes * LANES * element * (group + _CORNERS + 2) * num_threads
+    return source_rows + weights + pixels + columns
 
 
 def _weights_by_phase(columns: Axis, phase_stride: int) -> Array:

@@ -76,7 +76,7 @@ def _both(shape: tuple[int, ...], size: tuple[int, int], reason: str) -> list[Ca
     return [Case(shape, reason, size, Bilinear(align)) for align in (False, True)]
 
 
-# The CPU processes intervals between source pixels: blocks of their rows, at most 32 in an image,
+# The CPU processes intervals between source pixels: blocks of their rows, at most 33 in an image,
 # and groups of their columns, whose target pixels fill a tile (2048 at C = 2, 64 at C = 1000).
 UPSAMPLED_CASES = (
     *_both((1, 1, 3, 4), (9, 10), "one class: no other class to sum over"),
@@ -100,8 +100,8 @@ UPSAMPLED_CASES = (
     *_both((2, 6, 5, 7), (5, 28), "equal rows"),
     *_both((2, 6, 9, 10), (4, 3), "down"),
     *_both((2, 6, 12, 3), (5, 24), "down and up"),
-    *_both((1, 3, 31, 5), (62, 11), "the largest number of row blocks"),
-    *_both((1, 3, 32, 5), (70, 11), "a row block of two interval rows"),
+    *_both((1, 3, 32, 5), (64, 11), "the largest number of row blocks"),
+    *_both((1, 3, 33, 5), (70, 11), "row blocks of two interval rows"),
     *_both((2, 3, 70, 9), (140, 18), "row blocks of three interval rows, and a remainder"),
     *_both((1, 2, 3, 300), (7, 2400), "several groups of intervals"),
     *_both((1, 150, 5, 41), (9, 90), "ADE20K: small tiles, several groups"),
