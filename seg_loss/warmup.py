@@ -57,7 +57,8 @@ def warm_up(device: str | torch.device = "cpu", *, num_classes: int = 2) -> None
     """Runs each kernel on a few pixels.
 
     The first call on a machine compiles, which takes about half a minute, on a GPU a minute or
-    more. Later processes take less than a second, with a GPU a few seconds.
+    more. On the CPU each further number of classes takes up to 20 seconds. Later processes take
+    less than a second, with a GPU a few seconds.
 
     On the CPU this compiles what calls need for contiguous logits and scores of any size and dtype,
     apart from the softmax, and losses without a gradient, of float16 and bfloat16 logits.
