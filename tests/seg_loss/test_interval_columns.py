@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from seg_loss import Bilinear, Deconvolution
-from seg_loss.cpu import backend, plan
+from seg_loss.cpu import plan, upsampled_loss
 from tests.support.cases import (
     ALIGNED,
     FLOATS,
@@ -53,9 +53,9 @@ def choose_form(monkeypatch):
     """Returns what makes the backend use one of the forms."""
 
     def choose(is_general):
-        monkeypatch.setattr(backend, "_plans", plan.Cache())
+        monkeypatch.setattr(upsampled_loss, "plans", plan.Cache())
         if is_general:
-            monkeypatch.setattr(backend, "_has_interval_columns", lambda inputs: False)
+            monkeypatch.setattr(upsampled_loss, "_has_interval_columns", lambda inputs: False)
 
     return choose
 
@@ -172,8 +172,8 @@ def test_general_options_take_the_general_form(monkeypatch):
     def fail(*args):
         raise AssertionError("interval_columns do not process this")
 
-    monkeypatch.setattr(backend, "_plans", plan.Cache())
-    monkeypatch.setattr(backend, "_plan_interval_columns", fail)
+    monkeypatch.setattr(upsampled_loss, "plans", plan.Cache())
+    monkeypatch.setattr(upsampled_loss, "_plan_interval_columns", fail)
     scores, labels, _ = make_inputs(Case((1, 5, 4, 6), "", (20, 30), BILINEAR))
     loss_of(scores, labels, BILINEAR, label_smoothing=0.1)
     loss_of(scores.double(), labels, BILINEAR)
