@@ -40,8 +40,8 @@ class Settings(BaseSettings):
     )
     warm_classes: str = Field(
         default="2,19,21,150",
-        description="Numbers of classes whose kernels are compiled before /readyz answers 200, "
-        "with commas between them.",
+        description="Numbers of classes whose kernels are compiled at the start, with commas "
+        "between them: on a GPU before /readyz answers 200, on the CPU the first number before it.",
     )
 
     max_body_bytes: int = Field(

@@ -316,7 +316,8 @@ def check_out(out: Tensor, logits: Tensor) -> None:
         raise InvalidInput("out", expected, dtype_name(out.dtype))
     if out.device != logits.device:
         raise InvalidInput("out", f"a tensor on {logits.device}", f"one on {out.device}")
-    if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)):
+    strides = zip(out.shape, out.stride(), strict=True)
+    if out.numel() and any(size > 1 and stride == 0 for size, stride in strides):
         raise InvalidInput("out", "separate memory for each element", "an expanded tensor")
     if out.is_neg():
         raise InvalidInput("out", "a tensor without torch's negation bit", "a negated view")

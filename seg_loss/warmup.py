@@ -28,12 +28,11 @@ class Case(NamedTuple):
 
 # The CPU kernels serve all labels. The kernels of columns serve one dtype, and on AVX-512 one
 # number of classes; the others serve all logits of one precision. Gradients whose planes are whole
-# cache lines, as with 4 x 4 pixels, have a kernel of their own.
+# cache lines, as with 4 x 4 pixels, have a kernel of their own. Each kernel takes a second or two
+# to compile, so that those of float16 and bfloat16 are left to the first call that needs them.
 CPU_CASES = (
     Case(torch.float32, torch.uint8, (2, 2)),
     Case(torch.float32, torch.uint8, (4, 4)),
-    Case(torch.float16, torch.uint8, (2, 2)),
-    Case(torch.bfloat16, torch.uint8, (2, 2)),
     Case(torch.float64, torch.uint8, (2, 2)),
 )
 
@@ -57,11 +56,11 @@ def warm_up(device: str | torch.device = "cpu", *, num_classes: int = 2) -> None
     """Runs each kernel on a few pixels.
 
     The first call on a machine compiles, which takes about half a minute, on a GPU a minute or
-    more. On the CPU each further number of classes takes up to 20 seconds. Later processes take
+    more. On the CPU each further number of classes takes about ten seconds. Later processes take
     less than a second, with a GPU a few seconds.
 
-    On the CPU this compiles what calls need for contiguous logits and scores of any size and dtype,
-    apart from the softmax, and losses without a gradient, of float16 and bfloat16 logits.
+    On the CPU this compiles what calls need for float32 logits in class planes, for scores that are
+    upsampled by 8, and for loss, gradient and `evaluate` of float64 logits.
 
     On a GPU this compiles what most calls need: one image of contiguous logits, of the usual sizes,
     float32, float16 or bfloat16, with labels uint8; float32 logits with labels int32 and int64;
@@ -75,7 +74,6 @@ def warm_up(device: str | torch.device = "cpu", *, num_classes: int = 2) -> None
     """
     device = torch.device(device)
     cases: Sequence[Case] = GPU_CASES if device.type == "cuda" else CPU_CASES
-    precisions = set()
     for case in cases:
         size = case.size
         if num_classes * math.prod(size) * case.logits.itemsize > _MAX_LOGITS_BYTES:
@@ -87,9 +85,8 @@ def warm_up(device: str | torch.device = "cpu", *, num_classes: int = 2) -> None
         if device.type == "cpu" and case.logits == torch.float32:
             leaf = logits.clone().requires_grad_()
             torch.autograd.grad(spatial_softmax(leaf).sum(), leaf)
-        # Of 32 and of 64 bits: the latter on the CPU alone.
-        if case.logits.itemsize >= 4 and case.logits not in precisions:
-            precisions.add(case.logits)
+        # The options of the other float32 sizes have the same kernels on a GPU.
+        if case is cases[0] or (device.type == "cpu" and case.logits == torch.float32):
             _run_options(logits, labels)
 
 

@@ -79,8 +79,18 @@ async def _warm_up(service: Service) -> None:
         for num_classes in service.settings.warm_class_counts:
             warm_up = partial(seg_loss.warm_up, service.device, num_classes=num_classes)
             await service.workers.run_without_limits(warm_up)
+            # A kernel for the CPU compiles in a second or two, so that the first request for
+            # another number of classes may wait for it. One for a GPU takes longer.
+            if service.device.type == "cpu" and not service.is_warm:
+                _become_ready(service, start)
     except Exception:
+        service.is_warm = False
         _log.exception("Loading the kernels failed. /readyz will answer 503 from now on.")
     else:
-        service.is_warm = True
-        _log.info("Ready. Loading the kernels took %.1f s.", perf_counter() - start)
+        if not service.is_warm:
+            _become_ready(service, start)
+
+
+def _become_ready(service: Service, start: float) -> None:
+    service.is_warm = True
+    _log.info("Ready. Loading the kernels took %.1f s.", perf_counter() - start)

@@ -1,6 +1,5 @@
 """From tensors to the arguments of kernels, and the parts of plans that several kernels share."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -8,11 +7,12 @@ import torch
 from torch import Tensor
 
 from seg_loss import _labels
+from seg_loss._errors import InvalidInput
 from seg_loss._inputs import LossInputs
 from seg_loss._labels import InvalidValues, LabelReport
 from seg_loss.cpu.cache import Kernel
 from seg_loss.cpu.plan import CACHE_LINE, Cache, Memory, Plan, merged_axes, round_up, set_options
-from seg_loss.cpu.records import LANES
+from seg_loss.cpu.records import LANES, NUM_EXTRA_ROWS
 
 # The classes of a column: as many as fit the registers of AVX-512, and the first-level cache of
 # other processors.
@@ -21,8 +21,6 @@ COLUMN_TILE = 1024
 COLUMN_CHUNK = 4096
 # Elements of a chunk of tiles: about 0.1 ms of work.
 _CHUNK_ELEMENTS = 400_000
-# Rows of the scratch memory of tiles beside those of the classes; see `tiles`.
-EXTRA_ROWS = 10
 WITH_CLASSES = "logits", "gradient", "grad_output_view"
 _WRITTEN = "gradient", "terms"
 
@@ -53,9 +51,9 @@ class Tensors:
                     tensor = self._copied(name, tensor)
                 self._tensors[name] = tensor
                 address = self.addresses[name] = tensor.data_ptr()
-                # Whether it is a multiple of a cache line is part of the layout.
-                alignment = address % CACHE_LINE
-                layouts.append((name, tensor.shape, tensor.stride(), tensor.dtype, alignment))
+                # A gradient at whole cache lines is written by another kernel.
+                is_aligned = name == "gradient" and address % CACHE_LINE == 0
+                layouts.append((name, tensor.shape, tensor.stride(), tensor.dtype, is_aligned))
         self.layouts = tuple(layouts)
 
     def __getitem__(self, name: str) -> Tensor | None:
@@ -91,13 +89,15 @@ def run(
     """Runs a kernel that reads labels and reports what is invalid in them and in the weights."""
     invalid_classes = None
     if inputs.class_weight is not None:
-        invalid_classes = _invalid_class_weights(inputs.class_weight)
+        if plan.job[0]["checks_labels"]:
+            invalid_classes = _invalid_class_weights(inputs.class_weight)
         if invalid_classes is not None and inputs.options.check_labels == "raise":
             _report(inputs, LabelReport(None, None, invalid_classes))
         # The last two are for ignored and invalid labels.
         class_weight = np.append(inputs.class_weight.double().numpy(), [0.0, 0.0])
         addresses["class_weight"] = class_weight.ctypes.data
-        floats["sum_of_class_weights"] = math.fsum(class_weight.tolist())
+        with np.errstate(over="ignore", invalid="ignore"):
+            floats["sum_of_class_weights"] = float(class_weight.sum())
     memory = plan.call(addresses, floats, inputs.labels.numel() * inputs.num_classes)
     if memory.word("num_invalid") or invalid_classes is not None:
         chunks = memory.chunks
@@ -106,8 +106,11 @@ def run(
         pixel_weights = None
         if weights is not None:
             pixel_weights = _invalid_values(plan, chunks, "weight", weights)
-        plan.release(memory)
-        _report(inputs, LabelReport(labels, pixel_weights, invalid_classes))
+        try:
+            _report(inputs, LabelReport(labels, pixel_weights, invalid_classes))
+        except InvalidInput:
+            plan.release(memory)
+            raise
     return memory
 
 
@@ -167,7 +170,7 @@ def add_tiles(plan: Plan, num_classes: int, pixels: int, itemsize: int) -> None:
     per_chunk = min(_CHUNK_ELEMENTS // (max(1, num_classes) * tile), num_tiles // 32)
     plan.set(tile=tile, row_stride=stride)
     plan.split(pixels, max(1, per_chunk) * tile)
-    rows = num_classes + EXTRA_ROWS
+    rows = num_classes + NUM_EXTRA_ROWS
     plan.add_scratch(rows=rows * stride * itemsize, classes=4 * stride)
 
 

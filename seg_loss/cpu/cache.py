@@ -13,7 +13,6 @@ have written for a kernel are removed, except for the newest.
 
 import contextlib
 import ctypes
-import functools
 import gc
 import hashlib
 import importlib
@@ -63,14 +62,12 @@ _engines: list[Any] = []  # they own the machine code
 _lock = threading.RLock()
 
 
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-# A thread that a forked child does not inherit may have held it.
+# A fork waits for a compilation: its child would inherit the locks of Numba and LLVM, but not the
+# thread that holds them.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
 
 
 def load(kernel: Kernel) -> Function:
@@ -83,7 +80,9 @@ def load(kernel: Kernel) -> Function:
                 code = _read(kernel)
                 if code is None:
                     code = _compile(kernel)
-                    _write(kernel, code)
+                    # Modules that were imported before an edit do not belong to the new sources.
+                    if _hash_of_sources() == _VERSIONS[0]:
+                        _write(kernel, code)
                 function = _loaded[kernel] = link(code)
     return function
 
@@ -155,9 +154,10 @@ def _write(kernel: Kernel, code: bytes) -> None:
 
 
 def _remove_old_versions(path: Path) -> None:
+    """Removes the files of a kernel except for the `_MAX_VERSIONS` newest."""
     kernel, _, _ = path.name.rpartition("-")
     with contextlib.suppress(OSError):
-        versions = sorted(path.parent.glob(f"{kernel}-*"), key=lambda file: file.stat().st_mtime)
+        versions = sorted(path.parent.glob(f"{kernel}-*.o"), key=lambda file: file.stat().st_mtime)
         for old in versions[:-_MAX_VERSIONS]:
             old.unlink()
 
@@ -174,14 +174,12 @@ def _folders() -> tuple[Path, ...]:
 def _file_name(kernel: Kernel) -> str:
     which, version = (
         hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
-        for parts in ((kernel, target()), _versions())
+        for parts in ((kernel, target()), _VERSIONS)
     )
     return f"{kernel.module}.{kernel.make}-{which}-{version}.o"
 
 
-@functools.cache
-def _versions() -> tuple[str, ...]:
-    """Returns what the code of every kernel depends on, besides the processor."""
+def _hash_of_sources() -> str:
     sources = hashlib.sha256()
     for path in (
         *sorted(_SOURCES.glob("*.py")),
@@ -189,5 +187,11 @@ def _versions() -> tuple[str, ...]:
         _SOURCES.parent / "constants.py",
     ):
         sources.update(path.read_bytes())
-    versions = (importlib.metadata.version(name) for name in ("numba", "llvmlite", "numpy"))
-    return sources.hexdigest(), *versions
+    return sources.hexdigest()
+
+
+# What the code of every kernel depends on, besides the processor.
+_VERSIONS = (
+    _hash_of_sources(),
+    *(importlib.metadata.version(name) for name in ("numba", "llvmlite", "numpy")),
+)

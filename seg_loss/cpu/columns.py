@@ -14,8 +14,8 @@ where the prediction is sure, because neither ln(1 + tiny) nor p - 1 is computed
 first, so that a constant added to all logits changes no bit. The label is compared with each class,
 so that it is never an index.
 
-With AVX-512 all classes of a column fit the 32 registers up to `MAX_CLASSES`, and the loops over
-the classes are unrolled. On other processors the exponentials lie in the first-level cache.
+With AVX-512 all classes of a column fit the 32 registers up to `MAX_COLUMN_CLASSES`, and the loops
+over the classes are unrolled. On other processors the exponentials lie in the first-level cache.
 """
 
 import math

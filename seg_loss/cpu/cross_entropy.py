@@ -64,7 +64,7 @@ def load_weights(job, image, first, n, classes, weights):
     Ignored and invalid pixels weigh 0 if there are class weights.
     """
     if job.pixel_weight.address:
-        load_rows(job.pixel_weight, image, first, n, 1.0, weights, job.row_stride)
+        load_rows(job.pixel_weight, image, first, n, weights, job.row_stride)
     elif job.class_weight:
         fill(weights, n, 1.0)
     if job.class_weight:
@@ -123,8 +123,9 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches, clas
         is_dense = job.is_dense != 0
         has_weights = job.pixel_weight.address != 0 or job.class_weight != 0
         ones = at(weights, job.row_stride)
-        fill(weights, job.tile, 1.0)
-        fill(ones, job.tile, 1.0)
+        longest = min_int(job.tile, last - first)
+        fill(weights, longest, 1.0)
+        fill(ones, longest, 1.0)
         for start in range(first, last, job.tile):
             n = min_int(job.tile, last - start)
             load_classes(job, image, start, n, classes)
@@ -188,8 +189,8 @@ def make_tiles(*, element):
             n = min_int(job.tile, last - start)
             load_classes(job, image, start, n, classes)
             if job.pixel_weight.address:
-                load_rows(job.pixel_weight, image, start, n, 1.0, pixel_row, stride)
-            load_rows(job.logits, image, start, n, job.inverse_temperature, rows, stride)
+                load_rows(job.pixel_weight, image, start, n, pixel_row, stride)
+            load_rows(job.logits, image, start, n, rows, stride)
             terms_of_tile(job, n, classes, scale, rows, stride, chunk)
             if job.gradient.address:
                 put_target(num_classes, n, classes, rows, stride)

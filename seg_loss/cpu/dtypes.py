@@ -251,24 +251,22 @@ def _integer_constant(lanes, number):
 
 
 @intrinsic
-def load_row(typingctx, row, address, dtype_code, factor, n):
-    """Loads elements [0, n) of memory, times `factor`, to `row`; n is a multiple of LANES.
+def load_row(typingctx, row, address, dtype_code, n):
+    """Loads elements [0, n) of memory to `row`; n is a multiple of LANES.
 
     Rows of float32 accept float32, float16 and bfloat16; rows of float64 accept float64. The dtype
     is compared once per row and not in each turn of the loop.
     """
 
     def codegen(context, builder, signature, args):
-        row_, address_, kind_, factor_, n_ = args
+        row_, address_, kind_, n_ = args
         element = LLVM_ELEMENT[row.dtype]
 
         def copy_from(source_dtype):
             with cgutils.for_range_slice(builder, n_.type(0), n_, n_.type(LANES)) as (i, _):
                 position = builder.add(address_, builder.mul(i, i.type(ITEMSIZES[source_dtype])))
                 value = emit_load(builder, position, source_dtype, LANES, element)
-                target = builder.store(
-                    builder.fmul(value, factor_), vector_address(builder, row_, i)
-                )
+                target = builder.store(value, vector_address(builder, row_, i))
                 target.align = BYTES[row.dtype]
 
         _by_dtype(
@@ -276,8 +274,7 @@ def load_row(typingctx, row, address, dtype_code, factor, n):
         )
         return context.get_dummy_value()
 
-    arguments = (row, types.int64, types.int64, VectorType(row.dtype), types.int64)
-    return types.void(*arguments), codegen
+    return types.void(row, types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic

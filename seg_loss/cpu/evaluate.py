@@ -16,7 +16,7 @@ from seg_loss.cpu.compiler import inner
 from seg_loss.cpu.cross_entropy import load_weights, log_of_sum
 from seg_loss.cpu.dtypes import load_as
 from seg_loss.cpu.exponential import scaled_exp
-from seg_loss.cpu.records import ITEMSIZES, LANES, NUM_BINS
+from seg_loss.cpu.records import ITEMSIZES, LANES, NUM_BINS, NUM_TABLE_COPIES
 from seg_loss.cpu.region import add_terms, make_region
 from seg_loss.cpu.rows import copy_strip_in, fill, load_classes, load_rows, make_transposes
 from seg_loss.cpu.simd import (
@@ -85,8 +85,8 @@ def make_tiles(*, element):
             n = min_int(job.tile, last - start)
             load_classes(job, image, start, n, classes)
             if job.pixel_weight.address:
-                load_rows(job.pixel_weight, image, start, n, 1.0, pixel_row, stride)
-            load_rows(job.logits, image, start, n, job.inverse_temperature, rows, stride)
+                load_rows(job.pixel_weight, image, start, n, pixel_row, stride)
+            load_rows(job.logits, image, start, n, rows, stride)
             accumulate_tile(
                 job,
                 n,
@@ -108,10 +108,9 @@ def make_tiles(*, element):
 
 
 # Copies of the tables of counts, so that adjacent pixels need not wait for each other's addition.
-COPIES = 4
 # A pixel adds to its bin 1 in the upper bits and the confidence, as a multiple of 2**-28, in the
 # lower ones: both sums are exact.
-_COUNT_SHIFT = 40
+_COUNT_SHIFT = 48  # below it the sum of 2**20 confidences, above it a count of 2**15
 _CONFIDENCE_UNIT = 2.0**28
 
 
@@ -126,19 +125,20 @@ def make_columns(*, num_classes, dtype_code, classes_adjacent, has_distributions
     copy_in = make_transposes(size)[0] if classes_adjacent else copy_strip_in
 
     @inner(types.UniTuple(FLOATS, 4))
-    def find_distribution(source, step, num_classes, top, scale, predicted, stride):
+    def find_distribution(job, source, step, top, scale, predicted, stride):
         """Returns sum_c e_c d_c and the TOP largest e_c; writes their classes behind `predicted`.
 
-        d_c = x_c - top. Where e_c is 0, so is the product, also for a d_c of minus infinity.
+        d_c = (x_c - top) / T. Where e_c is 0, so is the product, also for a d_c of minus infinity.
         """
+        inverse_temperature = splat(np.float32(job.inverse_temperature))
         least = splat(np.float32(-1000.0))
         moment = least - least
         first = second = third = splat(np.float32(-1.0))
         first_class = second_class = third_class = splat(np.int32(0))
-        for c in range(num_classes):
+        for c in range(job.logits.num_classes):
             distance = load_as(dtype_code, source) - top
             e = scaled_exp(distance, scale)
-            moment = moment + e * maximum(distance, least)
+            moment = moment + e * maximum(distance * inverse_temperature, least)
             here = splat(np.int32(c))
             above_first, above_second = less(first, e), less(second, e)
             above_third = less(third, e)
@@ -159,7 +159,7 @@ def make_columns(*, num_classes, dtype_code, classes_adjacent, has_distributions
         """Adds the pixels of a strip to the tables; ignored pixels have a class and a bin too."""
         num_rows = job.logits.num_classes + 1
         for i in range(LANES):
-            k = i % COPIES
+            k = i % NUM_TABLE_COPIES
             counts[k * num_rows * num_rows + cells[i]] += 1
             nll_sums[k * num_rows + classes[i]] += np.float64(nll[i])
             bin_sums[k * (2 * NUM_BINS + 1) + bins[i]] += (1 << _COUNT_SHIFT) + confidence[i]
@@ -171,7 +171,7 @@ def make_columns(*, num_classes, dtype_code, classes_adjacent, has_distributions
         num_rows = num_classes + 1
         bin_confidence = at(class_nll, num_classes)
         mask = (1 << _COUNT_SHIFT) - 1
-        for k in range(COPIES):
+        for k in range(NUM_TABLE_COPIES):
             for y in range(num_classes):
                 class_nll[y] += nll_sums[k * num_rows + y]
                 for c in range(num_classes):
@@ -181,11 +181,11 @@ def make_columns(*, num_classes, dtype_code, classes_adjacent, has_distributions
                 total = bin_sums[k * (2 * NUM_BINS + 1) + b]
                 bin_pixels[b] += total >> _COUNT_SHIFT
                 bin_confidence[b // 2] += np.float64(total & mask) / _CONFIDENCE_UNIT
-        for i in range(COPIES * num_rows * num_rows):
+        for i in range(NUM_TABLE_COPIES * num_rows * num_rows):
             counts[i] = 0
-        for i in range(COPIES * num_rows):
+        for i in range(NUM_TABLE_COPIES * num_rows):
             nll_sums[i] = 0.0
-        for i in range(COPIES * (2 * NUM_BINS + 1)):
+        for i in range(NUM_TABLE_COPIES * (2 * NUM_BINS + 1)):
             bin_sums[i] = 0
 
     @inner(types.void)
@@ -205,8 +205,8 @@ def make_columns(*, num_classes, dtype_code, classes_adjacent, has_distributions
         cells = pointer(address_of(at(exponentials, LANES * num_classes)), np.int32)
         bins, confidences = at(cells, LANES), at(cells, 2 * LANES)
         nll_sums = pointer(address_of(at(cells, 3 * LANES)), np.float64)
-        bin_sums = pointer(address_of(at(nll_sums, COPIES * num_rows)), np.int64)
-        counts = pointer(address_of(at(bin_sums, COPIES * (2 * NUM_BINS + 1))), np.int32)
+        bin_sums = pointer(address_of(at(nll_sums, NUM_TABLE_COPIES * num_rows)), np.int64)
+        counts = pointer(address_of(at(bin_sums, NUM_TABLE_COPIES * (2 * NUM_BINS + 1))), np.int32)
         # The rows that `write_maps` knows.
         entropy_row = at(rows, (num_classes + ENTROPY) * stride)
         nll_row = at(rows, (num_classes + MAP) * stride)
@@ -258,9 +258,8 @@ def make_columns(*, num_classes, dtype_code, classes_adjacent, has_distributions
                 store(predicted, i, best)
                 if has_distributions:
                     moment, first_e, second_e, third_e = find_distribution(
-                        source, source_step, num_classes, top, scale, at(predicted, i), stride
+                        job, source, source_step, top, scale, at(predicted, i), stride
                     )
-                    moment = moment * inverse_temperature
                     store(entropy_row, i, log_s - moment * confidence)
                     store(rows, i, first_e * confidence)
                     store(rows, stride + i, second_e * confidence)

@@ -9,7 +9,6 @@ from seg_loss._inputs import LossInputs, loss_dtype
 from seg_loss.cpu.arguments import (
     COLUMN_CHUNK,
     COLUMN_TILE,
-    EXTRA_ROWS,
     Tensors,
     add_tiles,
     element_of,
@@ -23,12 +22,16 @@ from seg_loss.cpu.arguments import (
     split_columns,
 )
 from seg_loss.cpu.plan import Plan, dtype_code
-from seg_loss.cpu.records import ITEMSIZES, LANES, NUM_BINS, TOP
+from seg_loss.cpu.records import (
+    ITEMSIZES,
+    LANES,
+    NUM_BINS,
+    NUM_EXTRA_ROWS,
+    NUM_TABLE_COPIES,
+    TOP,
+)
 from seg_loss.cpu.target import target
 from seg_loss.cpu.upsampled_loss import plan_upsampled
-
-# Copies of the tables; see `evaluate`.
-_TABLE_COPIES = 4
 
 
 def evaluate(inputs: LossInputs, maps: dict[str, Tensor]) -> EvaluationSums:
@@ -39,8 +42,8 @@ def evaluate(inputs: LossInputs, maps: dict[str, Tensor]) -> EvaluationSums:
     dtype = None if classes is None else classes.dtype
     # The other maps are by-products.
     has_distributions = "entropy" in maps or "top_classes" in maps
-    is_weighted = inputs.class_weight is not None
-    key = "evaluate", tensors.layouts, is_weighted, inputs.options, dtype, has_distributions
+    has_class_weight = inputs.class_weight is not None
+    key = "evaluate", tensors.layouts, has_class_weight, inputs.options, dtype, has_distributions
     plan: Plan = plans.get(key, lambda: _plan_evaluate(inputs, tensors, dtype, has_distributions))
     num_chunks = int(plan.job[0]["num_images"] * plan.job[0]["chunks_per_image"])
     tables = np.zeros((num_chunks, num_classes + NUM_BINS))
@@ -49,7 +52,7 @@ def evaluate(inputs: LossInputs, maps: dict[str, Tensor]) -> EvaluationSums:
     for name, values in maps.items():
         addresses[f"maps.{name}"] = values.data_ptr()
     memory = run(plan, inputs, tensors, addresses, {})
-    floats = tables.reshape(-1, num_classes + NUM_BINS).sum(axis=0)
+    floats = tables.sum(axis=0)
     integers = memory.take_tables(num_classes * num_classes + 2 * NUM_BINS)
     bin_pixels = integers[-2 * NUM_BINS :].reshape(NUM_BINS, 2)
     images, chunks = memory.images[: len(inputs.labels)], memory.chunks[:num_chunks]
@@ -91,11 +94,14 @@ def _plan_evaluate(
         plan.set(tile=COLUMN_TILE, row_stride=stride, is_dense=is_dense(logits), checks_labels=1)
         split_columns(plan, pixels, 4 * COLUMN_CHUNK)
         num_rows = num_classes + 1
-        tables = _TABLE_COPIES * (8 * num_rows + 8 * (2 * NUM_BINS + 1) + 4 * num_rows * num_rows)
+        of_copy = 8 * num_rows + 8 * (2 * NUM_BINS + 1) + 4 * num_rows * num_rows
         plan.add_scratch(
-            rows=4 * (max(num_classes, TOP) + EXTRA_ROWS) * stride,
+            rows=4 * (max(num_classes, TOP) + NUM_EXTRA_ROWS) * stride,
             classes=4 * stride,
-            extra=8 * LANES + 2 * 4 * LANES * num_classes + 3 * 4 * LANES + tables,
+            extra=8 * LANES
+            + 2 * 4 * LANES * num_classes
+            + 3 * 4 * LANES
+            + NUM_TABLE_COPIES * of_copy,
         )
         tensors.add_views(plan)
     else:

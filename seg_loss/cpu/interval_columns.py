@@ -37,7 +37,7 @@ from numba import types
 from seg_loss.cpu.compiler import inner, intrinsic
 from seg_loss.cpu.dtypes import emit_load, emit_store
 from seg_loss.cpu.exponential import emit_exp2, exp2, log_float32
-from seg_loss.cpu.records import FLOAT32, LANES
+from seg_loss.cpu.records import FLOAT32, LANES, NUM_PHASE_VECTORS, NUM_SOURCE_BLOCKS
 from seg_loss.cpu.region import add_terms, make_region
 from seg_loss.cpu.rows import fill, load_classes, load_rows, store_rows
 from seg_loss.cpu.simd import (
@@ -65,7 +65,6 @@ from seg_loss.cpu.simd import (
 )
 from seg_loss.cpu.target import target
 from seg_loss.cpu.upsampled import (
-    NUM_SOURCE_BLOCKS,
     SUM_ROWS,
     load_sources,
     make_add_halo_rows,
@@ -90,8 +89,7 @@ _UPPER, _LOWER, _UPPER_GRADIENT, _LOWER_GRADIENT = range(NUM_SOURCE_BLOCKS)
     _LEFT_FACTOR,
     _RIGHT_FACTOR,
     _TARGET_ENTRY,
-    _NUM_PHASE_VECTORS,
-) = range(7)
+) = range(NUM_PHASE_VECTORS)
 
 
 # -- loops over the classes, in which the phases of a group are unrolled ---------------------------
@@ -237,7 +235,7 @@ def _make_exponentials(phases, anchor_distance, is_stored):
             limit = constant(float32, _LARGEST_RATIO)
             is_steep = builder.fcmp_unordered(">", values[-1], limit)
             for k in range(phases):
-                vectors = k * _NUM_PHASE_VECTORS
+                vectors = k * NUM_PHASE_VECTORS
                 total = builder.select(is_steep, constant(float32, math.inf), values[k])
                 _emit_vector_store(builder, results, vectors + _SUM, total)
                 e_target = values[phases + k]
@@ -275,7 +273,7 @@ def _make_gradients(phases):
                 lefts = [constant(float32, 0.0)] * classes
                 rights = [constant(float32, 0.0)] * classes
                 for k in range(phases):
-                    vectors = k * _NUM_PHASE_VECTORS
+                    vectors = k * NUM_PHASE_VECTORS
                     y = _emit_vector(builder, labels, k, is_integer=True)
                     from_left = _emit_vector(builder, results, vectors + _LEFT_FACTOR)
                     from_right = _emit_vector(builder, results, vectors + _RIGHT_FACTOR)
@@ -332,7 +330,7 @@ def _load_labels(job, image, y, first_interval, intervals, labels, weights, has_
         pixel_weights = at(weights, grid.num_phases * LANES)
         fill(pixel_weights, n, 1.0)
         if job.pixel_weight.address:
-            load_rows(job.pixel_weight, image, start, n, 1.0, pixel_weights, n)
+            load_rows(job.pixel_weight, image, start, n, pixel_weights, n)
         if job.class_weight:
             class_weight = pointer(job.class_weight, np.float64)
             for i in range(n):
@@ -513,7 +511,7 @@ def make_loss(*, phases, anchor_distance, has_gradient):
                 address_of(e),
             )
             for k in range(phases):
-                phase_vectors = at(vectors, k * _NUM_PHASE_VECTORS * LANES)
+                phase_vectors = at(vectors, k * NUM_PHASE_VECTORS * LANES)
                 y_of_phase = load(y_of_group, k * LANES)
                 weight = load(weights, (first + k) * LANES)
                 shares = (
@@ -568,10 +566,10 @@ def make_loss(*, phases, anchor_distance, has_gradient):
         fill(upper_gradient, block, 0.0)
         fill(corners, 4 * LANES * num_classes, 0.0)
         fill(pointer(scratch + grid.pixel_weights, np.float32), grid.num_phases * LANES, 1.0)
-        load_sources(scores, image, first - 1, grid, 1.0, upper)
+        load_sources(scores, image, first - 1, grid, upper)
         total = widened(splat(np.float32(0)))
         for row in range(first, last):
-            load_sources(scores, image, row, grid, 1.0, lower)
+            load_sources(scores, image, row, grid, lower)
             fill(lower_gradient, block, 0.0)
             for strip in range(0, columns + 1, LANES):
                 intervals = min_int(LANES, columns + 1 - strip)

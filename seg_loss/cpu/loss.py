@@ -21,10 +21,8 @@ from seg_loss.cpu.arguments import (
     split_columns,
 )
 from seg_loss.cpu.plan import Plan, dtype_code, round_up
-from seg_loss.cpu.records import ITEMSIZES, LANES
+from seg_loss.cpu.records import ITEMSIZES, LANES, MANY_CLASSES_TILE
 from seg_loss.cpu.target import target
-
-_MANY_CLASSES_TILE = 128
 
 
 def cross_entropy(inputs: LossInputs, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -141,10 +139,10 @@ def _plan_many_classes(inputs: LossInputs, gradient: Tensor | None) -> Plan:
         "classes_adjacent": is_float32 and has_adjacent_classes(logits, gradient),
     }
     plan = make_plan("many_classes", "make_many_classes", inputs, parameters)
-    stride = _MANY_CLASSES_TILE + LANES
+    stride = MANY_CLASSES_TILE + LANES
     # Rows of three tiles, which begin at different sets of the caches.
     rows = round_up(logits.shape[1] * stride, 1024) + 336
-    plan.set(tile=_MANY_CLASSES_TILE, row_stride=rows, is_dense=is_dense(logits, gradient))
+    plan.set(tile=MANY_CLASSES_TILE, row_stride=rows, is_dense=is_dense(logits, gradient))
     plan.split(num_pixels(logits), COLUMN_CHUNK)
     plan.add_scratch(rows=3 * 4 * rows, factors=9 * 4 * stride, classes=4 * stride, extra=8 * LANES)
     return plan

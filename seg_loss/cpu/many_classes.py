@@ -23,6 +23,7 @@ from seg_loss.cpu.cross_entropy import load_weights, log_of_sum
 from seg_loss.cpu.dtypes import emit_load, emit_prefetch, emit_store
 from seg_loss.cpu.exponential import emit_exp, scaled_exp
 from seg_loss.cpu.records import FLOAT32, ITEMSIZES, LANES
+from seg_loss.cpu.records import MANY_CLASSES_TILE as TILE
 from seg_loss.cpu.region import add_terms, make_region
 from seg_loss.cpu.rows import (
     fill,
@@ -53,7 +54,6 @@ from seg_loss.cpu.simd import (
 )
 from seg_loss.cpu.target import target
 
-TILE = 128
 ROW_STRIDE = TILE + LANES
 _LOG2_E = math.log2(math.e)
 # The strips of a tile that are computed side by side: their sums and maxima stay in registers.
@@ -181,7 +181,7 @@ def make_many_classes(*, dtype_code, has_gradient, bypasses_caches, classes_adja
                 strip = address_of(at(rows, i))
                 classes_in(job.logits, offsets, strip, 4 * ROW_STRIDE)
         else:
-            load_rows(job.logits, image, first, n, 1.0, rows, ROW_STRIDE)
+            load_rows(job.logits, image, first, n, rows, ROW_STRIDE)
         for b in range(0, TILE, _BLOCK):
             maxima = _load_strips(at(rows, b))
             for c in range(1, job.logits.num_classes):

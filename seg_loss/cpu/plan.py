@@ -5,6 +5,8 @@ their signature. Each also keeps the memory of its last call: the partial sums o
 scratch memory of the threads.
 """
 
+import os
+import threading
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -26,9 +28,12 @@ from seg_loss.cpu.records import (
 )
 
 CACHE_LINE = 64
-MAX_PLANS = 256
-# Memory of a call that is larger is freed after it, and a plan with larger tables is made again.
-MAX_KEPT_BYTES = 1 << 20
+# What is kept for later calls: so many plans, with tables of at most so many bytes, and the memory
+# of calls, of one plan and of all together.
+MAX_PLANS = 128
+MAX_TABLE_BYTES = 512 << 10
+MAX_KEPT_BYTES_OF_PLAN = 4 << 20
+MAX_KEPT_BYTES = 64 << 20
 # A second thread costs more time than it saves where there are fewer elements to read.
 _MIN_ELEMENTS_FOR_THREADS = 60_000
 
@@ -44,6 +49,14 @@ def _words(dtype: Any, prefix: str = "", start: int = 0) -> dict[str, int]:
 
 
 _WORDS = _words(JOB)
+
+_lock = threading.Lock()
+_kept_bytes = 0
+if hasattr(os, "register_at_fork"):
+    # Another thread may hold the lock while this one forks.
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
 
 
 def round_up(value: int, step: int) -> int:
@@ -78,7 +91,6 @@ class Plan:
     Attributes:
         job: one `JOB`.
         kernel: the kernel.
-        num_threads_of: how many threads may take part, at most.
     """
 
     def __init__(self, kernel: cache.Kernel, num_images: int, num_pixels: int) -> None:
@@ -86,6 +98,7 @@ class Plan:
         self.kernel = kernel
         self._function: cache.Function | None = None
         self._free: list[Memory] = []
+        self._is_discarded = False
         self._scratch = 0
         self.num_chunks = 1
         self.set(num_images=max(1, num_images), pixels=num_pixels, inverse_temperature=1.0)
@@ -151,10 +164,7 @@ class Plan:
         num_threads = 1
         if num_elements >= _MIN_ELEMENTS_FOR_THREADS:
             num_threads = threads.num_threads_for(self.num_chunks)
-        try:
-            memory: Memory | None = self._free.pop()
-        except IndexError:  # another thread may have taken the last one
-            memory = None
+        memory = self._take()
         if memory is None or memory.max_threads < num_threads:
             memory = Memory(self, num_threads)
         words = memory.words
@@ -170,8 +180,29 @@ class Plan:
 
     def release(self, memory: "Memory") -> None:
         """Keeps the memory of a call for the next one."""
-        if len(self._free) < 2 and memory.num_bytes <= MAX_KEPT_BYTES:
-            self._free.append(memory)
+        global _kept_bytes
+        with _lock:
+            kept_bytes = _kept_bytes + memory.num_bytes
+            is_small = memory.num_bytes <= MAX_KEPT_BYTES_OF_PLAN and kept_bytes <= MAX_KEPT_BYTES
+            if is_small and len(self._free) < 2 and not self._is_discarded:
+                self._free.append(memory)
+                _kept_bytes = kept_bytes
+
+    def _take(self) -> "Memory | None":
+        """Returns the memory of an earlier call, if another thread has not taken it."""
+        global _kept_bytes
+        with _lock:
+            if not self._free:
+                return None
+            memory = self._free.pop()
+            _kept_bytes -= memory.num_bytes
+            return memory
+
+    def discard(self) -> None:
+        """Frees what the plan keeps, now and after calls that still run."""
+        self._is_discarded = True
+        while self._take() is not None:
+            pass
 
     @property
     def num_bytes(self) -> int:
@@ -261,10 +292,12 @@ class Cache:
         plan = self._plans.get(key)
         if plan is None:
             plan = make()
-            if plan.num_bytes > MAX_KEPT_BYTES:
+            if plan.num_bytes > MAX_TABLE_BYTES:
                 return plan
             # A copy of the keys: another thread may add a plan at the same time.
-            for oldest in list(self._plans)[: len(self._plans) + 1 - MAX_PLANS]:
-                self._plans.pop(oldest, None)
+            for oldest in list(self._plans)[: max(0, len(self._plans) + 1 - MAX_PLANS)]:
+                discarded = self._plans.pop(oldest, None)
+                if discarded is not None:
+                    discarded.discard()
             self._plans[key] = plan
         return plan

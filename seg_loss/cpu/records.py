@@ -18,6 +18,15 @@ NUM_BINS, TOP = NUM_CONFIDENCE_BINS, NUM_TOP_CLASSES
 KNOWN, VALID, WEIGHT = range(3)
 
 LANES = 16  # pixels of a vector: a cache line of float32
+# Sizes of scratch memory, which plans reserve and kernels divide: rows of a tile beside those of
+# the classes (`tiles`), pixels of a tile (`many_classes`), copies of the tables (`evaluate`),
+# blocks of source rows and corners of an interval (`upsampled`), vectors of a phase
+# (`interval_columns`).
+NUM_EXTRA_ROWS = 10
+MANY_CLASSES_TILE = 128
+NUM_TABLE_COPIES = 4
+NUM_SOURCE_BLOCKS, NUM_CORNERS = 4, 4
+NUM_PHASE_VECTORS = 6
 
 
 def _integers(names: str) -> list[tuple[str, type]]:

@@ -31,6 +31,7 @@ from seg_loss.cpu.simd import (
     splat,
     sum_of_integers,
     where,
+    yield_processor,
 )
 
 _CHUNK_BYTES, _IMAGE_BYTES = CHUNK.itemsize, IMAGE.itemsize
@@ -42,6 +43,8 @@ def _offset(field):
 
 _NEXT_THREAD, _NEXT_CHUNK, _CHUNKS_DONE = map(_offset, ("next_thread", "next_chunk", "chunks_done"))
 _NEXT_LABEL_CHUNK, _LABEL_CHUNKS_DONE = map(_offset, ("next_label_chunk", "label_chunks_done"))
+# Some microseconds, in which a running thread ends its chunk.
+_TURNS_BEFORE_YIELD = 1000
 _divisor = inner(types.float64)(counted_divisor)
 
 
@@ -60,7 +63,7 @@ def _check_label_chunk(job, element, scratch, image, first, last, chunk):
     chunk.weight = 0.0
     chunk.invalid_labels = chunk.first_invalid_label = 0
     chunk.invalid_weights = chunk.first_invalid_weight = 0
-    fill(weights, job.tile, 1.0)
+    fill(weights, min_int(job.tile, last - first), 1.0)
     for start in range(first, last, job.tile):
         n = min_int(job.tile, last - start)
         load_classes(job, image, start, n, classes)
@@ -76,7 +79,7 @@ def _check_label_chunk(job, element, scratch, image, first, last, chunk):
             chunk.first_invalid_label = start + i
         if job.is_weighted:
             if job.pixel_weight.address:
-                load_rows(job.pixel_weight, image, start, n, 1.0, weights, job.row_stride)
+                load_rows(job.pixel_weight, image, start, n, weights, job.row_stride)
             for i in range(n):
                 if classes[i] < num_classes:
                     weight = np.float64(weights[i])
@@ -179,7 +182,12 @@ def make_region(process_chunk, element, has_labels, finish=_finish_nothing):
                 if fetch_add(address + _LABEL_CHUNKS_DONE, 1) == num_chunks - 1:
                     _count_labels(job)
                     fetch_add(address + _LABEL_CHUNKS_DONE, 1)
+            turns = 0
             while load_shared(address + _LABEL_CHUNKS_DONE) <= num_chunks:
+                turns += 1
+                # The thread with the last chunk may need the processor that this one occupies.
+                if turns % _TURNS_BEFORE_YIELD == 0:
+                    yield_processor()
                 pause()
             if job.num_invalid and job.stops_if_invalid:
                 return

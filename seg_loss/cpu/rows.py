@@ -49,12 +49,11 @@ def run_at(view, first, count):
 
 
 @inner(types.void)
-def load_rows(view, image, first, n, scale, rows, stride):
-    """Loads pixels [first, first + n), times `scale`: class c to row c; a map has one row."""
+def load_rows(view, image, first, n, rows, stride):
+    """Loads pixels [first, first + n): class c to row c; a map has one row."""
     dtype_code, column_stride = view.dtype_code, view.column_stride
     size = ITEMSIZES[dtype_code]
     step = size * column_stride
-    factor = broadcast(rows, scale)
     done = 0
     while done < n:
         offset, run = run_at(view, first + done, n - done)
@@ -62,9 +61,9 @@ def load_rows(view, image, first, n, scale, rows, stride):
         whole = run - run % LANES if column_stride == 1 else 0
         for c in range(view.num_classes):
             row = at(rows, c * stride + done)
-            load_row(row, address, dtype_code, factor, whole)
+            load_row(row, address, dtype_code, whole)
             for i in range(whole, run):
-                row[i] = load_float(rows, address + i * step, dtype_code) * lane(factor, 0)
+                row[i] = load_float(rows, address + i * step, dtype_code)
             address += size * view.class_stride
         done += run
 

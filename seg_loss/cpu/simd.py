@@ -131,13 +131,27 @@ def load_shared(typingctx, address):
 
 @intrinsic
 def pause(typingctx):
-    """Tells the processor that this thread waits in a loop."""
+    """Slows a loop down in which a thread waits."""
 
     def codegen(context, builder, signature, args):
         if target().triple.startswith(("x86_64", "i")):
             nothing = ir.FunctionType(ir.VoidType(), [])
             name = "llvm.x86.sse2.pause"
             builder.call(cgutils.get_or_insert_function(builder.module, nothing, name), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def yield_processor(typingctx):
+    """Lets another thread run, where the C library has a function for it."""
+
+    def codegen(context, builder, signature, args):
+        if "windows" not in target().triple:
+            function = ir.FunctionType(ir.IntType(32), [])
+            name = "sched_yield"
+            builder.call(cgutils.get_or_insert_function(builder.module, function, name), [])
         return context.get_dummy_value()
 
     return types.void(), codegen

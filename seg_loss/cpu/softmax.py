@@ -30,14 +30,16 @@ _LOG2_E = math.log2(math.e)
 
 
 @inner(types.void)
-def _exponentials(num_classes, rows, stride, i, sums):
-    """Replaces the rows of a strip by exp(x_c - max) and writes their sum."""
+def _exponentials(job, rows, stride, i, sums):
+    """Replaces the rows of a strip by exp((x_c - max) / T) and writes their sum."""
+    num_classes = job.logits.num_classes
+    inverse_temperature = broadcast(rows, job.inverse_temperature)
     m = load(rows, i)
     for c in range(1, num_classes):
         m = maximum(load(rows, c * stride + i), m)
     s = broadcast(rows, 0.0)
     for c in range(num_classes):
-        e = exp(load(rows, c * stride + i) - m)
+        e = exp((load(rows, c * stride + i) - m) * inverse_temperature)
         store(rows, c * stride + i, e)
         s = s + e
     store(sums, i, s)
@@ -55,9 +57,9 @@ def make_softmax_tiles(*, element):
         one = broadcast(rows, 1.0)
         for start in range(first, last, job.tile):
             n = min_int(job.tile, last - start)
-            load_rows(job.logits, image, start, n, job.inverse_temperature, rows, stride)
+            load_rows(job.logits, image, start, n, rows, stride)
             for i in range(0, n, LANES):
-                _exponentials(num_classes, rows, stride, i, factor_row)
+                _exponentials(job, rows, stride, i, factor_row)
                 store(factor_row, i, one / load(factor_row, i))
             store_rows(job.gradient, image, start, n, rows, factor_row, stride)
 
@@ -80,10 +82,10 @@ def make_gradient_tiles(*, element):
         scale = broadcast(rows, job.inverse_temperature)
         for start in range(first, last, job.tile):
             n = min_int(job.tile, last - start)
-            load_rows(job.logits, image, start, n, job.inverse_temperature, rows, stride)
-            load_rows(job.grad_output_view, image, start, n, 1.0, grad_output_rows, stride)
+            load_rows(job.logits, image, start, n, rows, stride)
+            load_rows(job.grad_output_view, image, start, n, grad_output_rows, stride)
             for i in range(0, n, LANES):
-                _exponentials(num_classes, rows, stride, i, factor_row)
+                _exponentials(job, rows, stride, i, factor_row)
                 s = load(factor_row, i)
                 dot = broadcast(rows, 0.0)
                 for c in range(num_classes):

@@ -17,7 +17,7 @@ class Target(NamedTuple):
 
     Attributes:
         triple, cpu, features: as LLVM names them.
-        has_avx512: whether it has vectors of 64 bytes and AVX512DQ's `vreduceps`.
+        has_avx512: whether it has vectors of 64 bytes and the instructions of AVX512DQ.
         has_fma: whether a * b + c takes one instruction.
         has_half: whether it converts float16.
     """

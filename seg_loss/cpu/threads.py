@@ -7,8 +7,9 @@ which inherits no threads, the threads are Python's.
 
 There are as many as torch uses (`torch.set_num_threads`, OMP_NUM_THREADS), the calling thread
 included, and at most as many as the control group of the process may use. Calls from several
-threads share them: a call that begins while others compute gets those that are left, but at least
-its own.
+threads share the processors: a call that begins while others compute gets those that are left, but
+at least its own thread. The library keeps threads for each thread that has called it, as it does
+for torch's operations, so that few threads should call, and live long.
 No result depends on the number of threads.
 """
 
@@ -17,7 +18,7 @@ import functools
 import math
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,23 @@ def run(function: Function, job: int, num_threads: int) -> None:
 
 
 def _run_in_pool(function: Function, job: int, num_threads: int) -> None:
-    others = [_thread_pool().submit(function.call, job) for _ in range(num_threads - 1)]
+    others: list[Future[None]] = []
     try:
+        while len(others) < num_threads - 1:
+            others.append(_thread_pool().submit(function.call, job))
         function.call(job)
     finally:
         # Threads that have not started by now are not needed. The others must end before this
         # function returns, even after an error: they write to memory that the caller then frees.
-        wait([future for future in others if not future.cancel()])
+        running = [future for future in others if not future.cancel()]
+        interrupt = None
+        while not all(future.done() for future in running):
+            try:
+                wait(running)
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
 
 @functools.cache

@@ -1,14 +1,15 @@
 """Tiles: pixels whose logits lie in a scratch buffer, one row for each class.
 
-This is the way of everything that `columns` and `streams` do not know: label smoothing, float64,
-rows of numbers that were interpolated, the maps of `evaluate`. Rows fit the second-level cache.
+Tiles serve what the faster kernels (`columns`, `many_classes`, `interval_columns`) do not: label
+smoothing, float64, evaluations of upsampled scores or of more classes than a column has. Rows fit
+the second-level cache. Below, d_c is (x_c - m) / T.
 
     take_target   moves the target logit x_y out of the rows and leaves -inf in its place
     strips        16 pixels at a time, all classes:
-                      m = max(x_y, max_c x_c)     t = sum_{c != y} exp(x_c - m)
-                      s = t + exp(x_y - m)
-                      nll = ln s - (x_y - m)      ln s = log1p(t) where x_y is the maximum
-                  The rows now hold exp(x_c - m).
+                      m = max(x_y, max_c x_c)     t = sum_{c != y} exp(d_c)
+                      s = t + exp(d_y)
+                      nll = ln s - d_y            ln s = log1p(t) where x_y is the maximum
+                  The rows now hold exp(d_c).
     put_target    writes -t to the place of x_y
 
 A row times the row `FACTOR` is the gradient:  grad_c = w p_c / D  and  grad_y = -w (t / s) / D.
@@ -21,7 +22,7 @@ from numba import types
 from seg_loss.constants import SATURATED_NLL
 from seg_loss.cpu.compiler import inner
 from seg_loss.cpu.exponential import exp, log1p
-from seg_loss.cpu.records import INT16, LANES, NUM_BINS, TOP, UINT8
+from seg_loss.cpu.records import INT16, LANES, NUM_BINS, NUM_EXTRA_ROWS, TOP, UINT8
 from seg_loss.cpu.region import add_terms
 from seg_loss.cpu.rows import fill
 from seg_loss.cpu.simd import (
@@ -57,8 +58,7 @@ from seg_loss.cpu.simd import (
     ENTROPY,
     LEFT_FACTOR,
     RIGHT_FACTOR,
-    NUM_EXTRA_ROWS,
-) = range(11)
+) = range(NUM_EXTRA_ROWS)
 
 
 def _vectors(count):
@@ -69,10 +69,6 @@ def _vectors(count):
         return types.UniTuple(vector, count)
 
     return returns
-
-
-def _vector(*args):
-    return next(argument for argument in args if isinstance(argument, VectorType))
 
 
 @inner(types.void)
@@ -114,18 +110,20 @@ def _non_finite_strip(num_classes, n, i, classes, s, rows, stride, chunk):
 
 
 @inner(lambda *args: args[2])
-def _weighted_distance(num_classes, y, target_distance, m, class_weight, rows, stride, i):
-    """Returns sum_c weight_c (x_c - m), for label smoothing.
+def _weighted_distance(job, y, target_distance, m, inverse_temperature, rows, stride, i):
+    """Returns sum_c weight_c (x_c - m) / T, for label smoothing.
 
     The rows hold -inf in place of the target logit, so its distance is an argument.
     """
+    class_weight = pointer(job.class_weight, np.float64)
     zero = m - m
     total = zero
-    for c in range(num_classes):
+    for c in range(job.logits.num_classes):
         weight = class_weight[c]
         if weight != 0:
             is_target = equal(y, splat(np.int32(c)))
-            distance = where(is_target, target_distance, load(rows, c * stride + i) - m)
+            distance = (load(rows, c * stride + i) - m) * inverse_temperature
+            distance = where(is_target, target_distance, distance)
             total = total + broadcast(rows, weight) * distance
     return total
 
@@ -145,7 +143,7 @@ def _load_class_weights(job, n, classes, row):
 def _term(job, nll, log_s, smoothing_sum, pixel_weight, class_weight, rows):
     """Returns the term of a pixel, and the weights of its nll and of the nll of all classes in it.
 
-    `smoothing_sum` is sum_c weight_c (x_c - m), so that sum_c weight_c nll_c is
+    `smoothing_sum` is sum_c weight_c d_c, so that sum_c weight_c nll_c is
     sum_c weight_c log_s - smoothing_sum.
     """
     smoothing = job.label_smoothing
@@ -178,6 +176,7 @@ def terms_of_tile(job, n, classes, scale_of_gradient, rows, stride, chunk):
     one = broadcast(rows, 1.0)
     scale = broadcast(rows, scale_of_gradient)
     max_nll = broadcast(rows, job.max_nll)
+    inverse_temperature = broadcast(rows, job.inverse_temperature)
     total = widened(zero)
     _load_class_weights(job, n, classes, class_row)
     take_target(num_classes, n, classes, rows, stride)
@@ -189,15 +188,15 @@ def terms_of_tile(job, n, classes, scale_of_gradient, rows, stride, chunk):
         m = target_logit
         for c in range(num_classes):
             m = maximum(load(rows, c * stride + i), m)
-        distance = target_logit - m
+        distance = (target_logit - m) * inverse_temperature
         smoothing_sum = zero
         if job.label_smoothing:
             smoothing_sum = _weighted_distance(
-                num_classes, y, distance, m, class_weight, rows, stride, i
+                job, y, distance, m, inverse_temperature, rows, stride, i
             )
         t = zero
         for c in range(num_classes):
-            e = exp(load(rows, c * stride + i) - m)
+            e = exp((load(rows, c * stride + i) - m) * inverse_temperature)
             store(rows, c * stride + i, e)
             t = t + e
         target_exp = exp(distance)
@@ -220,16 +219,15 @@ def terms_of_tile(job, n, classes, scale_of_gradient, rows, stride, chunk):
         if job.label_smoothing:
             uniform_sum = uniform_weight * broadcast(rows, job.sum_of_class_weights)
             grad_scale = (target_weight + uniform_sum) * factor
-            smoothing_grad = where(valid, uniform_weight * scale, zero)  # 0 times infinity is NaN
+            smoothing_grad = uniform_weight * scale
             for c in range(num_classes):
                 e = load(rows, c * stride + i)
-                store(
-                    rows,
-                    c * stride + i,
-                    e * grad_scale - broadcast(rows, class_weight[c]) * smoothing_grad,
-                )
+                value = e * grad_scale - broadcast(rows, class_weight[c]) * smoothing_grad
+                # An infinite weight or scale times the 0 of an ignored pixel is NaN.
+                store(rows, c * stride + i, where(valid, value, zero))
             target_grad = (target_exp * uniform_sum - t * target_weight) * factor
-            store(target_row, i, target_grad - smoothing_grad * load(class_row, i))
+            target_grad = target_grad - smoothing_grad * load(class_row, i)
+            store(target_row, i, where(valid, target_grad, zero))
             store(factor_row, i, where(valid, one, zero))
         else:
             store(target_row, i, -t)
@@ -272,7 +270,7 @@ def _write_row(row, offsets, address, first, n):
 def _find_top(num_classes, n, predicted, rows, stride):
     """Finds the TOP most probable classes.
 
-    The rows hold exp(x_c - m), the row `CONFIDENCE` holds 1 / s.
+    The rows hold exp(d_c), the row `CONFIDENCE` holds 1 / s.
     """
     for i in range(0, n, LANES):
         first = second = third = broadcast(rows, -1.0)
@@ -319,7 +317,6 @@ def accumulate_tile(
     their probabilities are in the first rows.
     """
     num_classes = job.logits.num_classes
-    class_weight = pointer(job.class_weight, np.float64)
     target_row = at(rows, (num_classes + TARGET) * stride)
     pixel_row = at(rows, (num_classes + PIXEL_WEIGHTS) * stride)
     class_row = at(rows, (num_classes + _CLASS_WEIGHT) * stride)
@@ -330,6 +327,7 @@ def accumulate_tile(
     one = broadcast(rows, 1.0)
     num_bins = lane(broadcast(rows, float(NUM_BINS)), 0)  # in the precision of the confidence
     least = broadcast(rows, -1000.0)  # exp is 0 there, and 0 times it is 0, not NaN as with -inf
+    inverse_temperature = broadcast(rows, job.inverse_temperature)
     total = widened(zero)
     _load_class_weights(job, n, classes, class_row)
     take_target(num_classes, n, classes, rows, stride)
@@ -352,11 +350,11 @@ def accumulate_tile(
             where(mask_and(equal(m, target_logit), less(y, best)), y, best),
         )
         m = maximum(target_logit, m)
-        distance = target_logit - m
+        distance = (target_logit - m) * inverse_temperature
         smoothing_sum = zero
         if job.label_smoothing:
             smoothing_sum = _weighted_distance(
-                num_classes, y, distance, m, class_weight, rows, stride, i
+                job, y, distance, m, inverse_temperature, rows, stride, i
             )
         t = zero
         target_exp = exp(distance)
@@ -364,7 +362,7 @@ def accumulate_tile(
         if job.maps.entropy or job.maps.top_classes:
             moment = target_exp * maximum(distance, least)
             for c in range(num_classes):
-                d = load(rows, c * stride + i) - m
+                d = (load(rows, c * stride + i) - m) * inverse_temperature
                 e = exp(d)
                 store(rows, c * stride + i, e)
                 t = t + e
@@ -372,7 +370,7 @@ def accumulate_tile(
             store(target_row, i, target_exp)
         else:
             for c in range(num_classes):
-                t = t + exp(load(rows, c * stride + i) - m)
+                t = t + exp((load(rows, c * stride + i) - m) * inverse_temperature)
         s = t + target_exp
         if any_lane(is_nan(s)):
             _non_finite_strip(num_classes, n, i, classes, s, rows, stride, chunk)

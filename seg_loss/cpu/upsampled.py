@@ -1,4 +1,4 @@
-"""The CPU kernels of upsampled scores: tiles of `tiles` whose logits are interpolated.
+"""The CPU kernels of upsampled scores: `tiles` whose logits are interpolated.
 
 They process everything that `interval_columns`, which is faster, does not: `evaluate`, float64,
 label smoothing, weights of 0, labels smaller than the scores.
@@ -32,7 +32,7 @@ from numba import types
 
 from seg_loss.cpu.compiler import inner
 from seg_loss.cpu.evaluate import chunk_table
-from seg_loss.cpu.records import LANES
+from seg_loss.cpu.records import LANES, NUM_CORNERS, NUM_SOURCE_BLOCKS
 from seg_loss.cpu.region import make_region
 from seg_loss.cpu.rows import fill, load_classes, load_rows, store_rows
 from seg_loss.cpu.simd import (
@@ -58,9 +58,9 @@ from seg_loss.cpu.tiles import (
 )
 
 # Blocks of scratch memory, each of `num_classes` rows of sources, followed by one row of ones.
-_UPPER, _LOWER, _UPPER_GRADIENT, _LOWER_GRADIENT, NUM_SOURCE_BLOCKS = range(5)
+_UPPER, _LOWER, _UPPER_GRADIENT, _LOWER_GRADIENT = range(NUM_SOURCE_BLOCKS)
 # The gradient that the pixels of an interval contribute to the sources at its corners.
-_UPPER_LEFT, _UPPER_RIGHT, _LOWER_LEFT, _LOWER_RIGHT, NUM_CORNERS = range(5)
+_UPPER_LEFT, _UPPER_RIGHT, _LOWER_LEFT, _LOWER_RIGHT = range(NUM_CORNERS)
 SUM_ROWS = 64  # target rows summed in the corners before they are added to the sources
 
 
@@ -68,12 +68,12 @@ SUM_ROWS = 64  # target rows summed in the corners before they are added to the 
 
 
 @inner(types.void)
-def load_sources(scores, image, source_row, grid, scale, sources):
+def load_sources(scores, image, source_row, grid, sources):
     """Loads a source row of all classes, or zeros if it does not exist."""
     num_classes, stride = scores.num_classes, grid.source_stride
     if 0 <= source_row < grid.source_rows:
         first = source_row * grid.source_columns
-        load_rows(scores, image, first, grid.source_columns, scale, at(sources, 1), stride)
+        load_rows(scores, image, first, grid.source_columns, at(sources, 1), stride)
     else:
         fill(sources, num_classes * stride, 0.0)
 
@@ -231,7 +231,7 @@ def _load_pixels(job, image, y, starts, first_interval, intervals, pixel_classes
     n = starts[first_interval + intervals] - first
     load_classes(job, image, start, n, pixel_classes)
     if job.pixel_weight.address:
-        load_rows(job.pixel_weight, image, start, n, 1.0, pixel_weights, n)
+        load_rows(job.pixel_weight, image, start, n, pixel_weights, n)
 
 
 @inner(types.void)
@@ -324,9 +324,9 @@ def make_loss(*, element):
         fill(at(rows, (num_classes + PIXEL_WEIGHTS) * stride), stride, 1.0)
         fill(upper_gradient, block, 0.0)
         fill(pixel_weights, grid.tile_intervals * grid.num_phases, 1.0)
-        load_sources(scores, image, first - 1, grid, job.inverse_temperature, upper)
+        load_sources(scores, image, first - 1, grid, upper)
         for interval_row in range(first, last):
-            load_sources(scores, image, interval_row, grid, job.inverse_temperature, lower)
+            load_sources(scores, image, interval_row, grid, lower)
             fill(lower_gradient, block, 0.0)
             for interval in range(0, source_columns + 1, grid.tile_intervals):
                 intervals = min_int(grid.tile_intervals, source_columns + 1 - interval)
@@ -460,9 +460,9 @@ def make_evaluate(*, element):
         is_weighted = job.pixel_weight.address != 0
         fill(at(rows, (num_classes + PIXEL_WEIGHTS) * stride), stride, 1.0)
         fill(pixel_weights, grid.tile_intervals * grid.num_phases, 1.0)
-        load_sources(scores, image, first - 1, grid, job.inverse_temperature, upper)
+        load_sources(scores, image, first - 1, grid, upper)
         for interval_row in range(first, last):
-            load_sources(scores, image, interval_row, grid, job.inverse_temperature, lower)
+            load_sources(scores, image, interval_row, grid, lower)
             for y in range(row_starts[interval_row], row_starts[interval_row + 1]):
                 above, below = row_weights[y], row_weights[grid.num_rows + y]
                 for interval in range(0, grid.source_columns + 1, grid.tile_intervals):

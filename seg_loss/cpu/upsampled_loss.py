@@ -8,7 +8,6 @@ from seg_loss._inputs import LossInputs, loss_dtype
 from seg_loss.cpu import threads
 from seg_loss.cpu.arguments import (
     COLUMN_TILE,
-    EXTRA_ROWS,
     Array,
     Tensors,
     element_of,
@@ -18,16 +17,20 @@ from seg_loss.cpu.arguments import (
     tile_pixels,
 )
 from seg_loss.cpu.plan import Plan, dtype_code, round_up
-from seg_loss.cpu.records import ITEMSIZES, LANES
+from seg_loss.cpu.records import (
+    ITEMSIZES,
+    LANES,
+    NUM_CORNERS,
+    NUM_EXTRA_ROWS,
+    NUM_PHASE_VECTORS,
+    NUM_SOURCE_BLOCKS,
+)
 from seg_loss.upsampling import Axes, Axis
 
 # The largest number of row blocks of an image of upsampled scores; each keeps two source rows. A
 # power of two of source rows has one more interval row.
 _MAX_ROW_BLOCKS = 33
-# The most phases of a group, and the vectors of each; see `interval_columns`.
-_GROUP_PHASES, _PHASE_VECTORS = 8, 6
-# Blocks of source rows, and of corners; see `upsampled`.
-_SOURCE_BLOCKS, _CORNERS = 4, 4
+_GROUP_PHASES = 8  # the most phases of a group; see `interval_columns`
 
 
 def upsampled_cross_entropy(inputs: LossInputs, gradient: Tensor | None) -> Tensor:
@@ -99,12 +102,12 @@ def plan_upsampled(make: str, inputs: LossInputs, tensors: Tensors) -> Plan:
     interval_rows = rows.num_sources + 1
     plan.split(interval_rows if len(scores) else 0, -(-interval_rows // _MAX_ROW_BLOCKS), 8 * tile)
     plan.add_scratch(
-        rows=(num_classes + EXTRA_ROWS) * stride * itemsize,
+        rows=(num_classes + NUM_EXTRA_ROWS) * stride * itemsize,
         classes=4 * stride,
     )
     pixels = tile_intervals * max(1, phases) + LANES
-    sources = (_SOURCE_BLOCKS * num_classes + 1) * source_stride
-    corners = _CORNERS * num_classes * tile_intervals + LANES
+    sources = (NUM_SOURCE_BLOCKS * num_classes + 1) * source_stride
+    corners = NUM_CORNERS * num_classes * tile_intervals + LANES
     for name, num_bytes in {
         "pixel_classes": 4 * pixels,
         "pixel_weights": itemsize * pixels,
@@ -217,11 +220,11 @@ def _plan_interval_columns(inputs: LossInputs, tensors: Tensors) -> Plan:
         # The values of the pixels by phase, and in their order.
         "pixel_classes": 2 * line * num_phases + line,
         "pixel_weights": 2 * line * num_phases + line,
-        "sources": 4 * (_SOURCE_BLOCKS * num_classes + 1) * source_stride,
-        "corners": _CORNERS * line * (num_classes + 1),
+        "sources": 4 * (NUM_SOURCE_BLOCKS * num_classes + 1) * source_stride,
+        "corners": NUM_CORNERS * line * (num_classes + 1),
         "edges": 2 * line * num_classes,
         "exponentials": line * phases * (num_classes + 1),
-        "phase_vectors": _PHASE_VECTORS * line * phases,
+        "phase_vectors": NUM_PHASE_VECTORS * line * phases,
     }.items():
         grid[name] = plan.reserve(num_bytes)
     if tensors["gradient"] is not None:
@@ -255,7 +258,7 @@ def scratch_bytes(scores: Tensor, axes: Axes) -> int:
     element = loss_dtype(scores).itemsize
     num_blocks = num_images * min(rows + 1, _MAX_ROW_BLOCKS)
     num_threads = threads.num_threads_for(num_blocks)
-    of_threads = _SOURCE_BLOCKS * num_threads
+    of_threads = NUM_SOURCE_BLOCKS * num_threads
     halo_rows = 2 * num_blocks
     source_rows = element * num_classes * (sources + 3 * LANES) * (of_threads + halo_rows)
     phases, intervals = axes[1].max_targets, sources + LANES
@@ -263,7 +266,7 @@ def scratch_bytes(scores: Tensor, axes: Axes) -> int:
     tile_intervals = max(2 * LANES, min(intervals, 1024))
     pixels = phases * tile_intervals * (4 + element) * num_threads
     group = min(phases, _GROUP_PHASES)
-    columns = num_classes * LANES * element * (group + _CORNERS + 2) * num_threads
+    columns = num_classes * LANES * element * (group + NUM_CORNERS + 2) * num_threads
     return source_rows + weights + pixels + columns
 
 
