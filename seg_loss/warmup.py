@@ -99,13 +99,15 @@ def _run_options(logits: Tensor, labels: Tensor) -> None:
     evaluate(logits, labels, class_weight)
     evaluate(logits, labels, maps=("entropy",))
     evaluate(logits, labels, maps=MAPS)
-    scores = logits[:, :, ::8, ::8].contiguous()
-    loss_and_gradient(scores, labels, upsampling=Bilinear())
+    if logits.device.type == "cpu":
+        loss_and_gradient(logits, labels, label_smoothing=0.1)
+        scores, large_labels = logits, labels.repeat(1, 8, 8)
+    else:
+        scores, large_labels = logits[:, :, ::8, ::8].contiguous(), labels
+    loss_and_gradient(scores, large_labels, upsampling=Bilinear())
     for maps in ((), MAPS):
-        evaluate(scores, labels, upsampling=Bilinear(), maps=maps)
+        evaluate(scores, large_labels, upsampling=Bilinear(), maps=maps)
     leaf = logits.clone().requires_grad_()
     total = spatial_cross_entropy(leaf, labels)
     total = total + pixel_nll(leaf, labels).sum() + spatial_softmax(leaf).sum()
     torch.autograd.grad(total, leaf)
-    if logits.device.type == "cpu":
-        loss_and_gradient(logits, labels, label_smoothing=0.1)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from seg_loss.cpu import simd
+from seg_loss.cpu import dtypes
 from seg_loss.cpu.records import FLOAT16, LANES
 from seg_loss.cpu.target import target
 from tests.support.processes import run_script
@@ -172,14 +172,14 @@ def test_kernels_of_this_processor_need_no_symbol_that_it_lacks(tmp_path):
 def converters():
     """Functions (source, target) that convert `LANES` elements from and to float16 by integers."""
     module, word = ir.Module(), ir.IntType(64)
-    with mock.patch.object(simd, "_has_half", return_value=False):
+    with mock.patch.object(dtypes, "_has_half", return_value=False):
         for name in ("widen", "narrow"):
             function = ir.Function(module, ir.FunctionType(ir.VoidType(), [word, word]), name)
             builder = ir.IRBuilder(function.append_basic_block())
             source, destination = function.args
             source_code, target_code = (FLOAT16, 0) if name == "widen" else (0, FLOAT16)
-            value = simd.emit_load(builder, source, source_code, LANES)
-            simd.emit_store(builder, destination, target_code, value, False)
+            value = dtypes.emit_load(builder, source, source_code, LANES)
+            dtypes.emit_store(builder, destination, target_code, value, False)
             builder.ret_void()
     target()  # initializes LLVM
     assert "half" not in str(module)
