@@ -101,6 +101,7 @@ def _run_options(logits: Tensor, labels: Tensor) -> None:
     evaluate(logits, labels, maps=MAPS)
     if logits.device.type == "cpu":
         loss_and_gradient(logits, labels, label_smoothing=0.1)
+    if min(labels.shape[1:]) < 8:
         scores, large_labels = logits, labels.repeat(1, 8, 8)
     else:
         scores, large_labels = logits[:, :, ::8, ::8].contiguous(), labels

@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_no_file_behind(process, monkeypatch):
     monkeypatch.setattr(Path, "open", open_file)
     assert process.load() == 3
     assert opened
-    assert process.files() == []
+    assert not process.folder.exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="reads modes of files")
@@ -160,7 +160,7 @@ def test_others_may_read_a_file_as_far_as_the_umask_allows(process, umask, mode)
 
 def test_files_of_other_versions_are_removed_but_the_newest(process, monkeypatch):
     for k in range(10):
-        monkeypatch.setattr(cache, "_versions", lambda k=k: (f"version {k}",))
+        monkeypatch.setattr(cache, "_VERSIONS", (cache._hash_of_sources(), f"version {k}"))
         process.load()
         process.load(OTHER)
         for path in process.files():
@@ -178,14 +178,22 @@ def test_a_changed_source_is_another_file_of_the_same_kernel(monkeypatch, tmp_pa
     for name in ("_divisor.py", "constants.py"):
         shutil.copy(cache._SOURCES.parent / name, package)
     monkeypatch.setattr(cache, "_SOURCES", package / "cpu")
-    monkeypatch.setattr(cache, "_versions", cache._versions.__wrapped__)
-    names = [cache._file_name(KERNEL)]
-    for changed in ("cpu/simd.py", "cpu/records.py", "_divisor.py", "constants.py"):
-        with (package / changed).open("a") as file:
-            file.write("\n")
+    names = []
+    for changed in (None, "cpu/simd.py", "cpu/records.py", "_divisor.py", "constants.py"):
+        if changed is not None:
+            with (package / changed).open("a") as file:
+                file.write("\n")
+        monkeypatch.setattr(cache, "_VERSIONS", (cache._hash_of_sources(),))
         names.append(cache._file_name(KERNEL))
     assert len(set(names)) == len(names)
     assert len({name.rpartition("-")[0] for name in names}) == 1
+
+
+def test_code_of_modules_that_were_imported_before_an_edit_is_not_kept(process, monkeypatch):
+    monkeypatch.setattr(cache, "_hash_of_sources", lambda: "the sources after an edit")
+    process.load()
+    assert len(process.compiled) == 1
+    assert not process.folder.exists()
 
 
 def test_processors_and_parameters_have_files_of_their_own(monkeypatch):

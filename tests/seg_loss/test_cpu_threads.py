@@ -240,7 +240,7 @@ def test_plans_are_limited_in_number_also_with_several_callers():
 
     def make(caller):
         for k in range(3 * MAX_PLANS):
-            plan = SimpleNamespace(num_bytes=k)
+            plan = SimpleNamespace(num_bytes=k, discard=lambda: None)
             assert plans.get((caller, k), lambda plan=plan: plan) is plan
 
     with ThreadPoolExecutor(CALLERS) as callers:

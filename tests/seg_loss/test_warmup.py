@@ -141,8 +141,9 @@ def test_usual_calls_on_the_cpu_compile_nothing_after_a_warm_up(monkeypatch, num
         seg_loss.warm_up(num_classes=num_classes)
         warm = set(cache._loaded)
         for size in (24, 32), (37, 53):
-            for dtype, label_dtype in [*ALL_DTYPES, (torch.float64, torch.uint8)]:
-                use((1, num_classes, *size), dtype, label_dtype)
+            for dtype in torch.float32, torch.float64:
+                for label_dtype in torch.uint8, torch.int64:
+                    use((1, num_classes, *size), dtype, label_dtype)
             logits = torch.zeros(1, num_classes, *size)
             labels = torch.zeros(1, *size, dtype=torch.uint8)
             weight = torch.ones(num_classes)
