@@ -46,12 +46,11 @@ def _function() -> cache.Function:
 
 
 def streaming_copy(source: Tensor, target: Tensor) -> Callable[[], None]:
-    """Returns a call that copies the memory of contiguous tensors, whole cache lines."""
-    size = source.nbytes // 4
+    """Returns a call that copies the whole cache lines of contiguous tensors."""
+    size = source.nbytes // _BYTES * LANES
     assert source.is_contiguous()
     assert target.is_contiguous()
     assert source.nbytes == target.nbytes
-    assert size % LANES == 0
     assert target.data_ptr() % _BYTES == 0
     job = np.zeros(_WORDS, np.int64)
     initial = source.data_ptr(), target.data_ptr(), size, 0

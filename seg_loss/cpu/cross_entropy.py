@@ -26,12 +26,10 @@ from seg_loss.cpu.exponential import log1p, scaled_exp
 from seg_loss.cpu.records import ITEMSIZES, LANES
 from seg_loss.cpu.region import add_terms, make_region
 from seg_loss.cpu.rows import (
-    copy_strip_in,
-    copy_strip_out,
     fill,
     load_classes,
     load_rows,
-    make_transposes,
+    make_copies,
     store_rows,
 )
 from seg_loss.cpu.simd import (
@@ -73,6 +71,14 @@ def load_weights(job, image, first, n, classes, weights):
             weights[i] = weights[i] * np.float32(class_weight[classes[i]])
 
 
+@inner(types.void)
+def store_terms(job, image, first, n, terms):
+    """Writes the terms of a tile to their tensor, which is contiguous and float32."""
+    target = pointer(job.terms.address + 4 * (image * job.pixels + first), np.float32)
+    for i in range(n):
+        target[i] = terms[i]
+
+
 @inner(FLOATS)
 def log_of_sum(t, e_target, distance):
     """Returns ln(t + e), where e = exp(distance) belongs to the target class.
@@ -96,9 +102,7 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches, clas
     """
     column_in, column_out, column_clear = make_column(num_classes, dtype_code, bypasses_caches)
     size = ITEMSIZES[dtype_code]
-    copy_in, copy_out = copy_strip_in, copy_strip_out
-    if classes_adjacent:
-        copy_in, copy_out, *_ = make_transposes(size)
+    copy_in, copy_out = make_copies(size, classes_adjacent=classes_adjacent)
 
     @inner(types.void)
     def process_chunk(job, scratch, image, first, last, chunk):
@@ -122,10 +126,7 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches, clas
         gradient_step = size * job.gradient.class_stride
         is_dense = job.is_dense != 0
         has_weights = job.pixel_weight.address != 0 or job.class_weight != 0
-        ones = at(weights, job.row_stride)
-        longest = min_int(job.tile, last - first)
-        fill(weights, longest, 1.0)
-        fill(ones, longest, 1.0)
+        fill(weights, min_int(job.tile, last - first), 1.0)
         for start in range(first, last, job.tile):
             n = min_int(job.tile, last - start)
             load_classes(job, image, start, n, classes)
@@ -138,7 +139,7 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches, clas
                 source, target = logits + (start + i) * size, gradient + (start + i) * size
                 source_step, target_step = logits_step, gradient_step
                 if not is_direct:
-                    copy_in(size, job.logits, image, start + i, lanes, offsets, buffer)
+                    copy_in(job.logits, image, start + i, lanes, offsets, buffer)
                     source = target = buffer
                     source_step = target_step = size * LANES
                 t, distance, e = column_in(
@@ -164,9 +165,9 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches, clas
                     value = where(valid, -(t * factor), zero)
                     column_out(target, target_step, job.logits.num_classes, y, e, factor, value)
                     if not is_direct:
-                        copy_out(size, job.gradient, image, start + i, lanes, offsets, buffer)
+                        copy_out(job.gradient, image, start + i, lanes, offsets, buffer)
             if job.terms.address:
-                store_rows(job.terms, image, start, n, terms, ones, 0)
+                store_terms(job, image, start, n, terms)
         add_terms(chunk, sum_of_lanes(total))
 
     return make_region(process_chunk, np.float32, True)

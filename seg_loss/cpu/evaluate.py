@@ -18,7 +18,7 @@ from seg_loss.cpu.dtypes import load_as
 from seg_loss.cpu.exponential import scaled_exp
 from seg_loss.cpu.records import ITEMSIZES, LANES, NUM_BINS, NUM_TABLE_COPIES
 from seg_loss.cpu.region import add_terms, make_region
-from seg_loss.cpu.rows import copy_strip_in, fill, load_classes, load_rows, make_transposes
+from seg_loss.cpu.rows import fill, load_classes, load_rows, make_copies
 from seg_loss.cpu.simd import (
     FLOATS,
     address_of,
@@ -122,7 +122,7 @@ def make_columns(*, num_classes, dtype_code, classes_adjacent, has_distributions
     """
     prediction_in = make_prediction(num_classes, dtype_code)
     size = ITEMSIZES[dtype_code]
-    copy_in = make_transposes(size)[0] if classes_adjacent else copy_strip_in
+    copy_in, _ = make_copies(size, classes_adjacent=classes_adjacent)
 
     @inner(types.UniTuple(FLOATS, 4))
     def find_distribution(job, source, step, top, scale, predicted, stride):
@@ -237,7 +237,7 @@ def make_columns(*, num_classes, dtype_code, classes_adjacent, has_distributions
                 lanes = min_int(LANES, n - i)
                 source, source_step = logits + (start + i) * size, logits_step
                 if not (is_dense and lanes == LANES):
-                    copy_in(size, job.logits, image, start + i, lanes, offsets, buffer)
+                    copy_in(job.logits, image, start + i, lanes, offsets, buffer)
                     source, source_step = buffer, size * LANES
                 t, distance, top, best = prediction_in(
                     source, source_step, num_classes, y, scale, exponentials

@@ -121,7 +121,7 @@ def _plan_columns(inputs: LossInputs, gradient: Tensor | None) -> Plan:
     plan.set(tile=COLUMN_TILE, row_stride=COLUMN_TILE, is_dense=is_dense(logits, gradient))
     split_columns(plan, num_pixels(logits))
     plan.add_scratch(
-        rows=2 * 4 * COLUMN_TILE,
+        rows=4 * COLUMN_TILE,
         factors=4 * COLUMN_TILE,
         classes=4 * COLUMN_TILE,
         extra=8 * LANES + 2 * 4 * LANES * num_classes,
@@ -144,5 +144,5 @@ def _plan_many_classes(inputs: LossInputs, gradient: Tensor | None) -> Plan:
     rows = round_up(logits.shape[1] * stride, 1024) + 336
     plan.set(tile=MANY_CLASSES_TILE, row_stride=rows, is_dense=is_dense(logits, gradient))
     plan.split(num_pixels(logits), COLUMN_CHUNK)
-    plan.add_scratch(rows=3 * 4 * rows, factors=9 * 4 * stride, classes=4 * stride, extra=8 * LANES)
+    plan.add_scratch(rows=3 * 4 * rows, factors=8 * 4 * stride, classes=4 * stride, extra=8 * LANES)
     return plan

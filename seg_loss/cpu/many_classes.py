@@ -19,7 +19,7 @@ import numpy as np
 from numba import types
 
 from seg_loss.cpu.compiler import inner, intrinsic
-from seg_loss.cpu.cross_entropy import load_weights, log_of_sum
+from seg_loss.cpu.cross_entropy import load_weights, log_of_sum, store_terms
 from seg_loss.cpu.dtypes import emit_load, emit_prefetch, emit_store
 from seg_loss.cpu.exponential import emit_exp, scaled_exp
 from seg_loss.cpu.records import FLOAT32, ITEMSIZES, LANES
@@ -133,7 +133,7 @@ def make_many_classes(*, dtype_code, has_gradient, bypasses_caches, classes_adja
     The parameters are those of `cross_entropy.make_columns`.
     """
     size = ITEMSIZES[dtype_code]
-    _, _, classes_in, classes_out = make_transposes(4)
+    classes_in, classes_out = make_transposes(4)
 
     @intrinsic
     def copy_step(typingctx, source, prefetched, row, tops):
@@ -204,10 +204,10 @@ def make_many_classes(*, dtype_code, has_gradient, bypasses_caches, classes_adja
         num_classes = job.logits.num_classes
         classes = pointer(scratch + job.classes, np.int32)
         maps = pointer(scratch + job.factors, np.float32)
-        weights, terms, ones = maps, at(maps, ROW_STRIDE), at(maps, 2 * ROW_STRIDE)
-        sums, targets = at(maps, 3 * ROW_STRIDE), at(maps, 4 * ROW_STRIDE)
-        factors, old_factors = at(maps, 5 * ROW_STRIDE), at(maps, 6 * ROW_STRIDE)
-        tops, next_tops = at(maps, 7 * ROW_STRIDE), at(maps, 8 * ROW_STRIDE)
+        weights, terms = maps, at(maps, ROW_STRIDE)
+        sums, targets = at(maps, 2 * ROW_STRIDE), at(maps, 3 * ROW_STRIDE)
+        factors, old_factors = at(maps, 4 * ROW_STRIDE), at(maps, 5 * ROW_STRIDE)
+        tops, next_tops = at(maps, 6 * ROW_STRIDE), at(maps, 7 * ROW_STRIDE)
         rows = pointer(scratch + job.rows, np.float32)
         next_rows = at(rows, job.row_stride)
         old_rows = at(rows, 2 * job.row_stride)
@@ -229,7 +229,6 @@ def make_many_classes(*, dtype_code, has_gradient, bypasses_caches, classes_adja
         has_weights = job.pixel_weight.address != 0 or job.class_weight != 0
         total = widened(zero)
         fill(weights, TILE, 1.0)
-        fill(ones, TILE, 1.0)
         has_rows = has_old = False
         for start in range(first, last, TILE):
             n = min_int(TILE, last - start)
@@ -293,7 +292,7 @@ def make_many_classes(*, dtype_code, has_gradient, bypasses_caches, classes_adja
                 if classes[i] < num_classes:
                     rows[classes[i] * ROW_STRIDE + i] = targets[i]
             if job.terms.address:
-                store_rows(job.terms, image, start, n, terms, ones, 0)
+                store_terms(job, image, start, n, terms)
             has_old = False
             if has_gradient:
                 if is_dense and n == TILE:

@@ -156,52 +156,64 @@ def strip_offsets(view, image, first, n, offsets):
         done += run
 
 
-@inner(types.void)
-def copy_strip_in(size, view, image, first, n, offsets, buffer):
-    """Copies `n` pixels of all classes to a buffer [C, 16] of the same dtype, and repeats the last.
+def make_copies(size, *, classes_adjacent=False):
+    """Returns the copies of strips to and from a buffer [C, 16] of the same dtype.
 
-    A lane without a pixel must hold numbers that no other strip has left. `size` are the bytes of
-    an element, 4 or 2.
+    Args:
+        size: bytes of an element, 4 or 2.
+        classes_adjacent: whether the classes of a pixel, LANES or more, are adjacent.
+
+    Returns:
+        `copy_in` and `copy_out`, functions of (view, image, first, n, offsets, buffer) for `n`
+        pixels from `first` on. `copy_in` repeats the last pixel: a lane without a pixel must hold
+        numbers that no other strip has left.
     """
-    strip_offsets(view, image, first, n, offsets)
-    for i in range(n, LANES):
-        offsets[i] = offsets[n - 1]
-    if size == 4:
-        source, target = pointer(view.address, np.int32), pointer(buffer, np.int32)
+    dtype = np.int32 if size == 4 else np.int16
+
+    @inner(types.void)
+    def copy_in(view, image, first, n, offsets, buffer):
+        strip_offsets(view, image, first, n, offsets)
+        for i in range(n, LANES):
+            offsets[i] = offsets[n - 1]
+        source, target = pointer(view.address, dtype), pointer(buffer, dtype)
         for c in range(view.num_classes):
             for i in range(LANES):
                 target[c * LANES + i] = source[offsets[i] + c * view.class_stride]
-    else:
-        short_source, short_target = pointer(view.address, np.int16), pointer(buffer, np.int16)
-        for c in range(view.num_classes):
-            for i in range(LANES):
-                short_target[c * LANES + i] = short_source[offsets[i] + c * view.class_stride]
 
-
-@inner(types.void)
-def copy_strip_out(size, view, image, first, n, offsets, buffer):
-    """Copies a buffer [C, 16] to `n` pixels of all classes, the reverse of `copy_strip_in`."""
-    strip_offsets(view, image, first, n, offsets)
-    if size == 4:
-        target, source = pointer(view.address, np.int32), pointer(buffer, np.int32)
+    @inner(types.void)
+    def copy_out(view, image, first, n, offsets, buffer):
+        strip_offsets(view, image, first, n, offsets)
+        target, source = pointer(view.address, dtype), pointer(buffer, dtype)
         for c in range(view.num_classes):
             for i in range(n):
                 target[offsets[i] + c * view.class_stride] = source[c * LANES + i]
-    else:
-        short_target, short_source = pointer(view.address, np.int16), pointer(buffer, np.int16)
-        for c in range(view.num_classes):
-            for i in range(n):
-                short_target[offsets[i] + c * view.class_stride] = short_source[c * LANES + i]
+
+    if not classes_adjacent:
+        return copy_in, copy_out
+    classes_in, classes_out = make_transposes(size)
+
+    @inner(types.void)
+    def transpose_strip_in(view, image, first, n, offsets, buffer):
+        strip_offsets(view, image, first, n, offsets)
+        for i in range(n, LANES):
+            offsets[i] = offsets[n - 1]
+        classes_in(view, offsets, buffer, size * LANES)
+
+    @inner(types.void)
+    def transpose_strip_out(view, image, first, n, offsets, buffer):
+        if n < LANES:
+            copy_out(view, image, first, n, offsets, buffer)
+        else:
+            strip_offsets(view, image, first, n, offsets)
+            classes_out(buffer, size * LANES, view, offsets)
+
+    return transpose_strip_in, transpose_strip_out
 
 
 def make_transposes(size):
-    """Returns the copies of pixels whose classes are adjacent, LANES or more.
+    """Returns the copies of 16 pixels at `offsets`, whose classes are adjacent, LANES or more.
 
-    They are the pair for a strip, as `copy_strip_in` and `copy_strip_out`, and the pair for 16
-    pixels at `offsets` and vectors that lie `step` bytes apart.
-
-    Args:
-        size: bytes of an element.
+    They go to vectors, one for each class, that lie `step` bytes apart, and back.
     """
 
     @inner(types.void)
@@ -216,19 +228,4 @@ def make_transposes(size):
             c = min_int(start, view.num_classes - LANES)
             transpose_out(size, source + c * step, step, view.address + c * size, offsets)
 
-    @inner(types.void)
-    def strip_in(_, view, image, first, n, offsets, buffer):
-        strip_offsets(view, image, first, n, offsets)
-        for i in range(n, LANES):
-            offsets[i] = offsets[n - 1]
-        classes_in(view, offsets, buffer, size * LANES)
-
-    @inner(types.void)
-    def strip_out(_, view, image, first, n, offsets, buffer):
-        if n < LANES:
-            copy_strip_out(size, view, image, first, n, offsets, buffer)
-        else:
-            strip_offsets(view, image, first, n, offsets)
-            classes_out(buffer, size * LANES, view, offsets)
-
-    return strip_in, strip_out, classes_in, classes_out
+    return classes_in, classes_out

@@ -13,7 +13,7 @@ from seg_loss.cpu.compiler import inner
 from seg_loss.cpu.exponential import exp
 from seg_loss.cpu.records import ITEMSIZES, LANES
 from seg_loss.cpu.region import make_region
-from seg_loss.cpu.rows import copy_strip_in, copy_strip_out, load_rows, store_rows
+from seg_loss.cpu.rows import load_rows, make_copies, store_rows
 from seg_loss.cpu.simd import (
     at,
     broadcast,
@@ -104,6 +104,7 @@ def make_softmax_columns(*, num_classes, dtype_code, bypasses_caches):
     """Returns the same as `make_softmax_tiles`, for the logits of `cross_entropy.make_columns`."""
     column_in, column_out, _ = make_column(num_classes, dtype_code, bypasses_caches)
     size = ITEMSIZES[dtype_code]
+    copy_in, copy_out = make_copies(size)
 
     @inner(types.void)
     def process_chunk(job, scratch, image, first, last, chunk):
@@ -119,13 +120,13 @@ def make_softmax_columns(*, num_classes, dtype_code, bypasses_caches):
             step, target_step = size * job.logits.class_stride, size * job.gradient.class_stride
             is_direct = job.is_dense != 0 and lanes == LANES
             if not is_direct:
-                copy_strip_in(size, job.logits, image, i, lanes, offsets, buffer)
+                copy_in(job.logits, image, i, lanes, offsets, buffer)
                 source = target = buffer
                 step = target_step = size * LANES
             s, _, e = column_in(source, step, num_classes, no_target, scale, exponentials)
             column_out(target, target_step, num_classes, no_target, e, one / s, one)
             if not is_direct:
-                copy_strip_out(size, job.gradient, image, i, lanes, offsets, buffer)
+                copy_out(job.gradient, image, i, lanes, offsets, buffer)
 
     return make_region(process_chunk, np.float32, False)
 
@@ -135,6 +136,7 @@ def make_gradient_columns(*, num_classes, dtype_code, bypasses_caches):
     column_in, *_ = make_column(num_classes, dtype_code, bypasses_caches)
     gradient_in, gradient_out = make_gradient_of_softmax(num_classes, dtype_code, bypasses_caches)
     size = ITEMSIZES[dtype_code]
+    copy_in, copy_out = make_copies(size)
 
     @inner(types.void)
     def process_chunk(job, scratch, image, first, last, chunk):
@@ -154,8 +156,8 @@ def make_gradient_columns(*, num_classes, dtype_code, bypasses_caches):
             grad_step = size * job.grad_output_view.class_stride
             is_direct = job.is_dense != 0 and lanes == LANES
             if not is_direct:
-                copy_strip_in(size, job.logits, image, i, lanes, offsets, buffer)
-                copy_strip_in(size, job.grad_output_view, image, i, lanes, offsets, grad_buffer)
+                copy_in(job.logits, image, i, lanes, offsets, buffer)
+                copy_in(job.grad_output_view, image, i, lanes, offsets, grad_buffer)
                 source = target = buffer
                 grad_output = grad_buffer
                 step = target_step = grad_step = size * LANES
@@ -164,6 +166,6 @@ def make_gradient_columns(*, num_classes, dtype_code, bypasses_caches):
             factor = inverse_temperature / s
             gradient_out(grad_output, grad_step, target, target_step, num_classes, e, mean, factor)
             if not is_direct:
-                copy_strip_out(size, job.gradient, image, i, lanes, offsets, buffer)
+                copy_out(job.gradient, image, i, lanes, offsets, buffer)
 
     return make_region(process_chunk, np.float32, False)
