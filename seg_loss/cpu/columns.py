@@ -24,7 +24,7 @@ import numpy as np
 from numba import types
 
 from seg_loss.cpu.compiler import inner, intrinsic
-from seg_loss.cpu.dtypes import emit_load, emit_store, load_as, store_as
+from seg_loss.cpu.dtypes import emit_load, emit_prefetch, emit_store, load_as, store_as
 from seg_loss.cpu.exponential import emit_exp, scaled_exp
 from seg_loss.cpu.records import LANES
 from seg_loss.cpu.simd import (
@@ -42,6 +42,9 @@ from seg_loss.cpu.simd import (
     store,
     where,
 )
+
+# How far ahead a class is asked for: eight cache lines take about as long as memory does.
+_PREFETCH_BYTES = 8 * 64
 
 
 def make_column(num_classes, dtype_code, bypasses_caches):
@@ -122,6 +125,8 @@ def _emit_column(builder, address, step, num_classes, dtype_code):
     x = []
     for _ in range(num_classes):
         x.append(emit_load(builder, address, dtype_code, LANES))
+        # The processor follows fewer streams than there are classes.
+        emit_prefetch(builder, builder.add(address, address.type(_PREFETCH_BYTES)))
         address = builder.add(address, step)
     return x
 

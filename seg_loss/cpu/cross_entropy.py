@@ -153,19 +153,20 @@ def make_columns(*, num_classes, dtype_code, has_gradient, bypasses_caches, clas
                     # Ignored ones get the gradient 0: 0 times NaN would be NaN.
                     chunk.non_finite += count_lanes(mask_and(valid, is_non_finite))
                     e = column_clear(e, job.logits.num_classes, is_non_finite)
-                distance = distance * inverse_temperature
-                nll = log_of_sum(t, e_target, distance) - distance
-                nll = where(less(max_nll, nll), max_nll, nll)
                 weight = load(weights, i)
-                term = where(valid, nll * weight, zero)
-                total = total + widened(term)
-                store(terms, i, term)
+                # The gradient first: it frees the registers of the exponentials.
                 if has_gradient:
                     factor = where(valid, weight * (gradient_scale / s), zero)
                     value = where(valid, -(t * factor), zero)
                     column_out(target, target_step, job.logits.num_classes, y, e, factor, value)
                     if not is_direct:
                         copy_out(job.gradient, image, start + i, lanes, offsets, buffer)
+                distance = distance * inverse_temperature
+                nll = log_of_sum(t, e_target, distance) - distance
+                nll = where(less(max_nll, nll), max_nll, nll)
+                term = where(valid, nll * weight, zero)
+                total = total + widened(term)
+                store(terms, i, term)
             if job.terms.address:
                 store_terms(job, image, start, n, terms)
         add_terms(chunk, sum_of_lanes(total))
