@@ -192,8 +192,17 @@ def _make_exponentials(phases, anchor_distance, is_stored):
 
         def codegen(context, builder, signature, args):
             (
-                num_classes, edges, left_top, right_top, scale, steps, labels, weights, results, e,
-            ) = args  # fmt: skip
+                num_classes,
+                edges,
+                left_top,
+                right_top,
+                scale,
+                steps,
+                labels,
+                weights,
+                results,
+                e,
+            ) = args
             y = [_emit_vector(builder, labels, k, is_integer=True) for k in range(phases)]
             left_shift = builder.fmul(left_top, scale)
             right_shift = builder.fmul(right_top, scale)

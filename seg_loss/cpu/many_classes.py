@@ -1,9 +1,9 @@
 """The loss of more classes than the registers hold: three tiles at a time.
 
-A tile is 128 pixels of all classes: eight cache lines of each plane, since single lines of so many
-planes would be read and written at half the speed. While one tile is computed in scratch memory,
-the next one is copied in and the gradient of the previous one is written out, class by class, so
-that the memory is never idle:
+A tile is 128 pixels of all classes: eight cache lines of each plane, since single lines of that
+many planes would be read and written at half the speed. While one tile is computed in scratch
+memory, the next one is copied in and the gradient of the previous one is written out, class by
+class, so that the memory is never idle:
 
     for c in classes:    e_c = exp((x_c - m) / T)     t += e_c            the tile
                          x_c into scratch memory      m = max(m, x_c)     the next tile

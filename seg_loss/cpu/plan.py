@@ -28,8 +28,8 @@ from seg_loss.cpu.records import (
 )
 
 CACHE_LINE = 64
-# What is kept for later calls: so many plans, with tables of at most so many bytes, and the memory
-# of calls, of one plan and of all together.
+# What is kept for later calls: plans, the tables of each, and the memory of calls, of one plan and
+# of all together.
 MAX_PLANS = 128
 MAX_TABLE_BYTES = 512 << 10
 MAX_KEPT_BYTES_OF_PLAN = 4 << 20

@@ -33,7 +33,7 @@ _pool: ThreadPoolExecutor | None = None
 
 
 def num_threads_for(num_chunks: int) -> int:
-    """Returns the number of threads that a kernel with so many chunks may use at most."""
+    """Returns the largest number of threads that a kernel with `num_chunks` chunks may use."""
     return max(1, min(torch.get_num_threads(), max_threads(), num_chunks))
 
 

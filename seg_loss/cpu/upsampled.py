@@ -336,31 +336,69 @@ def make_loss(*, element):
                 for y in range(row_starts[interval_row], row_starts[interval_row + 1]):
                     above, below = row_weights[y], row_weights[grid.num_rows + y]
                     _load_pixels(
-                        job, image, y, column_starts, interval, intervals, pixel_classes,
+                        job,
+                        image,
+                        y,
+                        column_starts,
+                        interval,
+                        intervals,
+                        pixel_classes,
                         pixel_weights,
-                    )  # fmt: skip
+                    )
                     for phase in range(0, grid.num_phases, grid.tile_phases):
                         phases = min_int(grid.tile_phases, grid.num_phases - phase)
                         n = phases * intervals
                         _load_tile(
-                            num_classes, pixel_classes, pixel_weights, is_weighted, upper, lower,
-                            above, below, column_starts, column_weights, grid, interval, intervals,
-                            phase, phases, classes, rows, stride,
-                        )  # fmt: skip
+                            num_classes,
+                            pixel_classes,
+                            pixel_weights,
+                            is_weighted,
+                            upper,
+                            lower,
+                            above,
+                            below,
+                            column_starts,
+                            column_weights,
+                            grid,
+                            interval,
+                            intervals,
+                            phase,
+                            phases,
+                            classes,
+                            rows,
+                            stride,
+                        )
                         terms_of_tile(job, n, classes, scale, rows, stride, chunk)
                         if gradient.address:
                             put_target(num_classes, n, classes, rows, stride)
                             _accumulate_corners(
-                                num_classes, rows, stride, above, below, column_weights, grid,
-                                interval, intervals, phase, phases, corners, corner_stride,
-                            )  # fmt: skip
+                                num_classes,
+                                rows,
+                                stride,
+                                above,
+                                below,
+                                column_weights,
+                                grid,
+                                interval,
+                                intervals,
+                                phase,
+                                phases,
+                                corners,
+                                corner_stride,
+                            )
                     # Sum in two stages: adding many terms one by one would lose their last bits.
                     is_last = y == row_starts[interval_row + 1] - 1
                     if gradient.address and (is_last or (y + 1) % SUM_ROWS == 0):
                         _add_corners_to_sources(
-                            num_classes, corners, corner_stride, intervals, interval,
-                            upper_gradient, lower_gradient, source_stride,
-                        )  # fmt: skip
+                            num_classes,
+                            corners,
+                            corner_stride,
+                            intervals,
+                            interval,
+                            upper_gradient,
+                            lower_gradient,
+                            source_stride,
+                        )
                         fill(corners, NUM_CORNERS * num_classes * corner_stride, 0.0)
             if gradient.address:
                 if interval_row == first:
@@ -370,9 +408,14 @@ def make_loss(*, element):
                 else:
                     start = (interval_row - 1) * source_columns
                     store_rows(
-                        gradient, image, start, source_columns, at(upper_gradient, 1), ones,
+                        gradient,
+                        image,
+                        start,
+                        source_columns,
+                        at(upper_gradient, 1),
+                        ones,
                         source_stride,
-                    )  # fmt: skip
+                    )
             upper, lower = lower, upper
             upper_gradient, lower_gradient = lower_gradient, upper_gradient
         if gradient.address:
@@ -470,21 +513,51 @@ def make_evaluate(*, element):
                     if column_starts[interval] == column_starts[interval + intervals]:
                         continue
                     _load_pixels(
-                        job, image, y, column_starts, interval, intervals, pixel_classes,
+                        job,
+                        image,
+                        y,
+                        column_starts,
+                        interval,
+                        intervals,
+                        pixel_classes,
                         pixel_weights,
-                    )  # fmt: skip
+                    )
                     for phase in range(0, grid.num_phases, grid.tile_phases):
                         phases = min_int(grid.tile_phases, grid.num_phases - phase)
                         n = phases * intervals
                         _load_tile(
-                            num_classes, pixel_classes, pixel_weights, is_weighted, upper, lower,
-                            above, below, column_starts, column_weights, grid, interval, intervals,
-                            phase, phases, classes, rows, stride,
-                        )  # fmt: skip
+                            num_classes,
+                            pixel_classes,
+                            pixel_weights,
+                            is_weighted,
+                            upper,
+                            lower,
+                            above,
+                            below,
+                            column_starts,
+                            column_weights,
+                            grid,
+                            interval,
+                            intervals,
+                            phase,
+                            phases,
+                            classes,
+                            rows,
+                            stride,
+                        )
                         accumulate_tile(
-                            job, n, classes, predicted, rows, stride,  chunk, class_nll,
-                            at(class_nll, num_classes), confusion, bin_pixels,
-                        )  # fmt: skip
+                            job,
+                            n,
+                            classes,
+                            predicted,
+                            rows,
+                            stride,
+                            chunk,
+                            class_nll,
+                            at(class_nll, num_classes),
+                            confusion,
+                            bin_pixels,
+                        )
                         _offsets_by_phase(
                             offsets, y, grid, column_starts, interval, intervals, phase, phases
                         )
