@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_no_file_behind(process, monkeypatch):
     monkeypatch.setattr(Path, "open", open_file)
     assert process.load() == 3
     assert opened
-    assert not process.folder.exists()
+    assert process.files() == []
 
 
 @pytest.mark.skipif(os.name != "posix", reason="reads modes of files")
