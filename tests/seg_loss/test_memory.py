@@ -36,14 +36,15 @@ CALLS = {
 dtype, layout, ratio, *names = sys.argv[1:]
 dtype, ratio = getattr(torch, dtype), int(ratio)
 upsampling = None if ratio == 1 else seg_loss.Bilinear()
+# Each layout has kernels of its own.
+memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
 small = torch.zeros(1, 21, 256 // ratio, 256 // ratio, dtype=dtype)
 for name in names:  # compiles the kernels and starts the threads
     labels = torch.zeros(1, 256, 256, dtype=torch.uint8)
-    CALLS[name](small.clone(), labels, upsampling=upsampling)
+    CALLS[name](small.clone(memory_format=memory_format), labels, upsampling=upsampling)
 scores = torch.ones(1, 21, 1024 // ratio, 2048 // ratio, dtype=dtype)
 labels = torch.zeros(1, 1024, 2048, dtype=torch.uint8)
-if layout == "channels_last":
-    scores = scores.to(memory_format=torch.channels_last)
+scores = scores.contiguous(memory_format=memory_format)
 peaks = {}
 for name in names:
     with open("/proc/self/clear_refs", "w") as file:
