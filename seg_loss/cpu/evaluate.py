@@ -226,7 +226,7 @@ def make_columns(*, num_classes, dtype_code, classes_adjacent, has_distributions
         )
         total = widened(zero)
         no_bin = splat(np.int32(2 * NUM_BINS))
-        fill(weights, job.tile, 1.0)
+        fill(weights, min_int(job.tile, last - first), 1.0)
         for start in range(first, last, job.tile):
             n = min_int(job.tile, last - start)
             load_classes(job, image, start, n, classes)

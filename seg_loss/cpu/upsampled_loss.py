@@ -57,6 +57,7 @@ def scale_gradient(gradient: Tensor, grad_output: Tensor, scaled: Tensor) -> Non
 
 
 def plan_upsampled(make: str, inputs: LossInputs, tensors: Tensors) -> Plan:
+    """Returns the plan of the loss (`make_loss`) or of the evaluation (`make_evaluate`)."""
     scores, axes = inputs.logits, inputs.axes
     assert axes is not None
     rows, columns = axes
@@ -73,18 +74,11 @@ def plan_upsampled(make: str, inputs: LossInputs, tensors: Tensors) -> Plan:
     tile_intervals = round_up(-(-intervals // -(-intervals // most)), LANES)
     source_stride = round_up(intervals + 1, LANES) + LANES
     phase_stride = round_up(intervals, LANES)
-    plan.tables = (
-        rows.starts.astype(np.int64),
-        rows.weights.flatten().astype(np.float64),
-        columns.starts.astype(np.int64),
-        _weights_by_phase(columns, phase_stride).astype(element),
-    )
-    grid = plan.job[0]["grid"]
-    for name, value in {
-        "num_rows": rows.num_targets,
-        "num_columns": columns.num_targets,
-        "source_rows": rows.num_sources,
-        "source_columns": columns.num_sources,
+    weights = _weights_by_phase(columns, phase_stride).astype(element)
+    plan.set(tile=tile, row_stride=stride)
+    plan.add_scratch(rows=(num_classes + NUM_EXTRA_ROWS) * stride * itemsize, classes=4 * stride)
+    pixels = tile_intervals * max(1, phases) + LANES
+    sizes = {
         "num_phases": phases,
         "tile_intervals": tile_intervals,
         "tile_phases": max(1, min(phases, tile // tile_intervals)),
@@ -92,35 +86,70 @@ def plan_upsampled(make: str, inputs: LossInputs, tensors: Tensors) -> Plan:
         "source_stride": source_stride,
         "phase_stride": phase_stride,
         "has_zero_weights": rows.has_zero_weights or columns.has_zero_weights,
-        "row_starts": plan.tables[0].ctypes.data,
-        "row_weights": plan.tables[1].ctypes.data,
-        "column_starts": plan.tables[2].ctypes.data,
-        "column_weights": plan.tables[3].ctypes.data,
-    }.items():
-        grid[name] = value
-    plan.set(tile=tile, row_stride=stride, checks_labels=1)
-    interval_rows = rows.num_sources + 1
-    plan.split(interval_rows if len(scores) else 0, -(-interval_rows // _MAX_ROW_BLOCKS), 8 * tile)
-    plan.add_scratch(
-        rows=(num_classes + NUM_EXTRA_ROWS) * stride * itemsize,
-        classes=4 * stride,
-    )
-    pixels = tile_intervals * max(1, phases) + LANES
-    sources = (NUM_SOURCE_BLOCKS * num_classes + 1) * source_stride
-    corners = NUM_CORNERS * num_classes * tile_intervals + LANES
-    for name, num_bytes in {
+    }
+    scratch = {
         "pixel_classes": 4 * pixels,
         "pixel_weights": itemsize * pixels,
-        "sources": itemsize * sources,
-        "corners": itemsize * corners,
-    }.items():
-        grid[name] = plan.reserve(num_bytes)
+        "sources": itemsize * (NUM_SOURCE_BLOCKS * num_classes + 1) * source_stride,
+        "corners": itemsize * (NUM_CORNERS * num_classes * tile_intervals + LANES),
+    }
+    _complete(
+        plan, inputs, tensors, tables={"column_weights": weights}, sizes=sizes, scratch=scratch
+    )
+    return plan
+
+
+def _complete(
+    plan: Plan,
+    inputs: LossInputs,
+    tensors: Tensors,
+    *,
+    tables: dict[str, Array],
+    sizes: dict[str, int],
+    scratch: dict[str, int],
+) -> None:
+    """Adds to a plan what both forms have in common.
+
+    Args:
+        plan: the plan, with its tile.
+        inputs, tensors: those of the call.
+        tables: arrays that the grid refers to by address, beside the starts and the row weights.
+        sizes: fields of the grid.
+        scratch: bytes of the parts of a thread's scratch memory.
+    """
+    scores, axes = inputs.logits, inputs.axes
+    assert axes is not None
+    rows, columns = axes
+    tables = {
+        "row_starts": rows.starts.astype(np.int64),
+        "row_weights": rows.weights.flatten().astype(np.float64),
+        "column_starts": columns.starts.astype(np.int64),
+        **tables,
+    }
+    plan.tables = tuple(tables.values())
+    fields = {
+        "num_rows": rows.num_targets,
+        "num_columns": columns.num_targets,
+        "source_rows": rows.num_sources,
+        "source_columns": columns.num_sources,
+        **sizes,
+        **{name: table.ctypes.data for name, table in tables.items()},
+        **{name: plan.reserve(num_bytes) for name, num_bytes in scratch.items()},
+    }
+    for name, value in fields.items():
+        plan.job[0]["grid"][name] = value
+    plan.set(checks_labels=1)
+    interval_rows = rows.num_sources + 1
+    plan.split(
+        interval_rows if len(scores) else 0,
+        -(-interval_rows // _MAX_ROW_BLOCKS),
+        8 * int(plan.job[0]["tile"]),
+    )
     if tensors["gradient"] is not None:
         blocks = int(plan.job[0]["chunks_per_image"])
-        plan.halo_shape = len(scores), blocks, 2, num_classes, columns.num_sources
-        plan.halo_dtype = np.dtype(element)
+        plan.halo_shape = len(scores), blocks, 2, scores.shape[1], columns.num_sources
+        plan.halo_dtype = np.dtype(element_of(scores.dtype))
     tensors.add_views(plan)
-    return plan
 
 
 def _has_interval_columns(inputs: LossInputs) -> bool:
@@ -165,7 +194,7 @@ def _weight_steps(columns: Axis, weights: Array, size: int) -> tuple[Array, bool
 def _plan_interval_columns(inputs: LossInputs, tensors: Tensors) -> Plan:
     scores, axes = inputs.logits, inputs.axes
     assert axes is not None
-    rows, columns = axes
+    _, columns = axes
     num_classes = scores.shape[1]
     strips = -(-(columns.num_sources + 1) // LANES)
     num_groups = -(-columns.max_targets // _GROUP_PHASES)
@@ -180,43 +209,22 @@ def _plan_interval_columns(inputs: LossInputs, tensors: Tensors) -> Plan:
     }
     plan = make_plan("interval_columns", "make_loss", inputs, parameters)
     num_phases = phases * num_groups
-    plan.tables = (
-        rows.starts.astype(np.int64),
-        rows.weights.flatten().astype(np.float64),
-        columns.starts.astype(np.int64),
-        _weights_by_strip(columns, columns.weights, num_phases, strips),
-        _weights_by_strip(columns, weights[None], num_phases, strips),
-        steps,
-    )
     # An odd number of cache lines, so that the classes do not share cache sets.
     source_stride = LANES * ((strips + 1) | 1)
-    grid = plan.job[0]["grid"]
-    for name, value in {
-        "num_rows": rows.num_targets,
-        "num_columns": columns.num_targets,
-        "source_rows": rows.num_sources,
-        "source_columns": columns.num_sources,
+    plan.set(tile=COLUMN_TILE, row_stride=COLUMN_TILE)
+    plan.add_scratch(rows=4 * COLUMN_TILE, classes=4 * COLUMN_TILE)
+    tables = {
+        "column_weights": _weights_by_strip(columns, columns.weights, num_phases, strips),
+        "exponent_weights": _weights_by_strip(columns, weights[None], num_phases, strips),
+        "weight_steps": steps,
+    }
+    sizes = {
         "num_phases": num_phases,
         "source_stride": source_stride,
         "phase_stride": strips * LANES,
-        "row_starts": plan.tables[0].ctypes.data,
-        "row_weights": plan.tables[1].ctypes.data,
-        "column_starts": plan.tables[2].ctypes.data,
-        "column_weights": plan.tables[3].ctypes.data,
-        "exponent_weights": plan.tables[4].ctypes.data,
-        "weight_steps": plan.tables[5].ctypes.data,
-    }.items():
-        grid[name] = value
-    plan.set(tile=COLUMN_TILE, row_stride=COLUMN_TILE, checks_labels=1)
-    interval_rows = rows.num_sources + 1
-    plan.split(
-        interval_rows if len(scores) else 0,
-        -(-interval_rows // _MAX_ROW_BLOCKS),
-        8 * COLUMN_TILE,
-    )
-    plan.add_scratch(rows=4 * COLUMN_TILE, classes=4 * COLUMN_TILE)
+    }
     line = 4 * LANES
-    for name, num_bytes in {
+    scratch = {
         # The values of the pixels by phase, and in their order.
         "pixel_classes": 2 * line * num_phases + line,
         "pixel_weights": 2 * line * num_phases + line,
@@ -225,13 +233,8 @@ def _plan_interval_columns(inputs: LossInputs, tensors: Tensors) -> Plan:
         "edges": 2 * line * num_classes,
         "exponentials": line * phases * (num_classes + 1),
         "phase_vectors": NUM_PHASE_VECTORS * line * phases,
-    }.items():
-        grid[name] = plan.reserve(num_bytes)
-    if tensors["gradient"] is not None:
-        blocks = int(plan.job[0]["chunks_per_image"])
-        plan.halo_shape = len(scores), blocks, 2, num_classes, columns.num_sources
-        plan.halo_dtype = np.dtype(np.float32)
-    tensors.add_views(plan)
+    }
+    _complete(plan, inputs, tensors, tables=tables, sizes=sizes, scratch=scratch)
     return plan
 
 
