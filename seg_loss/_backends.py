@@ -1,8 +1,8 @@
 """Calls of the backends: selects the backend of a tensor and allocates the results.
 
 Each backend is imported on its first use. A function that reads labels first raises the deferred
-error of an earlier call. `_autograd` and `_compile` make the functions differentiable, the former
-in eager mode, the latter as operators.
+error of an earlier call. `_operators` makes operators of the functions, `_autograd` and `_compile`
+make them differentiable.
 """
 
 import functools
@@ -181,13 +181,23 @@ def compute_softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
 
 
 def compute_softmax_gradient(
-    grad_output: Tensor, logits: Tensor, axis: int, temperature: float
+    grad_output: Tensor, logits: Tensor, weight: Tensor | None, axis: int, temperature: float
 ) -> Tensor:
-    """Returns p (g - sum_c g_c p_c) / temperature for g = grad_output.
+    """Returns weight * p (g - sum_c g_c p_c) / temperature for g = grad_output.
 
     p is computed from the logits again, because the stored probabilities are rounded.
+
+    Args:
+        grad_output: like the logits.
+        logits: any shape.
+        weight: the shape of the logits without `axis`; None for 1. Where it is 0 the result is 0,
+            whatever the logits are.
+        axis: axis of the classes.
+        temperature: divides the logits.
     """
     logits, grad_output = logits.resolve_neg(), grad_output.resolve_neg()
     backend = backend_of(logits)
-    gradient: Tensor = backend.softmax_gradient(grad_output, logits, axis, temperature)
+    if weight is not None:
+        weight = weight.resolve_neg()
+    gradient: Tensor = backend.softmax_gradient(grad_output, logits, weight, axis, temperature)
     return gradient

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from seg_loss import constants
 from seg_loss._errors import InvalidInput, dtype_name, shape_of, shape_text
@@ -166,6 +165,15 @@ class LossInputs:
         )
 
 
+def valid_classes(inputs: LossInputs) -> tuple[Tensor, Tensor]:
+    """Returns whether each pixel is valid, and its class, int64, which is 0 where it is not."""
+    classes = inputs.labels.long()
+    valid = (classes >= 0) & (classes < inputs.num_classes)
+    for value in inputs.ignored:
+        valid = valid & (classes != value)
+    return valid, torch.where(valid, classes, 0)
+
+
 def check_inputs(
     logits: Tensor,
     labels: Tensor,
@@ -194,7 +202,6 @@ def check_inputs(
             _checked.clear()
         _checked.add(key)
         return inputs
-    check_tangent(where, logits)
     if labels.ndim == logits.ndim:
         labels = labels.squeeze(1)
     if class_weight is not None:
@@ -235,7 +242,8 @@ def _check_inputs(
         class_weight = class_weight.detach()  # the loss is differentiable in the logits alone
     if pixel_weight is not None:
         pixel_weight = _check_pixel_weight(pixel_weight, logits, spatial).detach()
-    if options.upsampling is not None:
+    # In a compiled program sizes are symbols, which a check would bound. The operator checks them.
+    if options.upsampling is not None and not torch.compiler.is_compiling():
         check_size(options.upsampling, logits.shape[2:], labels.shape[1:])
     return LossInputs(logits, labels, class_weight, pixel_weight, options)
 
@@ -248,7 +256,6 @@ def check_logits(logits: Tensor, where: str = "logits") -> None:
         raise InvalidInput(where, "[N, C, *spatial]", got, "Add the batch and class axes.")
     check_device(where, logits)
     check_float_dtype(where, logits)
-    check_tangent(where, logits)
     if logits.shape[1] < 1:
         raise InvalidInput(where, "at least one class", f"shape {shape_of(logits)}")
 
@@ -280,23 +287,6 @@ def check_float_dtype(where: str, tensor: Tensor) -> None:
     """Checks for one of `FLOAT_DTYPES`."""
     if tensor.dtype not in FLOAT_DTYPES:
         raise InvalidInput(where, _one_of(FLOAT_DTYPES), dtype_name(tensor.dtype))
-
-
-def check_tangent(where: str, tensor: Tensor) -> None:
-    """Refuses a tangent of forward-mode differentiation, which the loss would drop.
-
-    A program compiled by torch is not checked.
-    """
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
-        return
-    dual = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
-    if dual.tangent is not None:
-        raise InvalidInput(
-            where,
-            "a tensor without a tangent",
-            "one of forward-mode differentiation (jvp, jacfwd)",
-            "Only backward derivatives are supported.",
-        )
 
 
 def check_temperature(temperature: float) -> None:
@@ -331,7 +321,7 @@ def check_out(out: Tensor, logits: Tensor) -> None:
 
 def size_to_upsample_to(scores: Tensor, labels: Tensor, where: str) -> Sequence[int]:
     """Returns height and width of the labels, after checking that the scores have two as well."""
-    if scores.ndim != 4 or not scores.shape[2:].numel():
+    if scores.ndim != 4 or 0 in scores.shape[2:]:
         expected = "[N, C, h, w] with h and w of at least 1, to be upsampled"
         raise InvalidInput(where, expected, f"shape {shape_of(scores)}")
     if isinstance(labels, Tensor) and labels.ndim in (2, 3, 4):

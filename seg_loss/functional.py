@@ -30,7 +30,6 @@ from seg_loss._inputs import (
     check_float_dtype,
     check_inputs,
     check_out,
-    check_tangent,
     check_temperature,
     check_tensor,
     loss_options,
@@ -62,11 +61,10 @@ def spatial_softmax(logits: Tensor, *, axis: int = 1, temperature: float = 1.0) 
     check_tensor("logits", logits)
     check_device("logits", logits)
     check_float_dtype("logits", logits)
-    check_tangent("logits", logits)
     check_temperature(temperature)
     if not (isinstance(axis, int) and -logits.ndim <= axis < logits.ndim):
         raise InvalidInput("axis", f"an axis of the {logits.ndim} that logits have", repr(axis))
-    softmax = _differentiable(logits).softmax
+    softmax = _differentiable().softmax
     probabilities: Tensor = softmax(logits, axis % logits.ndim, float(temperature))
     return probabilities
 
@@ -258,19 +256,19 @@ def loss_and_gradient(
     with torch.no_grad():
         if out is not None:
             return _write_loss(inputs, out), out
-        loss, gradient = _differentiable(*inputs.tensors).loss_and_gradient(inputs)
+        loss, gradient = _differentiable().loss_and_gradient(inputs)
         return loss, gradient.to(logits.dtype)
 
 
 def loss_of(inputs: LossInputs) -> Tensor:
     """Returns the loss of checked inputs; differentiable."""
-    loss: Tensor = _differentiable(*inputs.tensors).cross_entropy(inputs)
+    loss: Tensor = _differentiable().cross_entropy(inputs)
     return loss
 
 
 def terms_of(inputs: LossInputs) -> Tensor:
     """Returns the terms of checked inputs before any sum, [N, *spatial]; differentiable."""
-    terms: Tensor = _differentiable(*inputs.tensors).pixel_terms(inputs)
+    terms: Tensor = _differentiable().pixel_terms(inputs)
     return terms
 
 
@@ -278,6 +276,6 @@ def terms_of(inputs: LossInputs) -> Tensor:
 _write_loss = _backends.without_dynamo(_backends.write_loss)
 
 
-def _differentiable(*tensors: Tensor | None) -> ModuleType:
-    """Returns `_compile` where torch needs operators, else `_autograd`, with the same functions."""
-    return _compile if _autograd.needs_operator(*tensors) else _autograd
+def _differentiable() -> ModuleType:
+    """Returns `_compile` while torch compiles, else `_autograd`, with the same functions."""
+    return _compile if _compile.is_compiling() else _autograd

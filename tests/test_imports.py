@@ -28,7 +28,8 @@ CPU_KERNEL_BASE = tuple(
 )
 CPU_PLAN = tuple(f"seg_loss.cpu.{name}" for name in ("cache", "plan", "records", "target"))
 ARROWS = {
-    # The library: functional -> _autograd -> _compile -> _backends -> cpu, gpu: backend -> kernels.
+    # The library: functional -> _compile -> _autograd -> _operators -> _backends -> cpu, gpu:
+    # backend -> kernels.
     # cpu: backend -> loss, upsampled_loss, evaluation, probabilities -> arguments -> plan.
     # gpu: backend -> loss, upsampled_loss, evaluation, probabilities -> label_check -> arguments.
     # `_backends` imports the backends by name, when a tensor on their device comes first.
@@ -150,7 +151,7 @@ ARROWS = {
         "seg_loss.gpu.many_classes", "seg_loss.gpu.plan", "seg_loss.gpu.tiling",
     ),
     "seg_loss.gpu.probabilities": (
-        "seg_loss.gpu.arguments", "seg_loss.gpu.plan", "seg_loss.gpu.softmax",
+        *BASE, "seg_loss.gpu.arguments", "seg_loss.gpu.plan", "seg_loss.gpu.softmax",
         "seg_loss.gpu.tiling",
     ),
     "seg_loss.gpu.backend": (
@@ -158,8 +159,15 @@ ARROWS = {
         "seg_loss.gpu.upsampled_loss",
     ),
     "seg_loss._backends": (*BASE, "seg_loss.cpu.memory"),
-    "seg_loss._autograd": (*BASE, "seg_loss._backends", "seg_loss._compile"),
-    "seg_loss._compile": (*BASE, "seg_loss._backends"),
+    "seg_loss._operators": (*BASE, "seg_loss._backends"),
+    "seg_loss._interpolation": ("seg_loss.upsampling",),
+    "seg_loss._autograd": (
+        *BASE, "seg_loss._backends", "seg_loss._interpolation", "seg_loss._operators",
+    ),
+    "seg_loss._composition": (*BASE, "seg_loss._operators"),
+    "seg_loss._compile": (
+        *BASE, "seg_loss._autograd", "seg_loss._composition", "seg_loss._operators",
+    ),
     "seg_loss._scratch": (*BASE, "seg_loss._backends"),
     "seg_loss.functional": (
         *BASE, "seg_loss._autograd", "seg_loss._backends", "seg_loss._compile",

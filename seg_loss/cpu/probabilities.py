@@ -31,14 +31,18 @@ def softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
     return probabilities
 
 
-def softmax_gradient(grad_output: Tensor, logits: Tensor, axis: int, temperature: float) -> Tensor:
-    """Returns the gradient in `logits`, where `grad_output` is the gradient in the softmax."""
+def softmax_gradient(
+    grad_output: Tensor, logits: Tensor, weight: Tensor | None, axis: int, temperature: float
+) -> Tensor:
+    """Returns weight * p (g - sum_c g_c p_c) / temperature for g = grad_output."""
     gradient = empty_gradient(logits)
     views = {
         "logits": _axis_first(logits, axis),
         "gradient": _axis_first(gradient, axis),
         "grad_output_view": _axis_first(grad_output.to(logits.dtype), axis),
     }
+    if weight is not None:
+        views["pixel_weight"] = weight.to(loss_dtype(logits)).unsqueeze(0)
     _run_softmax("make_gradient", views, temperature)
     return gradient
 
@@ -68,7 +72,7 @@ def _plan_softmax(make: str, tensors: Tensors, temperature: float) -> Plan:
         plan = Plan(kernel, 1, pixels)
         plan.set(is_dense=is_dense(*views))
         split_columns(plan, pixels)
-        plan.add_scratch(extra=8 * LANES + 3 * 4 * LANES * num_classes)
+        plan.add_scratch(extra=8 * LANES + 3 * 4 * LANES * num_classes, rows=4 * LANES)
     else:
         kernel = Kernel("softmax", f"{make}_tiles", (("element", element_of(logits.dtype)),))
         plan = Plan(kernel, 1, pixels)

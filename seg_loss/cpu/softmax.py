@@ -13,18 +13,22 @@ from seg_loss.cpu.compiler import inner
 from seg_loss.cpu.exponential import exp
 from seg_loss.cpu.records import ITEMSIZES, LANES
 from seg_loss.cpu.region import make_region
-from seg_loss.cpu.rows import load_rows, make_copies, store_rows
+from seg_loss.cpu.rows import fill, load_rows, make_copies, store_rows
 from seg_loss.cpu.simd import (
+    any_lane,
     at,
     broadcast,
+    equal,
+    less,
     load,
     maximum,
     min_int,
     pointer,
     splat,
     store,
+    where,
 )
-from seg_loss.cpu.tiles import FACTOR
+from seg_loss.cpu.tiles import FACTOR, PIXEL_WEIGHTS
 
 _LOG2_E = math.log2(math.e)
 
@@ -67,9 +71,10 @@ def make_softmax_tiles(*, element):
 
 
 def make_gradient_tiles(*, element):
-    """Returns the kernel that writes p (g - sum_c g_c p_c) / temperature to the view `gradient`.
+    """Returns the kernel that writes w p (g - sum_c g_c p_c) / temperature to the view `gradient`.
 
-    g is the view `grad_output_view`; p is computed from the logits again.
+    g is the view `grad_output_view`; p is computed from the logits again. w is the view
+    `pixel_weight`, 1 without one. Where w is 0 the result is 0, whatever the logits are.
     """
     element = getattr(np, element)
 
@@ -79,22 +84,29 @@ def make_gradient_tiles(*, element):
         grad_output_rows = pointer(scratch + job.extra, element)
         num_classes = job.logits.num_classes
         factor_row = at(rows, (num_classes + FACTOR) * stride)
-        scale = broadcast(rows, job.inverse_temperature)
+        pixel_row = at(rows, (num_classes + PIXEL_WEIGHTS) * stride)
+        scale, zero = broadcast(rows, job.inverse_temperature), broadcast(rows, 0.0)
+        fill(pixel_row, job.tile, 1.0)
         for start in range(first, last, job.tile):
             n = min_int(job.tile, last - start)
+            if job.pixel_weight.address:
+                load_rows(job.pixel_weight, image, start, n, pixel_row, stride)
             load_rows(job.logits, image, start, n, rows, stride)
             load_rows(job.grad_output_view, image, start, n, grad_output_rows, stride)
             for i in range(0, n, LANES):
                 _exponentials(job, rows, stride, i, factor_row)
                 s = load(factor_row, i)
-                dot = broadcast(rows, 0.0)
+                dot = zero
                 for c in range(num_classes):
                     dot = dot + load(grad_output_rows, c * stride + i) * load(rows, c * stride + i)
                 mean = dot / s
+                weight = load(pixel_row, i)
+                is_zero = equal(weight, zero)
                 for c in range(num_classes):
                     e = load(rows, c * stride + i)
-                    store(rows, c * stride + i, e * (load(grad_output_rows, c * stride + i) - mean))
-                store(factor_row, i, scale / s)
+                    value = e * (load(grad_output_rows, c * stride + i) - mean)
+                    store(rows, c * stride + i, where(is_zero, zero, value))
+                store(factor_row, i, where(is_zero, zero, weight * scale / s))
             store_rows(job.gradient, image, start, n, rows, factor_row, stride)
 
     return make_region(process_chunk, element, False)
@@ -133,7 +145,7 @@ def make_softmax_columns(*, num_classes, dtype_code, bypasses_caches):
 
 def make_gradient_columns(*, num_classes, dtype_code, bypasses_caches):
     """Returns the same as `make_gradient_tiles`, for the logits of `cross_entropy.make_columns`."""
-    column_in, *_ = make_column(num_classes, dtype_code, bypasses_caches)
+    column_in, _, column_clear = make_column(num_classes, dtype_code, bypasses_caches)
     gradient_in, gradient_out = make_gradient_of_softmax(num_classes, dtype_code, bypasses_caches)
     size = ITEMSIZES[dtype_code]
     copy_in, copy_out = make_copies(size)
@@ -145,8 +157,10 @@ def make_gradient_columns(*, num_classes, dtype_code, bypasses_caches):
         buffer = scratch + job.extra + 8 * LANES
         grad_buffer = buffer + 4 * LANES * num_classes
         exponentials = pointer(grad_buffer + 4 * LANES * num_classes, np.float32)
+        weights = pointer(scratch + job.rows, np.float32)
         scale = splat(np.float32(job.inverse_temperature * _LOG2_E))
         inverse_temperature = splat(np.float32(job.inverse_temperature))
+        zero, low = splat(np.float32(0)), splat(np.float32(-1e30))
         no_target = splat(np.int32(-1))
         for i in range(first, last, LANES):
             lanes = min_int(LANES, last - i)
@@ -162,8 +176,18 @@ def make_gradient_columns(*, num_classes, dtype_code, bypasses_caches):
                 grad_output = grad_buffer
                 step = target_step = grad_step = size * LANES
             s, _, e = column_in(source, step, num_classes, no_target, scale, exponentials)
-            mean = gradient_in(grad_output, grad_step, num_classes, e) / s
             factor = inverse_temperature / s
+            is_zero = less(zero, zero)
+            if job.pixel_weight.address:
+                load_rows(job.pixel_weight, image, i, lanes, weights, LANES)
+                weight = load(weights, 0)
+                is_zero = equal(weight, zero)
+                factor = where(is_zero, zero, weight * factor)
+                if any_lane(is_zero):
+                    e = column_clear(e, num_classes, is_zero)
+            mean = gradient_in(grad_output, grad_step, num_classes, e) / s
+            # Then g - mean is positive, and its product with 0 is +0.
+            mean = where(is_zero, low, mean)
             gradient_out(grad_output, grad_step, target, target_step, num_classes, e, mean, factor)
             if not is_direct:
                 copy_out(job.gradient, image, i, lanes, offsets, buffer)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from seg_loss._inputs import loss_dtype
 from seg_loss.gpu import softmax as softmax_kernels
 from seg_loss.gpu import tiling
 from seg_loss.gpu.arguments import bits_of, compiler_options, plans, tile_tensors
@@ -11,15 +12,25 @@ from seg_loss.gpu.plan import Launch, current_stream, layout, on_device
 
 def softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
     """Returns softmax(logits / temperature) along `axis`, like `logits` in dtype and strides."""
-    return _softmax(logits, axis, temperature, None)
+    return _softmax(logits, axis, temperature, None, None)
 
 
-def softmax_gradient(grad_output: Tensor, logits: Tensor, axis: int, temperature: float) -> Tensor:
-    """Returns the gradient in `logits`, where `grad_output` is the gradient in the softmax."""
-    return _softmax(logits, axis, temperature, grad_output.to(logits.dtype))
+def softmax_gradient(
+    grad_output: Tensor, logits: Tensor, weight: Tensor | None, axis: int, temperature: float
+) -> Tensor:
+    """Returns weight * p (g - sum_c g_c p_c) / temperature for g = grad_output."""
+    if weight is not None:
+        weight = weight.to(loss_dtype(logits)).contiguous()
+    return _softmax(logits, axis, temperature, grad_output.to(logits.dtype), weight)
 
 
-def _softmax(logits: Tensor, axis: int, temperature: float, grad_output: Tensor | None) -> Tensor:
+def _softmax(
+    logits: Tensor,
+    axis: int,
+    temperature: float,
+    grad_output: Tensor | None,
+    weight: Tensor | None,
+) -> Tensor:
     out = torch.empty_like(logits)
     if not out.numel():
         return out
@@ -29,9 +40,10 @@ def _softmax(logits: Tensor, axis: int, temperature: float, grad_output: Tensor 
     if tile_tensors(*by_axis) is None:
         used = [tensor.contiguous() for tensor in by_axis]
     with on_device(logits):
-        key = "softmax", logits.device, temperature, *map(layout, used)
+        key = "softmax", logits.device, temperature, layout(weight), *map(layout, used)
         launch: Launch = plans.get(key, lambda: _plan_softmax(used, temperature))
-        launch(current_stream(logits), used[0], used[1], used[2] if len(used) > 2 else None)
+        grad_output = used[2] if len(used) > 2 else None
+        launch(current_stream(logits), used[0], used[1], grad_output, weight)
         if used[1] is not by_axis[1]:
             by_axis[1].copy_(used[1])
     return out

@@ -61,6 +61,7 @@ def softmax_kernel(
     logits,
     probabilities,
     grad_output,
+    weight,
     logits_image_stride,
     logits_class_stride,
     logits_slice_stride,
@@ -89,8 +90,9 @@ def softmax_kernel(
 ):
     """Computes p = softmax(logits / temperature), or its gradient.
 
-    For `grad_output` g the gradient is p (g - sum_c g_c p_c) / temperature. The tensors are one
-    image: the batch is among the pixels.
+    For `grad_output` g and `weight` w, contiguous [pixels] or None, the gradient is
+    w p (g - sum_c g_c p_c) / temperature. Where w is 0 it is 0, whatever the logits are.
+    The tensors are one image: the batch is among the pixels.
     """
     dtype: tl.constexpr = tl.float64 if logits.dtype.element_ty == tl.float64 else tl.float32
     IS_HALF: tl.constexpr = logits.dtype.element_ty.primitive_bitwidth == 16
@@ -149,12 +151,19 @@ def softmax_kernel(
                 mean += g.to(dtype) * e
         if HAS_TEMPERATURE:
             factor *= temperature
+    is_read = inside
+    if weight is not None:
+        w = tl.load(weight + pixel, inside, 0)
+        factor *= w
+        is_read = w != 0
     average = tl.sum(mean, axis=0) / s
     if IN_REGISTERS:
         for k in tl.static_range(K):
             p = exponentials[k] * factor[None, :]
             if grad_output is not None:
                 p *= grad_outputs[k] - average[None, :]
+            if weight is not None:
+                p = tl.where(is_read[None, :], p, 0)
             _store(probabilities, to, c + k * BLOCK_C, probabilities_class_stride, inside, C, p)
     else:
         for k in range(K):
@@ -165,4 +174,6 @@ def softmax_kernel(
             if grad_output is not None:
                 g = _load(grad_output, by, classes, grad_class_stride, inside, C, 0)
                 p *= g.to(dtype) - average[None, :]
+            if weight is not None:
+                p = tl.where(is_read[None, :], p, 0)
             _store(probabilities, to, classes, probabilities_class_stride, inside, C, p)

@@ -11,6 +11,7 @@ from triton.runtime import JITFunction
 from benchmarks import gpu_code
 from benchmarks.gpu_code import CHANNELS_LAST, PLANES, Logits, Scores
 from seg_loss import Bilinear
+from seg_loss._inputs import loss_dtype
 from seg_loss.gpu import backend, cross_entropy, evaluate, labels, many_classes, softmax, tiling
 from seg_loss.gpu import upsampled as upsampled_kernels
 from seg_loss.gpu.arguments import TRITON
@@ -139,9 +140,9 @@ def test_the_softmax_of_each_row_compiles_without_spills(case, architecture):
 @pytest.mark.parametrize(("case", "architecture"), SOME_LOGITS)
 def test_the_softmax_gradient_of_each_row_compiles_without_spills(case, architecture):
     logits = case.tensor()
-    compile_all_without_spills(
-        architecture, lambda: backend.softmax_gradient(torch.empty_like(logits), logits, 1, 1.0)
-    )
+    weight = torch.empty_like(logits[:, 0], dtype=loss_dtype(logits))
+    arguments = torch.empty_like(logits), logits, weight, 1, 1.0
+    compile_all_without_spills(architecture, lambda: backend.softmax_gradient(*arguments))
 
 
 def launch_of_upsampled_loss(case, architecture):
@@ -510,8 +511,11 @@ PATHS = {
     "evaluate, not in registers": lambda: evaluation(5000),
     "softmax, not in registers": lambda: backend.softmax(empty(2, 5000, 4, 4), 1, 2.0),
     "softmax, float64": lambda: backend.softmax(empty(5, 4, dtype=torch.float64), 1, 2.0),
+    "softmax gradient": lambda: backend.softmax_gradient(
+        empty(2, 5, 4, 4), empty(2, 5, 4, 4), None, 1, 2.0
+    ),
     "softmax gradient, not in registers": lambda: backend.softmax_gradient(
-        empty(2, 5000, 4, 4), empty(2, 5000, 4, 4), 1, 2.0
+        empty(2, 5000, 4, 4), empty(2, 5000, 4, 4), empty(2, 4, 4), 1, 2.0
     ),
 }
 

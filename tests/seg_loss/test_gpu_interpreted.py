@@ -19,6 +19,7 @@ GROUPS = {
     "agreement of all options": [f"{BACKENDS}/test_backends_agree.py", "-k", "test_all_options"],
     "grid of logits": [f"{BACKENDS}/test_backend_grid.py", "-k", "not upsampled"],
     "values": [f"{BACKENDS}/test_backend_values.py"],
+    "second derivatives": [f"{BACKENDS}/test_backend_derivatives.py"],
     "agreement of edge values": [
         f"{BACKENDS}/test_backends_agree.py",
         "-k",

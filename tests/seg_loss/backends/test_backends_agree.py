@@ -69,6 +69,18 @@ def results_of(scores, labels, upsampling, options, place, grad_outputs):
     return loss.detach().cpu(), gradients
 
 
+def second_derivative_of(scores, labels, upsampling, options, place):
+    """Returns the second derivative of the loss along a vector, on the CPU."""
+    x = place(scores).requires_grad_()
+    options = {
+        name: place(value) if isinstance(value, torch.Tensor) else value
+        for name, value in options.items()
+    }
+    loss = loss_of(x, place(labels), upsampling, **options)
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    return torch.autograd.grad(gradient, x, place(scores.flip(1).sign()))[0].cpu()
+
+
 def assert_agree(name, got, expected):
     """Asserts that NaN and infinities are at the same elements, and the others are close."""
     message = f"{name}: {got} and {expected}"
@@ -108,6 +120,22 @@ def test_all_options_combine(gpu_kernels, name, combination, normalization):
     edges = (0.0, math.inf, math.nan)
     grad_outputs = (1.0, -1.0, edges[index % len(edges)])
     check(gpu_kernels, scores, labels, upsampling, options, grad_outputs)
+
+
+@pytest.mark.parametrize("combination", [*COMBINATIONS][:: 3 if IS_INTERPRETED else 10])
+@pytest.mark.parametrize("name", CASES)
+def test_second_derivatives(gpu_kernels, name, combination):
+    case, names = CASES[name], COMBINATIONS[combination]
+    index = [*COMBINATIONS].index(combination)
+    scores, labels, upsampling = make_inputs(case, FLOATS[index % len(FLOATS)])
+    labels[0, 0, 0] = 255
+    options = options_of(names, case)
+    options["normalization"] = NORMALIZATIONS[index % len(NORMALIZATIONS)]
+    inputs = scores, labels, upsampling, options
+    got = second_derivative_of(*inputs, gpu_kernels.place)
+    with numba_kernels():
+        expected = second_derivative_of(*inputs, torch.Tensor.clone)
+    assert_agree("second derivative", got, expected)
 
 
 @pytest.mark.parametrize("normalization", DIVISORS)
