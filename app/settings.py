@@ -132,6 +132,10 @@ class Settings(BaseSettings):
         counts = map(int, self.warm_classes.split(",") if self.warm_classes else ())
         return tuple(count for count in counts if count <= self.max_classes)
 
+    def transfer_seconds(self, num_bytes: int) -> float:
+        """Returns the longest time in which a client may send or receive this many bytes."""
+        return self.body_timeout_seconds + num_bytes / self.min_body_bytes_per_second
+
     @property
     def workers(self) -> int:
         """Number of requests computed at a time."""
