@@ -54,7 +54,7 @@ class ChunkedResponse(Response):
         encoded: the body, its media type and its headers.
         headers: additional headers.
         stack: closed before the last bytes, or when the client is too slow.
-        settings: the minimum rate and the grace time of request bodies, used for responses too.
+        settings: the minimum rate and the grace time, which are those of request bodies.
     """
 
     def __init__(
