@@ -7,7 +7,7 @@
 The output is limited while it is produced, so that a small body cannot fill the memory: zlib is
 asked for at most `_MAX_OUTPUT_BYTES` at a time. The zstd decoder has no such limit. It gets
 `_MAX_ZSTD_INPUT_BYTES` at a time instead, which yield 128 MiB at most. The number of members and
-frames is limited too: an empty one takes a few bytes, but some microseconds.
+frames is limited too: an empty one has a few bytes, and takes microseconds to decode.
 """
 
 import zlib

@@ -1,9 +1,9 @@
 """The protocol of one HTTP/1.1 connection: uvicorn's, with four differences.
 
-    upgrades              a request with `Upgrade` gets an ordinary response
-    other bytes than HTTP get a problem document, after the responses to earlier requests
-    unread responses      reset the connection after a time, which frees their memory
-    trailers              are ignored; uvicorn adds them to the headers
+    requests with `Upgrade`  get an ordinary response
+    bytes that are no HTTP   get a problem document, after the responses to earlier requests
+    unread responses         reset the connection after a time, which frees their memory
+    trailers                 are ignored, where uvicorn adds them to the headers
 
 The parser of httptools ends a message at the head of a request with `Upgrade`. It would take the
 body for another protocol, and what arrives later for the next request. RFC 9110 allows a server to

@@ -279,7 +279,7 @@ def test_a_client_that_does_not_read_its_answer_loses_the_connection(path):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    limits = {"body_timeout_seconds": 1, "min_body_bytes_per_second": 10**9}
+    limits = {"body_timeout_seconds": 3, "min_body_bytes_per_second": 10**9}
     # At level info, the log of some hundred requests would fill the pipe.
     with running(max_concurrent_requests=1, log_level="warning", **limits) as server:
         yield server
