@@ -10,6 +10,7 @@ from typing import NoReturn
 EXTRA = (
     "PIL",
     "fastapi",
+    "httptools",
     "prometheus_client",
     "pydantic",
     "pydantic_core",

@@ -73,10 +73,14 @@ class Settings(BaseSettings):
     body_timeout_seconds: float = Field(
         default=20.0,
         gt=0,
-        description="Time for a body, in addition to what min_body_bytes_per_second allows.",
+        description="Time for a body, and for a response, in addition to what "
+        "min_body_bytes_per_second allows.",
     )
     min_body_bytes_per_second: int = Field(
-        default=MEBIBYTE, ge=1, description="Lowest rate of a body; below it, 408."
+        default=MEBIBYTE,
+        ge=1,
+        description="Lowest rate of a body; below it, 408. Clients that read a response more "
+        "slowly lose the connection.",
     )
     compute_timeout_seconds: float = Field(
         default=60.0,
@@ -131,6 +135,10 @@ class Settings(BaseSettings):
         """The numbers of classes in `warm_classes` that a request may have."""
         counts = map(int, self.warm_classes.split(",") if self.warm_classes else ())
         return tuple(count for count in counts if count <= self.max_classes)
+
+    def transfer_seconds(self, num_bytes: int) -> float:
+        """Returns the longest time in which a client may send or receive this many bytes."""
+        return self.body_timeout_seconds + num_bytes / self.min_body_bytes_per_second
 
     @property
     def workers(self) -> int:

@@ -236,6 +236,7 @@ ONLY_IN = {
     "fastapi": ("app.http",),
     "starlette": ("app.http",),
     "uvicorn": ("app.http",),
+    "httptools": ("app.http.protocol",),
     "prometheus_client": ("app.http",),
     "typer": ("app.cli",),
 }  # fmt: skip

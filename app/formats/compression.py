@@ -6,23 +6,32 @@
 
 The output is limited while it is produced, so that a small body cannot fill the memory: zlib is
 asked for at most `_MAX_OUTPUT_BYTES` at a time. The zstd decoder has no such limit. It gets
-`_MAX_ZSTD_INPUT_BYTES` at a time instead, which yield 128 MiB at most.
+`_MAX_ZSTD_INPUT_BYTES` at a time instead, which yield 128 MiB at most. The number of members and
+frames is limited too: an empty one has a few bytes, and takes microseconds to decode.
 """
 
 import zlib
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 
 import zstandard
 
-from ..errors import Malformed, body_too_large, empty_body
+from ..errors import Malformed, TooLarge, body_too_large, empty_body
 
 _MAX_INPUT_BYTES = 64 * 1024
 _MAX_OUTPUT_BYTES = 1024 * 1024
 _MAX_ZSTD_INPUT_BYTES = 4 * 1024
 _MAX_ZSTD_WINDOW_BYTES = 8 * 1024 * 1024
+_MAX_STREAMS = 32 * 1024
+"""Most gzip members or zstd frames. bgzip makes members of 64 KiB, so that 2 GiB have as many."""
 
 
-def decompress(encoded: memoryview, content_encoding: str | None, max_bytes: int) -> memoryview:
+def decompress(
+    encoded: memoryview,
+    content_encoding: str | None,
+    max_bytes: int,
+    grow: Callable[[int], None] = lambda _: None,
+) -> memoryview:
     """Returns the decompressed bytes of a body, in writable memory.
 
     Args:
@@ -30,19 +39,21 @@ def decompress(encoded: memoryview, content_encoding: str | None, max_bytes: int
         content_encoding: a key of `DECOMPRESSORS`; None for a body that is not compressed and is
             returned as it is.
         max_bytes: the largest size of a decompressed body.
+        grow: reserves memory for bytes as they are decompressed, and raises if there is none.
 
     Raises:
         Malformed: if the body is damaged, incomplete, empty, or followed by other bytes.
-        TooLarge: if the result has more than `max_bytes`.
+        TooLarge: if the result has more than `max_bytes`, or the body too many members or frames.
     """
     if content_encoding is None:
         return encoded
     decoded = bytearray()
     try:
         for chunk in DECOMPRESSORS[content_encoding](encoded):
-            decoded += chunk
-            if len(decoded) > max_bytes:
+            if len(decoded) + len(chunk) > max_bytes:
                 raise body_too_large(max_bytes, "more, decompressed")
+            grow(len(chunk))
+            decoded += chunk
     except EOFError:
         raise Malformed("body", f"a complete {content_encoding} body", "a part of it") from None
     except (zlib.error, zstandard.ZstdError):
@@ -54,8 +65,7 @@ def decompress(encoded: memoryview, content_encoding: str | None, max_bytes: int
 
 
 def _gzip(encoded: memoryview) -> Iterator[bytes]:
-    while encoded:
-        encoded = yield from _zlib_stream(encoded, 16 + zlib.MAX_WBITS)
+    return _concatenated(encoded, partial(_zlib_stream, window_bits=16 + zlib.MAX_WBITS))
 
 
 def _deflate(encoded: memoryview) -> Iterator[bytes]:
@@ -80,17 +90,36 @@ def _zlib_stream(encoded: memoryview, window_bits: int) -> Generator[bytes, None
 
 
 def _zstd(encoded: memoryview) -> Iterator[bytes]:
-    while encoded:
-        decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW_BYTES)
-        frame = decompressor.decompressobj()
-        begin = 0
-        while not frame.eof:
-            unread = encoded[begin : begin + _MAX_ZSTD_INPUT_BYTES]
-            if not unread:
-                raise EOFError
-            begin += len(unread)
-            yield frame.decompress(unread)
-        encoded = encoded[begin - len(frame.unused_data) :]
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW_BYTES)
+    return _concatenated(encoded, partial(_zstd_frame, decompressor=decompressor))
+
+
+def _zstd_frame(
+    encoded: memoryview, decompressor: zstandard.ZstdDecompressor
+) -> Generator[bytes, None, memoryview]:
+    """Yields the bytes of one frame in bounded chunks, and returns the input behind it."""
+    frame = decompressor.decompressobj()
+    begin = 0
+    while not frame.eof:
+        unread = encoded[begin : begin + _MAX_ZSTD_INPUT_BYTES]
+        if not unread:
+            raise EOFError
+        begin += len(unread)
+        yield frame.decompress(unread)
+    return encoded[begin - len(frame.unused_data) :]
+
+
+def _concatenated(
+    encoded: memoryview, read: Callable[[memoryview], Generator[bytes, None, memoryview]]
+) -> Iterator[bytes]:
+    """Yields the bytes of members or frames, one after the other; `read` reads one of them."""
+    for _ in range(_MAX_STREAMS):
+        if not encoded:
+            return
+        encoded = yield from read(encoded)
+    if encoded:
+        expected = f"at most {_MAX_STREAMS} gzip members or zstd frames"
+        raise TooLarge("body", expected, "more", limit=_MAX_STREAMS)
 
 
 DECOMPRESSORS: dict[str, Callable[[memoryview], Iterator[bytes]]] = {

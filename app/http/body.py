@@ -6,8 +6,9 @@ closing it while a client still writes would reset it, and the client would lose
 
 A body with a Content-Length is written into uninitialised memory of that length. The system
 provides physical memory only as bytes arrive, so an announced length alone costs nothing. A body
-without a length is collected in a bytearray, up to the limit. Its chunks are never kept in a list:
-a body of one-byte chunks would take 200 times its size.
+without a length is collected in a bytearray, up to the limit, and its memory is reserved as it
+arrives. Its chunks are never kept in a list: a body of one-byte chunks would take 200 times its
+size.
 
 The body is returned as it was sent: `formats.compression` decodes its Content-Encoding later, in a
 worker thread.
@@ -15,7 +16,7 @@ worker thread.
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,13 +42,6 @@ class BodyHeaders:
     length: int | None
     content_encoding: str | None
     limit: int
-
-    @property
-    def max_bytes(self) -> int:
-        """The largest number of bytes that the body can take in memory."""
-        if self.length is None or self.content_encoding is not None:
-            return self.limit
-        return self.length
 
 
 def parse_headers(headers: Mapping[str, str], limit: int) -> BodyHeaders:
@@ -83,26 +77,34 @@ def parse_headers(headers: Mapping[str, str], limit: int) -> BodyHeaders:
     return BodyHeaders(length, None if content_encoding == "identity" else content_encoding, limit)
 
 
-async def read(request: Request, headers: BodyHeaders, settings: Settings) -> memoryview:
+async def read(
+    request: Request, headers: BodyHeaders, settings: Settings, grow: Callable[[int], None]
+) -> memoryview:
     """Returns the body as sent, in writable memory.
 
+    Args:
+        request: the request, of which nothing has been read.
+        headers: its headers.
+        settings: the limits of time.
+        grow: reserves bytes of a body without a length, and raises Unavailable if there are none.
+
     Raises:
-        Malformed: if the body is empty or incomplete.
+        Malformed: if the body is empty, incomplete or not in valid chunks.
         TooLarge: if it has more bytes than announced or allowed.
         TooSlow: if it arrives more slowly than the settings allow.
     """
     loop = asyncio.get_running_loop()
     start = loop.time()
     buffer: _FixedBuffer | _GrowingBuffer
-    buffer = (
-        _GrowingBuffer(headers.limit) if headers.length is None else _FixedBuffer(headers.length)
-    )
+    if headers.length is None:
+        buffer = _GrowingBuffer(headers.limit, grow)
+    else:
+        buffer = _FixedBuffer(headers.length)
     try:
         async with asyncio.timeout(settings.body_timeout_seconds) as timeout:
             async for chunk in request.stream():
                 buffer.write(chunk)
-                allowed_seconds = buffer.num_received / settings.min_body_bytes_per_second
-                timeout.reschedule(start + settings.body_timeout_seconds + allowed_seconds)
+                timeout.reschedule(start + settings.transfer_seconds(buffer.num_received))
     except TimeoutError:
         rate = settings.min_body_bytes_per_second
         raise TooSlow(
@@ -114,6 +116,9 @@ async def read(request: Request, headers: BodyHeaders, settings: Settings) -> me
         ) from None
     except ClientDisconnect:
         raise Malformed("body", "all of it", f"{buffer.num_received} bytes") from None
+    error: Exception | None = getattr(request.state, "protocol_error", None)
+    if error is not None:  # `http.protocol` could not read on
+        raise error
     return buffer.finish()
 
 
@@ -142,9 +147,10 @@ class _FixedBuffer:
 class _GrowingBuffer:
     """Memory for a body of unknown length; a bytearray grows by an eighth at a time."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, grow: Callable[[int], None]) -> None:
         self._memory = bytearray()
         self._limit = limit
+        self._grow = grow
 
     @property
     def num_received(self) -> int:
@@ -153,6 +159,7 @@ class _GrowingBuffer:
     def write(self, chunk: bytes) -> None:
         if len(self._memory) + len(chunk) > self._limit:
             raise body_too_large(self._limit, "more")
+        self._grow(len(chunk))
         self._memory += chunk
 
     def finish(self) -> memoryview:

@@ -94,8 +94,11 @@ class ObservabilityMiddleware:
             self._metrics.sent.inc(len(message.get("body", b"")))
             await send(message)
 
+        # `http.protocol` reports bytes that are no HTTP as a request with an error.
+        error = scope["state"].get("protocol_error")
+        app = self._app if error is None else problems.response_to(error, request_id)
         try:
-            await self._app(scope, counting_receive, counting_send)
+            await app(scope, counting_receive, counting_send)
         except Exception:
             _log.exception("request %s failed", request_id)
             if status:  # the response has begun, so only closing the connection shows the failure

@@ -38,9 +38,8 @@ def internal_error(request_id: str) -> Response:
     return _problem(500, "internal", "Internal error", detail, request_id)
 
 
-async def _handle(request: Request, error: Exception) -> Response:
-    # `http.middleware` has set the id.
-    request_id = str(getattr(request.state, "request_id", ""))
+def response_to(error: Exception, request_id: str) -> Response:
+    """Returns the response to a request that has caused one of the errors with a handler."""
     if isinstance(error, RequestError):
         return _problem_of(error, request_id)
     if isinstance(error, InvalidInput):
@@ -55,6 +54,11 @@ async def _handle(request: Request, error: Exception) -> Response:
     # FastAPI's own validation, which no route uses. Its message would repeat the input.
     detail = "The request does not fit this path."
     return _problem(IllPosed.status, IllPosed.code, IllPosed.title, detail, request_id)
+
+
+async def _handle(request: Request, error: Exception) -> Response:
+    # `http.middleware` has set the id.
+    return response_to(error, str(getattr(request.state, "request_id", "")))
 
 
 def _problem_of(error: RequestError, request_id: str) -> Response:

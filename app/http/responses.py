@@ -6,6 +6,7 @@ headers: `Seg-Loss` is the loss of an NPY gradient, `Seg-Loss-Warning` holds the
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from ..settings import Settings
 
 _MAX_SEND_BYTES = 1024 * 1024
 """Size of one ASGI message. The server waits for a slow client between messages, not within."""
+_LAST_BYTES = 16 * 1024
+"""Size of the last message. It is a copy, so that the memory of the result is free before it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +46,15 @@ class ChunkedResponse(Response):
 
     Clients slower than the minimum rate get a truncated response.
 
+    A client that has received the whole body may send its next request at once. So the memory of
+    the chunks is freed, and the stack closed, before the last bytes are sent. `http.protocol`
+    returns from `send` when the socket has taken the bytes, and holds none of them from then on.
+
     Args:
         encoded: the body, its media type and its headers.
         headers: additional headers.
-        stack: closed after the last chunk, or when the client has disconnected.
-        settings: the minimum rate and the grace time of request bodies, used for responses too.
+        stack: closed before the last bytes, or when the client is too slow.
+        settings: the minimum rate and the grace time, which are those of request bodies.
     """
 
     def __init__(
@@ -60,22 +67,39 @@ class ChunkedResponse(Response):
             headers={**encoded.headers, **headers, "Content-Length": f"{num_bytes}"},
             media_type=encoded.media_type,
         )
-        allowed_seconds = num_bytes / settings.min_body_bytes_per_second
-        self._timeout_seconds = settings.body_timeout_seconds + allowed_seconds
+        self._timeout_seconds = settings.transfer_seconds(num_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # uvicorn closes the connection of a response that was not completed.
+        # `http.protocol` resets the connection of a response that was not completed.
         with self._stack, suppress(TimeoutError):
             await asyncio.wait_for(self._send(send), self._timeout_seconds)
 
     async def _send(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
-        for chunk in self._chunks:
-            for begin in range(0, len(chunk), _MAX_SEND_BYTES):
-                part = chunk[begin : begin + _MAX_SEND_BYTES]
-                await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        parts, last = _split(self._chunks)
+        self._chunks = ()
+        while parts:
+            body = parts.popleft()
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+            del body
+        self._stack.close()
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+def _split(chunks: Sequence[bytes | memoryview]) -> tuple[deque[bytes | memoryview], bytes]:
+    """Returns the chunks as views of at most `_MAX_SEND_BYTES`, and a copy of the last bytes."""
+    parts = deque(
+        chunk[begin : begin + _MAX_SEND_BYTES]
+        for chunk in chunks
+        for begin in range(0, len(chunk), _MAX_SEND_BYTES)
+    )
+    if not parts:
+        return parts, b""
+    end = parts.pop()
+    if len(end) > _LAST_BYTES:
+        parts.append(end[:-_LAST_BYTES])
+    return parts, bytes(end[-_LAST_BYTES:])
 
 
 def choose_media_type(accept: str | None, offered: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from uvicorn.config import LOGGING_CONFIG
 
 from ..settings import Settings
 from .app import create_app
+from .protocol import HttpProtocol
 from .v1 import Service
 
 
@@ -31,7 +32,7 @@ class Server(uvicorn.Server):
                 port=settings.port,
                 log_config=_log_config(),
                 log_level=settings.log_level,
-                http="httptools",
+                http=HttpProtocol,
                 ws="none",
                 lifespan="on",
                 server_header=False,

@@ -130,13 +130,15 @@ async def handle(request: Request, operation: Operation) -> Response:
     body_headers = body.parse_headers(request.headers, _max_body_bytes(content_type, settings))
 
     with ExitStack() as stack:
-        reservation = stack.enter_context(workers.reserve(body_headers.max_bytes))
+        reservation = stack.enter_context(workers.reserve(body_headers.length or 0))
+        grow = partial(workers.grow, reservation)
         timings = _Timings()
-        content = await body.read(request, body_headers, settings)
+        content = await body.read(request, body_headers, settings, grow)
         timings.end("read")
 
         def compute() -> Encoded:
-            decompressed = decompress(content, body_headers.content_encoding, body_headers.limit)
+            encoding, limit = body_headers.content_encoding, body_headers.limit
+            decompressed = decompress(content, encoding, limit, grow)
             timings.end("wait")  # for a thread, and the decompression
             decoded = inputs.decode(decompressed, content_type, options, settings)
             timings.end("decode")
@@ -148,7 +150,7 @@ async def handle(request: Request, operation: Operation) -> Response:
 
         encoded = await workers.run(compute, reservation)
         headers = {"Server-Timing": timings.header(), "Vary": "Accept"}
-        # The response releases the reservation when its last chunk is sent.
+        # The response releases the reservation before its last bytes are sent.
         return ChunkedResponse(encoded, headers, stack.pop_all(), settings)
 
 

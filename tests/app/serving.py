@@ -96,7 +96,11 @@ class Server:
     """`seg-loss serve` in a process of its own."""
 
     process: subprocess.Popen[bytes]
-    url: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
     def curl(self, path: str, *arguments: str) -> tuple[int, bytes]:
         """Status and body."""
@@ -121,7 +125,7 @@ def running(**settings: object) -> Iterator[Server]:
     environment = {**os.environ, **variables, "SEG_LOSS_PORT": f"{port}"}
     command = [sys.executable, "-m", "app", "serve"]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
-    server = Server(process, f"http://127.0.0.1:{port}")
+    server = Server(process, port)
     try:
         deadline = time.monotonic() + WARM_SECONDS
         while not _is_ready(server):

@@ -59,6 +59,35 @@ def test_an_incomplete_continued_or_too_long_body_is_an_error(content_encoding):
         decompress(memory(encoded), content_encoding, len(content) - 1)
 
 
+EMPTY_STREAMS = {
+    "gzip members": ("gzip", gzip.compress(b"")),
+    "zstd frames": ("zstd", zstandard.compress(b"")),
+    "skippable zstd frames": ("zstd", b"\x50\x2a\x4d\x18\0\0\0\0"),
+}
+
+
+@pytest.mark.parametrize("case", EMPTY_STREAMS)
+def test_the_number_of_members_and_frames_is_limited(case):
+    content_encoding, empty = EMPTY_STREAMS[case]
+    end = COMPRESSORS[content_encoding][0](b"x")
+    limit = 32 * 1024
+    assert decompress(memory(empty * (limit - 1) + end), content_encoding, 1) == b"x"
+    with pytest.raises(TooLarge) as error:
+        decompress(memory(empty * limit + end), content_encoding, 1)
+    assert error.value.detail == (
+        f"body: expected at most {limit} gzip members or zstd frames, got more."
+    )
+    assert error.value.extensions == {"limit": limit}
+
+
+def test_memory_is_reserved_as_bytes_are_decompressed():
+    for content_encoding, (compress, *_) in COMPRESSORS.items():
+        for content in CONTENTS:
+            counts: list[int] = []
+            decompress(memory(compress(content)), content_encoding, len(content), counts.append)
+            assert sum(counts) == len(content)
+
+
 @pytest.mark.parametrize("content_encoding", DECOMPRESSORS)
 def test_an_encoded_empty_body_is_malformed(content_encoding):
     encoded = COMPRESSORS[content_encoding][0](b"")

@@ -121,7 +121,8 @@ def read(headers: dict[str, str], *chunks: bytes, is_complete: bool = True) -> m
         return messages.pop(0)
 
     request = Request({"type": "http", "headers": []}, receive)
-    return asyncio.run(body.read(request, body.parse_headers(headers, limit=10), Settings()))
+    parsed = body.parse_headers(headers, limit=10)
+    return asyncio.run(body.read(request, parsed, Settings(), grow=lambda _: None))
 
 
 @pytest.mark.parametrize("headers", [{"content-length": "4"}, {"transfer-encoding": "chunked"}])

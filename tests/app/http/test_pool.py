@@ -1,11 +1,16 @@
 """Admission control: limits on requests, their memory and their time."""
 
+import gzip
 import time
+import zlib
+from collections.abc import AsyncIterator
 
+import httpx
 import pytest
 import torch
 from examples import UPSAMPLED_SIZE, make_inputs, safetensors_file
 from serving import SAFETENSORS, Client, assert_problem, assert_still_serves, served
+from zstandard import compress as zstd_compress
 
 import seg_loss
 from app import inputs
@@ -92,6 +97,34 @@ def test_maps_and_upsampling_grow_the_reservation():
         )
         assert problem["limit"] == needed - 1
         assert client.app.state.service.workers.bytes_in_flight == 0
+
+
+ENCODERS = {None: bytes, "gzip": gzip.compress, "deflate": zlib.compress, "zstd": zstd_compress}
+
+
+@pytest.mark.parametrize("content_encoding", ENCODERS)
+def test_a_body_of_unknown_size_takes_the_memory_of_what_arrives(content_encoding):
+    def post(content: bytes) -> httpx.Response:
+        async def chunks() -> AsyncIterator[bytes]:
+            encoded = ENCODERS[content_encoding](content)
+            for begin in range(0, len(encoded), 1000):
+                yield encoded[begin : begin + 1000]
+
+        headers = {**SAFETENSORS, "Transfer-Encoding": "chunked"}
+        headers |= {"Content-Encoding": content_encoding} if content_encoding else {}
+        return client.post("/v1/loss", content=chunks(), headers=headers)
+
+    small, large = safetensors_file(**make_inputs()), bytes(20_000)
+    with served(max_body_bytes=1 << 20, max_bytes_in_flight=1 << 20) as client:
+        workers = client.app.state.service.workers
+        assert post(small).status_code == 200
+        with workers.reserve((1 << 20) - 10_000):
+            assert post(small).status_code == 200
+            problem = assert_problem(post(large), 503, "unavailable")
+            assert problem["detail"] == "The memory for requests is in use. Try again in 1 s."
+            assert workers.bytes_in_flight == (1 << 20) - 10_000
+        assert workers.bytes_in_flight == 0
+        assert_problem(post(bytes((1 << 20) + 1)), 413, "too_large")
 
 
 def test_upsampling_beyond_the_memory_limit_is_an_error():

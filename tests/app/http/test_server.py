@@ -56,7 +56,7 @@ def test_curl_gets_413_without_sending_the_body(server, tmp_path):
 
 
 def test_a_connection_stays_open_after_errors(server):
-    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.settimeout(20)
         for status in (b"415", b"415"):
             connection.sendall(
@@ -66,7 +66,7 @@ def test_a_connection_stays_open_after_errors(server):
 
 
 def test_the_service_survives_an_incomplete_body(server):
-    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(
             b"POST /v1/loss HTTP/1.1\r\nHost: a\r\nContent-Length: 500\r\n"
             b"Content-Type: application/x-safetensors\r\n\r\nabcde"
