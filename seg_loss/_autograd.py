@@ -27,7 +27,8 @@ def needs_operator(*tensors: Tensor | None) -> bool:
     """Returns whether a call must be an operator of `_compile`, which torch can record or replace.
 
     That is so while torch compiles, exports or traces a program, in its function transforms
-    (torch.func) and dispatch modes, and for subclasses of Tensor with a `__torch_dispatch__`.
+    (torch.func) and dispatch modes, for subclasses of Tensor with a `__torch_dispatch__`, and for
+    meta tensors, which have shapes and dtypes alone.
     """
     if (
         torch.compiler.is_compiling()
@@ -39,7 +40,9 @@ def needs_operator(*tensors: Tensor | None) -> bool:
     for tensor in tensors:
         # torch.func.vmap is a transform; the older vmap, which serves `is_grads_batched`, is none.
         if tensor is not None and (
-            type(tensor).__torch_dispatch__ is not _DISABLED or _is_batched(tensor)
+            type(tensor).__torch_dispatch__ is not _DISABLED
+            or _is_batched(tensor)
+            or tensor.is_meta
         ):
             return True
     return False
