@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 
 
-class InvalidInput(ValueError):
+class InvalidInput(ValueError, IndexError, RuntimeError, TypeError):
     """An input that no loss is defined for: `{where}: expected {expected}, got {got}. {fix}`.
+
+    It is a ValueError. torch raises IndexError, RuntimeError or TypeError for some of these inputs,
+    so that code written for torch catches it too.
 
     Attributes:
         where: the argument, such as "labels".
