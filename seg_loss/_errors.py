@@ -20,7 +20,9 @@ class InvalidInput(ValueError, IndexError, RuntimeError, TypeError):
     """
 
     def __init__(self, where: str, expected: str, got: str, fix: str = "") -> None:
-        super().__init__(f"{where}: expected {expected}, got {got}. {fix}".rstrip())
+        # Not by `super().__init__`, which torch's compiler cannot trace: its own error would hide
+        # this one.
+        self.args = (f"{where}: expected {expected}, got {got}. {fix}".rstrip(),)
         self.where = where
         self.expected = expected
         self.got = got

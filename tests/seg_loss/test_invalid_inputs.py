@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import seg_loss
 from seg_loss import Bilinear, Deconvolution, InvalidInput
+from seg_loss.compat import torch as compat_torch
 from seg_loss.constants import MAPS
 from tests.support.cases import (
     ALL_LABEL_DTYPES,
@@ -368,6 +369,21 @@ def test_tensors_on_another_device_than_the_scores_raise(upsampling):
         lambda: loss_of(LOGITS, LABELS, upsampling, pixel_weight=torch.ones(2, 4, 5, **META)),
         "pixel_weight: expected a tensor on cpu, got one on meta.",
     )
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("call", [seg_loss.spatial_cross_entropy, compat_torch.cross_entropy])
+def test_labels_on_another_device_raise_in_compiled_programs_too(call):
+    torch.compiler.reset()
+    logits, labels = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=U8, **META)
+    assert_raises(
+        lambda: torch.compile(call, backend="aot_eager")(logits, labels),
+        "labels: expected a tensor on cpu, got one on meta.",
+    )
+    # A full graph has no place for an exception, so that torch's compiler raises its own error.
+    torch.compiler.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"InvalidInput\('labels', 'a tensor"):
+        torch.compile(call, backend="aot_eager", fullgraph=True)(logits, labels)
 
 
 @pytest.mark.parametrize(
