@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 
 
-class InvalidInput(ValueError):
+class InvalidInput(ValueError, IndexError, RuntimeError, TypeError):
     """An input that no loss is defined for: `{where}: expected {expected}, got {got}. {fix}`.
+
+    It is a ValueError. torch raises IndexError, RuntimeError or TypeError for some of these inputs,
+    so that code written for torch catches it too.
 
     Attributes:
         where: the argument, such as "labels".
@@ -17,7 +20,9 @@ class InvalidInput(ValueError):
     """
 
     def __init__(self, where: str, expected: str, got: str, fix: str = "") -> None:
-        super().__init__(f"{where}: expected {expected}, got {got}. {fix}".rstrip())
+        # Not by `super().__init__`, which torch's compiler cannot trace: its own error would hide
+        # this one.
+        self.args = (f"{where}: expected {expected}, got {got}. {fix}".rstrip(),)
         self.where = where
         self.expected = expected
         self.got = got

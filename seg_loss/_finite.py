@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from seg_loss._errors import InvalidInput, more_pixels, shape_text
-from seg_loss._inputs import LossOptions, check_labels_tensor, size_to_upsample_to
+from seg_loss._inputs import (
+    LossOptions,
+    check_labels_tensor,
+    check_memory,
+    size_to_upsample_to,
+)
 from seg_loss.upsampling import Axes, Axis, Upsampling
 from seg_loss.upsampling import axes as axes_of
 
@@ -39,6 +44,7 @@ def require_finite(
     Raises:
         InvalidInput: with the number of pixels, and the index and value of the first.
     """
+    check_memory(logits=logits, labels=labels)
     options = LossOptions(ignore_index, upsampling=upsampling)
     axes = None
     if upsampling is None:

@@ -8,14 +8,23 @@ import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from seg_loss import constants
 from seg_loss._errors import InvalidInput, dtype_name, shape_of, shape_text
-from seg_loss.upsampling import Axes, Upsampling, axes, check_size, check_upsampling
+from seg_loss._numbers import plain_number
+from seg_loss.upsampling import (
+    Axes,
+    Bilinear,
+    Deconvolution,
+    Upsampling,
+    axes,
+    check_size,
+    check_upsampling,
+)
 
 FLOAT_DTYPES = tuple(getattr(torch, name) for name in constants.FLOAT_DTYPES)
 LABEL_DTYPES = tuple(getattr(torch, name) for name in constants.LABEL_DTYPES)
@@ -26,7 +35,7 @@ class LossOptions:
     """The options of a loss, checked; equal options are equal and have the same hash.
 
     A new option of the loss is a field here. The public functions list the options that users set;
-    the last two are set by `seg_loss.compat` alone.
+    the last three are set by `seg_loss.compat` alone.
 
     Attributes:
         ignore_index: labels of pixels that do not count; an int becomes a tuple of one.
@@ -34,6 +43,8 @@ class LossOptions:
         upsampling: None, or how the logits become as large as the labels.
         max_nll: upper bound of a pixel's nll, but not of its gradient, as in Caffe.
         has_divisor_floor: whether the loss of no valid pixel is 0; torch divides 0 by 0 instead.
+        checks_class_weight: whether class weights must be finite and not negative; torch computes
+            with any.
 
     Raises:
         InvalidInput: naming the option.
@@ -47,20 +58,21 @@ class LossOptions:
     upsampling: Upsampling | None = None
     max_nll: float = math.inf
     has_divisor_floor: bool = True
+    checks_class_weight: bool = True
 
     def __post_init__(self) -> None:
-        check_temperature(self.temperature)
-        if not (_is_number(self.label_smoothing) and 0 <= self.label_smoothing <= 1):
-            got = repr(self.label_smoothing)
-            raise InvalidInput("label_smoothing", "a number from 0 to 1", got)
+        temperature = check_temperature(self.temperature)
+        label_smoothing = plain_number(self.label_smoothing)
+        if not (_is_number(label_smoothing) and 0 <= label_smoothing <= 1):
+            raise InvalidInput("label_smoothing", "a number from 0 to 1", repr(label_smoothing))
         check_choice("normalization", self.normalization, constants.NORMALIZATIONS)
         check_choice("check_labels", self.check_labels, constants.CHECK_LABELS)
         if self.upsampling is not None:
             check_upsampling(self.upsampling)
         normal = {
             "ignore_index": ignored_values(self.ignore_index),
-            "label_smoothing": float(self.label_smoothing),
-            "temperature": float(self.temperature),
+            "label_smoothing": float(label_smoothing),
+            "temperature": temperature,
         }
         for name, value in normal.items():
             object.__setattr__(self, name, value)
@@ -84,14 +96,21 @@ def loss_options(ignore_index: int | Sequence[int], *others: Any) -> LossOptions
     """Returns `LossOptions` of these values, from a cache if `ignore_index` is an int.
 
     Checking the values takes longer than launching a kernel. A sequence is no key: a list has no
-    hash, and (True,) equals (1,).
+    hash, and (True,) equals (1,). Nor is a tensor, whose number may change.
     """
-    if type(ignore_index) is not int or torch.compiler.is_compiling():
+    if (
+        type(ignore_index) is not int
+        or not _PYTHON_TYPES.issuperset(map(type, others))
+        or torch.compiler.is_compiling()
+    ):
         return LossOptions(ignore_index, *others)
     try:
         return _loss_options(ignore_index, *others)
     except TypeError:  # a value without a hash, which is wrong
         return LossOptions(ignore_index, *others)
+
+
+_PYTHON_TYPES = {int, float, str, Bilinear, Deconvolution, type(None)}
 
 
 @functools.lru_cache(maxsize=256, typed=True)
@@ -133,6 +152,11 @@ class LossInputs:
         return self.options.ignored_labels(self.labels.dtype)
 
     @property
+    def ignored_bits(self) -> tuple[int, ...]:
+        """The ignored values as int64, in which the kernels read labels; uint64 keeps its bits."""
+        return tuple(v - (1 << 64) if v >= 1 << 63 else v for v in self.ignored)
+
+    @property
     def is_weighted(self) -> bool:
         """Whether there are class weights or pixel weights."""
         return self.class_weight is not None or self.pixel_weight is not None
@@ -169,7 +193,7 @@ def valid_classes(inputs: LossInputs) -> tuple[Tensor, Tensor]:
     """Returns whether each pixel is valid, and its class, int64, which is 0 where it is not."""
     classes = inputs.labels.long()
     valid = (classes >= 0) & (classes < inputs.num_classes)
-    for value in inputs.ignored:
+    for value in inputs.ignored_bits:
         valid = valid & (classes != value)
     return valid, torch.where(valid, classes, 0)
 
@@ -273,8 +297,8 @@ def check_choice(where: str, value: object, choices: Sequence[str]) -> None:
 
 
 def check_device(where: str, tensor: Tensor) -> None:
-    """Checks for a device that a backend has kernels for."""
-    if tensor.device.type not in ("cpu", "cuda"):
+    """Checks for a device that a backend has kernels for, or for one without memory."""
+    if tensor.device.type not in ("cpu", "cuda", "meta"):
         raise InvalidInput(
             where,
             "a tensor on the CPU or on a CUDA device",
@@ -283,16 +307,49 @@ def check_device(where: str, tensor: Tensor) -> None:
         )
 
 
+def check_memory(**tensors: Tensor | None) -> None:
+    """Checks for tensors whose elements can be read, by the names of the arguments."""
+    for where, tensor in tensors.items():
+        if tensor is not None and not _has_memory(tensor):
+            got = "a meta tensor" if tensor.is_meta else f"a {type(tensor).__name__} without them"
+            fix = "Only the differentiable functions accept such tensors."
+            raise InvalidInput(where, "a tensor with elements in memory", got, fix)
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Returns whether the elements of a tensor can be read.
+
+    Meta tensors and those of torch's fake mode have none. A subclass of Tensor that redefines
+    torch's operators, or a tensor inside of torch.func, may hold its elements elsewhere.
+    """
+    return not (
+        tensor.is_meta
+        or type(tensor).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
+        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+    )
+
+
 def check_float_dtype(where: str, tensor: Tensor) -> None:
     """Checks for one of `FLOAT_DTYPES`."""
     if tensor.dtype not in FLOAT_DTYPES:
         raise InvalidInput(where, _one_of(FLOAT_DTYPES), dtype_name(tensor.dtype))
 
 
-def check_temperature(temperature: float) -> None:
-    """Checks for a temperature whose reciprocal times a logit does not overflow in float32."""
-    if not (_is_number(temperature) and 1e-30 <= temperature <= 1e30):
-        raise InvalidInput("temperature", "a positive number, 1e-30...1e30", repr(temperature))
+def check_axis(axis: int, tensor: Tensor, owner: str) -> int:
+    """Returns an axis of the tensor, counted from the first; `owner` is such as "x has"."""
+    number = plain_number(axis)
+    if not (is_integer(number) and -tensor.ndim <= number < tensor.ndim):
+        raise InvalidInput("axis", f"an axis of the {tensor.ndim} that {owner}", repr(number))
+    return number % tensor.ndim
+
+
+def check_temperature(temperature: float) -> float:
+    """Returns a temperature whose reciprocal times a logit does not overflow in float32."""
+    number = plain_number(temperature)
+    if not (_is_number(number) and 1e-30 <= number <= 1e30):
+        raise InvalidInput("temperature", "a positive number, 1e-30...1e30", repr(number))
+    return float(number)
 
 
 def check_out(out: Tensor, logits: Tensor) -> None:
@@ -311,6 +368,8 @@ def check_out(out: Tensor, logits: Tensor) -> None:
         raise InvalidInput("out", "separate memory for each element", "an expanded tensor")
     if out.is_neg():
         raise InvalidInput("out", "a tensor without torch's negation bit", "a negated view")
+    if not torch.compiler.is_compiling() and not _has_memory(out):
+        return
     same_memory = out.untyped_storage().data_ptr() == logits.untyped_storage().data_ptr()
     same_elements = out.data_ptr() == logits.data_ptr() and out.stride() == logits.stride()
     if same_memory and not same_elements and out.numel():
@@ -407,11 +466,14 @@ def _check_pixel_weight(pixel_weight: Tensor, logits: Tensor, spatial: Sequence[
 
 def ignored_values(ignore_index: int | Sequence[int]) -> tuple[int, ...]:
     """Returns one ignored label, or several, as a tuple."""
-    values = tuple(ignore_index) if isinstance(ignore_index, Iterable) else (ignore_index,)
-    for value in values:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise InvalidInput("ignore_index", "an int or several", repr(value))
-    return values
+    several = plain_number(ignore_index)
+    values = []
+    for value in several if isinstance(several, Iterable) else (several,):
+        number = plain_number(value)
+        if not is_integer(number):
+            raise InvalidInput("ignore_index", "an int or several", repr(number))
+        values.append(number)
+    return tuple(values)
 
 
 def loss_dtype(logits: Tensor) -> torch.dtype:
@@ -419,7 +481,12 @@ def loss_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def _is_number(value: object) -> bool:
+def is_integer(value: object) -> TypeGuard[int]:
+    """Returns whether a value is an int, and no bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -68,6 +68,7 @@ def _schema_of_inputs(
     upsampling: Sequence[int],
     max_nll: float,
     has_divisor_floor: bool,
+    checks_class_weight: bool,
 ) -> None:
     """The arguments of an operator in place of one `LossInputs`, in the order of its fields."""
 
@@ -82,7 +83,7 @@ def flatten(inputs: LossInputs) -> tuple[Any, ...]:
         inputs.labels,
         inputs.class_weight,
         inputs.pixel_weight,
-        inputs.ignored,
+        inputs.ignored_bits,
         options.label_smoothing,
         options.temperature,
         options.normalization,
@@ -90,12 +91,15 @@ def flatten(inputs: LossInputs) -> tuple[Any, ...]:
         encode(options.upsampling),
         options.max_nll,
         options.has_divisor_floor,
+        options.checks_class_weight,
     )
 
 
 def unflatten(arguments: Sequence[Any]) -> LossInputs:
     """Returns the `LossInputs` that `flatten` made the first arguments of."""
     logits, labels, class_weight, pixel_weight, *values = arguments[: len(INPUTS)]
+    if labels.dtype == torch.uint64:
+        values[0] = [value % (1 << 64) for value in values[0]]
     values[5] = decode(values[5])
     return LossInputs(logits, labels, class_weight, pixel_weight, LossOptions(*values))
 

@@ -19,7 +19,7 @@ ABSENT = ("skip", "gt_only", "zero", "one")
 FLOAT_DTYPES = ("float32", "float16", "bfloat16", "float64")
 """Names of the torch dtypes that logits and weights may have."""
 
-LABEL_DTYPES = ("uint8", "int8", "int16", "int32", "int64")
+LABEL_DTYPES = ("uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64")
 """Names of the torch dtypes that labels may have."""
 
 NUM_TOP_CLASSES = 3

@@ -16,7 +16,7 @@ from seg_loss._backends import backend_of, without_dynamo
 from seg_loss._divisor import divisor
 from seg_loss._errors import InvalidInput
 from seg_loss._evaluation_sums import EvaluationSums
-from seg_loss._inputs import LossInputs, check_inputs, loss_options
+from seg_loss._inputs import LossInputs, check_inputs, check_memory, loss_options
 from seg_loss.constants import MAPS, NUM_TOP_CLASSES
 from seg_loss.diagnosis import Diagnosis, diagnose
 from seg_loss.metrics import FcnMetrics, fcn_metrics
@@ -209,6 +209,7 @@ def evaluate(
         ignore_index, label_smoothing, temperature, normalization, check_labels, upsampling
     )
     inputs = check_inputs(logits, labels, class_weight, pixel_weight, options).resolve_neg()
+    check_memory(logits=logits, labels=labels, class_weight=class_weight, pixel_weight=pixel_weight)
     _labels.raise_deferred()
     sums: EvaluationSums = backend_of(logits).evaluate(inputs, _empty_maps(inputs, maps))
     valid_pixels = int(sums.valid_pixels.sum())

@@ -22,10 +22,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from seg_loss import _autograd, _backends, _compile
-from seg_loss._errors import InvalidInput
+from seg_loss import _autograd, _backends, _compile, _operators
 from seg_loss._inputs import (
     LossInputs,
+    check_axis,
     check_device,
     check_float_dtype,
     check_inputs,
@@ -61,11 +61,10 @@ def spatial_softmax(logits: Tensor, *, axis: int = 1, temperature: float = 1.0) 
     check_tensor("logits", logits)
     check_device("logits", logits)
     check_float_dtype("logits", logits)
-    check_temperature(temperature)
-    if not (isinstance(axis, int) and -logits.ndim <= axis < logits.ndim):
-        raise InvalidInput("axis", f"an axis of the {logits.ndim} that logits have", repr(axis))
+    temperature = check_temperature(temperature)
+    axis = check_axis(axis, logits, "logits have")
     softmax = _differentiable().softmax
-    probabilities: Tensor = softmax(logits, axis % logits.ndim, float(temperature))
+    probabilities: Tensor = softmax(logits, axis, temperature)
     return probabilities
 
 
@@ -119,7 +118,7 @@ def spatial_cross_entropy(
 
     Args:
         logits: [N, C, *spatial]; float32, float16, bfloat16 or float64. Any strides.
-        labels: [N, *spatial] or [N, 1, *spatial]; uint8, int8, int16, int32 or int64.
+        labels: [N, *spatial] or [N, 1, *spatial]; any integer dtype.
         class_weight: [C], not negative; multiplies the term of each pixel of the class.
         pixel_weight: [N, *spatial], not negative; multiplies the term of each pixel.
         ignore_index: the label, or labels, of pixels that do not count. A value that the labels'
@@ -175,7 +174,7 @@ def upsampled_cross_entropy(
 
     Args:
         scores: [N, C, h, w]; float32, float16, bfloat16 or float64. Any strides.
-        labels: [N, H, W] or [N, 1, H, W]; uint8, int8, int16, int32 or int64.
+        labels: [N, H, W] or [N, 1, H, W]; any integer dtype.
         class_weight: as in `spatial_cross_entropy`.
         upsampling: `Bilinear` or `Deconvolution`, from h and w to H and W.
         pixel_weight: [N, H, W]; otherwise as in `spatial_cross_entropy`.
@@ -254,10 +253,11 @@ def loss_and_gradient(
     if out is not None:
         check_out(out, logits)
     with torch.no_grad():
-        if out is not None:
+        if out is not None and (torch.compiler.is_compiling() or not _needs_copy(inputs, out)):
             return _write_loss(inputs, out), out
         loss, gradient = _differentiable().loss_and_gradient(inputs)
-        return loss, gradient.to(logits.dtype)
+        # No operator writes `out`: torch's modes and subclasses take a copy.
+        return loss, gradient.to(logits.dtype) if out is None else out.copy_(gradient)
 
 
 def loss_of(inputs: LossInputs) -> Tensor:
@@ -274,6 +274,10 @@ def terms_of(inputs: LossInputs) -> Tensor:
 
 # This is not an operator, which may neither return nor alias an argument that it writes.
 _write_loss = _backends.without_dynamo(_backends.write_loss)
+
+
+def _needs_copy(inputs: LossInputs, out: Tensor) -> bool:
+    return _operators.needs_operator(inputs, out) or _autograd.is_transformed()
 
 
 def _differentiable() -> ModuleType:

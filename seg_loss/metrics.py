@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from seg_loss._errors import InvalidInput, dtype_name, shape_of
-from seg_loss._inputs import LABEL_DTYPES, check_choice, ignored_values
+from seg_loss._inputs import LABEL_DTYPES, LossOptions, check_choice, check_memory
 from seg_loss.constants import ABSENT
 
 
@@ -78,15 +78,18 @@ def confusion_matrix(
     if prediction.shape != labels.shape:
         expected = f"shape {shape_of(labels)} of the labels"
         raise InvalidInput("prediction", expected, f"shape {shape_of(prediction)}")
-    truth = labels.long()
-    valid = torch.ones_like(truth, dtype=torch.bool)
-    for value in ignored_values(ignore_index):
-        valid &= truth != value
-    truth, predicted = truth[valid], prediction[valid].long()
-    for where, classes in (("labels", truth), ("prediction", predicted)):
+    check_memory(prediction=prediction, labels=labels)
+    valid = torch.ones_like(labels, dtype=torch.bool)
+    for value in LossOptions(ignore_index).ignored_labels(labels.dtype):
+        valid &= labels != value
+    truth, predicted = labels[valid].long(), prediction[valid].long()
+    for where, tensor, classes in (
+        ("labels", labels, truth),
+        ("prediction", prediction, predicted),
+    ):
         invalid = (classes < 0) | (classes >= num_classes)
         if bool(invalid.any()):
-            value, count = int(classes[invalid][0]), int(invalid.sum())
+            value, count = int(tensor[valid][invalid][0]), int(invalid.sum())
             raise InvalidInput(where, f"0...{num_classes - 1}", f"{value} ({count} such pixels)")
     counts = torch.bincount(truth * num_classes + predicted, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes)

@@ -25,11 +25,15 @@ def pixel_terms(
     num_classes = logits.shape[1]
     values = (ignore_index,) if isinstance(ignore_index, int) else ignore_index
     target = labels.reshape(-1).long()
-    valid = torch.tensor([int(label) not in values for label in target.tolist()], dtype=torch.bool)
+    device = logits.device
+    is_valid = [int(label) not in values for label in target.tolist()]
+    valid = torch.tensor(is_valid, dtype=torch.bool, device=device)
     by_pixel = logits.double().movedim(1, -1).reshape(-1, num_classes)
     x, y = by_pixel[valid] / temperature, target[valid]
-    weights = torch.ones(num_classes).double() if class_weight is None else class_weight.double()
-    pixels = torch.ones(len(y)).double()
+    weights = torch.ones(num_classes, dtype=torch.float64, device=device)
+    if class_weight is not None:
+        weights = class_weight.double()
+    pixels = torch.ones(len(y), dtype=torch.float64, device=device)
     if pixel_weight is not None:
         pixels = pixel_weight.reshape(-1).double()[valid]
     nll_of_all = torch.logsumexp(x, dim=1, keepdim=True) - x
@@ -75,7 +79,9 @@ def loss_and_gradient(
 def upsample(scores: Tensor, size: tuple[int, int], upsampling: Upsampling) -> Tensor:
     """Returns scores [N, C, h, w] as logits [N, C, *size], float64, by dense matrices."""
     rows, columns = axes(upsampling, scores.shape[2:], size)
-    by_row, by_column = torch.from_numpy(rows.matrix()), torch.from_numpy(columns.matrix())
+    by_row, by_column = (
+        torch.from_numpy(axis.matrix()).to(scores.device) for axis in (rows, columns)
+    )
     return by_row @ scores.double() @ by_column.T
 
 

@@ -17,11 +17,12 @@ a NaN or an infinity there reaches no target; torch computes 0 * infinity = NaN.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from seg_loss._errors import InvalidInput, shape_text
+from seg_loss._numbers import plain_number
 from seg_loss.constants import FCN_CROPS
 
 Size = tuple[int, int]  # height and width
@@ -151,21 +152,21 @@ class Deconvolution:
     crop: int | Size = 0
 
     def __post_init__(self) -> None:
-        if not _is_int(self.stride, 1):
-            raise InvalidInput("stride", f"an integer from 1 to {_MAX_INT}", repr(self.stride))
-        stride = int(self.stride)
-        kernel_size = 2 * stride if self.kernel_size is None else self.kernel_size
+        stride = plain_number(self.stride)
+        if not _is_int(stride, 1):
+            raise InvalidInput("stride", f"an integer from 1 to {_MAX_INT}", repr(stride))
+        kernel_size = 2 * stride if self.kernel_size is None else plain_number(self.kernel_size)
         if not _is_int(kernel_size, 1, 2 * stride):
             expected = f"an integer from 1 to 2 * stride = {2 * stride}"
-            raise InvalidInput("kernel_size", expected, repr(self.kernel_size))
-        crop = self.crop if isinstance(self.crop, list | tuple) else (self.crop, self.crop)
+            raise InvalidInput("kernel_size", expected, repr(kernel_size))
+        pair = self.crop if isinstance(self.crop, list | tuple) else (self.crop, self.crop)
+        crop = tuple(map(plain_number, pair))
         if len(crop) != 2 or not all(_is_int(pixels, 0) for pixels in crop):
             expected = f"an integer from 0 to {_MAX_INT}, or two, of rows and columns"
             raise InvalidInput("crop", expected, repr(self.crop))
-        # NumPy integers are accepted, but torch's operators require Python's.
         object.__setattr__(self, "stride", stride)
-        object.__setattr__(self, "kernel_size", int(kernel_size))
-        object.__setattr__(self, "crop", (int(crop[0]), int(crop[1])))
+        object.__setattr__(self, "kernel_size", kernel_size)
+        object.__setattr__(self, "crop", crop)
 
     @classmethod
     def of_fcn(cls, scores: Size, labels: Size) -> "Deconvolution":
@@ -329,7 +330,5 @@ def _is_near_fcn_size(stride: int, scores: int, labels: int) -> bool:
     return 0 <= behind <= FCN_CROPS[stride] + 31 + stride
 
 
-def _is_int(value: object, least: int, most: int = _MAX_INT) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        return False
-    return bool(least <= value <= most)
+def _is_int(value: object, least: int, most: int = _MAX_INT) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most

@@ -92,8 +92,8 @@ def warm_up(device: str | torch.device = "cpu", *, num_classes: int = 2) -> None
 
 def _run_options(logits: Tensor, labels: Tensor) -> None:
     """Runs weights, maps, upsampling and autograd."""
-    class_weight = torch.ones(logits.shape[1], device=logits.device)
-    pixel_weight = torch.ones(labels.shape, device=logits.device)
+    class_weight = logits.new_ones(logits.shape[1], dtype=torch.float32)
+    pixel_weight = logits.new_ones(labels.shape, dtype=torch.float32)
     loss_and_gradient(logits, labels, class_weight)
     loss_and_gradient(logits, labels, class_weight, pixel_weight=pixel_weight)
     evaluate(logits, labels, class_weight)

@@ -148,7 +148,7 @@ def _float32(entries: list[Any], shape: list[int], key: str) -> torch.Tensor:
 
 def _tensor_over(numbers: "array[Any]", dtype: torch.dtype) -> torch.Tensor:
     if not numbers:
-        return torch.empty(0, dtype=dtype)
+        return torch.empty(0, dtype=dtype, device="cpu")
     return torch.frombuffer(numbers, dtype=dtype)
 
 

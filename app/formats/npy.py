@@ -146,7 +146,7 @@ def tensor_over(memory: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) 
     if memory.readonly:
         memory = memoryview(bytearray(memory))
     if not memory.nbytes:
-        tensor = torch.empty(shape, dtype=dtype)
+        tensor = torch.empty(shape, dtype=dtype, device="cpu")
     else:
         # While the tensor holds the memoryview, its bytearray cannot be resized.
         elements = torch.frombuffer(memory, dtype=torch.uint8)

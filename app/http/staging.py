@@ -64,7 +64,7 @@ class CudaLink:
     def pinned(self, num_bytes: int) -> Tensor:
         # Otherwise torch would take memory on the first device for a context.
         with torch.cuda.device(self._device):
-            return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+            return torch.empty(num_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
 
     def start_copy(self, target: Tensor, source: Tensor) -> Event:
         target.copy_(source, non_blocking=True)

@@ -20,7 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from seg_loss._errors import InvalidInput, shape_of
-from seg_loss._inputs import LossOptions, check_choice, check_float_dtype, check_inputs
+from seg_loss._inputs import (
+    LossOptions,
+    check_axis,
+    check_choice,
+    check_float_dtype,
+    check_inputs,
+    check_tensor,
+)
 from seg_loss.functional import loss_of, spatial_softmax
 
 _MAX_NLL = -math.log(torch.finfo(torch.float32).tiny)
@@ -79,10 +86,10 @@ class SoftmaxWithLoss(nn.Module):
             x: scores, any shape with the classes on `axis`.
             label: an entry for each pixel, in any shape with the first axis of `x`.
         """
+        check_tensor("x", x)
+        check_tensor("label", label)
         check_float_dtype("x", x)
-        if not -x.ndim <= self.axis < x.ndim:
-            raise InvalidInput("axis", f"an axis of the {x.ndim} that x has", repr(self.axis))
-        axis = self.axis % x.ndim
+        axis = check_axis(self.axis, x, "x has")
         outer, num_classes = math.prod(x.shape[:axis]), x.shape[axis]
         inner = math.prod(x.shape[axis + 1 :])
         if label.numel() != outer * inner or label.shape[:1] != x.shape[:1]:

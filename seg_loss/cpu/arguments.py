@@ -89,7 +89,7 @@ def run(
     """Runs a kernel that reads labels and reports what is invalid in them and in the weights."""
     invalid_classes = None
     if inputs.class_weight is not None:
-        if plan.job[0]["checks_labels"]:
+        if plan.job[0]["checks_labels"] and inputs.options.checks_class_weight:
             invalid_classes = _invalid_class_weights(inputs.class_weight)
         if invalid_classes is not None and inputs.options.check_labels == "raise":
             _report(inputs, LabelReport(None, None, invalid_classes))
@@ -149,7 +149,7 @@ def make_plan(module: str, make: str, inputs: LossInputs, parameters: dict[str, 
     plan = Plan(kernel, len(labels), labels.shape[1:].numel() if len(labels) else 0)
     set_options(plan, inputs)
     plan.set(is_weighted=inputs.is_weighted)
-    plan.ignored = np.array(inputs.ignored, np.int64)
+    plan.ignored = np.array(inputs.ignored_bits, np.int64)
     plan.set(ignored=plan.ignored.ctypes.data)
     if inputs.options.label_smoothing and inputs.class_weight is None:
         plan.class_weight = np.append(np.ones(logits.shape[1]), [0.0, 0.0])

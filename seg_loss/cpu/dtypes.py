@@ -11,7 +11,23 @@ from numba import types
 from numba.core import cgutils
 
 from seg_loss.cpu.compiler import intrinsic
-from seg_loss.cpu.records import BFLOAT16, DTYPES, FLOAT16, FLOAT32, FLOAT64, ITEMSIZES, LANES
+from seg_loss.cpu.records import (
+    BFLOAT16,
+    DTYPES,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    INT8,
+    INT16,
+    INT32,
+    INT64,
+    ITEMSIZES,
+    LANES,
+    UINT8,
+    UINT16,
+    UINT32,
+    UINT64,
+)
 from seg_loss.cpu.simd import (
     BYTES,
     FLOATS,
@@ -383,18 +399,21 @@ def _emit_load_integers(builder, address, dtype_code, lanes):
         return value if bits == 64 else extend(value, wide)
 
     emit = {
-        4: lambda: read(8, builder.zext),
-        5: lambda: read(8, builder.sext),
-        6: lambda: read(16, builder.sext),
-        7: lambda: read(32, builder.sext),
-        8: lambda: read(64, builder.sext),
+        UINT8: lambda: read(8, builder.zext),
+        INT8: lambda: read(8, builder.sext),
+        INT16: lambda: read(16, builder.sext),
+        INT32: lambda: read(32, builder.sext),
+        INT64: lambda: read(64, builder.sext),
+        UINT16: lambda: read(16, builder.zext),
+        UINT32: lambda: read(32, builder.zext),
+        UINT64: lambda: read(64, builder.zext),
     }
     return _by_dtype(builder, dtype_code, emit)
 
 
 @intrinsic
 def load_integers(typingctx, address, dtype_code):
-    """Loads a vector of int64 from integer memory."""
+    """Loads a vector of int64 from integer memory; uint64 as int64 of the same bits."""
 
     def codegen(context, builder, signature, args):
         return _emit_load_integers(builder, *args, LANES)
@@ -404,7 +423,7 @@ def load_integers(typingctx, address, dtype_code):
 
 @intrinsic
 def load_integer(typingctx, address, dtype_code):
-    """Loads one int64 from integer memory."""
+    """Loads one int64 from integer memory, as `load_integers` does."""
 
     def codegen(context, builder, signature, args):
         value = _emit_load_integers(builder, *args, 1)

@@ -30,8 +30,8 @@ def cross_entropy(inputs: LossInputs, gradient: Tensor | None) -> tuple[Tensor, 
 
     The divisor is float64 [2]: D and 1 / (D temperature).
     """
-    loss = torch.empty((), dtype=loss_dtype(inputs.logits))
-    divisor = torch.empty(2, dtype=torch.float64)
+    loss = torch.empty((), dtype=loss_dtype(inputs.logits), device="cpu")
+    divisor = torch.empty(2, dtype=torch.float64, device="cpu")
     _run_loss(inputs, gradient=gradient, loss=loss, divisor=divisor)
     return loss, divisor
 

@@ -43,7 +43,7 @@ def empty_gradient(logits: Tensor) -> Tensor:
         return torch.empty_like(logits)
     strides = torch.empty_like(logits, device="meta").stride()
     memory = torch.frombuffer(_mapping(logits.numel() * logits.element_size()), dtype=torch.uint8)
-    gradient = torch.empty(0, dtype=logits.dtype)
+    gradient = torch.empty(0, dtype=logits.dtype, device="cpu")
     with torch.no_grad():
         # A tensor with this storage rather than a view of it, so that autograd allows changing it
         # in place.

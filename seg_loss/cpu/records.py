@@ -9,10 +9,12 @@ import numpy as np
 from seg_loss.constants import NUM_CONFIDENCE_BINS, NUM_TOP_CLASSES
 
 DTYPES = (
-    "float32", "float64", "float16", "bfloat16", "uint8", "int8", "int16", "int32", "int64",
+    "float32", "float64", "float16", "bfloat16",
+    "uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64",
 )  # fmt: skip
-ITEMSIZES = 4, 8, 2, 2, 1, 1, 2, 4, 8
-FLOAT32, FLOAT64, FLOAT16, BFLOAT16, UINT8, INT8, INT16, INT32, INT64 = range(9)
+ITEMSIZES = 4, 8, 2, 2, 1, 1, 2, 4, 8, 2, 4, 8
+FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = range(4)
+UINT8, INT8, INT16, INT32, INT64, UINT16, UINT32, UINT64 = range(4, 12)
 NUM_BINS, TOP = NUM_CONFIDENCE_BINS, NUM_TOP_CLASSES
 # Where the divisor comes from: known before the call, the number of valid pixels, their weight.
 KNOWN, VALID, WEIGHT = range(3)

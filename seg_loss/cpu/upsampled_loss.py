@@ -35,7 +35,7 @@ _GROUP_PHASES = 8  # the most phases of a group; see `interval_columns`
 
 def upsampled_cross_entropy(inputs: LossInputs, gradient: Tensor | None) -> Tensor:
     """Returns the loss; fills `gradient` [N, C, h, w], which may be the scores, if given."""
-    loss = torch.empty((), dtype=loss_dtype(inputs.logits))
+    loss = torch.empty((), dtype=loss_dtype(inputs.logits), device="cpu")
     tensors = Tensors(inputs, gradient=gradient)
     key = "upsampled", tensors.layouts, inputs.class_weight is None, inputs.options
     plan: Plan = plans.get(key, lambda: plan_upsampled("make_loss", inputs, tensors))

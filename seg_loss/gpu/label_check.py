@@ -74,17 +74,18 @@ def plan_check(inputs: LossInputs, *, has_early_next: bool = False) -> CheckPlan
             pixels,
             bits_of(known or 0.0),
             bits_of(1 / options.temperature),
-            inputs.ignored,
+            inputs.ignored_bits,
         ),
         C=inputs.num_classes,
         BLOCK_P=block,
         DIVISOR=source.value,
         PADDED_PROGRAMS=triton.next_power_of_2(programs),
         HAS_EARLY_NEXT=has_early_next,
+        CHECKS_CLASSES=options.checks_class_weight,
         num_warps=tiling.CHECK_WARPS,
         maxnreg=tiling.CHECK_WEIGHTS_REGISTERS if inputs.is_weighted else None,
     )
-    context = Context(labels.shape, inputs.num_classes, inputs.ignored)
+    context = Context(labels.shape, labels.dtype, inputs.num_classes, inputs.ignored)
     return CheckPlan(launch, label_kernels.num_counters(programs), context)
 
 

@@ -161,6 +161,7 @@ def check_labels_kernel(
     DIVISOR: tl.constexpr,
     PADDED_PROGRAMS: tl.constexpr,
     HAS_EARLY_NEXT: tl.constexpr,
+    CHECKS_CLASSES: tl.constexpr,
 ):
     """Reads the labels and weights: counts the valid ones and finds the invalid ones.
 
@@ -249,7 +250,7 @@ def check_labels_kernel(
 
         num_classes = tl.zeros((), tl.int64)
         first_class = tl.full((), NO_INDEX, tl.int64)
-        if class_weight is not None and reports is not None:
+        if class_weight is not None and reports is not None and CHECKS_CLASSES:
             for class_block in range(0, C, BLOCK_P):
                 c = (class_block + lane).to(tl.int64)
                 weight = tl.load(class_weight + c, c < C, 0).to(tl.float64)

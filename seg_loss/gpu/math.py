@@ -36,9 +36,14 @@ def float_from_bits(bits, dtype: tl.constexpr):
 
 @triton.jit
 def as_int(labels):
-    """Returns labels as int32, or int64 as they are: C may exceed what their dtype holds."""
+    """Returns labels as int32, or as int64 where they need not fit; uint64 keeps its bits.
+
+    C may exceed what the labels' dtype holds.
+    """
     if labels.dtype == tl.int64:
         return labels
+    elif labels.dtype == tl.uint32 or labels.dtype == tl.uint64:
+        return labels.to(tl.int64)
     else:
         return labels.to(tl.int32)
 

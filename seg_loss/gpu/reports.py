@@ -26,12 +26,13 @@ class Context(NamedTuple):
     """The call that a report is about.
 
     Attributes:
-        shape: of the labels.
+        shape, dtype: of the labels.
         num_classes: C.
         ignored: the ignored labels.
     """
 
     shape: torch.Size
+    dtype: torch.dtype
     num_classes: int
     ignored: tuple[int, ...]
 
@@ -47,7 +48,7 @@ class Reports:
     def __init__(self, device: torch.device) -> None:
         size = 1 + RING_SIZE + _CAPTURED_SIZE, int(labels.REPORT_SIZE.value)
         pinned = device.type == "cuda"
-        self.memory = torch.zeros(size, dtype=torch.int64, pin_memory=pinned)
+        self.memory = torch.zeros(size, dtype=torch.int64, device="cpu", pin_memory=pinned)
         self._device = device
         self._numbers = self.memory.numpy()
         self._deferred: dict[int, Context] = {}  # by slot, the oldest call first
@@ -78,7 +79,7 @@ class Reports:
         fields = self._numbers[slot].tolist()
         self._numbers[slot] = 0
         return _labels.error_for(
-            _label_report(fields, context.shape), context.num_classes, context.ignored
+            _label_report(fields, context), context.num_classes, context.ignored
         )
 
     def take_error(self, wait: bool) -> InvalidInput | None:
@@ -107,7 +108,9 @@ def reports_of(device: torch.device) -> Reports:
     return _reports[device]
 
 
-def _label_report(fields: Sequence[int], shape: torch.Size) -> LabelReport:
+def _label_report(fields: Sequence[int], context: Context) -> LabelReport:
+    is_uint64 = context.dtype == torch.uint64
+
     def invalid(field: Any, shape: Sequence[int], *, is_float: bool) -> InvalidValues | None:
         count, offset, value = fields[field.value : field.value + 3]
         if not count:
@@ -116,11 +119,12 @@ def _label_report(fields: Sequence[int], shape: torch.Size) -> LabelReport:
         for size in reversed(shape):
             offset, last = divmod(offset, size)
             index.append(last)
-        number = struct.unpack("<d", struct.pack("<q", value))[0] if is_float else value
-        return InvalidValues(count, tuple(reversed(index)), number)
+        if is_float or is_uint64:
+            (value,) = struct.unpack("<d" if is_float else "<Q", struct.pack("<q", value))
+        return InvalidValues(count, tuple(reversed(index)), value)
 
     return LabelReport(
-        labels=invalid(labels.INVALID_LABELS, shape, is_float=False),
-        pixel_weights=invalid(labels.INVALID_PIXEL_WEIGHTS, shape, is_float=True),
+        labels=invalid(labels.INVALID_LABELS, context.shape, is_float=False),
+        pixel_weights=invalid(labels.INVALID_PIXEL_WEIGHTS, context.shape, is_float=True),
         class_weights=invalid(labels.INVALID_CLASS_WEIGHTS, (1 << 62,), is_float=True),
     )

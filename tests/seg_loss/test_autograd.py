@@ -787,8 +787,8 @@ def test_a_traced_backward_pass_contains_its_operator(function):
 WEIGHTS = (torch.rand(4), torch.rand(2, 3, 5))
 DIVISOR = torch.tensor([9.0, 1 / 18], dtype=torch.float64)  # D and 1 / (D temperature)
 TWO = torch.tensor(2.0, dtype=torch.float64)
-ALL_OPTIONS = ([255], 0.1, 2.0, "valid", "raise", [], math.inf, True)
-FEW_OPTIONS = ([255, 0], 0.0, 1.0, "valid", "raise", [], 87.3, True)
+ALL_OPTIONS = ([255], 0.1, 2.0, "valid", "raise", [], math.inf, True, True)
+FEW_OPTIONS = ([255, 0], 0.0, 1.0, "valid", "raise", [], 87.3, True, False)
 # The arguments of an operator, of which the first stand for a `LossInputs`.
 OPERATORS = {
     # When torch traces a program, the forward pass of a loss computes no gradient.
@@ -827,7 +827,7 @@ def test_operators_pass_opcheck_in_other_dtypes_and_layouts(dtype):
 def test_operators_of_upsampled_scores_pass_opcheck(differentiable, dtype):
     scores, labels, _ = make_inputs(SMALL["bilinear"], dtype)
     weights = (torch.rand(4), torch.rand(labels.shape)) if differentiable else (None, None)
-    options = ([255], 0.1, 2.0, "valid", "raise", [0], math.inf, True)
+    options = ([255], 0.1, 2.0, "valid", "raise", [0], math.inf, True, True)
     for x in (scores, scores.to(memory_format=torch.channels_last)):
         x = x.detach().requires_grad_(differentiable)
         arguments = (x, labels, *weights, *options, differentiable)

@@ -1,9 +1,11 @@
 """`compat.torch` against torch itself: the same results for the same calls."""
 
+import functools
 import inspect
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
@@ -11,9 +13,9 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 import seg_loss
 from seg_loss.compat import torch as ours
 from tests.support.cases import (
+    ALL_LABEL_DTYPES,
     CASES,
     FLOATS,
-    LABEL_DTYPES,
     assert_accurate,
     make_labels,
     make_logits,
@@ -106,7 +108,7 @@ def test_a_sample_may_have_no_batch_axis():
         assert float(got) == pytest.approx(float(truth), rel=1e-6)
 
 
-@pytest.mark.parametrize("dtype", LABEL_DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", ALL_LABEL_DTYPES, ids=str)
 def test_targets_may_have_any_integer_dtype(dtype):
     shape = (2, 3, 4, 5)
     labels = make_labels(shape, ignored=0.0)
@@ -184,3 +186,201 @@ def test_the_module_equals_the_function():
 def test_what_only_torch_supports_raises(call, message):
     with pytest.raises(seg_loss.InvalidInput, match="^" + re.escape(message) + "$"):
         call(torch.zeros(2, 3, 4, 5))
+
+
+# -- autocast ----------------------------------------------------------------------------------
+
+
+def compiled(function):
+    return torch.compile(function, backend="eager", fullgraph=True)
+
+
+def in_regions_of_autocast(function, logits, target):
+    """Returns losses in autocast, where it is disabled again or another device's, and outside."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = function(logits, target)
+        with torch.autocast("cpu", enabled=False):
+            disabled = function(logits, target)
+        with torch.autocast("cpu", dtype=torch.float16):
+            nested = function(logits, target)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=False):
+        outside = function(logits, target)
+    return inside, disabled, nested, outside
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_under_autocast_the_loss_has_torchs_dtype_and_digits(reduction, dtype):
+    logits, target = make_logits((2, 3, 4, 5), dtype), targets((2, 3, 4, 5))
+    for mine, theirs in (
+        (
+            functools.partial(ours.cross_entropy, reduction=reduction),
+            functools.partial(F.cross_entropy, reduction=reduction),
+        ),
+        (
+            ours.CrossEntropyLoss(reduction=reduction),
+            torch.nn.CrossEntropyLoss(reduction=reduction),
+        ),
+    ):
+        x = logits.clone().requires_grad_()
+        truth = theirs(logits.double(), target)
+        got = in_regions_of_autocast(mine, x, target)
+        expected = in_regions_of_autocast(theirs, x, target)
+        for loss, of_torch in zip(got, expected, strict=True):
+            assert loss.dtype == of_torch.dtype
+            assert_accurate("loss", loss, truth, of_torch)
+            (gradient,) = torch.autograd.grad(loss.sum(), x, retain_graph=True)
+            assert gradient.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_autocast_is_the_same_in_a_compiled_program(dtype):
+    logits, target = make_logits((2, 3, 4, 5), dtype), targets((2, 3, 4, 5))
+    run = functools.partial(in_regions_of_autocast, ours.CrossEntropyLoss(), logits, target)
+    for got, expected in zip(compiled(run)(), run(), strict=True):
+        assert got.dtype == expected.dtype
+        assert torch.equal(got, expected)
+
+
+def test_under_autocast_of_another_device_the_loss_has_the_dtype_of_the_input(monkeypatch):
+    logits, target = make_logits((2, 3, 4, 5), torch.bfloat16), targets((2, 3, 4, 5))
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+    assert ours.cross_entropy(logits, target).dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+def test_under_autocast_of_a_gpu_the_loss_is_float32(cuda):
+    logits, target = make_logits((2, 3, 4, 5), torch.float16), targets((2, 3, 4, 5))
+    logits, target = logits.to(cuda.device), target.to(cuda.device)
+    for function in (ours.cross_entropy, F.cross_entropy):
+        with torch.autocast("cuda", dtype=torch.float16):
+            assert function(logits, target).dtype == torch.float32
+            with torch.autocast("cuda", enabled=False):
+                assert function(logits, target).dtype == torch.float16
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert function(logits, target).dtype == torch.float16
+
+
+# -- all that torch accepts --------------------------------------------------------------------
+
+
+def test_elementwise_mean_is_the_mean_and_deprecated():
+    logits, target = make_logits((2, 3, 4, 5)), targets((2, 3, 4, 5))
+    expected = ours.cross_entropy(logits, target)
+    module = ours.CrossEntropyLoss(reduction="elementwise_mean")
+    with pytest.warns(UserWarning, match=r"elementwise_mean.*deprecated"):
+        assert torch.equal(module(logits, target), expected)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"reduction": "elementwise_mean"}, {"size_average": False}, {"reduce": False}],
+    ids=str,
+)
+def test_deprecated_arguments_can_be_compiled(arguments):
+    logits, target = make_logits((2, 3, 4, 5)), targets((2, 3, 4, 5))
+    call = functools.partial(ours.cross_entropy, logits, target, **arguments)
+    with pytest.warns(UserWarning, match="deprecated"):
+        expected = call()
+    assert torch.equal(compiled(call)(), expected)
+
+
+def test_the_module_is_one_of_torchs():
+    weight = torch.rand(3)
+    arguments = {"ignore_index": 1, "reduction": "sum", "label_smoothing": 0.1}
+    mine = ours.CrossEntropyLoss(weight, **arguments)
+    theirs = torch.nn.CrossEntropyLoss(weight, **arguments)
+    assert isinstance(mine, torch.nn.CrossEntropyLoss)
+    assert repr(mine) == repr(theirs)
+    mine.load_state_dict(theirs.state_dict())
+    assert {name: getattr(mine, name) for name in arguments} == arguments
+
+
+NUMBERS = {
+    "NumPy scalars": (np.int64(1), np.float32(0.25)),
+    "NumPy arrays without axes": (np.array(1, np.uint8), np.array(0.25)),
+    "tensors without axes": (torch.tensor(1), torch.tensor(0.25)),
+}
+
+
+@pytest.mark.parametrize("numbers", NUMBERS)
+def test_options_may_be_scalars_of_numpy_and_torch(numbers):
+    ignore_index, smoothing = NUMBERS[numbers]
+    logits, target = make_logits((2, 3, 4, 5)), make_labels((2, 3, 4, 5), ignored=0.0).long()
+    got = ours.cross_entropy(logits, target, ignore_index=ignore_index, label_smoothing=smoothing)
+    truth = F.cross_entropy(logits.double(), target, ignore_index=1, label_smoothing=0.25)
+    assert float(got) == pytest.approx(float(truth), rel=1e-6)
+    module = ours.CrossEntropyLoss(ignore_index=ignore_index, label_smoothing=smoothing)
+    assert torch.equal(module(logits, target), got)
+
+
+def test_one_class_is_the_target_of_logits_without_a_batch_axis():
+    logits = make_logits((1, 7))[0]
+    for target in (torch.tensor(3), torch.tensor([3])):
+        for reduction in ("mean", "sum", "none"):
+            got = ours.cross_entropy(logits, target, reduction=reduction)
+            expected = F.cross_entropy(logits, target, reduction=reduction)
+            assert got.shape == expected.shape
+            assert float(got) == pytest.approx(float(expected), rel=1e-6)
+
+
+# -- errors ------------------------------------------------------------------------------------
+
+X, Y = torch.zeros(2, 3), torch.tensor([0, 2])
+WRONG_CALLS = {
+    "no batch axis, several targets": ((X[0], torch.zeros(5).long()), {}),
+    "a list as target": ((X, [0, 2]), {}),
+    "a list as input": (([[0.0, 1.0]], Y), {}),
+    "an array as input": ((X.numpy(), Y), {}),
+    "an array as target": ((X, Y.numpy()), {}),
+    "None as target": ((X, None), {}),
+    "a list as weight": ((X, Y, [1.0, 1.0, 1.0]), {}),
+    "input without axes": ((torch.tensor(1.0), torch.tensor(0)), {}),
+    "target out of range": ((X, torch.tensor([0, 3])), {}),
+    "target below range": ((X, torch.tensor([0, -1])), {}),
+    "no class": ((torch.zeros(2, 0), Y), {}),
+    "another batch size": ((X, torch.tensor([1])), {}),
+    "another height": ((torch.zeros(2, 3, 4, 5), torch.zeros(2, 5, 5).long()), {}),
+    "target like the input": ((X, X.long()), {}),
+    "more axes": ((torch.zeros(2, 3, 4), torch.zeros(2, 4, 1).long()), {}),
+    "bool target": ((X, Y.bool()), {}),
+    "integer input": ((X.long(), Y), {}),
+    "complex input": ((X + 1j, Y), {}),
+    "weight of another size": ((X, Y, torch.ones(4)), {}),
+    "weight of two axes": ((X, Y, torch.ones(3, 1)), {}),
+    "integer weight": ((X, Y, torch.ones(3).long()), {}),
+    "target on another device": ((X, Y.to("meta")), {}),
+    "input on another device": ((X.to("meta"), Y), {}),
+    "weight on another device": ((X, Y, torch.ones(3, device="meta")), {}),
+    "another reduction": ((X, Y), {"reduction": "max"}),
+    "no reduction": ((X, Y), {"reduction": None}),
+    "a list as reduction": ((X, Y), {"reduction": ["mean"]}),
+    "smoothing above 1": ((X, Y), {"label_smoothing": 1.5}),
+    "smoothing as text": ((X, Y), {"label_smoothing": "0.1"}),
+    "no smoothing": ((X, Y), {"label_smoothing": None}),
+    "a bool as ignore_index": ((X, Y), {"ignore_index": True}),
+    "a float as ignore_index": ((X, Y), {"ignore_index": 1.0}),
+    "no ignore_index": ((X, Y), {"ignore_index": None}),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_CALLS)
+@pytest.mark.parametrize("kind", ["function", "module"])
+def test_what_torch_raises_catches_the_error_too(kind, name):
+    arguments, options = WRONG_CALLS[name]
+
+    def call(function, module):
+        if kind == "function":
+            return function(*arguments, **options)
+        return module(*arguments[2:], **options)(*arguments[:2])
+
+    with pytest.raises((ValueError, IndexError, RuntimeError, TypeError)) as expected:
+        call(F.cross_entropy, torch.nn.CrossEntropyLoss)
+    caught = expected.type
+    if caught is NotImplementedError:  # of a missing kernel, where a handler names its base
+        caught = RuntimeError
+    with pytest.raises(caught) as raised:
+        call(ours.cross_entropy, ours.CrossEntropyLoss)
+    # A weight that is no tensor is refused by torch's own constructor.
+    is_weight = kind == "module" and name == "a list as weight"
+    assert is_weight or isinstance(raised.value, seg_loss.InvalidInput)

@@ -15,7 +15,7 @@ from seg_loss._inputs import loss_dtype
 from seg_loss.gpu import backend, cross_entropy, evaluate, labels, many_classes, softmax, tiling
 from seg_loss.gpu import upsampled as upsampled_kernels
 from seg_loss.gpu.arguments import TRITON
-from tests.support.cases import FLOATS, LABEL_DTYPES, NORMALIZATIONS
+from tests.support.cases import ALL_LABEL_DTYPES, FLOATS, NORMALIZATIONS
 
 if not (gpu_code.TOOLS / "cuobjdump").exists():
     pytest.skip("Triton came without NVIDIA's tools", allow_module_level=True)
@@ -417,7 +417,7 @@ PATHS = {
     **{f"upsampled, {dtype}": lambda dtype=dtype: upsampled(dtype=dtype) for dtype in FLOATS},
     **{
         f"upsampled, {dtype} labels": lambda dtype=dtype: upsampled(label_dtype=dtype)
-        for dtype in LABEL_DTYPES
+        for dtype in ALL_LABEL_DTYPES
     },
     **{
         f"upsampled, all options, {number} classes": lambda number=number: upsampled(
@@ -453,7 +453,9 @@ PATHS = {
     "evaluate, upsampled, bfloat16": lambda: upsampled_evaluation(5, torch.bfloat16),
     "evaluate, upsampled, not in registers": lambda: upsampled_evaluation(5000),
     **{f"{dtype}": lambda dtype=dtype: loss(dtype=dtype) for dtype in FLOATS},
-    **{f"{dtype} labels": lambda dtype=dtype: loss(label_dtype=dtype) for dtype in LABEL_DTYPES},
+    **{
+        f"{dtype} labels": lambda dtype=dtype: loss(label_dtype=dtype) for dtype in ALL_LABEL_DTYPES
+    },
     **{
         f"normalization {name}, weighted": lambda name=name: loss(normalization=name, **weights(5))
         for name in NORMALIZATIONS

@@ -28,6 +28,12 @@ GROUPS = {
     "grid of upsampled scores": [f"{BACKENDS}/test_backend_grid.py", "-k", "upsampled"],
     "labels": [f"{BACKENDS}/test_backend_labels.py"],
     "Caffe": ["tests/seg_loss/test_caffe_golden.py"],
+    "torch's samples and defaults": [
+        "tests/seg_loss/test_torch_samples.py",
+        "tests/seg_loss/test_default_device.py",
+        "-k",
+        "interpreter",
+    ],
     "the service": ["tests/app/http/test_gpu_service.py"],
 }
 

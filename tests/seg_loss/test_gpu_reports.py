@@ -23,7 +23,7 @@ NO_INDEX = labels.NO_INDEX.value
 
 
 def context(*shape, num_classes=21, ignored=(255,)):
-    return Context(torch.Size(shape or (2, 7, 9)), num_classes, ignored)
+    return Context(torch.Size(shape or (2, 7, 9)), torch.uint8, num_classes, ignored)
 
 
 USUAL = context()

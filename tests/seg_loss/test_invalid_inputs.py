@@ -8,12 +8,14 @@ import re
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import seg_loss
 from seg_loss import Bilinear, Deconvolution, InvalidInput
+from seg_loss.compat import torch as compat_torch
 from seg_loss.constants import MAPS
 from tests.support.cases import (
-    LABEL_DTYPES,
+    ALL_LABEL_DTYPES,
     LAYOUTS,
     UPSAMPLINGS,
     Case,
@@ -188,7 +190,7 @@ def test_class_0_can_be_ignored():
     assert evaluation.valid_pixels == int(((labels != 0) & (labels != 255)).sum())
 
 
-@pytest.mark.parametrize("dtype", LABEL_DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", ALL_LABEL_DTYPES, ids=str)
 def test_the_extreme_values_of_each_label_dtype_can_be_ignored(dtype):
     limits = torch.iinfo(dtype)
     labels = torch.tensor([[[0, limits.max, limits.min, 1]]], dtype=dtype)
@@ -235,8 +237,8 @@ WRONG_ARGUMENTS = [
     ((LOGITS.to(torch.complex64), LABELS, {}), "logits: expected float32, float16, bfloat16 or float64, got complex64."),
     ((LOGITS[:, :0], LABELS, {}), "logits: expected at least one class, got shape (2, 0, 4, 5)."),
     ((LOGITS, None, {}), "labels: expected a torch.Tensor, got NoneType."),
-    ((LOGITS, LABELS.float(), {}), "labels: expected uint8, int8, int16, int32 or int64, got float32. Class indices are integers."),
-    ((LOGITS, LABELS.bool(), {}), "labels: expected uint8, int8, int16, int32 or int64, got bool."),
+    ((LOGITS, LABELS.float(), {}), "labels: expected uint8, int8, int16, int32, int64, uint16, uint32 or uint64, got float32. Class indices are integers."),
+    ((LOGITS, LABELS.bool(), {}), "labels: expected uint8, int8, int16, int32, int64, uint16, uint32 or uint64, got bool."),
     ((LOGITS, LABELS[:1], {}), "labels: expected shape (2, 4, 5) to match logits (2, 3, 4, 5), got shape (1, 4, 5)."),
     ((LOGITS, LABELS.mT, {}), "labels: expected shape (2, 4, 5) to match logits (2, 3, 4, 5), got shape (2, 5, 4). Height and width are exchanged."),
     ((LOGITS, LOGITS.int(), {}), "labels: expected shape (2, 4, 5) to match logits (2, 3, 4, 5), got shape (2, 3, 4, 5). One-hot? Take argmax over axis 1."),
@@ -292,7 +294,7 @@ WRONG_UPSAMPLED_ARGUMENTS = [
     ((SCORES.int(), LABELS_OF_SCORES, {}), "{}: expected float32, float16, bfloat16 or float64, got int32."),
     ((SCORES[:, :0], LABELS_OF_SCORES, {}), "{}: expected at least one class, got shape (2, 0, 2, 4)."),
     ((SCORES, None, {}), "labels: expected a torch.Tensor, got NoneType."),
-    ((SCORES, LABELS_OF_SCORES.float(), {}), "labels: expected uint8, int8, int16, int32 or int64, got float32. Class indices are integers."),
+    ((SCORES, LABELS_OF_SCORES.float(), {}), "labels: expected uint8, int8, int16, int32, int64, uint16, uint32 or uint64, got float32. Class indices are integers."),
     ((SCORES, LABELS_OF_SCORES[:1], {}), "labels: expected shape (2, 7, 9) to match {} (2, 3, 2, 4), got shape (1, 7, 9)."),
     ((SCORES, LABELS_OF_SCORES[:, None].expand(2, 3, 7, 9), {}), "labels: expected shape (2, 7, 9) to match {} (2, 3, 2, 4), got shape (2, 3, 7, 9). One-hot? Take argmax over axis 1."),
     ((SCORES, LABELS_OF_SCORES, {"class_weight": torch.ones(4)}), "class_weight: expected shape (3,), one per class, got shape (4,)."),
@@ -348,7 +350,7 @@ def test_no_upsampling_raises_only_where_one_is_needed():
 
 META = {"device": "meta"}
 NO_KERNELS = (
-    "expected a tensor on the CPU or on a CUDA device, got one on meta. "
+    "expected a tensor on the CPU or on a CUDA device, got one on mps:0. "
     "There are no kernels for other devices: call .cpu()."
 )
 
@@ -369,6 +371,21 @@ def test_tensors_on_another_device_than_the_scores_raise(upsampling):
     )
 
 
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("call", [seg_loss.spatial_cross_entropy, compat_torch.cross_entropy])
+def test_labels_on_another_device_raise_in_compiled_programs_too(call):
+    torch.compiler.reset()
+    logits, labels = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=U8, **META)
+    assert_raises(
+        lambda: torch.compile(call, backend="aot_eager")(logits, labels),
+        "labels: expected a tensor on cpu, got one on meta.",
+    )
+    # A full graph has no place for an exception, so that torch's compiler raises its own error.
+    torch.compiler.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"InvalidInput\('labels', 'a tensor"):
+        torch.compile(call, backend="aot_eager", fullgraph=True)(logits, labels)
+
+
 @pytest.mark.parametrize(
     ("where", "call"),
     [
@@ -378,8 +395,11 @@ def test_tensors_on_another_device_than_the_scores_raise(upsampling):
     ],
 )
 def test_scores_on_a_device_without_kernels_raise(where, call):
-    logits = torch.zeros(1, 2, 3, 3, device="meta")
-    for labels in (torch.zeros(1, 3, 3, dtype=U8, device="meta"), torch.zeros(1, 3, 3, dtype=U8)):
+    # A tensor of torch's fake mode needs no such device.
+    with FakeTensorMode():
+        logits = torch.zeros(1, 2, 3, 3, device="mps")
+        there = torch.zeros(1, 3, 3, dtype=U8, device="mps")
+    for labels in (there, torch.zeros(1, 3, 3, dtype=U8)):
         assert_raises(lambda labels=labels: call(logits, labels), f"{where}: {NO_KERNELS}")
 
 

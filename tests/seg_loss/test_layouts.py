@@ -6,8 +6,8 @@ import torch
 import seg_loss
 from seg_loss import Bilinear
 from tests.support.cases import (
+    ALL_LABEL_DTYPES,
     FLOATS,
-    LABEL_DTYPES,
     LAYOUTS,
     UPSAMPLINGS,
     Case,
@@ -44,7 +44,7 @@ def test_scores_may_have_any_strides(case, dtype, layout):
     assert_same_bits((loss, gradient), expected)
 
 
-@pytest.mark.parametrize("label_dtype", LABEL_DTYPES, ids=str)
+@pytest.mark.parametrize("label_dtype", ALL_LABEL_DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @each("plain", "bilinear")
 def test_labels_and_pixel_weights_may_have_any_strides(case, layout, label_dtype):
@@ -99,7 +99,7 @@ def test_autograd_returns_a_gradient_like_the_scores(case, layout):
 def test_labels_of_every_dtype_mean_the_same(case):
     scores, labels, upsampling = make_inputs(case)
     expected = loss_and_gradient_of(scores, labels, upsampling)
-    for dtype in LABEL_DTYPES:
+    for dtype in ALL_LABEL_DTYPES:
         labels = make_labels(case.full_shape, dtype)
         got = loss_and_gradient_of(scores, labels, upsampling, ignore_index=(255, -1))
         assert_same_bits(got, expected)

@@ -10,7 +10,7 @@ import torch
 import seg_loss
 from seg_loss import InvalidInput
 from seg_loss.metrics import confusion_matrix, fcn_metrics
-from tests.support.cases import LABEL_DTYPES
+from tests.support.cases import ALL_LABEL_DTYPES
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(
@@ -89,7 +89,7 @@ def test_confusions_of_images_add_up_to_that_of_the_data_set():
     assert int(whole.sum()) == 400
 
 
-@pytest.mark.parametrize("dtype", LABEL_DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", ALL_LABEL_DTYPES, ids=str)
 def test_labels_of_any_integer_dtype_do_not_wrap(dtype):
     # uint8: 15 * 16 + 15 = 255 is the last entry; 20 * 21 would wrap.
     labels = torch.arange(21).to(dtype)

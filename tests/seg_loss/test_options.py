@@ -3,12 +3,13 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 
 import seg_loss
-from seg_loss import reference
+from seg_loss import Deconvolution, InvalidInput, reference
 from tests.support.cases import (
     NORMALIZATIONS,
     UPSAMPLINGS,
@@ -299,3 +300,64 @@ def test_every_optional_argument_accepts_its_default(inputs):
     assert evaluation_of(*inputs, **defaults, maps=()).loss == pytest.approx(
         float(expected), rel=1e-7
     )
+
+
+# -- numbers of NumPy and torch ----------------------------------------------------------------
+
+IN_EACH_FORM = {
+    "NumPy scalars": (np.int16, np.float32),
+    "NumPy arrays without axes": (lambda number: np.array(number, np.uint8), np.array),
+    "tensors without axes": (torch.tensor, lambda number: torch.tensor(number).double()),
+}
+
+
+@pytest.mark.parametrize("form", IN_EACH_FORM)
+def test_options_may_be_numbers_of_numpy_and_torch(case, inputs, form):
+    scores, labels, upsampling = inputs
+    integer, number = IN_EACH_FORM[form]
+    expected = {"ignore_index": (255, 1), "label_smoothing": 0.25, "temperature": 0.5}
+    options = {
+        "ignore_index": (integer(255 if form != "NumPy scalars" else -1), integer(1), 255),
+        "label_smoothing": number(0.25),
+        "temperature": number(0.5),
+    }
+    got = loss_and_gradient_of(scores, labels, upsampling, **options)
+    for mine, usual in zip(
+        got, loss_and_gradient_of(scores, labels, upsampling, **expected), strict=True
+    ):
+        assert same_bits(mine, usual)
+    for ignored in (integer(1), [integer(1)], np.array([1]), torch.tensor([1])):
+        labels[labels == 255] = 1
+        got = loss_of(scores, labels, upsampling, ignore_index=ignored)
+        assert torch.equal(got, loss_of(scores, labels, upsampling, ignore_index=1))
+
+
+@pytest.mark.parametrize("form", IN_EACH_FORM)
+def test_axes_strides_and_crops_may_be_numbers_of_numpy_and_torch(logits, form):
+    integer, number = IN_EACH_FORM[form]
+    got = seg_loss.spatial_softmax(logits, axis=integer(2), temperature=number(0.5))
+    assert torch.equal(got, seg_loss.spatial_softmax(logits, axis=2, temperature=0.5))
+    got = Deconvolution(integer(4), integer(6), (integer(1), integer(2)))
+    assert got == Deconvolution(4, 6, (1, 2))
+    assert {type(value) for value in (got.stride, got.kernel_size, *got.crop)} == {int}
+
+
+def test_a_tensor_as_option_is_read_at_each_call(logits):
+    labels, temperature = make_labels(PLAIN.shape), torch.tensor(0.5)
+    before = seg_loss.spatial_cross_entropy(logits, labels, temperature=temperature)
+    temperature.fill_(2.0)
+    after = seg_loss.spatial_cross_entropy(logits, labels, temperature=temperature)
+    assert torch.equal(before, seg_loss.spatial_cross_entropy(logits, labels, temperature=0.5))
+    assert torch.equal(after, seg_loss.spatial_cross_entropy(logits, labels, temperature=2.0))
+
+
+@pytest.mark.parametrize("form", [bool, np.bool_, torch.tensor])
+def test_a_bool_is_no_number(logits, form):
+    labels = make_labels(PLAIN.shape)
+    for option in ("ignore_index", "label_smoothing", "temperature"):
+        with pytest.raises(InvalidInput, match=rf"^{option}: expected .*, got True\.$"):
+            seg_loss.spatial_cross_entropy(logits, labels, **{option: form(True)})
+    with pytest.raises(InvalidInput, match=r"^axis: expected .*, got True\.$"):
+        seg_loss.spatial_softmax(logits, axis=form(True))
+    with pytest.raises(InvalidInput, match=r"^stride: expected .*, got True\.$"):
+        Deconvolution(form(True))

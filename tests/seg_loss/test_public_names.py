@@ -107,10 +107,8 @@ SIGNATURES = [
 def test_signatures_are_those_of_the_contract(function, positional, keywords):
     parameters = inspect.signature(function).parameters.values()
     assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == positional
-    # An option may be added, such as process_group; none may be removed or changed.
     got = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    assert keywords.items() <= got.items()
-    assert set(got) - set(keywords) <= {"process_group"}
+    assert got == keywords
 
 
 def test_compat_has_the_names_of_caffe_and_torch():

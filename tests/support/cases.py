@@ -14,11 +14,13 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
 import seg_loss
-from seg_loss import Bilinear, Deconvolution, Evaluation, reference
+from seg_loss import Bilinear, Deconvolution, Evaluation, constants, reference
 from seg_loss.upsampling import Upsampling, axes
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+ALL_LABEL_DTYPES = tuple(getattr(torch, name) for name in constants.LABEL_DTYPES)
+# Those that rotate through the grids, with numbers of other options that have no common divisor.
+LABEL_DTYPES = ALL_LABEL_DTYPES[:5]
 NORMALIZATIONS = ("valid", "full", "batch", "none", "weight")
 
 

@@ -141,8 +141,8 @@ ILL_POSED = {
         "none",
         {"labels": LABELS.float()},
         (
-            "labels: expected uint8, int8, int16, int32 or int64, got float32. "
-            "Class indices are integers."
+            "labels: expected uint8, int8, int16, int32, int64, uint16, uint32 or uint64, "
+            "got float32. Class indices are integers."
         ),
     ),
     "a label out of range": (

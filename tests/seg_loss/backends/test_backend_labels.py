@@ -33,6 +33,12 @@ INVALID = [
     (-1, torch.int64), (21, torch.uint8), (254, torch.uint8), (1 << 40, torch.int64),
     (-128, torch.int8), (-(1 << 62), torch.int64),
 ]  # fmt: skip
+# Values that are negative or wrong classes if their bits are read as signed integers.
+UNSIGNED = [
+    (40_000, torch.uint16),
+    ((1 << 31) + 5, torch.uint32),
+    ((1 << 63) + 5, torch.uint64),
+]
 FUNCTIONS = {
     "loss_and_gradient": loss_and_gradient_of,
     "autograd": lambda x, y, upsampling, **options: loss_of(
@@ -52,6 +58,12 @@ def without_reports_of_other_tests():
     label_reports._deferred.clear()
 
 
+def set_three(labels, value):
+    """Sets the labels of three pixels; torch assigns no number above 2**63 - 1, but a tensor."""
+    for index in ((1, 2, 4), (1, -3, 2), (0, -1, -1)):
+        labels[index] = torch.tensor(value, dtype=labels.dtype)
+
+
 def error_of(call, *arguments, **options):
     """Returns the message of the error that a call raises, or "" if it raises none."""
     try:
@@ -65,13 +77,14 @@ def error_of(call, *arguments, **options):
     ("case", "value", "dtype", "function"),
     [
         *((LOGITS, *invalid, function) for invalid in INVALID for function in FUNCTIONS),
+        *((LOGITS, *invalid, "loss_and_gradient") for invalid in UNSIGNED),
         *((SCORES, 77, torch.int64, function) for function in [*FUNCTIONS][:3]),
     ],
     ids=lambda value: getattr(value, "name", str(value).removeprefix("torch.")),
 )
 def test_invalid_labels_are_reported_at_once_later_or_never(backend, case, value, dtype, function):
     scores, labels, upsampling = make_inputs(case, label_dtype=dtype)
-    labels[1, 2, 4] = labels[1, -3, 2] = labels[0, -1, -1] = value
+    set_three(labels, value)
     options = {"ignore_index": ignored_label(dtype)}
     with numba_kernels():
         expected = error_of(loss_of, scores, labels, upsampling, **options)
@@ -95,16 +108,17 @@ def test_invalid_labels_are_reported_at_once_later_or_never(backend, case, value
 
 @pytest.mark.parametrize(
     ("case", "value", "dtype"),
-    [*((LOGITS, *invalid) for invalid in INVALID), (SCORES, 77, torch.int64)],
+    [*((LOGITS, *invalid) for invalid in INVALID + UNSIGNED), (SCORES, 77, torch.int64)],
     ids=lambda value: getattr(value, "name", str(value).removeprefix("torch.")),
 )
 def test_pixels_with_invalid_labels_count_as_ignored(backend, case, value, dtype):
     scores, labels, upsampling = make_inputs(case, label_dtype=dtype)
-    labels[1, 2, 4] = labels[1, -3, 2] = labels[0, -1, -1] = value
+    set_three(labels, value)
     x, y, ignored = backend.place(scores), backend.place(labels), ignored_label(dtype)
     options = {"ignore_index": ignored}
     loss, gradient = loss_and_gradient_of(x, y, upsampling, **options, check_labels="ignore")
-    y[y == value] = ignored
+    set_three(labels, ignored)
+    y = backend.place(labels)
     expected = loss_and_gradient_of(x, y, upsampling, **options)
     assert same_bits(loss, expected[0])
     assert same_bits(gradient, expected[1])

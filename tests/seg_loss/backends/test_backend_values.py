@@ -35,6 +35,7 @@ SCORES = (
     if IS_SMALL
     else Case((3, 5, 4, 6), "upsampled", (15, 21), Bilinear())
 )
+SMALL = (2, 3, 4, 5)
 EACH_CASE = pytest.mark.parametrize("case", [LOGITS, SCORES], ids=["plain", "upsampled"])
 EACH_DTYPE = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 # The interpreter is slowest with upsampled scores, so that it has one dtype of them.
@@ -65,6 +66,32 @@ def unread_inputs(case, dtype, backend):
 
 
 # -- NaN and infinity --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("value", [-2.0, math.nan, math.inf, -math.inf])
+def test_class_weights_may_be_any_numbers_as_in_torch(backend, value, reduction):
+    target, weight = make_labels(SMALL).long(), torch.tensor([0.5, value, 2.0])
+    for dtype, smoothing in itertools.product((torch.float32, torch.float64), (0.0, 0.2)):
+        if math.isinf(value) and smoothing:
+            continue  # torch adds inf for each class, and the kernels subtract inf from inf
+
+        def run(function, place, dtype=dtype, smoothing=smoothing):
+            x = place(make_logits(SMALL, dtype)).requires_grad_()
+            options = {"ignore_index": 255, "label_smoothing": smoothing, "reduction": reduction}
+            loss = function(x, place(target), place(weight.to(dtype)), **options)
+            (gradient,) = torch.autograd.grad(loss.sum(), x)
+            return loss.detach().cpu(), gradient.cpu()
+
+        got = run(compat_torch.cross_entropy, backend.place)
+        expected = run(torch.nn.functional.cross_entropy, torch.Tensor.clone)
+        torch.testing.assert_close(got[0], expected[0], equal_nan=True)
+        # The gradient of an ignored pixel stays 0. One of an infinite weight is NaN in torch.
+        valid = (target != 255)[:, None].expand(SMALL)
+        finite = valid & expected[1].isfinite()
+        torch.testing.assert_close(got[1][finite], expected[1][finite])
+        assert not got[1][valid & ~finite].isfinite().any()
+        assert is_positive_zero(got[1][~valid])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
