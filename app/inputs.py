@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .errors import IllPosed, TooLarge, UnsupportedMedia, dtype_name, safe_repr
-from .formats import json, multipart, npy, png, safetensors
+from .formats import json, multipart, npy, npz, png, safetensors
 from .images.palettes import PALETTES
 from .options import LossOptions
 from .settings import Settings
@@ -327,7 +327,7 @@ _MAGIC = (
     (0, png.PNG_SIGNATURE, "PNG"),
     (0, png.JPEG_SIGNATURE, "JPEG"),
     (0, npy.MAGIC, "NPY"),
-    (0, npy.NPZ_MAGIC, "NPZ"),
+    (0, npz.MAGIC, "NPZ"),
     (8, b"{", "safetensors"),  # the first 8 bytes are the length of the header
 )
 """Offsets and bytes by which the type of a file is detected."""

@@ -178,6 +178,7 @@ ARROWS = {
     "app.errors": (),
     "app.settings": (),
     "app.report": (),
+    "app.terminal": (),
     "app.devices": ("seg_loss", "app.errors"),
     "app.images": ("app.errors",),
     "app.formats": ("app.errors", "app.images.palettes"),
@@ -196,8 +197,8 @@ ARROWS = {
     ),
     "app.cli": (
         "seg_loss", "app.errors", "app.settings", "app.report", "app.devices", "app.options",
-        "app.inputs", "app.results", "app.operations", "app.formats.npy", "app.images",
-        "app.http.server",
+        "app.inputs", "app.results", "app.operations", "app.formats.npy", "app.formats.npz",
+        "app.images", "app.http.server", "app.terminal",
     ),
     # Nothing imports app but app, and nothing imports the tests.
     "benchmarks": ("seg_loss",),
