@@ -27,7 +27,14 @@ from .images import render
 from .images.palettes import PALETTES
 from .images.render import KINDS, Layers
 from .inputs import Inputs
-from .options import UPSAMPLINGS, EvaluateOptions, GradientOptions, LossOptions, VisualizeOptions
+from .options import (
+    LAYOUTS,
+    UPSAMPLINGS,
+    EvaluateOptions,
+    GradientOptions,
+    LossOptions,
+    VisualizeOptions,
+)
 from .results import EvaluationResult, GradientResult, PictureResult, Result
 
 DEFAULT_PALETTE = "voc"
@@ -52,6 +59,7 @@ def gradient(inputs: Inputs, options: GradientOptions) -> GradientResult:
     )
     if options.loss_weight != 1:
         gradient *= options.loss_weight
+    gradient = gradient.movedim(1, LAYOUTS[options.layout])
     return GradientResult(
         gradient, float(value), options.normalization, options.loss_weight, inputs.warnings
     )

@@ -182,9 +182,13 @@ ARROWS = {
     "app.devices": ("seg_loss", "app.errors"),
     "app.images": ("app.errors",),
     "app.formats": ("app.errors", "app.images.palettes"),
-    "app.options": ("seg_loss", "app.errors", "app.formats.png", "app.images"),
+    "app.label_spaces": ("app.errors",),
+    "app.options": (
+        "seg_loss", "app.errors", "app.formats.png", "app.images", "app.label_spaces",
+    ),
     "app.inputs": (
         "app.errors", "app.settings", "app.options", "app.formats", "app.images.palettes",
+        "app.label_spaces",
     ),
     "app.results": ("seg_loss", "app.formats"),
     "app.operations": (

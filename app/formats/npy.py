@@ -11,8 +11,8 @@ The dict has exactly the keys `descr`, `fortran_order` and `shape`, in any order
 
     {'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }
 
-The dict is parsed with regular expressions and never evaluated. Files of Python 2 may have a shape of
-long integers, `(2L, 3L)`. The size of the shape must equal the number of bytes after the header,
+The dict is parsed with regular expressions and never evaluated. Files of Python 2 may have a shape
+of long integers, `(2L, 3L)`. The size of the shape must equal the number of bytes after the header,
 which is checked before any memory is allocated.
 
 `descr` is a key of `DTYPES`, little-endian; types of one byte may have any byte order. Object

@@ -26,7 +26,7 @@ limit on pixels is global to the process.
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -105,11 +105,13 @@ class LabelMap:
     Attributes:
         indices: [H,W]; int32 for files of 16 bits, else uint8.
         mode: Pillow's name of the mode of the file: P, L, 1, I;16, RGB or RGBA.
+        is_coloured: whether the indices are those of colours.
         warnings: sentences about content that is probably unintended.
     """
 
     indices: Indices
     mode: str
+    is_coloured: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -156,7 +158,7 @@ def read_label_map(
     where: str,
     encoding: Encoding = "auto",
     palette: Palette | None,
-    expected_size: tuple[int, int] | None,
+    check_size: Callable[[int, int], None] = lambda height, width: None,
     max_pixels: int,
 ) -> LabelMap:
     """Returns the class indices of a PNG.
@@ -168,16 +170,18 @@ def read_label_map(
             and all other modes as indices. "rgb" also reads mode P as colours, for coloured maps
             that an optimiser has converted to it.
         palette: the palette that colours are looked up in; None if the request names none.
-        expected_size: height and width of the logits; None if the map may have another size.
+        check_size: raises if the map must not have this height and width. It is called before
+            pixels are decoded.
         max_pixels: the largest number of pixels.
 
     Raises:
-        IllPosed: if the file is not a PNG, is damaged, or has another size or mode, or colours that
-            are not in the palette.
+        IllPosed: if the file is not a PNG, is damaged, or has another mode, or colours that are not
+            in the palette.
         TooLarge: if it has more than `max_pixels`.
     """
     header = _read_header(data, where)
-    _check_size(where, header.height, header.width, expected_size, max_pixels)
+    _check_num_pixels(where, header.height, header.width, max_pixels)
+    check_size(header.height, header.width)
     if header.mode is None:
         raise _mode_error(where, header)
     in_colour = header.mode in ("RGB", "RGBA")
@@ -223,13 +227,13 @@ def read_photo(data: bytes | memoryview, *, where: str, max_pixels: int) -> npt.
         photo: ImageFile.ImageFile
         if bytes(data[:8]) == PNG_SIGNATURE:
             header = _read_header(data, where, keep=b"eXIf")
-            _check_size(where, header.height, header.width, None, max_pixels)
+            _check_num_pixels(where, header.height, header.width, max_pixels)
             if (header.colour_type, header.bits) == (_GREY, 16):
                 raise IllPosed(where, "a photo with 8 bits", header.description)
             photo = PngImageFile(io.BytesIO(header.critical))
         elif bytes(data[:3]) == JPEG_SIGNATURE:
             photo = JpegImageFile(io.BytesIO(data))
-            _check_size(where, photo.height, photo.width, None, max_pixels)
+            _check_num_pixels(where, photo.height, photo.width, max_pixels)
         else:
             raise IllPosed(where, "a PNG or JPEG file", "another format")
         with photo:
@@ -304,23 +308,13 @@ def _chunks(view: memoryview, where: str) -> Iterator[tuple[bytes, memoryview, m
         position = end
 
 
-def _check_size(
-    where: str, height: int, width: int, expected: tuple[int, int] | None, max_pixels: int
-) -> None:
+def _check_num_pixels(where: str, height: int, width: int, max_pixels: int) -> None:
     if height * width > max_pixels:
         raise TooLarge(
             where,
             f"at most {max_pixels} pixels",
             f"{height} x {width} = {height * width}",
             limit=max_pixels,
-        )
-    if expected is not None and (height, width) != expected:
-        is_larger = height >= expected[0] and width >= expected[1]
-        raise IllPosed(
-            where,
-            f"{expected[0]} x {expected[1]} (height x width) to match the logits",
-            f"{height} x {width}",
-            "Scores of lower resolution? Use upsampling=bilinear." if is_larger else "",
         )
 
 
@@ -373,7 +367,7 @@ def _decode_colours(header: _Header, where: str, palette: Palette) -> LabelMap:
         translucent = int(np.count_nonzero(samples[:, :, 3] != 255))
         if translucent:
             warnings = (f"{where}: transparency was dropped (translucent pixels: {translucent}).",)
-    return LabelMap(_colours_to_indices(samples, where, palette), header.mode, warnings)
+    return LabelMap(_colours_to_indices(samples, where, palette), header.mode, True, warnings)
 
 
 def _colours_to_indices(

@@ -370,7 +370,10 @@ FILES = {
     "a PNG of another size": (
         {"labels": png_file(np.zeros((7, 6), np.uint8))},
         422,
-        "labels: expected 6 x 7 (height x width) to match the logits, got 7 x 6.",
+        (
+            "labels: expected 6 x 7 (height x width) to match the logits, got 7 x 6. "
+            "Height and width are exchanged."
+        ),
     ),
     "an incomplete PNG": (
         {"labels": PNG[:-20]},
@@ -504,7 +507,7 @@ def test_an_option_among_the_inputs_belongs_in_the_query(client):
 
 NAMES = (
     "options: expected names among ignore_index, label_smoothing, temperature, normalization, "
-    "upsampling, label_encoding, palette"
+    "upsampling, layout, label_space, label_encoding, palette"
 )
 INTEGERS = "ignore_index: expected an integer, several with commas between them, or none"
 SHARE = "label_smoothing: expected a number from 0 to 1"
