@@ -25,7 +25,7 @@ from torch import Tensor
 
 from . import label_spaces
 from .errors import IllPosed, TooLarge, UnsupportedMedia, dtype_name, safe_repr
-from .formats import json, multipart, npy, npz, png, safetensors
+from .formats import json, multipart, npy, npz, png, rasters, safetensors
 from .images.palettes import PALETTES
 from .options import LAYOUTS, LossOptions, VisualizeOptions
 from .settings import Settings
@@ -195,7 +195,7 @@ class _Reader:
 
     def _read_indices(self, where: str, source: Source, space: str) -> Tensor:
         """Returns class indices [N,*spatial], from a tensor or a picture of indices or colours."""
-        if isinstance(source, Tensor) or _file_type(source) != "PNG":
+        if isinstance(source, Tensor) or _file_type(source) not in _PICTURES:
             indices = self._with_batch_axis(where, _tensor(where, source, "PNG"))
             if indices.dtype.is_floating_point:
                 return indices  # an error of `seg_loss`
@@ -402,8 +402,14 @@ _MAGIC = (
     (0, npy.MAGIC, "NPY"),
     (0, npz.MAGIC, "NPZ"),
     (8, b"{", "safetensors"),  # the first 8 bytes are the length of the header
+    *((0, signature, "TIFF") for signature in rasters.TIFF_SIGNATURES),
+    (0, rasters.BMP_SIGNATURE, "BMP"),
+    (8, png.WEBP_SIGNATURE, "WebP"),
+    (0, b"\x1f\x8b", "gzip"),
 )
 """Offsets and bytes by which the type of a file is detected."""
+
+_PICTURES = ("PNG", "JPEG", "TIFF", "BMP", "WebP")
 
 _TENSOR_FILES: Mapping[str, Callable[[memoryview, str], Tensor]] = {
     "NPY": npy.decode,

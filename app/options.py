@@ -17,7 +17,7 @@ import seg_loss
 from seg_loss.constants import MAPS, NORMALIZATIONS
 
 from .errors import IllPosed, Malformed, safe_repr
-from .formats.png import ENCODINGS, Encoding
+from .formats.rasters import ENCODINGS, Encoding
 from .images.palettes import PALETTES
 from .images.render import KINDS
 from .label_spaces import LABEL_SPACES

@@ -184,7 +184,7 @@ ARROWS = {
     "app.formats": ("app.errors", "app.images.palettes"),
     "app.label_spaces": ("app.errors",),
     "app.options": (
-        "seg_loss", "app.errors", "app.formats.png", "app.images", "app.label_spaces",
+        "seg_loss", "app.errors", "app.formats.rasters", "app.images", "app.label_spaces",
     ),
     "app.inputs": (
         "app.errors", "app.settings", "app.options", "app.formats", "app.images.palettes",

@@ -359,7 +359,7 @@ def pickled_npy() -> bytes:
 
 FILES = {
     "an RGB label map without a palette": (
-        {"labels": png_file(np.zeros((6, 7, 3), np.uint8))},
+        {"labels": png_file(np.arange(126, dtype=np.uint8).reshape(6, 7, 3))},
         422,
         (
             "labels: expected indices (PNG of mode P or L), or colours of a named palette, "
@@ -401,7 +401,10 @@ FILES = {
     "a JPEG as labels": (
         {"labels": b"\xff\xd8\xff\xe0" + bytes(100)},
         422,
-        "labels: expected an NPY, safetensors or PNG file, got JPEG.",
+        (
+            "labels: expected a lossless label map, got JPEG, which is lossy and changes class "
+            "indices. Save the map as PNG."
+        ),
     ),
     "a PNG as logits": (
         {"logits": PNG},
