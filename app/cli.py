@@ -1,7 +1,8 @@
 """The command line, `seg-loss`: operations on files, with files and tables as results.
 
-Results go to stdout, warnings and errors to stderr. The exit status is 0 for success; 1 if a file
-cannot be used or a metric is below its threshold; 2 for wrong usage.
+Results go to stdout, warnings and errors to stderr. An input may be a pipe; - is stdin. The exit
+status is 0 for success; 1 if a file cannot be used or a metric is below its threshold; 2 for wrong
+usage.
 
 Modules that load torch are imported inside the commands, so that `seg-loss --help` does not wait
 for it. Each option of `options` becomes a flag. Commands continue in `inputs` and `operations`.
@@ -123,7 +124,10 @@ LogitsFile = Annotated[
     Path, typer.Argument(metavar="LOGITS", help="[N,C,H,W] or [C,H,W]: .npy, .npz, .safetensors.")
 ]
 LabelsFile = Annotated[
-    Path, typer.Argument(metavar="LABELS", help="[N,H,W] or [H,W]: .png, .npy, .npz, .safetensors.")
+    Path,
+    typer.Argument(
+        metavar="LABELS", help="[N,H,W] or [H,W]: .png, .tif, .bmp, .npy, .npz, .safetensors."
+    ),
 ]
 ClassWeightFile = Annotated[
     Path | None, typer.Option("--class-weight", help="File with [C], a weight for each class.")
@@ -328,7 +332,7 @@ def visualize(
         Path | None, typer.Argument(metavar="[LOGITS]", help="[1,C,H,W] or [C,H,W].")
     ] = None,
     labels: Annotated[
-        Path | None, typer.Argument(metavar="[LABELS]", help="[1,H,W], [H,W], or a PNG.")
+        Path | None, typer.Argument(metavar="[LABELS]", help="[1,H,W], [H,W], or a picture.")
     ] = None,
     labels_option: Annotated[
         Path | None, typer.Option("--labels", help="The labels, if there are no logits.")
