@@ -620,9 +620,14 @@ def _check_suffix(output: Path, *suffixes: str) -> None:
 
 def _warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
-        print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
+        _print_error(f"{PROGRAM}: warning: {warning}")
 
 
 def _fail(sentence: str, status: int) -> NoReturn:
-    print(f"{PROGRAM}: {sentence}", file=sys.stderr)
+    _print_error(f"{PROGRAM}: {sentence}")
     sys.exit(status)
+
+
+def _print_error(line: str) -> None:
+    if sys.stderr is not None:  # else print writes to standard output
+        print(line, file=sys.stderr)

@@ -29,6 +29,13 @@ VOID = 255
 
 _INVALID = -1
 _MAX_SAMPLE = 1 << 14
+_SUSPICIOUS_SHARE = 0.4
+
+_SHIFTS = (
+    (-1, "minus", "Classes from 1, with 0 for void? Use label_space=ade_zero."),
+    (1, "plus", "Has 1 been subtracted twice?"),
+)
+_MIN_SHIFTED_CLASSES = 3
 
 
 @dataclass(frozen=True)
@@ -195,7 +202,8 @@ def advice_for(labels: Labels, num_classes: int, ignored: Sequence[int], name: s
     Raises:
         IllPosed: if labels are invalid, and look like those of a space that the request can name.
     """
-    values = Values(frozenset(np.unique(_sample(labels)).tolist()), num_classes, ignored)
+    sample = _sample(labels)
+    values = Values(frozenset(np.unique(sample).tolist()), num_classes, ignored)
     sentences = []
     likely = "" if name else _likely_space(values)
     if likely:
@@ -203,16 +211,44 @@ def advice_for(labels: Labels, num_classes: int, ignored: Sequence[int], name: s
         if values.invalid:
             raise _invalid_error(labels, values, f"{advice}.")
         sentences.append(f"labels: {advice}, or label_space=raw if they are class indices.")
-    num_ignored = sum(np.count_nonzero(labels == v) for v in values.present if v in ignored)
-    if 2 * num_ignored > labels.size:
-        share = 100 * num_ignored / labels.size
-        sentences.append(f"labels: {share:.3g} % of the pixels are ignored.")
-    if num_classes > 1 and len(values.classes) == 1 and labels.size - num_ignored > 1:
+    present_ignored = [value for value in values.present if value in ignored]
+    # Few requests need more than the sample, which is fast for any number of pixels.
+    if _num_equal(sample, present_ignored) > _SUSPICIOUS_SHARE * sample.size:
+        share = _num_equal(labels, present_ignored) / labels.size
+        if share > 0.5:
+            sentences.append(f"labels: {100 * share:.3g} % of the pixels are ignored.")
+    if num_classes > 1 and len(values.classes) == 1:
         (single,) = values.classes
-        others = np.unique(labels[labels != single]).tolist()
-        if all(value in ignored for value in others):
+        others, counts = np.unique(labels[labels != single], return_counts=True)
+        if labels.size - counts.sum() > 1 and all(value in ignored for value in others.tolist()):
             sentences.append(f"labels: all pixels that are not ignored have the class {single}.")
     return sentences
+
+
+def shift_advice(confusion: npt.NDArray[np.integer]) -> list[str]:
+    """Returns a sentence if predictions agree much better with labels minus 1 or plus 1.
+
+    Args:
+        confusion: [C,C], a row for each class of the labels and a column for each predicted one.
+    """
+    num_pixels = confusion.sum()
+    for shift, name, fix in _SHIFTS:
+        agreeing = np.diagonal(confusion, shift)
+        rows = confusion.sum(axis=1)
+        rows = rows[-shift:] if shift < 0 else rows[: len(rows) - shift]
+        # A network that predicts one class alone agrees with a shift of another.
+        num_shifted_classes = np.count_nonzero(2 * agreeing > rows)
+        if 2 * agreeing.sum() > num_pixels and num_shifted_classes >= _MIN_SHIFTED_CLASSES:
+            shares = [
+                100 * int(counts.sum()) / num_pixels for counts in (confusion.diagonal(), agreeing)
+            ]
+            subject = f"predictions agree with {shares[0]:.3g} % of the labels"
+            return [f"labels: {subject}, and with {shares[1]:.3g} % of the labels {name} 1. {fix}"]
+    return []
+
+
+def _num_equal(labels: Labels, values: Iterable[int]) -> int:
+    return sum(int(np.count_nonzero(labels == value)) for value in values)
 
 
 def _sample(labels: Labels) -> Labels:

@@ -9,6 +9,7 @@ the service calls `require_finite` and answers with an error.
 """
 
 import math
+from dataclasses import replace
 from typing import TypedDict
 
 import numpy as np
@@ -21,6 +22,7 @@ from seg_loss import Evaluation
 from seg_loss.constants import LABEL_DTYPES
 from seg_loss.upsampling import Size, Upsampling
 
+from . import label_spaces
 from .errors import IllPosed, dtype_name
 from .formats import png
 from .images import render
@@ -48,7 +50,9 @@ def loss(inputs: Inputs, options: LossOptions) -> EvaluationResult:
 
 def evaluate(inputs: Inputs, options: EvaluateOptions) -> EvaluationResult:
     """Returns the loss of logits and labels, with metrics and the maps asked for."""
-    return _evaluate(inputs, options, maps=options.maps)
+    result = _evaluate(inputs, options, maps=options.maps)
+    advice = label_spaces.shift_advice(result.evaluation.confusion.cpu().numpy())
+    return replace(result, warnings=(*result.warnings, *advice))
 
 
 def gradient(inputs: Inputs, options: GradientOptions) -> GradientResult:

@@ -193,7 +193,7 @@ ARROWS = {
     "app.results": ("seg_loss", "app.formats"),
     "app.operations": (
         "seg_loss", "app.errors", "app.options", "app.inputs", "app.results", "app.formats.png",
-        "app.images",
+        "app.images", "app.label_spaces",
     ),
     "app.http": (
         "seg_loss", "app.errors", "app.settings", "app.devices", "app.options", "app.inputs",

@@ -14,7 +14,7 @@ from serving import SAFETENSORS
 
 import seg_loss
 from app.errors import IllPosed
-from app.label_spaces import LABEL_SPACES, VOID, advice_for, to_classes
+from app.label_spaces import LABEL_SPACES, VOID, advice_for, shift_advice, to_classes
 
 IGNORED = (VOID,)
 CITYSCAPES = [7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]
@@ -171,6 +171,48 @@ def test_rare_labels_are_counted_though_a_sample_is_read():
     assert advice_for(labels, 3, IGNORED, "") == alone
     labels[0, 500, 501] = 1
     assert advice_for(labels, 3, IGNORED, "") == []
+
+
+SHIFTED = {
+    "labels from 1": (-1, 9, "minus 1. Classes from 1, with 0 for void? Use label_space=ade_zero."),
+    "labels reduced twice": (1, 9, "plus 1. Has 1 been subtracted twice?"),
+    "labels of the predictions": (0, 9, ""),
+    "labels of two classes": (-1, 2, ""),
+}
+
+
+@pytest.mark.parametrize("case", SHIFTED)
+def test_labels_that_are_shifted_by_one_are_recognized_by_the_predictions(case):
+    shift, num_classes, advice = SHIFTED[case]
+    confusion = np.ones((num_classes, num_classes), np.int64)
+    confusion += 50 * np.eye(num_classes, k=shift, dtype=np.int64)
+    sentences = shift_advice(confusion)
+    assert len(sentences) == bool(advice)
+    if advice:
+        assert sentences[0] == (
+            "labels: predictions agree with 1.87 % of the labels, and with 84.8 % of the labels "
+            + advice
+        )
+
+
+def test_a_network_that_predicts_one_class_is_not_a_shift():
+    confusion = np.zeros((4, 4), np.int64)
+    confusion[:, 1] = [1, 1, 97, 1]
+    assert shift_advice(confusion) == []
+    assert shift_advice(np.zeros((4, 4), np.int64)) == []
+
+
+def test_shifted_labels_are_recognized_in_an_evaluation(client):
+    labels = (torch.arange(40) % 4 + 1).reshape(1, 5, 8)
+    logits = torch.nn.functional.one_hot(labels - 1, 5).movedim(-1, 1).float().contiguous()
+    answer = client.post_tensors("/v1/evaluate", logits=logits, labels=labels).json()
+    assert answer["warnings"] == [
+        "labels: predictions agree with 0 % of the labels, and with 100 % of the labels minus 1. "
+        + SHIFTED["labels from 1"][2].removeprefix("minus 1. ")
+    ]
+    path = "/v1/evaluate?label_space=ade_zero"
+    answer = client.post_tensors(path, logits=logits, labels=labels).json()
+    assert (answer["metrics"]["mean_iu"], answer["warnings"]) == (1.0, [])
 
 
 @pytest.fixture
