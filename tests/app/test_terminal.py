@@ -101,6 +101,7 @@ def test_errors_are_written_in_every_encoding(run_in, encoding, line):
     assert err
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 @pytest.mark.parametrize("command", ["logits", "labels", "--class-weight", "--pixel-weight"])
 def test_every_input_may_come_from_a_pipe(run, empty_directory, command):
     inputs = make_inputs() | {"--class-weight": np.ones(5), "--pixel-weight": np.ones((6, 7))}
