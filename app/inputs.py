@@ -262,11 +262,10 @@ class _Reader:
     def _add_advice(self, labels: Tensor) -> None:
         """Adds warnings about labels that have one entry per pixel."""
         logits, options = self.logits, self.options
-        if logits is None or labels.dtype.is_floating_point:
+        if logits is None or labels.dtype.is_floating_point or len(labels) != len(logits):
             return
-        if len(labels) != len(logits) or (
-            not self.is_upsampled and labels.shape[1 - len(logits.shape[1:]) :] != logits.shape[2:]
-        ):
+        size = labels.shape[labels.ndim - (logits.ndim - 2) :]
+        if size != logits.shape[2:] and not self.is_upsampled:
             return
         space = options.label_space if "label_space" in options.model_fields_set else ""
         self.warnings += label_spaces.advice_for(
