@@ -1,8 +1,9 @@
 # Two commands on a fresh machine: `make serve` and `make test`. They need Python 3.11 or newer.
 PYTHON ?= python3
 VENV ?= .venv
-HOST ?= 127.0.0.1
-PORT ?= 8000
+# `make serve PORT=9000` replaces them. Some systems set variables of these names, which must not.
+HOST := 127.0.0.1
+PORT := 8000
 # The index that torch is taken from. If empty, pip's default index, whose torch for Linux is the
 # CUDA build. https://download.pytorch.org/whl/cpu has the CPU build, which is much smaller.
 TORCH_INDEX_URL ?=

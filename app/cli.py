@@ -1,7 +1,8 @@
 """The command line, `seg-loss`: operations on files, with files and tables as results.
 
-Results go to stdout, warnings and errors to stderr. The exit status is 0 for success; 1 if a file
-cannot be used or a metric is below its threshold; 2 for wrong usage.
+Results go to stdout, warnings and errors to stderr. An input may be a pipe; - is stdin. The exit
+status is 0 for success; 1 if a file cannot be used or a metric is below its threshold; 2 for wrong
+usage.
 
 Modules that load torch are imported inside the commands, so that `seg-loss --help` does not wait
 for it. Each option of `options` becomes a flag. Commands continue in `inputs` and `operations`.
@@ -10,17 +11,15 @@ for it. Each option of `options` becomes a flag. Commands continue in `inputs` a
 import inspect
 import os
 import sys
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, TypeVar
 
 import typer
 
 from seg_loss import __version__
 
-from .errors import IllPosed, RequestError
+from .errors import RequestError
 from .options import (
     EvaluateOptions,
     GradientOptions,
@@ -30,7 +29,8 @@ from .options import (
     parse,
 )
 from .report import FORMATS, Report, Table, render
-from .settings import PREFIX, Settings
+from .settings import PREFIX, Settings, misspelt_variables
+from .terminal import configure_streams
 
 if TYPE_CHECKING:
     from .devices import Choice
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .results import EvaluationResult
 
 PROGRAM = "seg-loss"
+STDIN = Path("-")
 METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -60,12 +61,17 @@ class UsageError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs a command and exits."""
+    configure_streams()
     try:
-        cli(arguments, prog_name=PROGRAM)
+        _run(arguments)
     except UsageError as error:
         _fail(f"{error}", 2)
     except RequestError as error:
         _fail(error.detail, 1)
+    except BrokenPipeError:  # as with `seg-loss ... | head -1`
+        # Python would flush the rest at its exit and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         _fail(f"{error.filename or 'files'}: {error.strerror or error}", 1)
     except ValueError as error:
@@ -81,6 +87,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise
         _fail("memory: expected enough on the GPU, got too little. Use --device cpu.", 1)
     sys.exit(0)
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    """Runs a command, whose output is written when it returns."""
+    try:
+        cli(arguments, prog_name=PROGRAM)
+    except SystemExit as stop:
+        if stop.code:
+            raise
+    if sys.stdout is not None:
+        sys.stdout.flush()  # at the exit of Python, a full disk would be a traceback
 
 
 def _print_version(is_wanted: bool) -> None:
@@ -107,7 +124,10 @@ LogitsFile = Annotated[
     Path, typer.Argument(metavar="LOGITS", help="[N,C,H,W] or [C,H,W]: .npy, .npz, .safetensors.")
 ]
 LabelsFile = Annotated[
-    Path, typer.Argument(metavar="LABELS", help="[N,H,W] or [H,W]: .png, .npy, .npz, .safetensors.")
+    Path,
+    typer.Argument(
+        metavar="LABELS", help="[N,H,W] or [H,W]: .png, .tif, .bmp, .npy, .npz, .safetensors."
+    ),
 ]
 ClassWeightFile = Annotated[
     Path | None, typer.Option("--class-weight", help="File with [C], a weight for each class.")
@@ -312,7 +332,7 @@ def visualize(
         Path | None, typer.Argument(metavar="[LOGITS]", help="[1,C,H,W] or [C,H,W].")
     ] = None,
     labels: Annotated[
-        Path | None, typer.Argument(metavar="[LABELS]", help="[1,H,W], [H,W], or a PNG.")
+        Path | None, typer.Argument(metavar="[LABELS]", help="[1,H,W], [H,W], or a picture.")
     ] = None,
     labels_option: Annotated[
         Path | None, typer.Option("--labels", help="The labels, if there are no logits.")
@@ -420,6 +440,8 @@ def serve(
 def _settings(**flags: object) -> Settings:
     from pydantic import ValidationError
 
+    _warn(misspelt_variables(os.environ))
+
     present = {name: value for name, value in flags.items() if value is not None}
     try:
         return Settings(**present)  # type: ignore[arg-type]
@@ -449,6 +471,8 @@ def _read_inputs(options: LossOptions, device: str | None, **paths: Path | None)
     """
     from .inputs import assemble
 
+    if list(paths.values()).count(STDIN) > 1:
+        raise UsageError(f"{STDIN}: expected one input from standard input, got several.")
     settings = _settings(device=device)
     choice = _choose_device(settings, device)
     _warn([choice.warning] if choice.warning else [])
@@ -458,38 +482,33 @@ def _read_inputs(options: LossOptions, device: str | None, **paths: Path | None)
 
 def _read(path: Path, name: str) -> memoryview:
     """Returns a file, or an array in an NPZ file, in writable memory that tensors can share."""
+    from .formats import npz
+
+    with _open(path) as file:
+        content = _read_all(file)
+    is_npz = bytes(content[:4]) in (npz.MAGIC, npz.EMPTY_MAGIC)
+    return npz.read(content, name) if is_npz else content
+
+
+def _open(path: Path) -> BinaryIO:
+    """Returns an open file; that of standard input for -."""
+    if path != STDIN:
+        return path.open("rb")
+    if sys.stdin is None:
+        raise UsageError(f"{STDIN}: expected standard input, got none.")
+    return open(0, "rb", closefd=False)
+
+
+def _read_all(file: BinaryIO) -> memoryview:
+    """Returns all bytes of a file, or of a pipe, whose size is not known."""
     import numpy as np
 
-    from .formats.npy import NPZ_MAGIC
-
-    with path.open("rb") as file:
-        if file.read(len(NPZ_MAGIC)) == NPZ_MAGIC:
-            return _read_npz(path, name)
-        file.seek(0)
-        memory = np.empty(os.fstat(file.fileno()).st_size, dtype=np.uint8).data
-        filled = 0
-        while filled < len(memory) and (count := file.readinto(memory[filled:])):
-            filled += count
-    return memory[:filled]
-
-
-def _read_npz(path: Path, name: str) -> memoryview:
-    """Returns the NPY file of that name in an NPZ, or the only one.
-
-    `formats.npy` reads it like any other NPY file, and never unpickles objects.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-            wanted = f"{name}.npy"
-            if wanted not in members and len(members) == 1:
-                wanted = members[0]
-            if wanted not in members:
-                got = f"{len(members)} of other names"
-                raise IllPosed(name, f"one array, or one named {name}", got)
-            return memoryview(bytearray(archive.read(wanted)))
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
-        raise IllPosed(name, "a complete NPZ file", "a damaged one") from None
+    memory = np.empty(os.fstat(file.fileno()).st_size, dtype=np.uint8).data
+    filled = 0
+    while filled < len(memory) and (count := file.readinto(memory[filled:])):  # type: ignore[attr-defined]
+        filled += count
+    rest = file.read()
+    return memoryview(bytearray().join((memory[:filled], rest))) if rest else memory[:filled]
 
 
 def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
@@ -581,11 +600,12 @@ def _parse_threshold(text: str) -> tuple[str, float]:
     name, _, number = text.partition("=")
     name = name.replace("-", "_")
     try:
-        if name in METRICS:
+        if name in METRICS and 0 <= float(number) <= 1:  # false for NaN
             return name, float(number)
     except ValueError:
         pass
-    raise UsageError(f"--fail-under: expected METRIC=VALUE with one of {', '.join(METRICS)}.")
+    names = ", ".join(METRICS)
+    raise UsageError(f"--fail-under: expected METRIC=VALUE with one of {names}, and 0...1.")
 
 
 def _check_format(format_name: str) -> None:
@@ -600,9 +620,14 @@ def _check_suffix(output: Path, *suffixes: str) -> None:
 
 def _warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
-        print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
+        _print_error(f"{PROGRAM}: warning: {warning}")
 
 
 def _fail(sentence: str, status: int) -> NoReturn:
-    print(f"{PROGRAM}: {sentence}", file=sys.stderr)
+    _print_error(f"{PROGRAM}: {sentence}")
     sys.exit(status)
+
+
+def _print_error(line: str) -> None:
+    if sys.stderr is not None:  # else print writes to standard output
+        print(line, file=sys.stderr)

@@ -14,6 +14,7 @@ size of the labels too, so that a small body cannot cost unlimited time and memo
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -22,10 +23,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from . import label_spaces
 from .errors import IllPosed, TooLarge, UnsupportedMedia, dtype_name, safe_repr
-from .formats import json, multipart, npy, png, safetensors
+from .formats import json, multipart, npy, npz, png, rasters, safetensors
 from .images.palettes import PALETTES
-from .options import LossOptions
+from .options import LAYOUTS, LossOptions, VisualizeOptions
 from .settings import Settings
 
 Source = Tensor | memoryview
@@ -159,6 +161,7 @@ class _Reader:
             raise IllPosed(where, expected, f"{logits.ndim} axes")
         if not logits.numel():
             raise IllPosed(where, "at least one number", f"shape {tuple(logits.shape)}")
+        logits = logits.movedim(LAYOUTS[self.options.layout], 1)
         num_images, num_classes, *spatial = logits.shape
         _check_limit(where, num_images, "images", self.settings.max_images)
         _check_limit(where, num_classes, "classes", self.settings.max_classes)
@@ -167,27 +170,16 @@ class _Reader:
         return logits
 
     def read_labels(self, where: str, source: Source) -> Tensor:
-        labels = self.read_prediction(where, source)
+        labels = self._read_indices(where, source, self.options.label_space)
+        self._check_layout(labels.shape)
         self._check_upsampled_size(where, labels.shape)
+        self._add_advice(labels)
         return labels
 
     def read_prediction(self, where: str, source: Source) -> Tensor:
-        """Returns class indices [N,*spatial], from a tensor or a PNG of indices or colours."""
-        if isinstance(source, Tensor) or _file_type(source) != "PNG":
-            return self._with_batch_axis(where, _tensor(where, source, "PNG"))
-        palette = self.options.palette
-        spatial = () if self.logits is None else tuple(self.logits.shape[2:])
-        has_size_of_logits = len(spatial) == 2 and not self.is_upsampled
-        label_map = png.read_label_map(
-            source,
-            where=where,
-            encoding=self.options.label_encoding,
-            palette=None if palette is None else PALETTES[palette],
-            expected_size=(spatial[0], spatial[1]) if has_size_of_logits else None,
-            max_pixels=self.settings.max_pixels,
-        )
-        self.warnings += label_map.warnings
-        return self._with_batch_axis(where, torch.from_numpy(label_map.indices)[None])
+        options = self.options
+        space = options.prediction_space if isinstance(options, VisualizeOptions) else "raw"
+        return self._read_indices(where, source, space)
 
     def read_class_weight(self, where: str, source: Source) -> Tensor:
         return _tensor(where, source)
@@ -197,8 +189,88 @@ class _Reader:
 
     def read_image(self, where: str, source: Source) -> npt.NDArray[np.uint8]:
         photo = self._photo(where, source)
+        self._check_layout(photo.shape[:2])
         self._check_upsampled_size(where, (1, *photo.shape[:2]))
         return photo
+
+    def _read_indices(self, where: str, source: Source, space: str) -> Tensor:
+        """Returns class indices [N,*spatial], from a tensor or a picture of indices or colours."""
+        if isinstance(source, Tensor) or _file_type(source) not in _PICTURES:
+            indices = self._with_batch_axis(where, _tensor(where, source, "PNG"))
+            if indices.dtype.is_floating_point:
+                return indices  # an error of `seg_loss`
+        else:
+            palette = self.options.palette
+            label_map = png.read_label_map(
+                source,
+                where=where,
+                encoding=self.options.label_encoding,
+                palette=None if palette is None else PALETTES[palette],
+                check_size=partial(self._check_picture_size, where),
+                max_pixels=self.settings.max_pixels,
+            )
+            self.warnings += label_map.warnings
+            indices = self._with_batch_axis(where, torch.from_numpy(label_map.indices)[None])
+            if label_map.is_coloured and space != "raw":
+                expected = f"indices, which label_space={space} maps"
+                raise IllPosed(where, expected, f"colours (mode {label_map.mode})")
+        if space == "raw":
+            return indices
+        classes = label_spaces.to_classes(indices.numpy(), space, self.options.ignore_index, where)
+        return torch.from_numpy(classes)
+
+    def _check_picture_size(self, where: str, height: int, width: int) -> None:
+        """Checks the size of a picture of labels, before its pixels are decoded."""
+        self._check_layout((height, width))
+        if self.logits is None or self.logits.ndim != 4 or self.is_upsampled:
+            return
+        rows, columns = self.logits.shape[2:]
+        if (height, width) == (rows, columns):
+            return
+        fix = ""
+        if (width, height) == (rows, columns):
+            fix = "Height and width are exchanged."
+        elif height >= rows and width >= columns:
+            fix = "Scores of lower resolution? Use upsampling=bilinear."
+        expected = f"{rows} x {columns} (height x width) to match the logits"
+        raise IllPosed(where, expected, f"{height} x {width}", fix)
+
+    def _check_layout(self, shape: Sequence[int]) -> None:
+        """Checks that logits do not have the size of an input in the other layout alone.
+
+        Args:
+            shape: that of the input, which ends with the spatial axes.
+        """
+        if self.logits is None or self.logits.ndim < 3:
+            return
+        layout = self.options.layout
+        sent = tuple(self.logits.movedim(1, LAYOUTS[layout]).shape)
+        size, spatial = (tuple(axes[2 - len(sent) :]) for axes in (shape, self.logits.shape))
+        other, spatial_of_other = ("nhwc", sent[1:-1]) if layout == "nchw" else ("nchw", sent[2:])
+        got = f"shape {sent}, which fits in layout={other} alone"
+        if size == spatial_of_other != spatial:
+            expected = f"classes on axis {LAYOUTS[layout]} and size {size}"
+            raise IllPosed("logits", expected, got, f"Use layout={other}.")
+        if (
+            self.is_upsampled
+            and _distortion(size, spatial) > 2
+            and _distortion(size, spatial_of_other) < 1.1
+        ):
+            warning = f"logits: shape {sent} fits the size {size} better in layout={other}."
+            self.warnings.append(warning)
+
+    def _add_advice(self, labels: Tensor) -> None:
+        """Adds warnings about labels that have one entry per pixel."""
+        logits, options = self.logits, self.options
+        if logits is None or labels.dtype.is_floating_point or len(labels) != len(logits):
+            return
+        size = labels.shape[labels.ndim - (logits.ndim - 2) :]
+        if size != logits.shape[2:] and not self.is_upsampled:
+            return
+        space = options.label_space if "label_space" in options.model_fields_set else ""
+        self.warnings += label_spaces.advice_for(
+            labels.numpy(), logits.shape[1], options.ignore_index, space
+        )
 
     def _with_batch_axis(self, where: str, tensor: Tensor) -> Tensor:
         """Returns [*spatial] of a batch of one as [1,*spatial]; any other shape as it is."""
@@ -327,15 +399,27 @@ _MAGIC = (
     (0, png.PNG_SIGNATURE, "PNG"),
     (0, png.JPEG_SIGNATURE, "JPEG"),
     (0, npy.MAGIC, "NPY"),
-    (0, npy.NPZ_MAGIC, "NPZ"),
+    (0, npz.MAGIC, "NPZ"),
     (8, b"{", "safetensors"),  # the first 8 bytes are the length of the header
+    *((0, signature, "TIFF") for signature in rasters.TIFF_SIGNATURES),
+    (0, rasters.BMP_SIGNATURE, "BMP"),
+    (8, png.WEBP_SIGNATURE, "WebP"),
+    (0, b"\x1f\x8b", "gzip"),
 )
 """Offsets and bytes by which the type of a file is detected."""
+
+_PICTURES = ("PNG", "JPEG", "TIFF", "BMP", "WebP")
 
 _TENSOR_FILES: Mapping[str, Callable[[memoryview, str], Tensor]] = {
     "NPY": npy.decode,
     "safetensors": _tensor_from_safetensors,
 }
+
+
+def _distortion(size: Sequence[int], spatial: Sequence[int]) -> float:
+    """Returns by how much more an upsampling enlarges one axis than the other; 1 if equally."""
+    scales = [wanted / given for wanted, given in zip(size, spatial, strict=True)]
+    return max(scales) / min(scales)
 
 
 def _check_limit(where: str, count: int, unit: str, limit: int) -> None:

@@ -9,6 +9,7 @@ the service calls `require_finite` and answers with an error.
 """
 
 import math
+from dataclasses import replace
 from typing import TypedDict
 
 import numpy as np
@@ -21,13 +22,21 @@ from seg_loss import Evaluation
 from seg_loss.constants import LABEL_DTYPES
 from seg_loss.upsampling import Size, Upsampling
 
+from . import label_spaces
 from .errors import IllPosed, dtype_name
 from .formats import png
 from .images import render
 from .images.palettes import PALETTES
 from .images.render import KINDS, Layers
 from .inputs import Inputs
-from .options import UPSAMPLINGS, EvaluateOptions, GradientOptions, LossOptions, VisualizeOptions
+from .options import (
+    LAYOUTS,
+    UPSAMPLINGS,
+    EvaluateOptions,
+    GradientOptions,
+    LossOptions,
+    VisualizeOptions,
+)
 from .results import EvaluationResult, GradientResult, PictureResult, Result
 
 DEFAULT_PALETTE = "voc"
@@ -41,7 +50,9 @@ def loss(inputs: Inputs, options: LossOptions) -> EvaluationResult:
 
 def evaluate(inputs: Inputs, options: EvaluateOptions) -> EvaluationResult:
     """Returns the loss of logits and labels, with metrics and the maps asked for."""
-    return _evaluate(inputs, options, maps=options.maps)
+    result = _evaluate(inputs, options, maps=options.maps)
+    advice = label_spaces.shift_advice(result.evaluation.confusion.cpu().numpy())
+    return replace(result, warnings=(*result.warnings, *advice))
 
 
 def gradient(inputs: Inputs, options: GradientOptions) -> GradientResult:
@@ -52,6 +63,7 @@ def gradient(inputs: Inputs, options: GradientOptions) -> GradientResult:
     )
     if options.loss_weight != 1:
         gradient *= options.loss_weight
+    gradient = gradient.movedim(1, LAYOUTS[options.layout])
     return GradientResult(
         gradient, float(value), options.normalization, options.loss_weight, inputs.warnings
     )

@@ -17,9 +17,10 @@ import seg_loss
 from seg_loss.constants import MAPS, NORMALIZATIONS
 
 from .errors import IllPosed, Malformed, safe_repr
-from .formats.png import ENCODINGS, Encoding
+from .formats.rasters import ENCODINGS, Encoding
 from .images.palettes import PALETTES
 from .images.render import KINDS
+from .label_spaces import LABEL_SPACES
 
 if TYPE_CHECKING:
     from seg_loss.upsampling import Size, Upsampling
@@ -32,6 +33,9 @@ UPSAMPLINGS: Mapping[str, Callable[["Size", "Size"], "Upsampling"] | None] = {
     "fcn": lambda scores, labels: seg_loss.Deconvolution.of_fcn(scores, labels),
 }
 """The upsampling for scores and labels of these heights and widths; None for no upsampling."""
+
+LAYOUTS: Mapping[str, int] = {"nchw": 1, "nhwc": -1}
+"""The axis of the classes in logits and their gradient."""
 
 MAX_IGNORED = 256
 """Largest number of values of `ignore_index`."""
@@ -119,6 +123,17 @@ class LossOptions(BaseModel):
         description="Upsamples logits of lower resolution to the size of the labels: bilinear "
         "without or with align_corners, or as the last layer of FCN-8s, 16s or 32s does.",
     )
+    layout: Annotated[str, _one_of(LAYOUTS)] = Field(
+        default="nchw",
+        title=f"one of {', '.join(LAYOUTS)}",
+        description="Whether the classes are axis 1 of the logits, as in torch, or the last axis, "
+        "as in TensorFlow; the gradient has the same layout.",
+    )
+    label_space: Annotated[str, _one_of(LABEL_SPACES)] = Field(
+        default="raw",
+        title=f"one of {', '.join(LABEL_SPACES)}",
+        description="What the values in labels mean, if they are no class indices.",
+    )
     label_encoding: Annotated[Encoding, _one_of(ENCODINGS)] = Field(
         default="auto",
         title=f"one of {', '.join(ENCODINGS)}",
@@ -165,6 +180,11 @@ class VisualizeOptions(LossOptions):
         le=1,
         title="a number from 0 to 1",
         description="Weight of the palette over the photo in kind=overlay.",
+    )
+    prediction_space: Annotated[str, _one_of(LABEL_SPACES)] = Field(
+        default="raw",
+        title=f"one of {', '.join(LABEL_SPACES)}",
+        description="What the values in a prediction mean, if they are no class indices.",
     )
 
 

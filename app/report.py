@@ -80,7 +80,8 @@ def _as_table(report: Report) -> str:
 
 
 def _as_json(report: Report) -> str:
-    return json.dumps(report.fields, allow_nan=False, ensure_ascii=False, indent=2)
+    # Escapes are JSON in every encoding, and can hold file names that are not UTF-8.
+    return json.dumps(report.fields, allow_nan=False, indent=2)
 
 
 def _as_csv(report: Report) -> str:

@@ -55,7 +55,8 @@ class GradientResult:
     """The result of `gradient`.
 
     Attributes:
-        gradient: of the loss in the logits, times `loss_weight`; shape and dtype of the logits.
+        gradient: of the loss in the logits, times `loss_weight`; shape, layout and dtype of the
+            logits that were sent.
         loss: the loss, without `loss_weight`; Caffe reports the loss of a layer in the same way.
         normalization: the option.
         loss_weight: the option.

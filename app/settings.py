@@ -1,11 +1,17 @@
 """The settings of the service: environment variables `SEG_LOSS_*`, with units in their names.
 
 `seg-loss serve --help` lists them with their descriptions. The limits on pixels, images, classes
-and upsampled logits also apply to the command line.
+and upsampled logits also apply to the command line. An empty variable is an unset one.
+
+Others set variables with this prefix too. Kubernetes and the links of Docker describe a service
+called seg-loss in `SEG_LOSS_PORT=tcp://10.96.0.12:8000`, `SEG_LOSS_SERVICE_HOST` and more. None of
+them is a setting.
 """
 
+import difflib
 import os
 import re
+from collections.abc import Iterable
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
@@ -15,13 +21,24 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 PREFIX = "SEG_LOSS_"
 MEBIBYTE = 1024 * 1024
 _POSITIVE = re.compile(r"[1-9][0-9]{0,8}")
+_SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*", re.IGNORECASE)
+_SERVICE_VARIABLE = re.compile(
+    r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+_SIMILARITY = 0.7
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 
 class Settings(BaseSettings):
     """The settings of one service. Keyword arguments replace environment variables."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+    )
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(
@@ -41,7 +58,8 @@ class Settings(BaseSettings):
     warm_classes: str = Field(
         default="2,19,21,150",
         description="Numbers of classes whose kernels are compiled at the start, with commas "
-        "between them: on a GPU before /readyz answers 200, on the CPU the first number before it.",
+        "between them, or none: on a GPU before /readyz answers 200, on the CPU the first number "
+        "before it.",
     )
 
     max_body_bytes: int = Field(
@@ -108,6 +126,13 @@ class Settings(BaseSettings):
         description="Threads of one computation; 0 divides the cores among the workers.",
     )
 
+    @field_validator("port", mode="before")
+    @classmethod
+    def _ignore_service_address(cls, port: object) -> object:
+        if isinstance(port, str) and _SERVICE_ADDRESS.fullmatch(port):
+            return cls.model_fields["port"].default
+        return port
+
     @field_validator("device")
     @classmethod
     def _check_device(cls, name: str) -> str:
@@ -119,8 +144,10 @@ class Settings(BaseSettings):
     @field_validator("warm_classes")
     @classmethod
     def _check_warm_classes(cls, text: str) -> str:
+        if text == "none":
+            return ""
         if text and not all(map(_POSITIVE.fullmatch, text.split(","))):
-            message = "expected positive integers with commas between them, got {text}"
+            message = "expected positive integers with commas between them, or none, got {text}"
             raise PydanticCustomError("warm_classes", message, {"text": repr(text)})
         return text
 
@@ -149,6 +176,24 @@ class Settings(BaseSettings):
     def threads(self) -> int:
         """Number of threads of one computation."""
         return self.num_threads or max(1, num_cores() // self.workers)
+
+
+def misspelt_variables(names: Iterable[str]) -> list[str]:
+    """Returns a sentence for each variable whose name is nearly that of a setting.
+
+    >>> misspelt_variables(["SEG_LOSS_PROT", "SEG_LOSS_SERVICE_PORT", "SEG_LOSS_SOURCES"])
+    ['SEG_LOSS_PROT: expected the name of a setting; did you mean SEG_LOSS_PORT?']
+    """
+    settings = [name.upper() for name in Settings.model_fields]
+    sentences = []
+    for name in sorted(map(str.upper, names)):
+        setting = name.removeprefix(PREFIX)
+        if setting == name or setting in settings or _SERVICE_VARIABLE.fullmatch(setting):
+            continue
+        for similar in difflib.get_close_matches(setting, settings, n=1, cutoff=_SIMILARITY):
+            expected = "expected the name of a setting"
+            sentences.append(f"{name}: {expected}; did you mean {PREFIX}{similar}?")
+    return sentences
 
 
 def num_cores() -> int:

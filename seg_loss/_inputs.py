@@ -421,6 +421,8 @@ def _check_map(
         fix = "One-hot? Take argmax over axis 1."
     elif got == expected[1:] and expected[0] == 1:
         fix = "Add the batch axis: [None]."
+    elif logits.ndim > 2 and got in (logits.shape[:-1], logits.shape[1:-1]):
+        fix = "Classes on the last axis? Pass logits.movedim(-1, 1)."
     elif len(expected) == 3 and got == (expected[0], expected[2], expected[1]):
         fix = "Height and width are exchanged."
     elif where == "labels" and _is_larger_map(got, expected):

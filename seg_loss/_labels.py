@@ -72,14 +72,23 @@ def error_for(report: LabelReport, num_classes: int, ignored: Sequence[int]) -> 
     return None
 
 
+_FIXES = {
+    2: (range(255, 256), "A mask of 0 and 255? Divide it by 255."),
+    19: (range(19, 34), "Cityscapes ids? Map them to the 19 train ids."),
+    150: (range(150, 151), "ADE20K, where 0 marks void pixels? Subtract 1 and ignore 255."),
+    171: (range(171, 182), "Ids of COCO-Stuff? Map them to the 171 classes."),
+}
+"""By the number of classes of a data set: labels in its files that are no class, and a fix."""
+
+
 def _fix_for(label: int, num_classes: int) -> str:
+    labels, fix = _FIXES.get(num_classes, (range(0), ""))
+    fix = fix if label in labels else ""
     if label == num_classes:
-        return f"If {label} marks void pixels, pass ignore_index={label}."
-    if label < 0 or label in (254, 255):
-        return f"If {label} marks void pixels, add it to ignore_index."
-    if num_classes == 19 and label <= 33:
-        return "Cityscapes ids? Map them to the 19 train ids."
-    return ""
+        fix += f" If {label} marks void pixels, pass ignore_index={label}."
+    elif label < 0 or label in (254, 255):
+        fix += f" If {label} marks void pixels, add it to ignore_index."
+    return fix.lstrip()
 
 
 _deferred: deque[InvalidInput] = deque()

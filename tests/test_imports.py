@@ -186,17 +186,22 @@ ARROWS = {
     "app.errors": (),
     "app.settings": (),
     "app.report": (),
+    "app.terminal": (),
     "app.devices": ("seg_loss", "app.errors"),
     "app.images": ("app.errors",),
     "app.formats": ("app.errors", "app.images.palettes"),
-    "app.options": ("seg_loss", "app.errors", "app.formats.png", "app.images"),
+    "app.label_spaces": ("app.errors",),
+    "app.options": (
+        "seg_loss", "app.errors", "app.formats.rasters", "app.images", "app.label_spaces",
+    ),
     "app.inputs": (
         "app.errors", "app.settings", "app.options", "app.formats", "app.images.palettes",
+        "app.label_spaces",
     ),
     "app.results": ("seg_loss", "app.formats"),
     "app.operations": (
         "seg_loss", "app.errors", "app.options", "app.inputs", "app.results", "app.formats.png",
-        "app.images",
+        "app.images", "app.label_spaces",
     ),
     "app.http": (
         "seg_loss", "app.errors", "app.settings", "app.devices", "app.options", "app.inputs",
@@ -204,8 +209,8 @@ ARROWS = {
     ),
     "app.cli": (
         "seg_loss", "app.errors", "app.settings", "app.report", "app.devices", "app.options",
-        "app.inputs", "app.results", "app.operations", "app.formats.npy", "app.images",
-        "app.http.server",
+        "app.inputs", "app.results", "app.operations", "app.formats.npy", "app.formats.npz",
+        "app.images", "app.http.server", "app.terminal",
     ),
     # Nothing imports app but app, and nothing imports the tests.
     "benchmarks": ("seg_loss",),

@@ -11,8 +11,9 @@ The dict has exactly the keys `descr`, `fortran_order` and `shape`, in any order
 
     {'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }
 
-The dict is parsed with regular expressions and never evaluated. The size of the shape must equal
-the number of bytes after the header, which is checked before any memory is allocated.
+The dict is parsed with regular expressions and never evaluated. Files of Python 2 may have a shape
+of long integers, `(2L, 3L)`. The size of the shape must equal the number of bytes after the header,
+which is checked before any memory is allocated.
 
 `descr` is a key of `DTYPES`, little-endian; types of one byte may have any byte order. Object
 arrays are pickles and are never read (`Malformed`). Booleans, complex numbers, strings, dates,
@@ -34,7 +35,6 @@ from ..errors import IllPosed, Malformed, dtype_name
 MEDIA_TYPE = "application/x-npy"
 
 MAGIC = b"\x93NUMPY"
-NPZ_MAGIC = b"PK\x03\x04"
 MAX_HEADER_BYTES = 64 * 1024
 MAX_AXES = 64
 """Largest number of axes that NumPy and the elementwise kernels of torch support."""
@@ -64,12 +64,12 @@ _TYPESTR = re.compile(
 )
 _ENTRY = re.compile(
     r""" [ ]* (?P<quote>['"]) (?P<key> descr | fortran_order | shape ) (?P=quote) [ ]* : [ ]*
-         (?P<value> '[^'\\]*' | "[^"\\]*" | True | False | \([0-9, ]*\) | \[[^\n]*\] )
+         (?P<value> '[^'\\]*' | "[^"\\]*" | True | False | \([0-9L, ]*\) | \[[^\n]*\] )
          [ ]* (?: , | (?=\}) )
     """,
     re.VERBOSE,
 )
-_SHAPE = re.compile(r"\( *\)|\( *[0-9]+ *,(?: *[0-9]+ *,)* *(?:[0-9]+ *)?\)")
+_SHAPE = re.compile(r"\( *\)|\( *[0-9]+L? *,(?: *[0-9]+L? *,)* *(?:[0-9]+L? *)?\)")
 _END = re.compile(r" *\} *\n")
 
 

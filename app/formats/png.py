@@ -1,13 +1,14 @@
 """Label maps and photos: reads PNG, and JPEG for photos, into arrays; writes pictures as PNG.
 
-A label map is a PNG whose samples are class indices:
+A label map is a PNG whose samples are class indices. `rasters` reads TIFF and BMP in the same way.
 
 | colour type, bits | mode | read as |
 |---|---|---|
 | palette, 1, 2, 4, 8 | P | the indices; the colours and tRNS are ignored |
 | grey, 1, 8, 16 | 1, L, I;16 | the values |
 | grey, 2, 4 | L | rejected: decoders stretch these values to 0…255 |
-| RGB, RGBA, 8 | RGB, RGBA | the indices of the colours, in the palette that the request names |
+| RGB, RGBA, 8 | RGB, RGBA | the indices of the colours, in the palette that the request names; \
+without one, the values, if red, green and blue are equal |
 | all others | | rejected |
 
 No label map is ever converted from one mode to another. Conversion replaces indices by brightness,
@@ -24,11 +25,13 @@ limit on pixels is global to the process.
 """
 
 import io
+import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -36,16 +39,25 @@ from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from ..errors import IllPosed, RequestError, TooLarge
+from ..errors import IllPosed, TooLarge
 from ..images.palettes import PALETTES, Palette
+from .rasters import (
+    BMP_SIGNATURE,
+    DECODE_ERRORS,
+    TIFF_SIGNATURES,
+    Encoding,
+    Raster,
+    damage_error,
+    read_bmp,
+    read_tiff,
+)
 
 MEDIA_TYPE: Final = "image/png"
 
-Encoding = Literal["auto", "index", "rgb"]
-ENCODINGS: Final = ("auto", "index", "rgb")
-
 PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE: Final = b"\xff\xd8\xff"
+WEBP_SIGNATURE: Final = b"WEBP"
+"""The bytes at offset 8 of a WebP file."""
 
 COMPRESS_LEVEL: Final = 3
 """zlib level of every written PNG. Compared with Pillow's default of 6, label maps take a third of
@@ -71,19 +83,6 @@ _MODES = {
     (_RGBA, 8): "RGBA",
 }
 
-_DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    struct.error,
-    EOFError,
-    zlib.error,
-    OverflowError,
-    MemoryError,
-    Warning,  # about metadata, where a filter turns warnings into errors
-)
-"""Exceptions that Pillow raises if the pixels cannot be decoded."""
-
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -95,6 +94,15 @@ _TRANSPOSE = {
 }
 """The transposition that turns a photo upright, by EXIF orientation; 1 is upright."""
 
+_ORIENTATION = 0x0112
+_EXIF_TYPES = {3: "H", 4: "L", 5: "2L", 6: "b", 8: "h", 9: "l", 10: "2l", 11: "f", 12: "d"}
+"""The types that EXIF has for numbers; those of two numbers are fractions."""
+
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+_EMPTY_IDAT = bytes(4) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+_METADATA_KEYS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
+_MAX_METADATA_BYTES = 1 << 20
+
 Indices = npt.NDArray[np.uint8] | npt.NDArray[np.int32]
 
 
@@ -105,11 +113,13 @@ class LabelMap:
     Attributes:
         indices: [H,W]; int32 for files of 16 bits, else uint8.
         mode: Pillow's name of the mode of the file: P, L, 1, I;16, RGB or RGBA.
+        is_coloured: whether the indices are those of colours.
         warnings: sentences about content that is probably unintended.
     """
 
     indices: Indices
     mode: str
+    is_coloured: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -123,6 +133,7 @@ class _Header:
         colour_type: one of `_GREY`, `_RGB`, `_PALETTE`, `_GREY_ALPHA`, `_RGBA`, or unknown.
         plte: the content of PLTE, or empty.
         critical: a PNG of the critical chunks.
+        metadata_chunks: the chunks that may hold an orientation.
     """
 
     width: int
@@ -131,11 +142,35 @@ class _Header:
     colour_type: int
     plte: bytes
     critical: bytes
+    metadata_chunks: Sequence[memoryview]
 
     @property
     def mode(self) -> str | None:
         """Pillow's name of the mode; None if no label map has it."""
         return _MODES.get((self.colour_type, self.bits))
+
+    def metadata(self) -> Mapping[Any, Any]:
+        """Returns EXIF data and texts of a photo; none if they are damaged or too large."""
+        ihdr = self.critical[: len(PNG_SIGNATURE) + 25]
+        if sum(map(len, self.metadata_chunks)) > _MAX_METADATA_BYTES:
+            return {}
+        content = b"".join((ihdr, *self.metadata_chunks, _EMPTY_IDAT))
+        with suppress(*DECODE_ERRORS), PngImageFile(io.BytesIO(content)) as picture:
+            return picture.info
+        return {}
+
+    @property
+    def raster(self) -> Raster:
+        """The picture, without its ancillary chunks."""
+        content = self.critical
+        return Raster(
+            self.width,
+            self.height,
+            self.mode,
+            self.description,
+            lambda: PngImageFile(io.BytesIO(content)),
+            self.plte,
+        )
 
     @property
     def description(self) -> str:
@@ -156,7 +191,7 @@ def read_label_map(
     where: str,
     encoding: Encoding = "auto",
     palette: Palette | None,
-    expected_size: tuple[int, int] | None,
+    check_size: Callable[[int, int], None] = lambda height, width: None,
     max_pixels: int,
 ) -> LabelMap:
     """Returns the class indices of a PNG.
@@ -168,39 +203,81 @@ def read_label_map(
             and all other modes as indices. "rgb" also reads mode P as colours, for coloured maps
             that an optimiser has converted to it.
         palette: the palette that colours are looked up in; None if the request names none.
-        expected_size: height and width of the logits; None if the map may have another size.
+        check_size: raises if the map must not have this height and width. It is called before
+            pixels are decoded.
         max_pixels: the largest number of pixels.
 
     Raises:
-        IllPosed: if the file is not a PNG, is damaged, or has another size or mode, or colours that
-            are not in the palette.
+        IllPosed: if the file is not a PNG, is damaged, or has another mode, or colours that are not
+            in the palette.
         TooLarge: if it has more than `max_pixels`.
     """
-    header = _read_header(data, where)
-    _check_size(where, header.height, header.width, expected_size, max_pixels)
-    if header.mode is None:
-        raise _mode_error(where, header)
-    in_colour = header.mode in ("RGB", "RGBA")
-    if encoding == "index" and in_colour:
-        raise IllPosed(
-            where,
-            "indices (PNG of mode P or L)",
-            f"colours (mode {header.mode})",
-            "Use label_encoding=rgb and name the palette, or save the map as mode P or L.",
-        )
-    if encoding == "rgb" or in_colour:
+    raster = _open_label_map(data, where)
+    _check_num_pixels(where, raster.height, raster.width, max_pixels)
+    check_size(raster.height, raster.width)
+    mode = raster.mode
+    if mode is None:
+        raise _mode_error(where, raster)
+    in_colour = mode in ("RGB", "RGBA")
+    if encoding == "rgb" or (in_colour and encoding == "auto" and palette is not None):
         if palette is None:
-            raise IllPosed(
-                where,
-                "indices (PNG of mode P or L), or colours of a named palette",
-                f"mode {header.mode} and no palette",
-                f"Name the palette ({_named_palettes()}), or save the map as mode P or L.",
-            )
-        return _decode_colours(header, where, palette)
-    samples = _decode_samples(header, where)
+            raise _no_palette_error(where, mode)
+        return _decode_colours(raster, where, palette)
+    samples = raster.decode(where)
+    if in_colour:
+        return _equal_channels(samples, where, mode, encoding)
     if samples.dtype in (np.bool_, np.uint8):
-        return LabelMap(samples.astype(np.uint8, copy=False), header.mode)
-    return LabelMap(samples.astype(np.int32), header.mode)
+        return LabelMap(samples.astype(np.uint8, copy=False), mode)
+    return LabelMap(samples.astype(np.int32), mode)
+
+
+def _open_label_map(data: bytes | memoryview, where: str) -> Raster:
+    signature = bytes(data[:12])
+    if signature[:4] in TIFF_SIGNATURES:
+        return read_tiff(data, where)
+    if signature[:2] == BMP_SIGNATURE:
+        return read_bmp(data, where)
+    if signature[:3] == JPEG_SIGNATURE or signature[8:] == WEBP_SIGNATURE:
+        name = "JPEG" if signature[:3] == JPEG_SIGNATURE else "WebP"
+        got = f"{name}, which is lossy and changes class indices"
+        raise IllPosed(where, "a lossless label map", got, "Save the map as PNG.")
+    return _read_header(data, where).raster
+
+
+def _equal_channels(
+    samples: npt.NDArray[np.uint8], where: str, mode: str, encoding: Encoding
+) -> LabelMap:
+    """Returns the values of a map in RGB whose red, green and blue are equal."""
+    red, green, blue = (samples[:, :, channel] for channel in range(3))
+    if np.array_equal(red, green) and np.array_equal(red, blue):
+        warning = f"{where}: red, green and blue are equal and were read as indices."
+        return LabelMap(red.copy(), mode, warnings=(warning, *_alpha_warnings(samples, where)))
+    if encoding == "auto":
+        raise _no_palette_error(where, mode)
+    raise IllPosed(
+        where,
+        "indices (PNG of mode P or L)",
+        f"colours (mode {mode})",
+        "Use label_encoding=rgb and name the palette, or save the map as mode P or L.",
+    )
+
+
+def _no_palette_error(where: str, mode: str) -> IllPosed:
+    return IllPosed(
+        where,
+        "indices (PNG of mode P or L), or colours of a named palette",
+        f"mode {mode} and no palette",
+        f"Name the palette ({_named_palettes()}), or save the map as mode P or L.",
+    )
+
+
+def _alpha_warnings(samples: npt.NDArray[np.uint8], where: str) -> tuple[str, ...]:
+    if samples.shape[2] < 4:
+        return ()
+    translucent = int(np.count_nonzero(samples[:, :, 3] != 255))
+    if not translucent:
+        return ()
+    return (f"{where}: transparency was dropped (translucent pixels: {translucent}).",)
 
 
 def encode(picture: Image.Image) -> bytes:
@@ -222,65 +299,65 @@ def read_photo(data: bytes | memoryview, *, where: str, max_pixels: int) -> npt.
     try:
         photo: ImageFile.ImageFile
         if bytes(data[:8]) == PNG_SIGNATURE:
-            header = _read_header(data, where, keep=b"eXIf")
-            _check_size(where, header.height, header.width, None, max_pixels)
+            header = _read_header(data, where)
+            _check_num_pixels(where, header.height, header.width, max_pixels)
             if (header.colour_type, header.bits) == (_GREY, 16):
                 raise IllPosed(where, "a photo with 8 bits", header.description)
             photo = PngImageFile(io.BytesIO(header.critical))
+            metadata = header.metadata()
         elif bytes(data[:3]) == JPEG_SIGNATURE:
             photo = JpegImageFile(io.BytesIO(data))
-            _check_size(where, photo.height, photo.width, None, max_pixels)
+            metadata = photo.info
+            _check_num_pixels(where, photo.height, photo.width, max_pixels)
         else:
             raise IllPosed(where, "a PNG or JPEG file", "another format")
         with photo:
-            transpose = _TRANSPOSE.get(_orientation(photo.info.get("exif", b"")))
+            transpose = _TRANSPOSE.get(_orientation(metadata))
             colours = photo.convert("RGB")
             return np.array(colours if transpose is None else colours.transpose(transpose))
-    except _DECODE_ERRORS as error:
-        raise _damage_error(where, "its pixels cannot be decoded") from error
+    except DECODE_ERRORS as error:
+        raise damage_error(where, "its pixels cannot be decoded") from error
 
 
-def _read_header(data: bytes | memoryview, where: str, keep: bytes = b"") -> _Header:
+def _read_header(data: bytes | memoryview, where: str) -> _Header:
     """Returns the header of a PNG, after walking over all of its chunks.
 
     All checksums are verified, which Pillow does not do for the pixels, and IEND must be there. A
     file that is cut at any byte, or has a flipped bit, is rejected. Bytes behind IEND are ignored.
-
-    Args:
-        keep: the name of chunks that are kept beside the critical ones.
     """
     view = memoryview(data)
     if bytes(view[:8]) != PNG_SIGNATURE:
-        is_jpeg = bytes(view[:3]) == JPEG_SIGNATURE
-        got = "a JPEG, whose colours are approximate" if is_jpeg else "another format"
-        raise IllPosed(where, "a PNG file", got)
+        raise IllPosed(where, "a PNG file", "another format")
     ihdr, plte = b"", b""
     kept: list[bytes | memoryview] = [PNG_SIGNATURE]
+    metadata: list[memoryview] = []
     ended = False
     for number, (name, body, chunk) in enumerate(_chunks(view, where)):
         if number == _MAX_CHUNKS:
-            raise _damage_error(where, f"it has more than {_MAX_CHUNKS} chunks")
+            raise damage_error(where, f"it has more than {_MAX_CHUNKS} chunks")
         if (number == 0) != (name == b"IHDR"):
-            raise _damage_error(where, "IHDR is missing, repeated or not its first chunk")
+            raise damage_error(where, "IHDR is missing, repeated or not its first chunk")
         if name == b"acTL":
             raise IllPosed(where, "one picture", "an animated PNG")
         if name == b"IHDR":
             ihdr = bytes(body)
         elif name == b"PLTE":
             plte = bytes(body)
-        if name in (b"IHDR", b"PLTE", b"IDAT", b"IEND", keep):
+        if name in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
             kept.append(chunk)
+        elif name == b"eXIf" or bytes(body[:24]).startswith(_METADATA_KEYS):
+            metadata.append(chunk)
         if name == b"IEND":
             ended = True
             break
     if not ended:
-        raise _damage_error(where, "it ends too early")
+        raise damage_error(where, "it ends too early")
     if len(ihdr) != 13:
-        raise _damage_error(where, "its IHDR chunk has a wrong length")
+        raise damage_error(where, "its IHDR chunk has a wrong length")
     width, height, bits, colour_type = struct.unpack(">IIBB", ihdr[:10])
     if not (0 < width < 1 << 31 and 0 < height < 1 << 31):
-        raise _damage_error(where, "its width or height is out of range")
-    return _Header(width, height, bits, colour_type, plte, b"".join(kept))
+        raise damage_error(where, "its width or height is out of range")
+    return _Header(width, height, bits, colour_type, plte, b"".join(kept), metadata)
 
 
 def _chunks(view: memoryview, where: str) -> Iterator[tuple[bytes, memoryview, memoryview]]:
@@ -288,14 +365,14 @@ def _chunks(view: memoryview, where: str) -> Iterator[tuple[bytes, memoryview, m
     position = len(PNG_SIGNATURE)
     while position < len(view):
         if len(view) - position < 12:
-            raise _damage_error(where, "it ends too early")
+            raise damage_error(where, "it ends too early")
         (length,) = struct.unpack_from(">I", view, position)
         end = position + length + 12
         if end > len(view):
-            raise _damage_error(where, "it ends too early")
+            raise damage_error(where, "it ends too early")
         (checksum,) = struct.unpack_from(">I", view, end - 4)
         if zlib.crc32(view[position + 4 : end - 4]) != checksum:
-            raise _damage_error(where, "a checksum is wrong")
+            raise damage_error(where, "a checksum is wrong")
         yield (
             bytes(view[position + 4 : position + 8]),
             view[position + 8 : end - 4],
@@ -304,9 +381,7 @@ def _chunks(view: memoryview, where: str) -> Iterator[tuple[bytes, memoryview, m
         position = end
 
 
-def _check_size(
-    where: str, height: int, width: int, expected: tuple[int, int] | None, max_pixels: int
-) -> None:
+def _check_num_pixels(where: str, height: int, width: int, max_pixels: int) -> None:
     if height * width > max_pixels:
         raise TooLarge(
             where,
@@ -314,66 +389,65 @@ def _check_size(
             f"{height} x {width} = {height * width}",
             limit=max_pixels,
         )
-    if expected is not None and (height, width) != expected:
-        is_larger = height >= expected[0] and width >= expected[1]
-        raise IllPosed(
-            where,
-            f"{expected[0]} x {expected[1]} (height x width) to match the logits",
-            f"{height} x {width}",
-            "Scores of lower resolution? Use upsampling=bilinear." if is_larger else "",
-        )
 
 
-def _decode_samples(header: _Header, where: str) -> npt.NDArray[Any]:
-    """Returns the samples of a PNG without conversion: [H,W], or [H,W,3 or 4] for colours."""
-    try:
-        with PngImageFile(io.BytesIO(header.critical)) as picture:
-            return np.array(picture)
-    except _DECODE_ERRORS as error:
-        raise _damage_error(where, "its pixels cannot be decoded") from error
+def _orientation(metadata: Mapping[Any, Any]) -> int:
+    """Returns the orientation in EXIF data or else in XMP, or 1 if it is missing or damaged.
 
-
-def _orientation(exif: bytes) -> int:
-    """Returns the orientation in EXIF data, or 1 if it is missing or damaged.
-
-    `ImageOps.exif_transpose` also rewrites the other tags, and raises for unusual ones.
+    It is the one that `ImageOps.exif_transpose` applies. That also rewrites the other tags, raises
+    for unusual ones, and reads any number of them.
     """
-    tiff = exif.removeprefix(b"Exif\0\0")
+    exif = metadata.get("exif")
+    profile = metadata.get("Raw profile type exif")  # written by ImageMagick
+    if exif is None and profile is not None:
+        with suppress(ValueError):
+            exif = bytes.fromhex("".join(profile.split("\n")[3:]))
+    orientation = _orientation_in_exif(exif or b"")
+    if orientation is not None:
+        return orientation
+    xmp = metadata.get("XML:com.adobe.xmp") or metadata.get("xmp") or b""
+    match = _XMP_ORIENTATION.search(xmp if isinstance(xmp, bytes) else xmp.encode())
+    return int(match[1]) if match else 1
+
+
+def _orientation_in_exif(exif: bytes) -> int | None:
+    tiff = exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
-        return 1
-    try:
+        return None
+    with suppress(struct.error):
         (start,) = struct.unpack_from(order + "I", tiff, 4)
         (num_tags,) = struct.unpack_from(order + "H", tiff, start)
-        for number in range(num_tags):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, start + 2 + 12 * number)
-            if tag == 0x0112:
-                return int(value)
-    except struct.error:
-        pass
-    return 1
+        for entry in range(start + 2, start + 2 + 12 * num_tags, 12):
+            tag, kind, count = struct.unpack_from(order + "HHI", tiff, entry)
+            if tag == _ORIENTATION and kind in _EXIF_TYPES and count:
+                number = order + _EXIF_TYPES[kind]
+                begin = entry + 8
+                if count * struct.calcsize(number) > 4:  # the entry holds an offset
+                    (begin,) = struct.unpack_from(order + "I", tiff, begin)
+                value, *divisor = struct.unpack_from(number, tiff, begin)
+                with suppress(ArithmeticError, ValueError):  # no number
+                    quotient = value / divisor[0] if divisor else value
+                    return int(quotient) if quotient == int(quotient) else 1
+    return None
 
 
-def _decode_colours(header: _Header, where: str, palette: Palette) -> LabelMap:
+def _decode_colours(raster: Raster, where: str, palette: Palette) -> LabelMap:
     """Returns the indices of a map whose samples, or whose colours in PLTE, are colours."""
-    assert header.mode is not None
-    samples = _decode_samples(header, where)
-    warnings: tuple[str, ...] = ()
-    if header.mode == "P":
-        plte = np.frombuffer(header.plte, dtype=np.uint8, count=len(header.plte) // 3 * 3)
+    assert raster.mode is not None
+    if raster.mode not in ("RGB", "RGBA") and not raster.plte:
+        raise IllPosed(
+            where, "colours (PNG of mode RGB)", f"mode {raster.mode}", "Use label_encoding=index."
+        )
+    samples = raster.decode(where)
+    if raster.plte:
+        plte = np.frombuffer(raster.plte, dtype=np.uint8, count=len(raster.plte) // 3 * 3)
         plte = plte.reshape(-1, 3)
         if int(samples.max()) >= len(plte):
-            raise _damage_error(where, "it uses colours behind the end of its own palette")
+            raise damage_error(where, "it uses colours behind the end of its own palette")
         samples = plte[samples]
-    elif header.mode not in ("RGB", "RGBA"):
-        raise IllPosed(
-            where, "colours (PNG of mode RGB)", f"mode {header.mode}", "Use label_encoding=index."
-        )
-    if header.mode == "RGBA":
-        translucent = int(np.count_nonzero(samples[:, :, 3] != 255))
-        if translucent:
-            warnings = (f"{where}: transparency was dropped (translucent pixels: {translucent}).",)
-    return LabelMap(_colours_to_indices(samples, where, palette), header.mode, warnings)
+    indices = _colours_to_indices(samples, where, palette)
+    return LabelMap(indices, raster.mode, True, _alpha_warnings(samples, where))
 
 
 def _colours_to_indices(
@@ -387,6 +461,9 @@ def _colours_to_indices(
     position = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
     unknown = keys[position] != key
     if unknown.any():
+        fix = "JPEG compression and smooth resizing mix colours: use the original file."
+        if (wide[:, :, :2] == wide[:, :, 1:3]).all():
+            fix = "Red, green and blue are equal: use label_encoding=index if they are indices."
         values, counts = np.unique(key[unknown], return_counts=True)
         most_frequent = np.argsort(-counts, kind="stable")[:_MAX_EXAMPLES]
         examples = ", ".join(
@@ -399,7 +476,7 @@ def _colours_to_indices(
             f"colours of the palette {palette.name}",
             f"{len(values)} other colours on {int(counts.sum())} pixels, the first at "
             f"({row}, {column}): {examples}{', …' if len(values) > _MAX_EXAMPLES else ''}",
-            "JPEG compression and smooth resizing mix colours: use the original file.",
+            fix,
         )
     return indices[position]
 
@@ -430,15 +507,11 @@ def _colour_table(
     )
 
 
-def _mode_error(where: str, header: _Header) -> RequestError:
+def _mode_error(where: str, raster: Raster) -> IllPosed:
     fix = "Save the map as mode P or L, with 8 bits."
-    if header.colour_type == _GREY:
+    if raster.description.startswith("grey with") and "alpha" not in raster.description:
         fix = "Its values may have been scaled. " + fix
-    return IllPosed(where, "a label map (PNG of mode P, L, 1 or I;16)", header.description, fix)
-
-
-def _damage_error(where: str, reason: str) -> RequestError:
-    return IllPosed(where, "a complete file", f"a damaged file: {reason}")
+    return IllPosed(where, "a label map (PNG of mode P, L, 1 or I;16)", raster.description, fix)
 
 
 def _named_palettes() -> str:

@@ -166,7 +166,9 @@ def _folders() -> tuple[Path, ...]:
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     if chosen:
         return (Path(chosen) / "seg_loss",)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not home.is_absolute():  # then the specification ignores it
+        home = Path(os.path.expanduser("~/.cache"))
     # A user without a home folder has none.
     return _SOURCES / "__pycache__", *([home / "seg_loss"] if home.is_absolute() else [])
 

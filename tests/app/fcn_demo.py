@@ -41,7 +41,6 @@ def logits(dtype: type = np.float32) -> npt.NDArray[np.floating]:
         (DIRECTORY / "output.png").read_bytes(),
         where="prediction",
         palette=PALETTES["voc"],
-        expected_size=None,
         max_pixels=1 << 20,
     ).indices
     classes = np.arange(21)[:, None, None]

@@ -142,6 +142,14 @@ def test_a_metric_below_its_threshold_exits_with_1(files, run):
     assert err.startswith("seg-loss: mean_iu: expected at least 0.99, got 0.")
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "1.01", "60", "", "x", "0.5 0.6"])
+def test_a_threshold_that_no_metric_can_pass_or_fail_is_wrong_usage(run, value):
+    status, out, err = run("evaluate", "a", "b", "--fail-under", f"mean_iu={value}")
+    assert (status, out) == (2, "")
+    assert err.startswith("seg-loss: --fail-under: expected METRIC=VALUE with one of pixel_acc")
+    assert err.endswith("frequency_weighted_iu, and 0...1.\n")
+
+
 def test_thresholds_apply_to_upsampled_logits(run, empty_directory):
     write_inputs(make_inputs("fcn"))
     arguments = ["evaluate", "logits.npy", "labels.png", "--upsampling", "fcn", "--fail-under"]

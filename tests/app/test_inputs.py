@@ -103,6 +103,24 @@ def test_warnings_of_a_label_map_are_kept():
     assert decoded.warnings == ("labels: transparency was dropped (translucent pixels: 42).",)
 
 
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "BMP"])
+def test_label_pictures_are_of_every_lossless_format(file_format):
+    file = io.BytesIO()
+    Image.fromarray(LABELS[0].numpy()).save(file, file_format)
+    decoded = assemble(logits=LOGITS, labels=memory(file.getvalue()))
+    assert torch.equal(decoded.labels, LABELS)
+    with pytest.raises(RequestError, match="logits: expected an NPY or safetensors file, got"):
+        assemble(logits=memory(file.getvalue()))
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "WEBP"])
+def test_lossy_label_pictures_are_an_error(file_format):
+    file = io.BytesIO()
+    Image.fromarray(LABELS[0].numpy()).save(file, file_format)
+    with pytest.raises(RequestError, match="which is lossy and changes class indices"):
+        assemble(labels=memory(file.getvalue()))
+
+
 def test_prediction_files_are_read_like_label_files():
     decoded = assemble(prediction=memory(label_png(LABELS[0].numpy())))
     assert torch.equal(decoded.prediction, LABELS)

@@ -210,6 +210,9 @@ def test_the_folders_are_the_chosen_one_or_two_others(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     beside = cache._SOURCES / "__pycache__"
     assert cache._folders() == (beside, tmp_path / "seg_loss")
+    for ignored in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
+        assert cache._folders() == (beside, Path.home() / ".cache" / "seg_loss")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     assert cache._folders() == (beside,)

@@ -115,13 +115,31 @@ def test_invalid_labels_of_rows_and_volumes_have_an_index():
     )
 
 
-def test_cityscapes_ids_are_recognised():
-    labels = torch.full((1, 1, 1), 31, dtype=U8)
-    assert_raises(
-        lambda: seg_loss.spatial_cross_entropy(torch.zeros(1, 19, 1, 1), labels),
-        "labels: expected 0...18 or 255 (ignored), got 31 at (0, 0, 0). "
-        "Cityscapes ids? Map them to the 19 train ids.",
-    )
+IDS = "Cityscapes ids? Map them to the 19 train ids."
+ADE = "ADE20K, where 0 marks void pixels? Subtract 1 and ignore 255."
+COCO = "Ids of COCO-Stuff? Map them to the 171 classes."
+MASK = "A mask of 0 and 255? Divide it by 255."
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "label", "fix"),
+    [
+        (19, 31, IDS),
+        (19, 19, f"{IDS} If 19 marks void pixels, pass ignore_index=19."),
+        (19, 34, ""),
+        (150, 150, f"{ADE} If 150 marks void pixels, pass ignore_index=150."),
+        (150, 151, ""),
+        (171, 171, f"{COCO} If 171 marks void pixels, pass ignore_index=171."),
+        (171, 181, COCO),
+        (2, 255, f"{MASK} If 255 marks void pixels, add it to ignore_index."),
+        (3, 255, "If 255 marks void pixels, add it to ignore_index."),
+    ],
+)
+def test_labels_of_another_label_space_are_recognised(num_classes, label, fix):
+    labels = torch.full((1, 1, 1), label, dtype=U8)
+    with pytest.raises(InvalidInput) as error:
+        seg_loss.spatial_cross_entropy(torch.zeros(1, num_classes, 1, 1), labels, ignore_index=254)
+    assert error.value.fix == fix
 
 
 @pytest.mark.parametrize(
@@ -243,7 +261,7 @@ WRONG_ARGUMENTS = [
     ((LOGITS, LABELS.mT, {}), "labels: expected shape (2, 4, 5) to match logits (2, 3, 4, 5), got shape (2, 5, 4). Height and width are exchanged."),
     ((LOGITS, LOGITS.int(), {}), "labels: expected shape (2, 4, 5) to match logits (2, 3, 4, 5), got shape (2, 3, 4, 5). One-hot? Take argmax over axis 1."),
     ((LOGITS[:1], LABELS[0], {}), "labels: expected shape (1, 4, 5) to match logits (1, 3, 4, 5), got shape (4, 5). Add the batch axis: [None]."),
-    ((LOGITS.movedim(1, -1), LABELS, {}), "labels: expected shape (2, 5, 3) to match logits (2, 4, 5, 3), got shape (2, 4, 5)."),
+    ((LOGITS.movedim(1, -1), LABELS, {}), "labels: expected shape (2, 5, 3) to match logits (2, 4, 5, 3), got shape (2, 4, 5). Classes on the last axis? Pass logits.movedim(-1, 1)."),
     ((LOGITS[..., 0, 0], LABELS, {}), "labels: expected shape (2,) to match logits (2, 3), got shape (2, 4, 5)."),
     ((LOGITS, LABELS, {"class_weight": [1, 1, 1]}), "class_weight: expected a torch.Tensor, got list."),
     ((LOGITS, LABELS, {"class_weight": torch.ones(4)}), "class_weight: expected shape (3,), one per class, got shape (4,)."),

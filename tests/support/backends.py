@@ -31,7 +31,7 @@ NAMES = ("numba", "interpreter", "cuda")
 SELECTED = os.environ.get("SEG_LOSS_TEST_BACKEND", "")
 IS_INTERPRETED = SELECTED == "interpreter"
 _has_device = torch.cuda.is_available() and SELECTED in ("", "cuda")
-IS_SMALL = os.environ.get("SEG_LOSS_TEST_SIZE", "full" if _has_device else "small") == "small"
+IS_SMALL = (os.environ.get("SEG_LOSS_TEST_SIZE") or ("full" if _has_device else "small")) == "small"
 NUMBA, TRITON = _backends.BACKENDS["cpu"], _backends.BACKENDS["cuda"]
 
 # Several tiles and a remainder, odd planes.

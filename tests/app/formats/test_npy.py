@@ -90,6 +90,13 @@ def test_keys_may_stand_in_any_order_and_spacing(header):
     assert npy.decode(npy_with_header(header), "logits").shape == (2, 3)
 
 
+@pytest.mark.parametrize(
+    ("text", "shape"), [("(2L, 3L)", (2, 3)), ("(6L,)", (6,)), ("(1, 2L, 3)", (1, 2, 3))]
+)
+def test_long_integers_of_python_2_are_read(text, shape):
+    assert npy.decode(npy_with_header(HEADER.replace("(2, 3)", text)), "logits").shape == shape
+
+
 def test_one_byte_has_any_byte_order():
     for order in ("", "|", "<", ">", "="):
         body = npy_with_header(HEADER.replace("<f4", f"{order}u1"), bytes(range(6)))
@@ -290,7 +297,9 @@ def test_a_shape_that_torch_cannot_hold_is_malformed(shape):
         HEADER.replace("(2, 3)", "[2, 3]"),
         HEADER.replace("(2, 3)", "(6)"),
         HEADER.replace("(2, 3)", "(2, , 3)"),
-        HEADER.replace("(2, 3)", "(2L, 3L)"),
+        HEADER.replace("(2, 3)", "(L, 3)"),
+        HEADER.replace("(2, 3)", "(2LL, 3)"),
+        HEADER.replace("(2, 3)", "(2 L, 3)"),
         HEADER.replace("(2, 3)", "(2_0, 3)"),
         HEADER.replace("(2, 3)", "(２, 3)"),
         HEADER.replace("(2, 3)", "'<f4'"),

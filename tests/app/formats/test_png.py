@@ -4,6 +4,7 @@ import io
 import random
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 
 import fcn_demo
@@ -14,8 +15,9 @@ from examples import label_png
 from PIL import Image, ImageOps
 
 from app.errors import IllPosed, RequestError, TooLarge
-from app.formats import png
-from app.formats.png import Encoding, LabelMap
+from app.formats import png, rasters
+from app.formats.png import LabelMap
+from app.formats.rasters import Encoding
 from app.images.palettes import PALETTES, Palette
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
@@ -26,7 +28,7 @@ def read(
     *,
     encoding: Encoding = "auto",
     colours: Palette | None = None,
-    size: tuple[int, int] | None = None,
+    check_size: Callable[[int, int], None] = lambda height, width: None,
     max_pixels: int = 1 << 24,
 ) -> LabelMap:
     return png.read_label_map(
@@ -34,7 +36,7 @@ def read(
         where="labels",
         encoding=encoding,
         palette=colours,
-        expected_size=size,
+        check_size=check_size,
         max_pixels=max_pixels,
     )
 
@@ -82,6 +84,7 @@ def colour_png(colours: npt.NDArray[np.uint8], file_format: str = "PNG") -> byte
 
 
 PLTE = chunk(b"PLTE", bytes(range(48)))
+TWO_COLOURS = bytes([128, 0, 0, 0, 128, 0])
 INDICES = np.array([[0, 1, 2], [255, 20, 0]], dtype=np.uint8)
 
 
@@ -230,7 +233,7 @@ def test_alpha_is_dropped_with_a_warning_if_translucent() -> None:
 
 
 def test_colours_without_a_palette_are_an_error_with_a_fix() -> None:
-    assert error_of(png_bytes(2, 1, 8, RGB)).detail == (
+    assert error_of(png_bytes(2, 1, 8, RGB, TWO_COLOURS)).detail == (
         "labels: expected indices (PNG of mode P or L), or colours of a named palette, got mode "
         "RGB and no palette. Name the palette (palette=voc, palette=cityscapes), or save the map "
         "as mode P or L."
@@ -238,10 +241,39 @@ def test_colours_without_a_palette_are_an_error_with_a_fix() -> None:
 
 
 def test_colours_are_an_error_if_indices_are_announced() -> None:
-    error = error_of(png_bytes(2, 1, 8, RGB), encoding="index", colours=PALETTES["voc"])
+    error = error_of(
+        png_bytes(2, 1, 8, RGB, TWO_COLOURS), encoding="index", colours=PALETTES["voc"]
+    )
     assert error.detail == (
         "labels: expected indices (PNG of mode P or L), got colours (mode RGB). Use "
         "label_encoding=rgb and name the palette, or save the map as mode P or L."
+    )
+
+
+@pytest.mark.parametrize("encoding", ["auto", "index"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_equal_red_green_and_blue_are_indices(encoding: Encoding, channels: int) -> None:
+    colours = np.full((2, 3, channels), 255, np.uint8)
+    colours[:, :, :3] = INDICES[:, :, None]
+    label_map = read(colour_png(colours), encoding=encoding)
+    assert label_map.warnings == (
+        "labels: red, green and blue are equal and were read as indices.",
+    )
+    assert not label_map.is_coloured
+    np.testing.assert_array_equal(label_map.indices, INDICES)
+    colours[1, 2, 2] += 1
+    assert error_of(colour_png(colours), encoding=encoding).got.endswith(
+        {"auto": "and no palette", "index": f"(mode {'RGBA'[:channels]})"}[encoding]
+    )
+
+
+def test_equal_red_green_and_blue_are_colours_of_a_named_palette() -> None:
+    grey = np.full((2, 3, 3), 70, np.uint8)  # the colour of buildings
+    label_map = read(colour_png(grey), colours=PALETTES["cityscapes"])
+    assert (label_map.is_coloured, label_map.indices.tolist()) == (True, [[2] * 3] * 2)
+    error = error_of(colour_png(grey + 1), colours=PALETTES["cityscapes"])
+    assert error.fix == (
+        "Red, green and blue are equal: use label_encoding=index if they are indices."
     )
 
 
@@ -306,20 +338,15 @@ def test_two_classes_of_one_colour_are_an_error() -> None:
 # Sizes
 
 
-def test_a_size_other_than_that_of_the_logits_is_an_error() -> None:
-    error = error_of(png_bytes(334, 500, 8, GREY), size=(300, 500))
-    assert (error.status, error.detail) == (
-        422,
-        "labels: expected 300 x 500 (height x width) to match the logits, got 500 x 334.",
-    )
-
-
 def test_the_size_is_checked_before_pixels_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the pixels were decoded")
 
-    monkeypatch.setattr(png, "_decode_samples", never)
-    assert error_of(png_bytes(3, 2, 8, GREY), size=(2, 4)).status == 422
+    monkeypatch.setattr(rasters.Raster, "decode", never)
+    sizes = []
+    with pytest.raises(AssertionError, match="the pixels were decoded"):
+        read(png_bytes(3, 2, 8, GREY), check_size=lambda *size: sizes.append(size))
+    assert sizes == [(2, 3)]
     assert error_of(png_bytes(3, 2, 8, GREY), max_pixels=5).status == 413
 
 
@@ -391,7 +418,7 @@ def test_incomplete_pixels_with_valid_checksums_are_an_error() -> None:
     [
         (b"", "another format"),
         (b"GIF89a", "another format"),
-        (b"\xff\xd8\xff\xe0", "a JPEG, whose colours are approximate"),
+        (b"\xff\xd8\xff\xe0", "JPEG, which is lossy and changes class indices"),
         (png.PNG_SIGNATURE, "a damaged file: it ends too early"),
         (
             png.PNG_SIGNATURE + chunk(b"IEND", b""),
@@ -505,6 +532,119 @@ def test_a_photo_with_damaged_exif_is_not_turned(exif: bytes) -> None:
     np.testing.assert_array_equal(photo(data), COLOURS)
 
 
+ORIENTED = np.zeros((4, 6, 3), np.uint8)
+ORIENTED[0, 0] = 255
+ORIENTED[1, 2] = 99
+
+
+def exif_of(order: str, kind: int, number: bytes, count: int = 1) -> bytes:
+    """EXIF data with one tag of another type before the orientation."""
+    entries = struct.pack(order + "HHI4s", 0x010F, 2, 4, b"abc")
+    value = number if len(number) <= 4 else struct.pack(order + "I", 38)
+    entries += struct.pack(order + "HHI4s", 0x0112, kind, count, value)
+    header = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, 2)
+    return header + entries + bytes(4) + number
+
+
+def xmp_of(text: str) -> bytes:
+    return b"<x:xmpmeta><rdf:Description %s</x:xmpmeta>" % text.encode()
+
+
+EXIF = {
+    f"{order} {kind} {values}": exif_of(order, kind, struct.pack(order + code, *values))
+    for order in "<>"
+    for kind, code, values in (
+        (3, "H", [6]),
+        (4, "L", [6]),
+        (5, "2L", [12, 2]),
+        (6, "b", [6]),
+        (8, "h", [6]),
+        (9, "l", [6]),
+        (10, "2l", [-6, -1]),
+        (11, "f", [6.0]),
+        (12, "d", [6.0]),
+        (1, "B", [6]),
+        (7, "B", [6]),
+        (3, "H", [9]),
+        (4, "L", [1 << 31]),
+        (5, "2L", [6, 4]),
+    )
+}
+XMP = [
+    xmp_of('tiff:Orientation="6"/>'),
+    xmp_of("><tiff:Orientation>8</tiff:Orientation>"),
+    xmp_of('tiff:Orientation="0"/>'),
+    xmp_of('exif:Orientation="6"/>'),
+]
+
+
+def jpeg_with(*segments: bytes) -> bytes:
+    target = io.BytesIO()
+    Image.fromarray(ORIENTED).save(target, "JPEG", subsampling=0)
+    head, rest = target.getvalue()[:2], target.getvalue()[2:]
+    marked = (b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body for body in segments)
+    return head + b"".join(marked) + rest
+
+
+def png_with(*chunks: bytes) -> bytes:
+    return png_bytes(6, 4, 8, RGB, ORIENTED.tobytes(), *chunks)
+
+
+def as_pillow_turns(data: bytes) -> npt.NDArray[np.uint8]:
+    with Image.open(io.BytesIO(data)) as photo:
+        return np.array(ImageOps.exif_transpose(photo).convert("RGB"))
+
+
+APP1 = b"http://ns.adobe.com/xap/1.0/\0"
+ITXT = b"XML:com.adobe.xmp\0"
+PHOTOS = {
+    **{f"jpeg {name}": jpeg_with(b"Exif\0\0" + exif) for name, exif in EXIF.items()},
+    **{f"png {name}": png_with(chunk(b"eXIf", exif)) for name, exif in EXIF.items()},
+    **{f"jpeg xmp {i}": jpeg_with(APP1 + xmp) for i, xmp in enumerate(XMP)},
+    **{
+        f"png xmp {i}": png_with(chunk(b"iTXt", ITXT + bytes(4) + xmp)) for i, xmp in enumerate(XMP)
+    },
+    "png compressed xmp": png_with(chunk(b"iTXt", ITXT + b"\1\0\0\0" + zlib.compress(XMP[0]))),
+    "exif before xmp": jpeg_with(b"Exif\0\0" + EXIF["> 4 [6]"], APP1 + XMP[1]),
+    "exif twice": jpeg_with(b"Exif\0\0Exif\0\0" + EXIF["> 3 [6]"]),
+    "png of ImageMagick": png_with(
+        chunk(
+            b"zTXt",
+            b"Raw profile type exif\0\0"
+            + zlib.compress(b"\nexif\n 99\n" + EXIF["> 4 [6]"].hex().encode() + b"\n"),
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_photos_are_turned_as_pillow_turns_them(name: str) -> None:
+    upright = png.read_photo(PHOTOS[name], where="image", max_pixels=99)
+    np.testing.assert_array_equal(upright, as_pillow_turns(PHOTOS[name]))
+
+
+def test_some_of_these_photos_are_turned() -> None:
+    turned = [name for name, data in PHOTOS.items() if as_pillow_turns(data).shape[0] == 6]
+    assert 30 < len(turned) < 45
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        chunk(b"iTXt", ITXT + b"\1\0\0\0" + zlib.compress(bytes(1 << 22))),
+        chunk(b"iTXt", ITXT + b"\1\0\0\0damaged"),
+        chunk(b"eXIf", b"MM\0*" + bytes(1 << 21)),
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\n\n\nnot hex")),
+        chunk(b"eXIf", exif_of(">", 5, struct.pack(">2L", 6, 0))),
+        chunk(b"eXIf", exif_of(">", 11, struct.pack(">f", float("nan")))),
+        chunk(b"eXIf", exif_of(">", 12, struct.pack(">d", float("inf")))),
+    ],
+)
+def test_a_photo_with_damaged_metadata_is_not_turned(metadata: bytes) -> None:
+    upright = png.read_photo(png_with(metadata), where="image", max_pixels=99)
+    np.testing.assert_array_equal(upright, ORIENTED)
+
+
 def test_labels_are_never_turned_by_exif() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -546,7 +686,7 @@ def test_a_photo_of_16_bit_grey_is_an_error() -> None:
 
 @fcn_demo.needed
 def test_the_labels_of_the_fcn_demo_have_the_published_counts() -> None:
-    label_map = read((fcn_demo.DIRECTORY / "label.png").read_bytes(), size=(500, 334))
+    label_map = read((fcn_demo.DIRECTORY / "label.png").read_bytes())
     values, counts = np.unique(label_map.indices, return_counts=True)
     assert dict(zip(values.tolist(), counts.tolist(), strict=True)) == {
         0: 54389,

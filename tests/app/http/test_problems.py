@@ -359,7 +359,7 @@ def pickled_npy() -> bytes:
 
 FILES = {
     "an RGB label map without a palette": (
-        {"labels": png_file(np.zeros((6, 7, 3), np.uint8))},
+        {"labels": png_file(np.arange(126, dtype=np.uint8).reshape(6, 7, 3))},
         422,
         (
             "labels: expected indices (PNG of mode P or L), or colours of a named palette, "
@@ -370,7 +370,10 @@ FILES = {
     "a PNG of another size": (
         {"labels": png_file(np.zeros((7, 6), np.uint8))},
         422,
-        "labels: expected 6 x 7 (height x width) to match the logits, got 7 x 6.",
+        (
+            "labels: expected 6 x 7 (height x width) to match the logits, got 7 x 6. "
+            "Height and width are exchanged."
+        ),
     ),
     "an incomplete PNG": (
         {"labels": PNG[:-20]},
@@ -398,7 +401,10 @@ FILES = {
     "a JPEG as labels": (
         {"labels": b"\xff\xd8\xff\xe0" + bytes(100)},
         422,
-        "labels: expected an NPY, safetensors or PNG file, got JPEG.",
+        (
+            "labels: expected a lossless label map, got JPEG, which is lossy and changes class "
+            "indices. Save the map as PNG."
+        ),
     ),
     "a PNG as logits": (
         {"logits": PNG},
@@ -504,7 +510,7 @@ def test_an_option_among_the_inputs_belongs_in_the_query(client):
 
 NAMES = (
     "options: expected names among ignore_index, label_smoothing, temperature, normalization, "
-    "upsampling, label_encoding, palette"
+    "upsampling, layout, label_space, label_encoding, palette"
 )
 INTEGERS = "ignore_index: expected an integer, several with commas between them, or none"
 SHARE = "label_smoothing: expected a number from 0 to 1"

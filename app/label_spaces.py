@@ -1,0 +1,282 @@
+"""Label spaces: what the values in label files mean, and how they become class indices.
+
+| `label_space` | values | class | ignored |
+|---|---|---|---|
+| `raw` | class indices | the value | `ignore_index` |
+| `cityscapes_ids` | 0...33 of *_labelIds.png | the train id, 0...18 | the 15 others, 255 |
+| `ade_zero` | 1... of ADE20K, SIFT Flow | the value minus 1 | 0, 255 |
+| `cocostuff_182` | 0...181 of COCO-Stuff | 0...170, without the 11 unused ids | 255 |
+| `instance_1000` | *_instanceIds.png | the value, // 1000 from 1000 on | `ignore_index` |
+| `binary_255` | 0 and 255 of a mask | 0 and 1 | none |
+
+Where a space has ignored values, they become 255, which `ignore_index` must hold. It is compared
+with the classes, after the mapping. `advice_for` recognizes the space of values that are read as
+class indices though they are none. It looks at a sample of the pixels.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import IllPosed
+
+Labels = npt.NDArray[np.integer]
+
+VOID = 255
+"""The label of ignored pixels in the spaces that have some."""
+
+_INVALID = -1
+_MAX_SAMPLE = 1 << 14
+_SUSPICIOUS_SHARE = 0.4
+
+_SHIFTS = (
+    (-1, "minus", "Classes from 1, with 0 for void? Use label_space=ade_zero."),
+    (1, "plus", "Has 1 been subtracted twice?"),
+)
+_MIN_SHIFTED_CLASSES = 3
+
+
+@dataclass(frozen=True)
+class Values:
+    """The values in labels.
+
+    Attributes:
+        present: the values that occur.
+        num_classes: C of the logits.
+        ignored: the option `ignore_index`.
+    """
+
+    present: frozenset[int]
+    num_classes: int
+    ignored: Collection[int]
+
+    @property
+    def classes(self) -> frozenset[int]:
+        """The values that are a class and not ignored."""
+        return frozenset(v for v in self.present if self._is_class(v) and v not in self.ignored)
+
+    @property
+    def invalid(self) -> frozenset[int]:
+        """The values that are neither a class nor ignored."""
+        return frozenset(v for v in self.present if not self._is_class(v) and v not in self.ignored)
+
+    def are_within(self, *values: int | range) -> bool:
+        """Whether no other value occurs."""
+        ranges = [
+            value if isinstance(value, range) else range(value, value + 1) for value in values
+        ]
+        return all(any(v in row for row in ranges) for v in self.present)
+
+    def has_any(self, values: range) -> bool:
+        """Whether one of these values occurs."""
+        return any(v in values for v in self.present)
+
+    def _is_class(self, value: int) -> bool:
+        return 0 <= value < self.num_classes
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """One row of `LABEL_SPACES`.
+
+    Attributes:
+        expected: the values that labels of this space may have, for messages.
+        sign: a sentence about values that look like this space.
+        table: the class of each value 0...255, or `_INVALID`; None if `convert` has no table.
+        convert: what is done before the table is used.
+        is_likely: whether values that are read as class indices look like this space.
+    """
+
+    expected: str
+    sign: str = ""
+    table: npt.NDArray[np.int16] | None = None
+    convert: Callable[[Labels], Labels] | None = None
+    is_likely: Callable[[Values], bool] = lambda values: False
+
+    @property
+    def has_void(self) -> bool:
+        """Whether some values become `VOID`."""
+        return self.table is not None and VOID in self.table
+
+
+def _table(classes: Mapping[int, int]) -> npt.NDArray[np.int16]:
+    table = np.full(256, _INVALID, dtype=np.int16)
+    table[list(classes)] = list(classes.values())
+    return table
+
+
+def _classes_of(values: Iterable[int]) -> dict[int, int]:
+    return {value: index for index, value in enumerate(values)}
+
+
+_CITYSCAPES = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
+"""The ids of the 19 train ids, as in labels.py of cityscapesScripts."""
+
+_COCO_UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
+_COCO = [value for value in range(182) if value not in _COCO_UNUSED]
+
+LABEL_SPACES: Mapping[str, LabelSpace] = {
+    "raw": LabelSpace("class indices"),
+    "cityscapes_ids": LabelSpace(
+        "0...33 or 255, ids of Cityscapes",
+        "Labels up to 33 for 19 classes are ids of Cityscapes, not train ids.",
+        _table({**dict.fromkeys((*range(34), VOID), VOID), **_classes_of(_CITYSCAPES)}),
+        is_likely=lambda values: (
+            values.num_classes == 19
+            and values.has_any(range(20, 34))
+            and values.are_within(range(-1, 34), VOID)
+        ),
+    ),
+    "ade_zero": LabelSpace(
+        "0...255, where 0 is void",
+        "ADE20K files mark void with 0 and count classes from 1.",
+        _table({0: VOID, VOID: VOID} | {value: value - 1 for value in range(1, VOID)}),
+        is_likely=lambda values: (
+            (values.num_classes == 150 or (0 not in values.present and bool(values.invalid)))
+            and values.are_within(range(values.num_classes + 1))
+        ),
+    ),
+    "cocostuff_182": LabelSpace(
+        "0...181 without the 11 unused ids of COCO, or 255",
+        "Labels up to 181 for 171 classes are ids of COCO-Stuff.",
+        _table({VOID: VOID, **_classes_of(_COCO)}),
+        is_likely=lambda values: (
+            values.num_classes == 171
+            and values.has_any(range(171, 182))
+            and values.are_within(range(182), VOID)
+        ),
+    ),
+    "instance_1000": LabelSpace(
+        "ids of instances",
+        "Labels from 1000 on are ids of instances, 1000 times their class and more.",
+        convert=lambda labels: np.where(labels >= 1000, labels // 1000, labels),
+        is_likely=lambda values: any(value >= 1000 for value in values.invalid),
+    ),
+    "binary_255": LabelSpace(
+        "0 or 255 of a mask",
+        "Labels 0 and 255 for 2 classes are a mask.",
+        _table({0: 0, 255: 1}),
+        is_likely=lambda values: (
+            values.num_classes == 2 and VOID in values.present and values.are_within(0, VOID)
+        ),
+    ),
+}
+
+
+def to_classes(labels: Labels, name: str, ignored: Sequence[int], where: str) -> Labels:
+    """Returns the class indices of labels in the space of that name.
+
+    Raises:
+        IllPosed: if a value does not belong to the space, or `VOID` is not ignored.
+    """
+    space = LABEL_SPACES[name]
+    if space.has_void and VOID not in ignored:
+        got = ",".join(map(str, ignored)) or "none"
+        expected = f"{VOID} among its values, which label_space={name} gives to void pixels"
+        raise IllPosed("ignore_index", expected, got)
+    if space.convert is not None:
+        labels = space.convert(labels)
+    if space.table is None:
+        return labels
+    if space.has_void and (labels == -1).any():
+        labels = np.where(labels == -1, np.int64(VOID), labels)
+    inside = np.clip(labels, 0, min(255, np.iinfo(labels.dtype).max))
+    classes = space.table[inside]
+    invalid = (classes == _INVALID) | (inside != labels)
+    if invalid.any():
+        raise IllPosed(where, space.expected, _first_of(labels, invalid))
+    return classes.astype(np.uint8)
+
+
+def advice_for(labels: Labels, num_classes: int, ignored: Sequence[int], name: str) -> list[str]:
+    """Returns sentences about labels that are valid but probably unintended.
+
+    Args:
+        labels: class indices, after `to_classes`.
+        num_classes: C of the logits.
+        ignored: the option `ignore_index`.
+        name: the label space that the request names, or an empty string.
+
+    Raises:
+        IllPosed: if labels are invalid, and look like those of a space that the request can name.
+    """
+    sample = _sample(labels)
+    values = Values(frozenset(np.unique(sample).tolist()), num_classes, ignored)
+    sentences = []
+    likely = "" if name else _likely_space(values)
+    if likely:
+        advice = f"{LABEL_SPACES[likely].sign} Use label_space={likely}"
+        if values.invalid:
+            raise _invalid_error(labels, values, f"{advice}.")
+        sentences.append(f"labels: {advice}, or label_space=raw if they are class indices.")
+    present_ignored = [value for value in values.present if value in ignored]
+    # Few requests need more than the sample, which is fast for any number of pixels.
+    if _num_equal(sample, present_ignored) > _SUSPICIOUS_SHARE * sample.size:
+        share = _num_equal(labels, present_ignored) / labels.size
+        if share > 0.5:
+            sentences.append(f"labels: {100 * share:.3g} % of the pixels are ignored.")
+    if num_classes > 1 and len(values.classes) == 1:
+        (single,) = values.classes
+        others, counts = np.unique(labels[labels != single], return_counts=True)
+        if labels.size - counts.sum() > 1 and all(value in ignored for value in others.tolist()):
+            sentences.append(f"labels: all pixels that are not ignored have the class {single}.")
+    return sentences
+
+
+def shift_advice(confusion: npt.NDArray[np.integer]) -> list[str]:
+    """Returns a sentence if predictions agree much better with labels minus 1 or plus 1.
+
+    Args:
+        confusion: [C,C], a row for each class of the labels and a column for each predicted one.
+    """
+    num_pixels = confusion.sum()
+    for shift, name, fix in _SHIFTS:
+        agreeing = np.diagonal(confusion, shift)
+        rows = confusion.sum(axis=1)
+        rows = rows[-shift:] if shift < 0 else rows[: len(rows) - shift]
+        # A network that predicts one class alone agrees with a shift of another.
+        num_shifted_classes = np.count_nonzero(2 * agreeing > rows)
+        if 2 * agreeing.sum() > num_pixels and num_shifted_classes >= _MIN_SHIFTED_CLASSES:
+            shares = [
+                100 * int(counts.sum()) / num_pixels for counts in (confusion.diagonal(), agreeing)
+            ]
+            subject = f"predictions agree with {shares[0]:.3g} % of the labels"
+            return [f"labels: {subject}, and with {shares[1]:.3g} % of the labels {name} 1. {fix}"]
+    return []
+
+
+def _num_equal(labels: Labels, values: Iterable[int]) -> int:
+    return sum(int(np.count_nonzero(labels == value)) for value in values)
+
+
+def _sample(labels: Labels) -> Labels:
+    """Returns some of the pixels; the step is odd, since widths are often even."""
+    flat = labels.ravel("K")
+    return flat[:: labels.size // _MAX_SAMPLE | 1]
+
+
+def _likely_space(values: Values) -> str:
+    for name, space in LABEL_SPACES.items():
+        if space.is_likely(values):
+            return name
+    return ""
+
+
+def _invalid_error(labels: Labels, values: Values, fix: str) -> IllPosed:
+    """Returns the error that `seg_loss` would raise, with another fix."""
+    ignored = ", ".join(map(str, values.ignored))
+    expected = f"0...{values.num_classes - 1}" + (f" or {ignored} (ignored)" if ignored else "")
+    is_valid = (labels >= 0) & (labels < values.num_classes)
+    for value in values.ignored:
+        is_valid |= labels == value
+    return IllPosed("labels", expected, _first_of(labels, ~is_valid), fix)
+
+
+def _first_of(labels: Labels, chosen: npt.NDArray[np.bool_]) -> str:
+    """Returns the value and position of the first of these pixels, and how many more there are."""
+    index = tuple(map(int, np.unravel_index(np.argmax(chosen), chosen.shape)))
+    more = int(np.count_nonzero(chosen)) - 1
+    text = f"{labels[index]} at {index}"
+    return text if not more else f"{text} and {more} more pixel{'s' if more > 1 else ''}"

@@ -1,0 +1,301 @@
+"""Label spaces: every value of each, and advice about labels of another space."""
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from examples import label_png, safetensors_file, write_inputs
+from PIL import Image
+from serving import SAFETENSORS
+
+import seg_loss
+from app.errors import IllPosed
+from app.label_spaces import LABEL_SPACES, VOID, advice_for, shift_advice, to_classes
+
+IGNORED = (VOID,)
+CITYSCAPES = [7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]
+COCO_UNUSED = [11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90]
+COCO = [value for value in range(182) if value not in COCO_UNUSED]
+CLASSES = {
+    "cityscapes_ids": (
+        dict.fromkeys([*range(34), VOID], VOID) | {v: c for c, v in enumerate(CITYSCAPES)}
+    ),
+    "ade_zero": {0: VOID, VOID: VOID, **{value: value - 1 for value in range(1, VOID)}},
+    "cocostuff_182": {VOID: VOID, **{v: c for c, v in enumerate(COCO)}},
+    "binary_255": {0: 0, VOID: 1},
+}
+"""The class of every value; all others are invalid."""
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_value_has_its_class_or_is_an_error(name, dtype):
+    for value in range(256):
+        labels = np.array([[[min(CLASSES[name]), value]]], dtype)
+        if value in CLASSES[name]:
+            classes = to_classes(labels, name, IGNORED, "labels")
+            assert classes.dtype == np.uint8
+            assert classes[0, 0, 1] == CLASSES[name][value]
+        else:
+            with pytest.raises(IllPosed) as error:
+                to_classes(labels, name, IGNORED, "labels")
+            assert error.value.got == f"{value} at (0, 0, 1)"
+
+
+@pytest.mark.parametrize("value", [256, 70000, -2])
+@pytest.mark.parametrize("name", CLASSES)
+def test_values_of_more_bits_are_not_wrapped(name, value):
+    with pytest.raises(IllPosed) as error:
+        to_classes(np.full((1, 2, 2), value), name, IGNORED, "prediction")
+    assert error.value.detail == (
+        f"prediction: expected {LABEL_SPACES[name].expected}, got {value} at (0, 0, 0) and 3 more "
+        "pixels."
+    )
+
+
+def test_minus_1_is_void_in_spaces_with_void():
+    labels = np.full((1, 1, 1), -1, np.int8)
+    assert to_classes(labels, "cityscapes_ids", IGNORED, "labels").tolist() == [[[VOID]]]
+
+
+def test_instances_have_the_class_of_their_thousand():
+    labels = np.array([[[7, 33, 999, 1000, 26003, 33999]]], np.int32)
+    classes = to_classes(labels, "instance_1000", IGNORED, "labels")
+    assert classes.tolist() == [[[7, 33, 999, 1, 26, 33]]]
+
+
+@pytest.mark.parametrize("name", ["cityscapes_ids", "ade_zero", "cocostuff_182"])
+def test_a_space_with_void_needs_it_ignored(name):
+    with pytest.raises(IllPosed) as error:
+        to_classes(np.zeros((1, 1, 1), np.uint8), name, (0,), "labels")
+    assert error.value.detail == (
+        f"ignore_index: expected 255 among its values, which label_space={name} gives to void "
+        "pixels, got 0."
+    )
+
+
+# Advice
+
+ADE = "ADE20K files mark void with 0 and count classes from 1."
+IDS = "Labels up to 33 for 19 classes are ids of Cityscapes, not train ids."
+MASK = "Labels 0 and 255 for 2 classes are a mask."
+COCO_IDS = "Labels up to 181 for 171 classes are ids of COCO-Stuff."
+INSTANCES = "Labels from 1000 on are ids of instances, 1000 times their class and more."
+
+LIKELY = {
+    "a mask": ([0, 255], 2, (), "binary_255", MASK),
+    "ids of Cityscapes": ([7, 8, 11, 23, 26], 19, IGNORED, "cityscapes_ids", IDS),
+    "ids of Cityscapes with 19": ([0, 19, 33, -1], 19, IGNORED, "cityscapes_ids", IDS),
+    "ADE20K with its last class": ([0, 1, 150], 150, IGNORED, "ade_zero", ADE),
+    "classes from 1": ([1, 2, 3], 3, IGNORED, "ade_zero", ADE),
+    "COCO-Stuff": ([0, 12, 181, 255], 171, IGNORED, "cocostuff_182", COCO_IDS),
+    "instances": ([7, 26003], 19, IGNORED, "instance_1000", INSTANCES),
+}
+
+
+@pytest.mark.parametrize("case", LIKELY)
+def test_invalid_labels_name_the_space_that_they_look_like(case):
+    values, num_classes, ignored, name, sign = LIKELY[case]
+    labels = np.array([[values]])
+    with pytest.raises(IllPosed) as error:
+        advice_for(labels, num_classes, ignored, "")
+    assert error.value.fix == f"{sign} Use label_space={name}."
+    assert advice_for(labels, num_classes, ignored, "raw") == []  # the request has named a space
+
+
+@pytest.mark.parametrize("ignored", [(), (0,), (7, -1)])
+def test_the_error_is_that_of_the_library_with_another_fix(ignored):
+    labels = np.array([[[0, 255, 0], [255, 0, 255]]])
+    with pytest.raises(IllPosed) as error:
+        advice_for(labels, 2, ignored, "")
+    with pytest.raises(seg_loss.InvalidInput) as same:
+        seg_loss.evaluate(torch.zeros(1, 2, 2, 3), torch.from_numpy(labels), ignore_index=ignored)
+    assert (error.value.expected, error.value.got) == (same.value.expected, same.value.got)
+
+
+OR_RAW = "or label_space=raw if they are class indices."
+ADVICE = {
+    "a mask whose foreground is ignored": (
+        [0, 0, 255],
+        2,
+        IGNORED,
+        [
+            f"labels: {MASK} Use label_space=binary_255, {OR_RAW}",
+            "labels: all pixels that are not ignored have the class 0.",
+        ],
+    ),
+    "ADE20K without its last class": (
+        [0, 3, 149],
+        150,
+        IGNORED,
+        [f"labels: {ADE} Use label_space=ade_zero, {OR_RAW}"],
+    ),
+    "most pixels ignored": (
+        [0, 1, 255, 255, 7],
+        3,
+        (255, 7),
+        ["labels: 60 % of the pixels are ignored."],
+    ),
+    "all pixels ignored": ([4, 4], 3, (4,), ["labels: 100 % of the pixels are ignored."]),
+    "one class alone": (
+        [2, 2, 255],
+        3,
+        IGNORED,
+        ["labels: all pixels that are not ignored have the class 2."],
+    ),
+    "one pixel": ([2], 3, IGNORED, []),
+    "one class": ([0, 0], 1, IGNORED, []),
+    "half of the pixels ignored": ([0, 1, 255, 255], 2, IGNORED, []),
+    "Cityscapes": ([0, 18, 7, 255], 19, IGNORED, []),
+    "void at the number of classes": ([0, 11, 3], 11, (11,), []),
+    "ADE20K with void": ([0, 149, 255], 150, IGNORED, []),
+    "invalid for no known reason": ([0, 1, 77], 3, IGNORED, []),
+}
+
+
+@pytest.mark.parametrize("case", ADVICE)
+def test_valid_labels_that_are_probably_unintended_have_advice(case):
+    values, num_classes, ignored, sentences = ADVICE[case]
+    assert advice_for(np.array([[values]]), num_classes, ignored, "") == sentences
+
+
+def test_rare_labels_are_counted_though_a_sample_is_read():
+    labels = np.zeros((1, 999, 999), np.uint8)
+    alone = ["labels: all pixels that are not ignored have the class 0."]
+    assert advice_for(labels, 3, IGNORED, "") == alone
+    labels[0, 500, 500] = 255
+    assert advice_for(labels, 3, IGNORED, "") == alone
+    labels[0, 500, 501] = 1
+    assert advice_for(labels, 3, IGNORED, "") == []
+
+
+SHIFTED = {
+    "labels from 1": (-1, 9, "minus 1. Classes from 1, with 0 for void? Use label_space=ade_zero."),
+    "labels reduced twice": (1, 9, "plus 1. Has 1 been subtracted twice?"),
+    "labels of the predictions": (0, 9, ""),
+    "labels of two classes": (-1, 2, ""),
+}
+
+
+@pytest.mark.parametrize("case", SHIFTED)
+def test_labels_that_are_shifted_by_one_are_recognized_by_the_predictions(case):
+    shift, num_classes, advice = SHIFTED[case]
+    confusion = np.ones((num_classes, num_classes), np.int64)
+    confusion += 50 * np.eye(num_classes, k=shift, dtype=np.int64)
+    sentences = shift_advice(confusion)
+    assert len(sentences) == bool(advice)
+    if advice:
+        assert sentences[0] == (
+            "labels: predictions agree with 1.87 % of the labels, and with 84.8 % of the labels "
+            + advice
+        )
+
+
+def test_a_network_that_predicts_one_class_is_not_a_shift():
+    confusion = np.zeros((4, 4), np.int64)
+    confusion[:, 1] = [1, 1, 97, 1]
+    assert shift_advice(confusion) == []
+    assert shift_advice(np.zeros((4, 4), np.int64)) == []
+
+
+def test_shifted_labels_are_recognized_in_an_evaluation(client):
+    labels = (torch.arange(40) % 4 + 1).reshape(1, 5, 8)
+    logits = torch.nn.functional.one_hot(labels - 1, 5).movedim(-1, 1).float().contiguous()
+    answer = client.post_tensors("/v1/evaluate", logits=logits, labels=labels).json()
+    assert answer["warnings"] == [
+        "labels: predictions agree with 0 % of the labels, and with 100 % of the labels minus 1. "
+        + SHIFTED["labels from 1"][2].removeprefix("minus 1. ")
+    ]
+    path = "/v1/evaluate?label_space=ade_zero"
+    answer = client.post_tensors(path, logits=logits, labels=labels).json()
+    assert (answer["metrics"]["mean_iu"], answer["warnings"]) == (1.0, [])
+
+
+@pytest.fixture
+def mask():
+    """Perfect logits for a 0/255 mask, and the mask."""
+    labels = np.zeros((8, 9), np.uint8)
+    labels[2:4, 3:6] = 255
+    truth = torch.from_numpy(labels // 255).long()
+    logits = torch.nn.functional.one_hot(truth, 2).permute(2, 0, 1)[None].float()
+    return {"logits": logits.contiguous(), "labels": torch.from_numpy(labels)[None]}
+
+
+def test_every_answer_carries_the_warnings(client, run, mask, empty_directory):
+    expected = ADVICE["a mask whose foreground is ignored"][3]
+    for path in ("loss", "evaluate"):
+        assert client.post_tensors(f"/v1/{path}", **mask).json()["warnings"] == expected
+    _, metadata = safetensors_of(client.post_tensors("/v1/gradient", **mask).content)
+    assert json.loads(metadata["warnings"]) == expected
+    headers = {**SAFETENSORS, "Accept": "application/x-npy, image/png"}
+    for path in ("/v1/gradient", "/v1/visualize?kind=nll"):
+        response = client.post(path, content=safetensors_file(**mask), headers=headers)
+        assert response.headers["Seg-Loss-Warning"] == " ".join(expected)
+    write_inputs(mask)
+    for command in ("loss", "evaluate", "gradient -o g.npy", "visualize -o a.png --kind nll"):
+        name, *options = command.split()
+        status, _, err = run(name, "logits.npy", "labels.png", *options)
+        assert status == 0
+        assert err == "".join(f"seg-loss: warning: {sentence}\n" for sentence in expected)
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (1, 2, 2, 2), (1, 2, 1, 2, 2)])
+def test_labels_of_any_number_of_axes_have_advice(client, shape):
+    labels = torch.zeros(shape[0], *shape[2:], dtype=torch.uint8)
+    answer = client.post_tensors("/v1/loss", logits=torch.zeros(shape), labels=labels).json()
+    expected = ["labels: all pixels that are not ignored have the class 0."]
+    assert answer["warnings"] == expected
+
+
+def test_a_mask_is_read_as_two_classes(client, run, mask, empty_directory):
+    wrong = client.post_tensors("/v1/evaluate", **mask).json()
+    assert (wrong["metrics"]["mean_iu"], wrong["ignored_pixels"]) == (1.0, 6)
+    answer = client.post_tensors("/v1/evaluate?label_space=binary_255", **mask).json()
+    assert answer["ignored_pixels"] == 0
+    assert [row["pixels"] for row in answer["per_class"]] == [66, 6]
+    assert answer["warnings"] == []
+    write_inputs(mask)
+    arguments = ("logits.npy", "labels.png", "--label-space", "binary_255", "--format", "json")
+    assert json.loads(run("evaluate", *arguments)[1]) == answer
+
+
+def test_an_invalid_label_names_its_space_in_the_answer(client):
+    labels = torch.full((1, 2, 2), 26, dtype=torch.uint8)
+    problem = client.post_tensors("/v1/loss", logits=torch.zeros(1, 19, 2, 2), labels=labels).json()
+    assert problem["detail"] == (
+        "labels: expected 0...18 or 255 (ignored), got 26 at (0, 0, 0) and 3 more pixels. "
+        f"{IDS} Use label_space=cityscapes_ids."
+    )
+
+
+def test_a_prediction_has_a_space_of_its_own(run, empty_directory):
+    Path("p.png").write_bytes(label_png(np.array([[7, 26], [0, 33]])))
+    Path("l.png").write_bytes(label_png(np.array([[0, 13], [255, 18]])))
+    spaces = ("--prediction-space", "cityscapes_ids", "--palette", "cityscapes")
+    for kind in ("prediction", "labels"):
+        output = (f"{kind}.png", "--kind", kind)
+        arguments = ("--prediction", "p.png", "--labels", "l.png", *spaces, "-o", *output)
+        assert run("visualize", *arguments) == (0, "", "")
+    assert Path("prediction.png").read_bytes() == Path("labels.png").read_bytes()
+
+
+def test_colours_have_no_label_space(run, empty_directory):
+    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save("colours.png")
+    options = ("--palette", "cityscapes", "--label-space", "cityscapes_ids")
+    status, _, err = run("visualize", "--labels", "colours.png", *options, "-o", "a.png")
+    assert status == 1
+    assert err == (
+        "seg-loss: labels: expected indices, which label_space=cityscapes_ids maps, got colours "
+        "(mode RGB).\n"
+    )
+
+
+def safetensors_of(content):
+    """The tensors and the metadata of a safetensors file."""
+    (length,) = struct.unpack_from("<Q", content)
+    metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+    return safetensors.torch.load(content), metadata
