@@ -38,7 +38,7 @@ _COMPILER_OPTIONS = ("num_warps", "num_stages", "maxnreg", "launch_pdl", "enable
 _DTYPES = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64",
     torch.uint8: "u8", torch.int8: "i8", torch.int16: "i16", torch.int32: "i32",
-    torch.int64: "i64",
+    torch.int64: "i64", torch.uint16: "u16", torch.uint32: "u32", torch.uint64: "u64",
 }  # fmt: skip
 
 

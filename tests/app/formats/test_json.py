@@ -29,6 +29,12 @@ def test_the_example_is_logits_and_labels():
     assert torch.equal(tensors["labels"], torch.tensor([[[0, 255]]]))
 
 
+def test_empty_lists_are_on_the_cpu_whatever_the_default_device():
+    with torch.device("meta"):
+        tensors = json.decode(b'{"logits": [[]], "labels": []}')
+    assert {tensor.device.type for tensor in tensors.values()} == {"cpu"}
+
+
 @pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview])
 def test_any_kind_of_buffer_is_read(wrap):
     assert json.decode(wrap(GOLDEN)).keys() == {"logits", "labels"}

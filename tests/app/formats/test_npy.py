@@ -52,6 +52,12 @@ def test_six_floats_are_the_golden_bytes():
     assert header + payload == GOLDEN
 
 
+def test_an_empty_array_is_on_the_cpu_whatever_the_default_device():
+    with torch.device("meta"):
+        tensor = npy.decode(npy_of(np.empty((0, 3), np.float32)), "logits")
+    assert tensor.device.type == "cpu"
+
+
 @pytest.mark.parametrize("dtype", ["i1", "i2", "i4", "i8", "u1", "f2", "f4", "f8"])
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (0, 3), (2, 3, 5)])
 def test_arrays_pass_from_numpy_and_back_unchanged(dtype, shape):
