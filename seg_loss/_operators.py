@@ -37,15 +37,19 @@ def needs_operator(*arguments: Any) -> bool:
     ):
         return True
     for value in arguments:
-        tensors = value.tensors if isinstance(value, LossInputs) else (value,)
-        for tensor in tensors:
-            if isinstance(tensor, Tensor) and (
-                type(tensor).__torch_dispatch__ is not _DISABLED
-                or tensor.is_meta
-                or _is_batched(tensor)
-            ):
+        if not isinstance(value, LossInputs):
+            if isinstance(value, Tensor) and _is_special(value):
                 return True
+        elif type(value.logits) is Tensor is type(value.labels) and not value.is_weighted:
+            if value.logits.is_meta:  # the usual case, in which a call of `_is_special` is saved
+                return True
+        elif any(tensor is not None and _is_special(tensor) for tensor in value.tensors):
+            return True
     return False
+
+
+def _is_special(tensor: Tensor) -> bool:
+    return type(tensor).__torch_dispatch__ is not _DISABLED or tensor.is_meta or _is_batched(tensor)
 
 
 _DISABLED = torch._C._disabled_torch_dispatch_impl
