@@ -292,11 +292,12 @@ def test_a_loss_is_answered_with_a_slash_at_the_end(client):
 def test_readyz_is_503_until_warm_and_while_draining():
     with served() as client:
         assert client.get("/livez").json() == {"status": "live"}
+        client.wait_until_warm()  # the start sets it once, at a time that a test cannot choose
         client.app.state.service.is_warm = False
         response = client.get("/readyz")
         assert response.status_code == 503
         assert response.headers["Retry-After"] == "1"
-        client.wait_until_warm()
+        client.app.state.service.is_warm = True
         assert client.get("/readyz").json() == {"status": "ready"}
         client.app.state.service.is_draining = True
         assert client.get("/readyz").json()["detail"] == "The service is stopping."
