@@ -128,8 +128,8 @@ def decode(
     Raises:
         RequestError: if the body or a file in it is invalid or too large.
     """
-    check_name = partial(_check_name, options)
-    sources = DECODERS[media_type(content_type)](body, content_type, check_name)
+    fix_for = partial(_fix_for_option, options)
+    sources = DECODERS[media_type(content_type)](body, content_type, fix_for)
     return assemble(sources, options, settings, grow)
 
 
@@ -145,7 +145,9 @@ def assemble(
         RequestError: if a name is unknown, or a file is invalid or too large.
     """
     for name in sources:
-        _check_name(options, name)
+        if name not in READERS:
+            fix = _fix_for_option(options, name) or did_you_mean(name, READERS)
+            raise IllPosed("body", f"inputs among {', '.join(READERS)}", safe_repr(name), fix)
     reader = _Reader(options, settings)
     unpack = _Unpacker(settings.max_body_bytes, grow)
     tensors = {
@@ -156,13 +158,10 @@ def assemble(
     return Inputs(**tensors, warnings=tuple(reader.warnings))
 
 
-def _check_name(options: LossOptions, name: str) -> None:
-    """Raises if there is no input of that name."""
-    if name not in READERS:
-        is_option = name in type(options).model_fields
-        fix = f"Options belong in the query: ?{name}=..." if is_option else ""
-        fix = fix or did_you_mean(name, READERS)
-        raise IllPosed("body", f"inputs among {', '.join(READERS)}", safe_repr(name), fix)
+def _fix_for_option(options: LossOptions, name: str) -> str:
+    """Returns the fix for an input that has the name of an option; "" for any other name."""
+    is_option = name in type(options).model_fields
+    return f"Options belong in the query: ?{name}=..." if is_option else ""
 
 
 class _Unpacker:
@@ -317,7 +316,7 @@ READERS: Mapping[str, Callable[[_Reader, str, Source], Any]] = {
 """The names of all inputs, in the order in which they are read."""
 
 
-_CheckName = Callable[[str], None]
+_FixFor = Callable[[str], str]
 
 
 def _decode_safetensors(body: memoryview, *_: object) -> Mapping[str, Source]:
@@ -328,17 +327,17 @@ def _decode_multipart(body: memoryview, content_type: str, _: object) -> Mapping
     return {name: part.data for name, part in multipart.decode(body, content_type).items()}
 
 
-def _decode_json(body: memoryview, _: str, check_name: _CheckName) -> Mapping[str, Source]:
-    return json.decode(body, check_name)
+def _decode_json(body: memoryview, _: str, fix_for: _FixFor) -> Mapping[str, Source]:
+    return json.decode(body, fix_for)
 
 
-DECODERS: Mapping[str, Callable[[memoryview, str, _CheckName], Mapping[str, Source]]] = {
+DECODERS: Mapping[str, Callable[[memoryview, str, _FixFor], Mapping[str, Source]]] = {
     safetensors.MEDIA_TYPE: _decode_safetensors,
     multipart.MEDIA_TYPE: _decode_multipart,
     json.MEDIA_TYPE: _decode_json,
 }
 """The media types of a body, with functions of the body, the whole Content-Type, and a function
-that raises for the name of no input."""
+that returns the fix for an input with the name of an option."""
 
 
 def _tensor(where: str, source: Source, *other_types: str) -> Tensor:

@@ -32,13 +32,13 @@ MAX_AXES = 6
 
 
 def decode(
-    body: bytes | bytearray | memoryview, check_name: Callable[[str], None] | None = None
+    body: bytes | bytearray | memoryview, fix_for: Callable[[str], str] = lambda key: ""
 ) -> dict[str, torch.Tensor]:
     """Returns the tensors in a JSON body by their keys.
 
     Args:
         body: the text.
-        check_name: raises for a key that the caller can explain better than this function.
+        fix_for: returns the fix for an unknown key, or "" if the key means nothing to the caller.
 
     Raises:
         Malformed: if the body is not strictly JSON, not an object, or nested too deeply.
@@ -49,10 +49,8 @@ def decode(
         raise Malformed("body", "a JSON object", type_name(message))
     for key in message:
         if key not in KEYS:
-            if check_name is not None:
-                check_name(key)
-            expected = f"keys among {', '.join(KEYS)}"
-            raise IllPosed("body", expected, safe_repr(key), did_you_mean(key, KEYS))
+            fix = fix_for(key) or did_you_mean(key, KEYS)
+            raise IllPosed("body", f"keys among {', '.join(KEYS)}", safe_repr(key), fix)
     return {key: _tensor(value, key) for key, value in message.items()}
 
 

@@ -175,6 +175,12 @@ def test_json_that_is_no_tensor_is_ill_posed_with_its_path(body, sentence):
     assert error.detail == sentence
 
 
+def test_the_caller_may_know_the_fix_for_an_unknown_key():
+    with pytest.raises(IllPosed) as error:
+        json.decode(b'{"label": 0}', "Send {}.".format)
+    assert error.value.fix == "Send label."
+
+
 def test_an_unknown_key_is_cut_and_escaped_in_messages():
     error = error_of(dumps({"\n\u202e" + "x" * 99: []}).encode())
     assert error.got == "'\\x0a\\u202e" + "x" * 65 + "...'"
