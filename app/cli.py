@@ -19,7 +19,7 @@ import typer
 
 from seg_loss import __version__
 
-from .errors import RequestError
+from .errors import RequestError, did_you_mean, safe_repr
 from .options import (
     EvaluateOptions,
     GradientOptions,
@@ -254,7 +254,9 @@ def gradient(
     if not result.is_finite:
         _warn(["logits contain non-finite values, so the gradient does too."])
     is_npy = output.suffix == ".npy"
-    _write(output, npy.encode(result.gradient) if is_npy else results.gradient_file(result))
+    if is_npy and not npy.has_dtype(result.gradient.dtype):
+        _warn(["NPY has no bfloat16: the file holds the same numbers as float32."])
+    _write(output, results.gradient_npy(result) if is_npy else results.gradient_file(result))
     fields = {
         "loss": results.to_jsonable(result.loss),
         "normalization": result.normalization,
@@ -382,8 +384,7 @@ def palettes(
             ),
         )
     elif name not in PALETTES:
-        expected = f"one of {', '.join(PALETTES)}"
-        raise UsageError(f"palette: expected {expected}, got an unknown name.")
+        raise _usage_error("palette", PALETTES, name)
     else:
         palette = PALETTES[name]
         colours = palette.colours.tolist()
@@ -605,12 +606,22 @@ def _parse_threshold(text: str) -> tuple[str, float]:
     except ValueError:
         pass
     names = ", ".join(METRICS)
-    raise UsageError(f"--fail-under: expected METRIC=VALUE with one of {names}, and 0...1.")
+    fix = did_you_mean(name, METRICS) if name not in METRICS else ""
+    raise UsageError(
+        f"--fail-under: expected METRIC=VALUE with one of {names}, and 0...1, "
+        f"got {safe_repr(text)}. {fix}".rstrip()
+    )
 
 
 def _check_format(format_name: str) -> None:
     if format_name not in FORMATS:
-        raise UsageError(f"--format: expected one of {', '.join(FORMATS)}.")
+        raise _usage_error("--format", FORMATS, format_name)
+
+
+def _usage_error(where: str, choices: Iterable[str], got: str) -> UsageError:
+    """Returns the error for a name that is none of the choices."""
+    sentence = f"{where}: expected one of {', '.join(choices)}, got {safe_repr(got)}."
+    return UsageError(f"{sentence} {did_you_mean(got, choices)}".rstrip())
 
 
 def _check_suffix(output: Path, *suffixes: str) -> None:

@@ -4,10 +4,14 @@ A message about a tensor is a `seg_loss.InvalidInput`, which has the same parts.
 turns both into problem documents; the command line prints them.
 """
 
-import re
+import difflib
+import string
+from collections.abc import Iterable
 
-_MAX_REPR = 40
-_PLAIN = re.compile(r"[\w+\-.,: ]*", re.A)
+MAX_REPR = 80
+"""Largest number of characters of a text of the client in a message."""
+
+_PLAIN = frozenset(string.ascii_letters + string.digits + " !#()*+,-./:;=?@[]^_|~")
 
 
 class RequestError(Exception):
@@ -16,7 +20,7 @@ class RequestError(Exception):
     Args:
         where: the input, header or option, such as "labels".
         expected: what would have been accepted.
-        got: what was sent. Text of the client is described or escaped, never repeated raw.
+        got: what was sent. Text of the client goes through `safe_repr`, and is never repeated raw.
         fix: a likely remedy, or an empty string.
         headers: additional headers of the response.
         extensions: additional members of the problem document, such as `limit`.
@@ -69,6 +73,14 @@ class NotFound(RequestError):
     status = 404
     code = "not_found"
     title = "Not found"
+
+
+class MethodNotAllowed(RequestError):
+    """The path has other methods; the header `Allow` lists them."""
+
+    status = 405
+    code = "method_not_allowed"
+    title = "Method not allowed"
 
 
 class NotAcceptable(RequestError):
@@ -133,6 +145,7 @@ class Unavailable(RequestError):
 ERROR_TYPES: tuple[type[RequestError], ...] = (
     Malformed,
     NotFound,
+    MethodNotAllowed,
     NotAcceptable,
     TooSlow,
     TooLarge,
@@ -154,16 +167,41 @@ def body_too_large(max_bytes: int, got: str) -> TooLarge:
 
 
 def safe_repr(text: str) -> str:
-    """Returns a text of the client as a message may hold it: quoted if short and plain.
+    r"""Returns a text of the client as a message may hold it.
 
-    >>> safe_repr("mean"), safe_repr(""), safe_repr("<script>")
-    ("'mean'", 'nothing', 'something else')
+    It is quoted, and has at most `MAX_REPR` characters. All characters but letters, digits and
+    harmless signs of ASCII are escaped, so that neither a page nor a terminal interprets them.
+
+    >>> print(safe_repr("text/html; q=1"), safe_repr("<script>\n"), safe_repr(""))
+    'text/html; q=1' '\x3cscript\x3e\x0a' nothing
     """
     if not text:
         return "nothing"
-    if len(text) <= _MAX_REPR and _PLAIN.fullmatch(text):
-        return f"'{text}'"
-    return "something else"
+    shown = ""
+    for character in text:
+        piece = character if character in _PLAIN else _escape(character)
+        if len(shown) + len(piece) > MAX_REPR - len("'...'"):
+            return f"'{shown}...'"
+        shown += piece
+    return f"'{shown}'"
+
+
+def did_you_mean(text: str, choices: Iterable[str]) -> str:
+    """Returns a fix that names the choice most like a text of the client; "" if none is like it.
+
+    >>> did_you_mean("Palete", ["palette", "kind"]), did_you_mean("x", ["palette", "kind"])
+    ('Did you mean palette?', '')
+    """
+    names = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(text[:MAX_REPR].lower(), names, n=1)
+    return f"Did you mean {names[close[0]]}?" if close else ""
+
+
+def _escape(character: str) -> str:
+    number = ord(character)
+    if number < 1 << 8:
+        return f"\\x{number:02x}"
+    return f"\\u{number:04x}" if number < 1 << 16 else f"\\U{number:08x}"
 
 
 def dtype_name(dtype: object) -> str:

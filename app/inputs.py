@@ -3,9 +3,9 @@
     body -> DECODERS, by media type -> sources by name -> READERS, by name -> Inputs
 
 A source is a tensor (safetensors, JSON) or a file (multipart, the command line). The file type is
-detected from its first bytes. `logits` are read first, so that a label PNG of another size is
-rejected before its pixels are decoded. An image without batch axis, [C,H,W] logits or [H,W] labels,
-becomes a batch of one.
+detected from its first bytes. An array in an NPZ file is read like the NPY file that it is.
+`logits` are read first, so that a label PNG of another size is rejected before its pixels are
+decoded. An image without batch axis, [C,H,W] logits or [H,W] labels, becomes a batch of one.
 
 This module checks names, file types, numbers of axes and the limits of the settings; `seg_loss`
 checks whether a loss is defined for the tensors. If logits are upsampled, the limits hold for the
@@ -24,7 +24,14 @@ import torch
 from torch import Tensor
 
 from . import label_spaces
-from .errors import IllPosed, TooLarge, UnsupportedMedia, dtype_name, safe_repr
+from .errors import (
+    IllPosed,
+    TooLarge,
+    UnsupportedMedia,
+    did_you_mean,
+    dtype_name,
+    safe_repr,
+)
 from .formats import json, multipart, npy, npz, png, rasters, safetensors
 from .images.palettes import PALETTES
 from .options import LAYOUTS, LossOptions, VisualizeOptions
@@ -32,6 +39,9 @@ from .settings import Settings
 
 Source = Tensor | memoryview
 """A tensor, or the bytes of a file."""
+
+Grow = Callable[[int], None]
+"""Reserves memory for a number of bytes beside the body, and raises if there is none."""
 
 MAX_AXES = 5
 """Number of axes of [N, C, depth, height, width]."""
@@ -94,30 +104,42 @@ def media_type(content_type: str | None) -> str:
     if name in DECODERS:
         return name
     accepted = list(DECODERS)
-    fix = ""
+    fix = did_you_mean(name, accepted)
     if name == "application/x-www-form-urlencoded":  # the default of curl
         fix = f"With curl, add -H 'Content-Type: {safetensors.MEDIA_TYPE}'."
     raise UnsupportedMedia(
         "Content-Type",
         f"one of {', '.join(accepted)}",
-        "another one" if name else "none",
+        safe_repr(name),
         fix,
         headers={"Accept-Post": ", ".join(accepted)},
         accepted=accepted,
     )
 
 
-def decode(body: memoryview, content_type: str, options: LossOptions, settings: Settings) -> Inputs:
+def decode(
+    body: memoryview,
+    content_type: str,
+    options: LossOptions,
+    settings: Settings,
+    grow: Grow = lambda _: None,
+) -> Inputs:
     """Returns the inputs in an uncompressed body.
 
     Raises:
         RequestError: if the body or a file in it is invalid or too large.
     """
-    sources = DECODERS[media_type(content_type)](body, content_type)
-    return assemble(sources, options, settings)
+    fix_for = partial(_fix_for_option, options)
+    sources = DECODERS[media_type(content_type)](body, content_type, fix_for)
+    return assemble(sources, options, settings, grow)
 
 
-def assemble(sources: Mapping[str, Source], options: LossOptions, settings: Settings) -> Inputs:
+def assemble(
+    sources: Mapping[str, Source],
+    options: LossOptions,
+    settings: Settings,
+    grow: Grow = lambda _: None,
+) -> Inputs:
     """Returns the inputs that are read from tensors and files by name.
 
     Raises:
@@ -125,14 +147,38 @@ def assemble(sources: Mapping[str, Source], options: LossOptions, settings: Sett
     """
     for name in sources:
         if name not in READERS:
-            is_option = name in type(options).model_fields
-            fix = f"Options belong in the query: ?{name}=..." if is_option else ""
+            fix = _fix_for_option(options, name) or did_you_mean(name, READERS)
             raise IllPosed("body", f"inputs among {', '.join(READERS)}", safe_repr(name), fix)
     reader = _Reader(options, settings)
+    unpack = _Unpacker(settings.max_body_bytes, grow)
     tensors = {
-        name: read(reader, name, sources[name]) for name, read in READERS.items() if name in sources
+        name: read(reader, name, unpack(name, sources[name]))
+        for name, read in READERS.items()
+        if name in sources
     }
     return Inputs(**tensors, warnings=tuple(reader.warnings))
+
+
+def _fix_for_option(options: LossOptions, name: str) -> str:
+    """Returns the fix for an input that has the name of an option; "" for any other name."""
+    is_option = name in type(options).model_fields
+    return f"Options belong in the query: ?{name}=..." if is_option else ""
+
+
+class _Unpacker:
+    """Takes arrays out of the NPZ files of one request, which may have `max_bytes` together."""
+
+    def __init__(self, max_bytes: int, grow: Grow) -> None:
+        self._max_bytes = max_bytes
+        self._grow = grow
+
+    def __call__(self, where: str, source: Source) -> Source:
+        """Returns the NPY file in an NPZ file; any other source as it is."""
+        if isinstance(source, Tensor) or _file_type(source) != "NPZ":
+            return source
+        array = npz.read(source, where, self._max_bytes, self._grow)
+        self._max_bytes -= len(array)
+        return array
 
 
 class _Reader:
@@ -341,24 +387,28 @@ READERS: Mapping[str, Callable[[_Reader, str, Source], Any]] = {
 """The names of all inputs, in the order in which they are read."""
 
 
-def _decode_safetensors(body: memoryview, _: str) -> Mapping[str, Source]:
+_FixFor = Callable[[str], str]
+
+
+def _decode_safetensors(body: memoryview, *_: object) -> Mapping[str, Source]:
     return safetensors.decode(body)[0]
 
 
-def _decode_multipart(body: memoryview, content_type: str) -> Mapping[str, Source]:
+def _decode_multipart(body: memoryview, content_type: str, _: object) -> Mapping[str, Source]:
     return {name: part.data for name, part in multipart.decode(body, content_type).items()}
 
 
-def _decode_json(body: memoryview, _: str) -> Mapping[str, Source]:
-    return json.decode(body)
+def _decode_json(body: memoryview, _: str, fix_for: _FixFor) -> Mapping[str, Source]:
+    return json.decode(body, fix_for)
 
 
-DECODERS: Mapping[str, Callable[[memoryview, str], Mapping[str, Source]]] = {
+DECODERS: Mapping[str, Callable[[memoryview, str, _FixFor], Mapping[str, Source]]] = {
     safetensors.MEDIA_TYPE: _decode_safetensors,
     multipart.MEDIA_TYPE: _decode_multipart,
     json.MEDIA_TYPE: _decode_json,
 }
-"""The media types of a body, with functions of the body and the whole Content-Type."""
+"""The media types of a body, with functions of the body, the whole Content-Type, and a function
+that returns the fix for an input with the name of an option."""
 
 
 def _tensor(where: str, source: Source, *other_types: str) -> Tensor:
@@ -372,7 +422,7 @@ def _tensor(where: str, source: Source, *other_types: str) -> Tensor:
     file_type = _file_type(source)
     read = _TENSOR_FILES.get(file_type)
     if read is None:
-        *most, last = [*_TENSOR_FILES, *other_types]
+        *most, last = ["NPY", "NPZ", "safetensors", *other_types]
         expected = f"an {', '.join(most)} or {last} file"
         raise IllPosed(where, expected, file_type if source else "an empty file")
     return read(source, where)
@@ -400,6 +450,7 @@ _MAGIC = (
     (0, png.JPEG_SIGNATURE, "JPEG"),
     (0, npy.MAGIC, "NPY"),
     (0, npz.MAGIC, "NPZ"),
+    (0, npz.EMPTY_MAGIC, "NPZ"),
     (8, b"{", "safetensors"),  # the first 8 bytes are the length of the header
     *((0, signature, "TIFF") for signature in rasters.TIFF_SIGNATURES),
     (0, rasters.BMP_SIGNATURE, "BMP"),

@@ -5,7 +5,8 @@ tensors. Gradients and maps are on that device too. For a picture it also prepar
 `images.render` draws. `results` turns results into JSON fields and files.
 
 For logits with NaN or infinity, operations return results that say so. The command line shows them;
-the service calls `require_finite` and answers with an error.
+the service calls `require_finite` and answers with an error. For finite logits, options and weights
+with which the result is not finite, operations raise.
 """
 
 import math
@@ -18,13 +19,13 @@ import torch
 from torch import Tensor
 
 import seg_loss
-from seg_loss import Evaluation
+from seg_loss import Evaluation, InvalidInput
 from seg_loss.constants import LABEL_DTYPES
 from seg_loss.upsampling import Size, Upsampling
 
 from . import label_spaces
 from .errors import IllPosed, dtype_name
-from .formats import png
+from .formats import npy, png
 from .images import render
 from .images.palettes import PALETTES
 from .images.render import KINDS, Layers
@@ -37,10 +38,20 @@ from .options import (
     LossOptions,
     VisualizeOptions,
 )
-from .results import EvaluationResult, GradientResult, PictureResult, Result
+from .results import (
+    EvaluationResult,
+    GradientResult,
+    PictureResult,
+    Result,
+    max_json_bytes,
+)
 
 DEFAULT_PALETTE = "voc"
 """The palette of pictures if the request names none."""
+
+
+PICTURE_BYTES = 48
+"""The most bytes that a pixel takes while its picture is drawn, in float32 and as a PNG."""
 
 
 def loss(inputs: Inputs, options: LossOptions) -> EvaluationResult:
@@ -58,14 +69,19 @@ def evaluate(inputs: Inputs, options: EvaluateOptions) -> EvaluationResult:
 def gradient(inputs: Inputs, options: GradientOptions) -> GradientResult:
     """Returns the loss and its gradient in the logits, times `loss_weight`."""
     logits, labels = _logits_and_labels(inputs)
-    value, gradient = seg_loss.loss_and_gradient(
+    loss, gradient = seg_loss.loss_and_gradient(
         logits, labels, inputs.class_weight, **_loss_arguments(inputs, options)
     )
+    value = float(loss)
     if options.loss_weight != 1:
         gradient *= options.loss_weight
+    if math.isfinite(value):
+        _check_gradient(inputs, options, gradient)
+    else:
+        _check_overflow(inputs, options)
     gradient = gradient.movedim(1, LAYOUTS[options.layout])
     return GradientResult(
-        gradient, float(value), options.normalization, options.loss_weight, inputs.warnings
+        gradient, value, options.normalization, options.loss_weight, inputs.warnings
     )
 
 
@@ -92,6 +108,7 @@ def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
         num_classes=num_classes,
         labels=labels,
         prediction=prediction,
+        prediction_source="logits" if inputs.prediction is None else "prediction",
         nll=maps.get("nll"),
         confidence=maps.get("confidence"),
         entropy=maps.get("entropy"),
@@ -105,10 +122,10 @@ def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
 
 
 def working_bytes(inputs: Inputs, options: LossOptions, device: torch.device) -> int:
-    """Returns the most bytes that maps and upsampling need beside the inputs, on a device.
+    """Returns the most bytes that an operation and its result need beside the inputs, on a device.
 
-    With an upsampling they can be many more than the bytes of the body: see
-    `seg_loss.scratch_bytes`.
+    With an upsampling or many classes they can be many more than the bytes of the body: see
+    `seg_loss.scratch_bytes` and `results.max_json_bytes`.
     """
     upsampling = None if _size(inputs, options) is None else _upsampling(inputs, options)
     scratch = 0
@@ -117,7 +134,9 @@ def working_bytes(inputs: Inputs, options: LossOptions, device: torch.device) ->
         logits = inputs.logits.new_empty((), device=device).expand(inputs.logits.shape)
         size = _upsampled_size(inputs)
         scratch = seg_loss.scratch_bytes(logits, size, upsampling=upsampling)
-    return scratch + _map_bytes(inputs, options)
+    on_cpu = _gradient_bytes(inputs, options) if device.type == "cpu" else 0
+    of_result = _evaluation_bytes(inputs, options) + _picture_bytes(inputs, options)
+    return scratch + on_cpu + _map_bytes(inputs, options) + of_result
 
 
 def tensor_bytes(inputs: Inputs, options: LossOptions) -> int:
@@ -147,10 +166,67 @@ def require_finite(inputs: Inputs, options: LossOptions, result: Result) -> None
 
 def _evaluate(inputs: Inputs, options: LossOptions, maps: tuple[str, ...]) -> EvaluationResult:
     logits, labels = _logits_and_labels(inputs)
+    return EvaluationResult(_evaluation(inputs, options, logits, labels, maps), inputs.warnings)
+
+
+def _evaluation(
+    inputs: Inputs, options: LossOptions, logits: Tensor, labels: Tensor, maps: tuple[str, ...]
+) -> Evaluation:
     evaluation = seg_loss.evaluate(
         logits, labels, inputs.class_weight, **_loss_arguments(inputs, options), maps=maps
     )
-    return EvaluationResult(evaluation, inputs.warnings)
+    if not math.isfinite(evaluation.loss):
+        _check_overflow(inputs, options)
+    return evaluation
+
+
+def _check_overflow(inputs: Inputs, options: LossOptions) -> None:
+    """Raises if a loss that is not finite comes from logits that are.
+
+    Logits with NaN or +inf, or -inf in the true class, have such a loss by definition.
+
+    Raises:
+        IllPosed: if the logits overflow when they are divided by the temperature and subtracted, or
+            the loss when it is multiplied by the weights.
+    """
+    logits, _ = _logits_and_labels(inputs)
+    bounds = [float(bound) for bound in logits.aminmax()]
+    limit = torch.finfo(torch.promote_types(logits.dtype, torch.float32)).max
+    # Infinities and NaN are rare here, so that the logits are copied only if there are some.
+    finite = bounds if all(map(math.isfinite, bounds)) else _finite_bounds(logits)
+    if (finite[1] - finite[0]) / options.temperature > limit:
+        raise IllPosed(
+            "temperature",
+            f"logits / temperature within {limit:.3g}",
+            f"logits from {finite[0]:.3g} to {finite[1]:.3g}, temperature {options.temperature:g}",
+        )
+    if finite is bounds:
+        raise IllPosed("loss", "a finite number", "an overflow", "Use smaller weights.")
+
+
+def _finite_bounds(logits: Tensor) -> list[float]:
+    finite = logits[logits.isfinite()]
+    return [float(bound) for bound in finite.aminmax()] if finite.numel() else [0.0, 0.0]
+
+
+def _check_gradient(inputs: Inputs, options: GradientOptions, gradient: Tensor) -> None:
+    """Raises if the gradient of a finite loss is not finite.
+
+    Raises:
+        IllPosed: if the dtype of the gradient cannot hold it.
+    """
+    is_weighted = inputs.class_weight is not None or inputs.pixel_weight is not None
+    # The gradient of a score that is upsampled is a sum over several pixels.
+    may_be_large = is_weighted or options.upsampling != "none"
+    if abs(options.loss_weight) <= 1 and options.temperature >= 1 and not may_be_large:
+        return  # the softmax minus 1 or 0, divided by at least 1
+    if not all(bound.isfinite() for bound in gradient.aminmax()):
+        raise IllPosed(
+            "gradient",
+            f"numbers that {dtype_name(gradient.dtype)} holds",
+            "an overflow",
+            "Use a smaller loss_weight or smaller weights, a larger temperature, or another dtype.",
+        )
 
 
 def _size(inputs: Inputs, options: LossOptions) -> tuple[int, ...] | None:
@@ -169,6 +245,41 @@ def _map_bytes(inputs: Inputs, options: LossOptions) -> int:
     if size is None or inputs.logits is None:
         return 0
     return 4 * _num_maps(options) * len(inputs.logits) * math.prod(size)
+
+
+def _gradient_bytes(inputs: Inputs, options: LossOptions) -> int:
+    """Returns the bytes of a gradient, and of its copy in float32 if NPY has no such dtype."""
+    logits = inputs.logits
+    if logits is None or not isinstance(options, GradientOptions):
+        return 0
+    return logits.nbytes + (0 if npy.has_dtype(logits.dtype) else 4 * logits.numel())
+
+
+def _evaluation_bytes(inputs: Inputs, options: LossOptions) -> int:
+    """Returns the bytes of the confusion matrix and of the JSON that is made of it."""
+    logits, labels = inputs.logits, inputs.labels
+    if logits is None or labels is None or isinstance(options, GradientOptions):
+        return 0
+    num_images, num_classes = logits.shape[:2]
+    matrix = 8 * num_classes * num_classes
+    if not isinstance(options, EvaluateOptions):
+        return 2 * matrix  # that of the threads, and their sum
+    text = max_json_bytes(num_images, num_classes, labels.numel())
+    # The metrics are computed with float64. Metadata are made of a copy of the JSON.
+    return 3 * matrix + text * (3 if options.maps else 1)
+
+
+def _picture_bytes(inputs: Inputs, options: LossOptions) -> int:
+    """Returns the bytes that a picture takes while it is drawn."""
+    if not isinstance(options, VisualizeOptions):
+        return 0
+    indices = (inputs.labels, inputs.prediction)
+    num_pixels = [tensor.numel() for tensor in indices if tensor is not None]
+    if inputs.image is not None:
+        num_pixels.append(math.prod(inputs.image.shape[:2]))
+    if inputs.logits is not None:
+        num_pixels.append(inputs.logits.numel() // inputs.logits.shape[1])
+    return PICTURE_BYTES * max(num_pixels, default=0)
 
 
 def _num_maps(options: LossOptions) -> int:
@@ -209,7 +320,14 @@ def _upsampling(inputs: Inputs, options: LossOptions) -> Upsampling | None:
     if upsampling_for is None or inputs.logits is None:
         return None
     _, _, height, width = inputs.logits.shape
-    return upsampling_for((height, width), _upsampled_size(inputs))
+    try:
+        return upsampling_for((height, width), _upsampled_size(inputs))
+    except InvalidInput as error:
+        if inputs.labels is not None:
+            raise
+        # The size is that of the image, which the library does not know.
+        expected = error.expected.replace("labels", "image")
+        raise IllPosed(error.where, expected, error.got, error.fix) from None
 
 
 def _upsampled_size(inputs: Inputs) -> Size:
@@ -219,13 +337,13 @@ def _upsampled_size(inputs: Inputs) -> Size:
     if inputs.image is not None:
         return inputs.image.shape[:2]
     expected = "labels or image too, for the size that logits are upsampled to"
-    raise IllPosed("body", expected, " and ".join(inputs.names))
+    raise IllPosed("inputs", expected, " and ".join(inputs.names))
 
 
 def _logits_and_labels(inputs: Inputs) -> tuple[Tensor, Tensor]:
     if inputs.logits is None or inputs.labels is None:
         got = " and ".join(inputs.names) or "neither"
-        raise IllPosed("body", "logits and labels", got)
+        raise IllPosed("inputs", "logits and labels", got)
     return inputs.logits, inputs.labels
 
 
@@ -238,9 +356,7 @@ def _evaluate_for_picture(inputs: Inputs, options: VisualizeOptions) -> Evaluati
         expected = "[1,C,H,W], the logits of one image"
         raise IllPosed("logits", expected, f"shape {tuple(logits.shape)}")
     if labels is not None:
-        return seg_loss.evaluate(
-            logits, labels, inputs.class_weight, **_loss_arguments(inputs, options), maps=(name,)
-        )
+        return _evaluation(inputs, options, logits, labels, maps=(name,))
     upsampling = _upsampling(inputs, options)
     size = logits.shape[2:] if upsampling is None else _upsampled_size(inputs)
     all_ignored = torch.full((1, 1, 1), 255, dtype=torch.uint8, device=logits.device)

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, core_schema
 
 import seg_loss
 from seg_loss.constants import MAPS, NORMALIZATIONS
 
-from .errors import IllPosed, Malformed, safe_repr
+from .errors import IllPosed, Malformed, did_you_mean, safe_repr
 from .formats.rasters import ENCODINGS, Encoding
 from .images.palettes import PALETTES
 from .images.render import KINDS
@@ -71,17 +73,26 @@ def _parse_names(text: object) -> object:
     return tuple(dict.fromkeys(name.strip(" ") for name in text.split(",")))
 
 
-def _one_of(choices: Iterable[str]) -> BeforeValidator:
-    """Returns a validator of a name, or of each name in a tuple."""
-    names = tuple(choices)
+class OneOf:
+    """The annotation of an option that is a name, or several names, among choices.
 
-    def check(value: object) -> object:
+    Attributes:
+        names: the choices.
+    """
+
+    def __init__(self, choices: Iterable[str]) -> None:
+        self.names = tuple(choices)
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: Callable[[Any], CoreSchema]
+    ) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._check, handler(source))
+
+    def _check(self, value: object) -> object:
         for name in value if isinstance(value, tuple) else (value,):
-            if name not in names:
+            if name not in self.names:
                 raise ValueError
         return value
-
-    return BeforeValidator(check)
 
 
 Number = Annotated[float, BeforeValidator(_check_number)]
@@ -111,35 +122,35 @@ class LossOptions(BaseModel):
         title="a positive number, 1e-30...1e30",
         description="Divides the logits.",
     )
-    normalization: Annotated[str, _one_of(NORMALIZATIONS)] = Field(
+    normalization: Annotated[str, OneOf(NORMALIZATIONS)] = Field(
         default="valid",
         title=f"one of {', '.join(NORMALIZATIONS)}",
         description="Divisor of the sum: the number of valid pixels, of all pixels or of images, "
         "1, or the sum of the weights.",
     )
-    upsampling: Annotated[str, _one_of(UPSAMPLINGS)] = Field(
+    upsampling: Annotated[str, OneOf(UPSAMPLINGS)] = Field(
         default="none",
         title=f"one of {', '.join(UPSAMPLINGS)}",
         description="Upsamples logits of lower resolution to the size of the labels: bilinear "
         "without or with align_corners, or as the last layer of FCN-8s, 16s or 32s does.",
     )
-    layout: Annotated[str, _one_of(LAYOUTS)] = Field(
+    layout: Annotated[str, OneOf(LAYOUTS)] = Field(
         default="nchw",
         title=f"one of {', '.join(LAYOUTS)}",
         description="Whether the classes are axis 1 of the logits, as in torch, or the last axis, "
         "as in TensorFlow; the gradient has the same layout.",
     )
-    label_space: Annotated[str, _one_of(LABEL_SPACES)] = Field(
+    label_space: Annotated[str, OneOf(LABEL_SPACES)] = Field(
         default="raw",
         title=f"one of {', '.join(LABEL_SPACES)}",
         description="What the values in labels mean, if they are no class indices.",
     )
-    label_encoding: Annotated[Encoding, _one_of(ENCODINGS)] = Field(
+    label_encoding: Annotated[Encoding, OneOf(ENCODINGS)] = Field(
         default="auto",
         title=f"one of {', '.join(ENCODINGS)}",
         description="Whether the samples of label PNGs are class indices or colours.",
     )
-    palette: Annotated[str | None, _one_of(PALETTES)] = Field(
+    palette: Annotated[str | None, OneOf(PALETTES)] = Field(
         default=None,
         title=f"one of {', '.join(PALETTES)}",
         description="The colours and names of the classes.",
@@ -151,7 +162,9 @@ class GradientOptions(LossOptions):
 
     loss_weight: Number = Field(
         default=1.0,
-        title="a number",
+        ge=-1e30,
+        le=1e30,
+        title="a number from -1e30 to 1e30",
         description="Multiplies the gradient, but not the reported loss.",
     )
 
@@ -159,7 +172,7 @@ class GradientOptions(LossOptions):
 class EvaluateOptions(LossOptions):
     """The options of `evaluate`."""
 
-    maps: Annotated[tuple[str, ...], _one_of(MAPS), BeforeValidator(_parse_names)] = Field(
+    maps: Annotated[tuple[str, ...], OneOf(MAPS), BeforeValidator(_parse_names)] = Field(
         default=(),
         title=f"some of {', '.join(MAPS)}, with commas between them",
         description="Maps [N,H,W] to return as well; the maps top_* are [N,3,H,W].",
@@ -169,7 +182,7 @@ class EvaluateOptions(LossOptions):
 class VisualizeOptions(LossOptions):
     """The options of `visualize`."""
 
-    kind: Annotated[str, _one_of(KINDS)] = Field(
+    kind: Annotated[str, OneOf(KINDS)] = Field(
         default="prediction",
         title=f"one of {', '.join(KINDS)}",
         description="The kind of picture.",
@@ -181,7 +194,7 @@ class VisualizeOptions(LossOptions):
         title="a number from 0 to 1",
         description="Weight of the palette over the photo in kind=overlay.",
     )
-    prediction_space: Annotated[str, _one_of(LABEL_SPACES)] = Field(
+    prediction_space: Annotated[str, OneOf(LABEL_SPACES)] = Field(
         default="raw",
         title=f"one of {', '.join(LABEL_SPACES)}",
         description="What the values in a prediction mean, if they are no class indices.",
@@ -201,8 +214,9 @@ def parse(model: type[Options], pairs: Iterable[tuple[str, str]]) -> Options:
     texts: dict[str, str] = {}
     for name, text in pairs:
         if name not in model.model_fields:
-            known = ", ".join(model.model_fields)
-            raise IllPosed("options", f"names among {known}", safe_repr(name))
+            known = list(model.model_fields)
+            expected = f"names among {', '.join(known)}"
+            raise IllPosed("options", expected, safe_repr(name), did_you_mean(name, known))
         if name in texts:
             raise IllPosed(name, "one value", "several")
         if len(text) > MAX_TEXT:
@@ -212,8 +226,16 @@ def parse(model: type[Options], pairs: Iterable[tuple[str, str]]) -> Options:
         return model.model_validate(texts)
     except ValidationError as error:
         name = str(error.errors(include_url=False, include_context=False)[0]["loc"][0])
-    expected = model.model_fields[name].title or "another value"
-    raise IllPosed(name, expected, safe_repr(texts[name]))
+    field, text = model.model_fields[name], texts[name]
+    expected, choices = field.title or "another value", choices_of(field)
+    entries = (entry.strip(" ") for entry in text.split(","))
+    unknown = next((entry for entry in entries if entry not in choices), "")
+    raise IllPosed(name, expected, safe_repr(text), did_you_mean(unknown, choices))
+
+
+def choices_of(field: FieldInfo) -> tuple[str, ...]:
+    """Returns the names that an option may have; none for an option that is no name."""
+    return next((entry.names for entry in field.metadata if isinstance(entry, OneOf)), ())
 
 
 def option_text(value: Any) -> str:

@@ -2,18 +2,43 @@
 
 The command line and the service write the same fields and the same files. JSON has no NaN and no
 infinity: `to_jsonable` replaces them by null.
+
+The confusion matrix of up to `MAX_MATRIX_CLASSES` classes is a list of rows. That of more classes
+is an object, whose triplets are the entries that are not 0, by row and then by column:
+
+    {"num_classes": 1000, "triplets": [[row, column, count], ...]}
+
+`json_chunks` makes JSON in many short calls of `json.dumps`. A long call in a worker thread would
+hold Python's global lock, and the event loop of the service would wait for it.
 """
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import chain
 
+import torch
 from torch import Tensor
 
 from seg_loss import Evaluation
 
-from .formats import safetensors
+from .errors import TooLarge
+from .formats import npy, safetensors
+
+MAX_MATRIX_CLASSES = 256
+"""Largest number of classes whose confusion matrix is a list of rows in JSON."""
+
+MAX_METADATA_BYTES = 64 * 1024 * 1024
+"""Largest JSON object in the metadata of a file of maps. The safetensors library reads headers of
+at most 100 MB, and escapes take room."""
+
+_BLOCK_ENTRIES = 16 * 1024
+"""Entries of a confusion matrix that are converted in one call."""
+_MAX_ENTRY_BYTES = len("[99999, 99999, 9223372036854775807], ")
+_MAX_ROW_BYTES = 256
+"""Larger than the JSON of one image, or that of all lists for one class."""
+_MIN_CHUNK_BYTES = 1024 * 1024
 
 BATCH_FIELDS = (
     "loss",
@@ -105,12 +130,31 @@ def copied(result: Result, copy: Callable[[Tensor], Tensor]) -> Result:
 
 def loss_fields(result: EvaluationResult) -> dict[str, object]:
     """Returns the JSON object of `loss`."""
-    return _fields(result, LOSS_FIELDS)
+    return _jsonable_fields(_loss_values(result))
+
+
+def loss_json(result: EvaluationResult) -> list[bytes]:
+    """Returns the JSON object of `loss` as bytes, in chunks."""
+    return json_chunks(_loss_values(result))
 
 
 def evaluation_fields(result: EvaluationResult) -> dict[str, object]:
     """Returns the JSON object of `evaluate`: all but the maps."""
-    return _fields(result, EVALUATION_FIELDS)
+    return _jsonable_fields(_evaluation_values(result))
+
+
+def evaluation_json(result: EvaluationResult) -> list[bytes]:
+    """Returns the JSON object of `evaluate` as bytes, in chunks."""
+    return json_chunks(_evaluation_values(result))
+
+
+def max_json_bytes(num_images: int, num_classes: int, num_pixels: int) -> int:
+    """Returns a bound on the size of the JSON object of `evaluate` for a batch of this size."""
+    num_entries = num_classes * num_classes
+    if num_classes > MAX_MATRIX_CLASSES:
+        num_entries = min(num_entries, num_pixels)
+    rows = num_images + num_classes + 64  # more for the other fields
+    return _MAX_ROW_BYTES * rows + _MAX_ENTRY_BYTES * num_entries
 
 
 def gradient_file(result: GradientResult) -> list[bytes | memoryview]:
@@ -124,10 +168,25 @@ def gradient_file(result: GradientResult) -> list[bytes | memoryview]:
     return safetensors.encode({"gradient": result.gradient}, metadata)
 
 
+def gradient_npy(result: GradientResult) -> tuple[bytes, memoryview]:
+    """Returns an NPY file in chunks. NPY has no bfloat16: float32 holds the same numbers."""
+    gradient = result.gradient
+    return npy.encode(gradient if npy.has_dtype(gradient.dtype) else gradient.float())
+
+
 def maps_file(result: EvaluationResult) -> list[bytes | memoryview]:
-    """Returns a safetensors file in chunks: the maps, and the JSON object in the metadata."""
-    metadata = {"evaluation": json_bytes(evaluation_fields(result)).decode()}
-    return safetensors.encode(result.evaluation.maps, metadata)
+    """Returns a safetensors file in chunks: the maps, and the JSON object in the metadata.
+
+    Raises:
+        TooLarge: if the JSON object is too large for metadata.
+    """
+    chunks = evaluation_json(result)
+    num_bytes = sum(map(len, chunks))
+    if num_bytes > MAX_METADATA_BYTES:
+        expected = f"at most {MAX_METADATA_BYTES} bytes of JSON beside maps"
+        fix = "Ask for the JSON alone, or for the maps of fewer classes."
+        raise TooLarge("metadata", expected, f"{num_bytes}", fix, limit=MAX_METADATA_BYTES)
+    return safetensors.encode(result.evaluation.maps, {"evaluation": b"".join(chunks).decode()})
 
 
 def to_jsonable(value: object) -> object:
@@ -148,6 +207,94 @@ def json_bytes(value: object) -> bytes:
     return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
 
 
-def _fields(result: EvaluationResult, names: tuple[str, ...]) -> dict[str, object]:
-    values = {name: to_jsonable(getattr(result.evaluation, name)) for name in names}
-    return {**values, "warnings": list(result.warnings)}
+def json_chunks(values: Mapping[str, object]) -> list[bytes]:
+    """Returns a JSON object in UTF-8, in chunks of about `_MIN_CHUNK_BYTES`.
+
+    A member may be a `_Matrix` or a value that `to_jsonable` accepts.
+    """
+    chunks, chunk = [], bytearray()
+    for piece in _json_pieces(values):
+        chunk += piece
+        if len(chunk) >= _MIN_CHUNK_BYTES:
+            chunks.append(bytes(chunk))
+            chunk.clear()
+    return [*chunks, bytes(chunk)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Matrix:
+    """A confusion matrix that is not yet converted to lists.
+
+    Attributes:
+        counts: int64 [C, C].
+    """
+
+    counts: Tensor
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether JSON holds rows, and not triplets."""
+        return len(self.counts) <= MAX_MATRIX_CLASSES
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Yields rows, or triplets, in tensors of bounded size."""
+        num_rows = max(1, _BLOCK_ENTRIES // len(self.counts))
+        for begin in range(0, len(self.counts), num_rows):
+            block = self.counts[begin : begin + num_rows]
+            if not self.has_rows:
+                rows, columns = block.nonzero(as_tuple=True)
+                block = torch.stack((rows + begin, columns, block[rows, columns]), dim=1)
+            if len(block):
+                yield block
+
+    def to_jsonable(self) -> object:
+        """Returns the value in JSON."""
+        entries = list(chain.from_iterable(block.tolist() for block in self.blocks()))
+        if self.has_rows:
+            return entries
+        return {"num_classes": len(self.counts), "triplets": entries}
+
+    def json_pieces(self) -> Iterator[bytes]:
+        """Yields the JSON of the same value."""
+        begin, end = b"[", b"]"
+        if not self.has_rows:
+            begin, end = b'{"num_classes": %d, "triplets": [' % len(self.counts), b"]}"
+        yield begin
+        separator = b""
+        for block in self.blocks():
+            # Several times faster than `json.dumps`, which looks at the type of each number.
+            row = f"[{', '.join(['%d'] * block.shape[1])}]"
+            text = ", ".join([row] * len(block)) % tuple(block.flatten().tolist())
+            yield separator + text.encode()
+            separator = b", "
+        yield end
+
+
+def _json_pieces(values: Mapping[str, object]) -> Iterator[bytes]:
+    separator = b"{"
+    for name, value in values.items():
+        yield separator + json_bytes(name) + b": "
+        if isinstance(value, _Matrix):
+            yield from value.json_pieces()
+        else:
+            yield json_bytes(to_jsonable(value))
+        separator = b", "
+    yield b"}"
+
+
+def _jsonable_fields(values: Mapping[str, object]) -> dict[str, object]:
+    return {
+        name: value.to_jsonable() if isinstance(value, _Matrix) else to_jsonable(value)
+        for name, value in values.items()
+    }
+
+
+def _loss_values(result: EvaluationResult) -> dict[str, object]:
+    values = {name: getattr(result.evaluation, name) for name in LOSS_FIELDS}
+    return {**values, "warnings": result.warnings}
+
+
+def _evaluation_values(result: EvaluationResult) -> dict[str, object]:
+    evaluation = result.evaluation
+    values = {name: getattr(evaluation, name) for name in EVALUATION_FIELDS}
+    return {**values, "confusion": _Matrix(evaluation.confusion), "warnings": result.warnings}

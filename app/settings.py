@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     max_bytes_in_flight: int = Field(
         default=4096 * MEBIBYTE,
         ge=1,
-        description="Memory for the bodies, maps and upsampling of all requests at a time; "
+        description="Memory for the bodies, upsampling and results of all requests at a time; "
         "beyond it, 503.",
     )
     max_pixels: int = Field(default=1 << 26, ge=1, description="Most pixels of one image.")

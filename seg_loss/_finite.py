@@ -10,7 +10,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from seg_loss._errors import InvalidInput, more_pixels, shape_text
+from seg_loss._errors import InvalidInput, shape_text
 from seg_loss._inputs import (
     LossOptions,
     check_labels_tensor,
@@ -42,7 +42,8 @@ def require_finite(
             pixel reads, or only with weight 0, may hold anything.
 
     Raises:
-        InvalidInput: with the number of pixels, and the index and value of the first.
+        InvalidInput: with the index and value of the first such pixel, their number, and the number
+            of valid pixels.
     """
     check_memory(logits=logits, labels=labels)
     options = LossOptions(ignore_index, upsampling=upsampling)
@@ -56,8 +57,10 @@ def require_finite(
         labels = check_labels_tensor(labels, logits, size)
         axes = axes_of(upsampling, logits.shape[2:], labels.shape[1:])
         non_finite = _is_non_finite_when_upsampled(logits, axes)
+    valid = torch.ones_like(non_finite)
     for value in options.ignored_labels(labels.dtype):
-        non_finite &= labels != value
+        valid &= labels != value
+    non_finite &= valid
     count = int(non_finite.sum())
     if not count:
         return
@@ -73,7 +76,8 @@ def require_finite(
     raise InvalidInput(
         "logits",
         "finite numbers (or -inf in some classes) at valid pixels",
-        (got or f"-inf in every class at pixel {shape_text(index)}") + more_pixels(count),
+        (got or f"-inf in every class at pixel {shape_text(index)}")
+        + f", in {count} of {int(valid.sum())} valid pixels",
         "The network has diverged, or the file is damaged.",
     )
 

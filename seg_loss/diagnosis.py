@@ -60,8 +60,9 @@ def diagnose(
     if non_finite_pixels:
         return Diagnosis(
             "non_finite",
-            f"The logits of {non_finite_pixels} valid pixels hold NaN or infinity: the training "
-            "has diverged; lower the learning rate, and look for the first step with such a loss.",
+            f"The logits of {non_finite_pixels} of {valid_pixels} valid pixels hold NaN or "
+            "infinity: the training has diverged; lower the learning rate, and look for the first "
+            "step with such a loss.",
         )
     if num_classes == 1:
         return Diagnosis(

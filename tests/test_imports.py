@@ -198,10 +198,10 @@ ARROWS = {
         "app.errors", "app.settings", "app.options", "app.formats", "app.images.palettes",
         "app.label_spaces",
     ),
-    "app.results": ("seg_loss", "app.formats"),
+    "app.results": ("seg_loss", "app.errors", "app.formats"),
     "app.operations": (
-        "seg_loss", "app.errors", "app.options", "app.inputs", "app.results", "app.formats.png",
-        "app.images", "app.label_spaces",
+        "seg_loss", "app.errors", "app.options", "app.inputs", "app.results", "app.formats.npy",
+        "app.formats.png", "app.images", "app.label_spaces",
     ),
     "app.http": (
         "seg_loss", "app.errors", "app.settings", "app.devices", "app.options", "app.inputs",

@@ -8,6 +8,7 @@ at most `MAX_AXES` deep. As a label, `null`, `true` and `1.0` are rejected: the 
 guess what they mean.
 
 The text is strictly JSON in UTF-8: without NaN and Infinity, repeated keys and unpaired surrogates.
+A byte-order mark before it is ignored, as RFC 8259 allows.
 
 One number takes about 20 bytes of text, so that this format is for small examples.
 """
@@ -15,12 +16,13 @@ One number takes about 20 bytes of text, so that this format is for small exampl
 import json
 import math
 from array import array
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
 import torch
 
-from ..errors import IllPosed, Malformed
+from ..errors import IllPosed, Malformed, did_you_mean, safe_repr
 
 MEDIA_TYPE = "application/json"
 
@@ -29,8 +31,14 @@ INTEGER_KEYS = ("labels", "prediction")
 MAX_AXES = 6
 
 
-def decode(body: bytes | bytearray | memoryview) -> dict[str, torch.Tensor]:
+def decode(
+    body: bytes | bytearray | memoryview, fix_for: Callable[[str], str] = lambda key: ""
+) -> dict[str, torch.Tensor]:
     """Returns the tensors in a JSON body by their keys.
+
+    Args:
+        body: the text.
+        fix_for: returns the fix for an unknown key, or "" if the key means nothing to the caller.
 
     Raises:
         Malformed: if the body is not strictly JSON, not an object, or nested too deeply.
@@ -41,7 +49,8 @@ def decode(body: bytes | bytearray | memoryview) -> dict[str, torch.Tensor]:
         raise Malformed("body", "a JSON object", type_name(message))
     for key in message:
         if key not in KEYS:
-            raise IllPosed("body", f"keys among {', '.join(KEYS)}", f"{key[:40]!a}")
+            fix = fix_for(key) or did_you_mean(key, KEYS)
+            raise IllPosed("body", f"keys among {', '.join(KEYS)}", safe_repr(key), fix)
     return {key: _tensor(value, key) for key, value in message.items()}
 
 
@@ -62,7 +71,7 @@ def parse_strict(text: bytes | bytearray | memoryview, where: str) -> Any:
         return members
 
     try:
-        decoded = str(text, "utf-8")
+        decoded = str(text, "utf-8-sig")
         value = json.loads(decoded, parse_constant=reject_constant, object_pairs_hook=check_unique)
         if "\\u" in decoded:  # an escaped unpaired surrogate cannot be encoded in a response
             json.dumps(value, ensure_ascii=False).encode()

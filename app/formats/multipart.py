@@ -7,13 +7,18 @@ r"""Named files in one body (`multipart/form-data`, RFC 7578), as curl and brows
     ...the file...\r\n
     --BOUNDARY--\r\n
 
-The boundary is a parameter of the Content-Type: 1 to 70 of the characters that RFC 2046 allows. The
-body begins with the boundary, without a preamble. Bytes after the last boundary are ignored. There
-are at most `MAX_PARTS` parts, with different names and at most `MAX_HEADER_BYTES` of headers each.
+The boundary is a parameter of the Content-Type: 1 to 70 of the characters that RFC 2046 allows.
+Lines before the first boundary, the preamble, are ignored. They have at most `MAX_PREAMBLE_BYTES`.
+Everything after the last boundary, the epilogue, is ignored too. There are at most `MAX_PARTS`
+parts, with different names and at most `MAX_HEADER_BYTES` of headers each.
 
 RFC 2046 forbids a line in the data that begins with the boundary. Such a line is rejected, so that
-one pass over the body is enough. The deprecated Content-Transfer-Encoding must not announce an
-encoding. `filename*` is ignored, since RFC 7578 forbids it.
+one pass over the body is enough.
+
+Only Content-Disposition and Content-Transfer-Encoding have a meaning. The latter is deprecated and
+must not announce an encoding. Other headers may have any name and value, occur twice, and continue
+on a line that begins with a space (RFC 5322). Bytes that are not UTF-8, which old clients write in
+file names, become the replacement character. `filename*` is ignored, since RFC 7578 forbids it.
 
 The parts are views of the body. `python_multipart` parses only `bytes`, for which a body in a
 bytearray would have to be copied. It is used for the values of headers alone.
@@ -24,16 +29,20 @@ from dataclasses import dataclass
 
 from python_multipart.multipart import parse_options_header
 
-from ..errors import Malformed
+from ..errors import Malformed, safe_repr
 
 MEDIA_TYPE = "multipart/form-data"
 
 MAX_PARTS = 16
 MAX_HEADER_BYTES = 8 * 1024
+MAX_PREAMBLE_BYTES = 8 * 1024
 
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?]")
 _HEADERS_END = re.compile(rb"\r\n\r\n")
-_HEADER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+_FOLD = re.compile(rb"\r\n[ \t]+")
+_HEADER = re.compile(rb"([^\x00-\x20:\x7f]+)[ \t]*:[ \t]*([^\x00\r\n]*)")
+_MAX_DELIMITER_BYTES = len(b"\r\n--") + 70 + len(b"\r\n")
+"""Largest number of bytes of a boundary line, without the boundary."""
 _UNENCODED = ("7bit", "8bit", "binary")
 
 
@@ -63,11 +72,14 @@ def decode(body: bytes | bytearray | memoryview, content_type: str) -> dict[str,
     memory = memoryview(body).cast("B")
     boundary = _boundary(content_type)
     delimiter = re.compile(rb"\r\n--" + re.escape(boundary) + rb"(--|[ \t]{0,70}\r\n)?")
-    opening = re.compile(rb"--" + re.escape(boundary) + rb"(--|[ \t]{0,70}\r\n)?")
-    boundary_line = opening.match(memory)
+    opening = re.compile(delimiter.pattern.removeprefix(rb"\r\n"))
+    # The first boundary has no line end before it, unless there is a preamble.
+    boundary_line = opening.match(memory) or delimiter.search(
+        memory, 0, MAX_PREAMBLE_BYTES + len(boundary) + _MAX_DELIMITER_BYTES
+    )
     if boundary_line is None:
         fix = "Let the HTTP client write the Content-Type: it holds the boundary of this body."
-        expected = "a body that begins with the boundary of its Content-Type"
+        expected = f"the boundary of its Content-Type within {MAX_PREAMBLE_BYTES} bytes"
         raise Malformed("body", expected, "something else", fix)
     parts: dict[str, Part] = {}
     while True:
@@ -84,18 +96,18 @@ def decode(body: bytes | bytearray | memoryview, content_type: str) -> dict[str,
             raise Malformed("body", "a last boundary, followed by --", "a body without it")
         part = _part(headers, memory[begin : boundary_line.start()], f"part {len(parts)}")
         if part.name in parts:
-            raise Malformed("body", "every part once", f"{part.name[:40]!a} twice")
+            raise Malformed("body", "every part once", f"{safe_repr(part.name)} twice")
         parts[part.name] = part
 
 
 def _boundary(content_type: str) -> bytes:
     media_type, parameters = _parse_header(content_type, "Content-Type")
     if media_type != MEDIA_TYPE:
-        raise Malformed("Content-Type", MEDIA_TYPE, "another media type")
+        raise Malformed("Content-Type", MEDIA_TYPE, safe_repr(media_type))
     boundary = parameters.get("boundary", "").encode()
     if not _BOUNDARY.fullmatch(boundary):
         expected = "a boundary of 1 to 70 characters that RFC 2046 allows"
-        raise Malformed("Content-Type", expected, "another one" if boundary else "none")
+        raise Malformed("Content-Type", expected, safe_repr(boundary.decode()))
     return boundary
 
 
@@ -107,17 +119,16 @@ def _headers(memory: memoryview, begin: int, where: str) -> tuple[int, dict[str,
         expected = f"a blank line within {MAX_HEADER_BYTES} bytes of headers"
         raise Malformed(where, expected, "none")
     headers: dict[str, str] = {}
-    for line in bytes(memory[begin : blank_line.start()]).split(b"\r\n"):
+    for line in _FOLD.sub(b" ", bytes(memory[begin : blank_line.start()])).split(b"\r\n"):
         header = _HEADER.fullmatch(line)
         if header is None:
             raise Malformed(where, "headers of the form name: value", "something else")
-        name = header[1].decode().lower()
-        if name in headers:
-            raise Malformed(where, "every header once", f"{name[:40]!a} twice")
-        try:
-            headers[name] = header[2].decode()
-        except UnicodeDecodeError:
-            raise Malformed(where, "headers in UTF-8", "other bytes") from None
+        name, value = (text.decode(errors="replace") for text in header.groups())
+        name = name.lower()
+        if name == "content-disposition" and name in headers:
+            raise Malformed(where, "Content-Disposition once", "it twice")
+        # A header that occurs twice means the same as one with both values (RFC 9110).
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return blank_line.end(), headers
 
 
@@ -125,11 +136,13 @@ def _part(headers: dict[str, str], data: memoryview, where: str) -> Part:
     disposition, parameters = _parse_header(headers.get("content-disposition", ""), where)
     if disposition != "form-data" or not parameters.get("name"):
         expected = 'the header Content-Disposition: form-data; name="..."'
-        raise Malformed(where, expected, "none" if not disposition else "something else")
+        got = headers.get("content-disposition", "")
+        raise Malformed(where, expected, safe_repr(got))
     encoding = headers.get("content-transfer-encoding", "binary").strip().lower()
     if encoding not in _UNENCODED:
         fix = "Send the bytes as they are."
-        raise Malformed(where, "an unencoded part", "a Content-Transfer-Encoding", fix)
+        got = f"Content-Transfer-Encoding {safe_repr(encoding)}"
+        raise Malformed(where, "an unencoded part", got, fix)
     return Part(parameters["name"], parameters.get("filename"), headers.get("content-type"), data)
 
 

@@ -118,6 +118,11 @@ def encode(tensor: torch.Tensor) -> tuple[bytes, memoryview]:
     return MAGIC + struct.pack("<BBH", 1, 0, len(text)) + text.encode(), memory_of(tensor)
 
 
+def has_dtype(dtype: torch.dtype) -> bool:
+    """Returns whether NumPy has this dtype, so that `encode` accepts it."""
+    return dtype in _DESCR
+
+
 def check_size(num_bytes: int, dtype: torch.dtype, shape: tuple[int, ...], where: str) -> None:
     """Checks that torch can hold the shape, and that it has exactly `num_bytes`.
 

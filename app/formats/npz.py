@@ -15,6 +15,7 @@ import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from itertools import islice
 from typing import IO, Final
 
@@ -49,7 +50,12 @@ _DAMAGE_ERRORS = (
 """Exceptions that `zipfile` and its decompressors raise for damaged archives."""
 
 
-def read(content: memoryview, where: str, max_bytes: int | None = None) -> memoryview:
+def read(
+    content: memoryview,
+    where: str,
+    max_bytes: int | None = None,
+    grow: Callable[[int], None] = lambda _: None,
+) -> memoryview:
     """Returns the NPY file of the array called `where`, or of the only array.
 
     The bytes are in writable memory, which a tensor can share.
@@ -58,6 +64,7 @@ def read(content: memoryview, where: str, max_bytes: int | None = None) -> memor
         content: the archive.
         where: the name of the input, for messages too.
         max_bytes: the largest size of the NPY file; None for any size.
+        grow: reserves memory for bytes as they are read, and raises if there is none.
 
     Raises:
         Malformed: if the archive is damaged, incomplete or encrypted, or has too many members.
@@ -71,7 +78,7 @@ def read(content: memoryview, where: str, max_bytes: int | None = None) -> memor
             member = _choose(archive.infolist(), where)
             _check(member, where, max_bytes)
             with archive.open(member) as file:
-                return _read_all(file, where, max_bytes)
+                return _read_all(file, where, max_bytes, grow)
     except _DAMAGE_ERRORS:
         raise Malformed(where, "a complete NPZ file", "a damaged one") from None
 
@@ -131,13 +138,16 @@ def _check(member: zipfile.ZipInfo, where: str, max_bytes: int | None) -> None:
         raise _too_large(where, max_bytes)
 
 
-def _read_all(file: IO[bytes], where: str, max_bytes: int | None) -> memoryview:
+def _read_all(
+    file: IO[bytes], where: str, max_bytes: int | None, grow: Callable[[int], None]
+) -> memoryview:
     """Returns the bytes of a member; its entry may claim fewer or more than there are."""
     content = bytearray()
     while chunk := file.read(_CHUNK_BYTES):
-        content += chunk
-        if max_bytes is not None and len(content) > max_bytes:
+        if max_bytes is not None and len(content) + len(chunk) > max_bytes:
             raise _too_large(where, max_bytes)
+        grow(len(chunk))
+        content += chunk
     return memoryview(content)
 
 

@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 
-from ..errors import IllPosed, Malformed, dtype_name
+from ..errors import IllPosed, Malformed, dtype_name, safe_repr
 from . import npy
 from .json import parse_strict
 
@@ -90,7 +90,7 @@ def decode(
     metadata = _metadata(entries.pop("__metadata__", {}), where)
     if len(entries) > MAX_TENSORS:
         raise Malformed(where, f"at most {MAX_TENSORS} tensors", f"{len(entries)}")
-    paths = {name: f"{where}[{name[:40]!a}]" for name in entries}
+    paths = {name: f"{where}[{safe_repr(name)}]" for name in entries}
     fields = {name: _fields(entry, paths[name]) for name, entry in entries.items()}
     _check_coverage([offsets for _, _, offsets in fields.values()], payload.nbytes, where)
     tensors = {}

@@ -61,12 +61,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="The pixel-wise softmax loss of semantic segmentation",
         version=seg_loss.__version__,
         lifespan=lifespan,
+        routes=v1.routes(),
+        openapi_url=None,  # `v1` has a route of its own
         docs_url=None,  # FastAPI's pages load scripts from other sites
         redoc_url=None,
         redirect_slashes=False,
     )
     app.state.service = service
-    app.include_router(v1.router())
+    app.openapi = v1.openapi_document  # type: ignore[method-assign]
     app.add_middleware(ObservabilityMiddleware, metrics=service.metrics)
     problems.install_handlers(app)
     return app

@@ -22,7 +22,14 @@ from dataclasses import dataclass
 import numpy as np
 from starlette.requests import ClientDisconnect, Request
 
-from ..errors import Malformed, TooSlow, UnsupportedMedia, body_too_large, empty_body
+from ..errors import (
+    Malformed,
+    TooSlow,
+    UnsupportedMedia,
+    body_too_large,
+    empty_body,
+    safe_repr,
+)
 from ..formats.compression import DECOMPRESSORS
 from ..settings import Settings
 
@@ -53,12 +60,13 @@ def parse_headers(headers: Mapping[str, str], limit: int) -> BodyHeaders:
         UnsupportedMedia: if the content encoding is unknown.
     """
     content_encoding = headers.get("content-encoding", "identity").strip().lower()
+    content_encoding = {"x-gzip": "gzip"}.get(content_encoding, content_encoding)  # RFC 9110, 8.4.1
     if content_encoding not in ("identity", *DECOMPRESSORS):
         accepted = ", ".join(DECOMPRESSORS)
         raise UnsupportedMedia(
             "Content-Encoding",
             f"one of {accepted}, or none",
-            "another one",
+            safe_repr(content_encoding),
             headers={"Accept-Encoding": accepted},
             accepted=[*DECOMPRESSORS],
         )

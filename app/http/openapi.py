@@ -1,71 +1,331 @@
-"""The parts of `/openapi.json` that FastAPI does not know, since it parses no request here.
+"""The document at `/openapi.json`, made of the same tables and types that answer requests.
 
-Binary bodies are media types without a schema, as in OpenAPI 3.1.
+The schemas of answers come from the dataclasses of `seg_loss` by their annotations. Binary bodies
+are media types without a schema, as in OpenAPI 3.1. A schema cannot say that shapes fit each other:
+a body that fits its schema may still be ill-posed.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import is_dataclass
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
-from ..errors import ERROR_TYPES, NotFound
+import seg_loss
+from seg_loss import Evaluation
+from seg_loss.constants import ABSENT, NORMALIZATIONS
+
+from ..errors import ERROR_TYPES, MethodNotAllowed, NotFound, RequestError, Unavailable
 from ..formats import json, multipart, safetensors
+from ..images.palettes import NUM_COLOURS, PALETTES
 from ..inputs import DECODERS, READERS
-from ..options import LossOptions, option_text
+from ..options import MAX_IGNORED, LossOptions, VisualizeOptions, choices_of, option_text
+from ..results import EVALUATION_FIELDS, LOSS_FIELDS, MAX_MATRIX_CLASSES
 from . import problems
 
-Responses = dict[int | str, dict[str, Any]]
+Json = dict[str, Any]
 
-PALETTE_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-PLAIN_TEXT: Responses = {200: {"description": "OK", "content": {"text/plain": {}}}}
+_STRING: Json = {"type": "string"}
+_INTEGER: Json = {"type": "integer"}
+_NUMBER_OR_NULL: Json = {"type": ["number", "null"]}
+_SCALARS: Mapping[object, Json] = {
+    str: _STRING,
+    int: _INTEGER,
+    float: _NUMBER_OR_NULL,  # JSON has no NaN and no infinity
+    float | None: _NUMBER_OR_NULL,
+}
+_CHOICES = {"normalization": NORMALIZATIONS, "absent": ABSENT}
+"""The members of answers that are a name among choices."""
 
-_OBJECT = {"schema": {"type": "object"}}
-_FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
-_BODIES: Mapping[str, dict[str, Any]] = {
-    safetensors.MEDIA_TYPE: {},
-    multipart.MEDIA_TYPE: {
-        "schema": {"type": "object", "properties": dict.fromkeys(READERS, _FILE)}
+PALETTE_NAME: Json = {
+    "name": "name",
+    "in": "path",
+    "required": True,
+    "description": "The name of a palette.",
+    "schema": {"type": "string", "enum": [*PALETTES]},
+}
+PLAIN_TEXT: Json = {"text/plain": {"schema": _STRING}}
+JSON_OBJECT: Json = {json.MEDIA_TYPE: {"schema": {"type": "object"}}}
+
+_HEADERS: Json = {
+    "X-Request-ID": {
+        "description": "The id of the request: that of the client, or a new one.",
+        "schema": _STRING,
+    }
+}
+_RETRY_AFTER: Json = {
+    "Retry-After": {"description": "Seconds until the client may try again.", "schema": _INTEGER}
+}
+_ALLOW: Json = {"Allow": {"description": "The methods of the path.", "schema": _STRING}}
+
+_EXAMPLE = {"logits": [[[[0.5, 2.0]], [[1.5, -1.0]]]], "labels": [[[0, 255]]]}
+_LOSS_EXAMPLE: Json = {
+    "loss": 1.31326162815094,
+    "normalization": "valid",
+    "divisor": 1.0,
+    "valid_pixels": 1,
+    "ignored_pixels": 1,
+    "uniform_loss": 0.6931471805599453,
+    "per_image": [{"loss": 1.31326162815094, "valid_pixels": 1}],
+    "per_class": [{"pixels": 1, "mean_nll": 1.31326162815094}, {"pixels": 0, "mean_nll": None}],
+    "diagnosis": {
+        "state": "worse_than_chance",
+        "advice": "The mean loss of a pixel, 1.313, is above ln C = 0.6931, the loss of a uniform "
+        "prediction: the network is confidently wrong; check the order of the classes.",
     },
-    json.MEDIA_TYPE: _OBJECT,
+    "warnings": [],
 }
-_ERRORS: Responses = {
-    error.status: {"description": error.title, "content": {problems.MEDIA_TYPE: _OBJECT}}
-    for error in ERROR_TYPES
-}
+"""The answer of `/v1/loss` to `_EXAMPLE`."""
+_ERRORS: tuple[type[RequestError], ...] = (*ERROR_TYPES, RequestError)
+"""All errors: `RequestError` itself stands for those of the service."""
+_REQUIRED: Mapping[type[LossOptions], tuple[str, ...]] = {VisualizeOptions: ()}
+"""The inputs that an operation with these options needs, if not the usual two."""
 
 
-def json_responses(*error_statuses: int) -> Responses:
-    """Returns the responses of a path that answers with a JSON object or one of these errors."""
-    success = {"description": "OK", "content": {json.MEDIA_TYPE: _OBJECT}}
-    return {200: success, **{status: _ERRORS[status] for status in error_statuses}}
+def document(paths: Mapping[str, Any]) -> Json:
+    """Returns the document with these paths."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "seg-loss",
+            "summary": "The pixel-wise softmax loss of semantic segmentation",
+            "version": seg_loss.__version__,
+        },
+        "paths": dict(paths),
+        "components": {"schemas": _schemas(), "responses": _error_responses()},
+    }
 
 
-def operation_responses(summary: str, media_types: Iterable[str]) -> Responses:
-    """Returns the responses of an operation: these media types, or an error."""
-    content: dict[str, Any] = {media_type: {} for media_type in media_types}
-    errors = {status: error for status, error in _ERRORS.items() if status != NotFound.status}
-    return {200: {"description": summary, "content": content}, **errors}
+def operation(
+    name: str, summary: str, options: type[LossOptions], media_types: Iterable[str]
+) -> Json:
+    """Returns the entry of a POST path: its query parameters, its body and its responses."""
+    schemas = {"loss": _reference("Loss"), "evaluate": _reference("Evaluation")}
+    content = {
+        media_type: {"schema": schemas[name]} if media_type == json.MEDIA_TYPE else {}
+        for media_type in media_types
+    }
+    statuses = [error.status for error in ERROR_TYPES if error is not NotFound]
+    return {
+        "operationId": name,
+        "summary": summary,
+        "parameters": _parameters(options),
+        "requestBody": {
+            "required": True,
+            "description": f"Tensors or files by name: {', '.join(READERS)}.",
+            "content": _bodies(options),
+        },
+        "responses": _responses(summary, content, statuses),
+    }
 
 
-def operation_request(options: type[LossOptions]) -> dict[str, Any]:
-    """Returns the request of an operation: its query parameters and its body."""
-    schemas = options.model_json_schema()["properties"]
-    parameters = [
-        {
-            "name": name,
-            "in": "query",
-            "required": False,
-            "description": f"{field.description} Expected: {field.title}.",
-            "schema": _query_schema(schemas[name], field.default),
+def resource(
+    summary: str,
+    content: Mapping[str, object],
+    errors: Iterable[int],
+    parameters: Iterable[Mapping[str, object]],
+) -> Json:
+    """Returns the entry of a GET path."""
+    entry = {"summary": summary, "parameters": list(parameters)}
+    statuses = [*errors, MethodNotAllowed.status]
+    return {**entry, "responses": _responses(summary, content, statuses)}
+
+
+def json_content(schema: str) -> Json:
+    """Returns the content of a response in JSON with a schema of that name."""
+    return {json.MEDIA_TYPE: {"schema": _reference(schema)}}
+
+
+def _responses(description: str, content: Mapping[str, object], statuses: Iterable[int]) -> Json:
+    success = {"description": description, "headers": _HEADERS, "content": dict(content)}
+    errors = {
+        f"{status}": {"$ref": f"#/components/responses/{status}"}
+        for status in sorted({*statuses, RequestError.status})
+    }
+    return {"200": success, **errors}
+
+
+def _error_responses() -> Json:
+    return {
+        f"{error.status}": {
+            "description": error.title,
+            "headers": {
+                **_HEADERS,
+                **(_RETRY_AFTER if error is Unavailable else {}),
+                **(_ALLOW if error is MethodNotAllowed else {}),
+            },
+            "content": {problems.MEDIA_TYPE: {"schema": _reference("Problem")}},
         }
-        for name, field in options.model_fields.items()
-    ]
-    content = {media_type: _BODIES[media_type] for media_type in DECODERS}
-    return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
+        for error in _ERRORS
+    }
 
 
-def _query_schema(schema: Mapping[str, Any], default: object) -> dict[str, Any]:
-    """Returns the schema of an option as a query has it, where lists are texts with commas."""
-    if schema.get("type") == "number":
-        keywords = ("type", "default", "minimum", "maximum", "exclusiveMinimum")
-        return {keyword: schema[keyword] for keyword in keywords if keyword in schema}
-    text = option_text(default)
-    return {"type": "string", "default": text} if text else {"type": "string"}
+def _parameters(options: type[LossOptions]) -> list[Json]:
+    schemas = options.model_json_schema()["properties"]
+    parameters = []
+    for name, field in options.model_fields.items():
+        schema = schemas[name]
+        choices = choices_of(field)
+        is_list = schema.get("type") == "array"
+        text = option_text(field.default)
+        query: Json = {"type": "string", "default": text} if text else {"type": "string"}
+        if choices:
+            query["enum"] = [*choices]
+        if choices and is_list:
+            query = {"type": "array", "items": query, "minItems": 1, "uniqueItems": True}
+        elif is_list:
+            integer = " *[+-]?[0-9]{1,18} *"
+            query["pattern"] = f"^(none|{integer}(,{integer}){{0,{MAX_IGNORED - 1}}})$"
+        elif schema.get("type") == "number":
+            keywords = ("type", "default", "minimum", "maximum")
+            query = {keyword: schema[keyword] for keyword in keywords}
+        parameters.append(
+            {
+                "name": name,
+                "in": "query",
+                "required": False,
+                "description": f"{field.description} Expected: {field.title}.",
+                "schema": query,
+                **({"style": "form", "explode": False} if query["type"] == "array" else {}),
+            }
+        )
+    return parameters
+
+
+def _bodies(options: type[LossOptions]) -> Json:
+    """Returns the content of a request by media type."""
+    required = _REQUIRED.get(options, ("logits", "labels"))
+    needed: Json = {"required": [*required]} if required else {"minProperties": 1}
+    file = {"type": "string", "contentMediaType": "application/octet-stream"}
+    integers = {key: _reference("Integers") for key in json.INTEGER_KEYS}
+    lists = {key: integers.get(key, _reference("Numbers")) for key in json.KEYS}
+    bodies: Json = {
+        safetensors.MEDIA_TYPE: {},
+        multipart.MEDIA_TYPE: {"schema": _object(dict.fromkeys(READERS, file), **needed)},
+        json.MEDIA_TYPE: {
+            "schema": _object(lists, **needed),
+            "examples": {"two pixels": {"value": _EXAMPLE}},
+        },
+    }
+    return {media_type: bodies[media_type] for media_type in DECODERS}
+
+
+def _schemas() -> Json:
+    counts = {"type": "array", "items": _INTEGER}
+    matrix = {
+        "description": f"The confusion matrix, rows = truth. Up to {MAX_MATRIX_CLASSES} classes: "
+        "its rows. More classes: the triplets [row, column, count] of the entries that are not 0.",
+        "oneOf": [
+            {"type": "array", "items": counts},
+            _answer(
+                {
+                    "num_classes": _INTEGER,
+                    "triplets": {
+                        "type": "array",
+                        "items": {**counts, "minItems": 3, "maxItems": 3},
+                    },
+                }
+            ),
+        ],
+    }
+    warnings = {"type": "array", "items": _STRING}
+    hints = {name: _hint_of(Evaluation, name) for name in EVALUATION_FIELDS}
+    evaluation = {**_properties(hints), "confusion": matrix}
+    loss = {name: evaluation[name] for name in LOSS_FIELDS}
+    palette = {
+        "name": {"type": "string", "enum": [*PALETTES]},
+        "class_names": {"type": "array", "items": _STRING},
+        "ignore_index": _INTEGER,
+        "background_index": {"type": ["integer", "null"]},
+    }
+    colours = {
+        "type": "array",
+        "items": {**counts, "minItems": 3, "maxItems": 3},
+        "minItems": NUM_COLOURS,
+        "maxItems": NUM_COLOURS,
+    }
+    return {
+        "Numbers": _lists_of("number", "Numbers"),
+        "Integers": _lists_of("integer", "Integers"),
+        "Loss": {**_answer({**loss, "warnings": warnings}), "examples": [_LOSS_EXAMPLE]},
+        "Evaluation": _answer({**evaluation, "warnings": warnings}),
+        "Palettes": _answer({"palettes": {"type": "array", "items": _answer(palette)}}),
+        "Palette": _answer({**palette, "colours": colours}),
+        "Status": _answer({"status": {"type": "string", "enum": ["live", "ready"]}}),
+        "Problem": _problem(),
+    }
+
+
+def _problem() -> Json:
+    """Returns the schema of a problem document (RFC 9457)."""
+    always = {
+        "type": {"type": "string", "format": "uri"},
+        "title": _STRING,
+        "status": {"type": "integer", "minimum": 400, "maximum": 599},
+        "detail": {**_STRING, "description": "where: expected ..., got .... fix"},
+        "error": {**_STRING, "description": "The same as detail."},
+        "code": {**_STRING, "examples": [error.code for error in ERROR_TYPES]},
+        "request_id": _STRING,
+    }
+    names = {"type": "array", "items": _STRING}
+    sometimes = {
+        **dict.fromkeys(("where", "expected", "got", "fix"), _STRING),
+        **dict.fromkeys(("accepted", "offered", "routes"), names),
+        **dict.fromkeys(("limit", "retry_after_seconds"), _INTEGER),
+    }
+    example = {
+        "type": "urn:seg-loss:ill_posed",
+        "title": "Ill-posed input",
+        "status": 422,
+        "detail": "normalization: expected one of valid, full, got 'ful'. Did you mean full?",
+        "error": "normalization: expected one of valid, full, got 'ful'. Did you mean full?",
+        "code": "ill_posed",
+        "request_id": "a-1",
+        "where": "normalization",
+        "expected": "one of valid, full",
+        "got": "'ful'",
+        "fix": "Did you mean full?",
+    }
+    schema = {"type": "object", "properties": {**always, **sometimes}, "required": [*always]}
+    return {**schema, "examples": [example]}
+
+
+def _schema_of(hint: Any) -> Json:
+    """Returns the schema of the JSON that `results.to_jsonable` makes of a value of this type."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        return _answer(_properties(get_type_hints(hint)))
+    if get_origin(hint) is tuple:
+        return {"type": "array", "items": _schema_of(get_args(hint)[0])}
+    return _SCALARS.get(hint, {})
+
+
+def _properties(hints: Mapping[str, Any]) -> Json:
+    return {
+        name: {**_STRING, "enum": [*_CHOICES[name]]} if name in _CHOICES else _schema_of(hint)
+        for name, hint in hints.items()
+    }
+
+
+def _hint_of(owner: type, name: str) -> type | UnionType:
+    """Returns the type of a field or a cached property."""
+    member = getattr(owner, name, None)
+    hints = get_type_hints(owner if member is None else member.func)
+    hint: type | UnionType = hints[name if member is None else "return"]
+    return hint
+
+
+def _lists_of(kind: str, name: str) -> Json:
+    """Returns the schema of nested lists, which refers to itself."""
+    entries = {"anyOf": [{"type": kind}, _reference(name)]}
+    return {"type": "array", "items": entries, "minItems": 1}
+
+
+def _object(properties: Mapping[str, object], **more: object) -> Json:
+    return {"type": "object", "properties": properties, "additionalProperties": False, **more}
+
+
+def _answer(properties: Mapping[str, object]) -> Json:
+    return _object(properties, required=[*properties])
+
+
+def _reference(schema: str) -> Json:
+    return {"$ref": f"#/components/schemas/{schema}"}

@@ -5,8 +5,8 @@
      "request_id": "...", "where": "labels", "expected": ..., "got": ..., "fix": ...}
 
 `error` repeats `detail` for clients of the Open Inference Protocol, which show that member. Text of
-the client is never repeated raw. A status of 500 gives no detail, only the id under which the
-traceback is logged.
+the client is never repeated raw: it goes through `errors.safe_repr`. A status of 500 gives no
+detail, only the id under which the traceback is logged.
 """
 
 import json
@@ -21,7 +21,14 @@ from starlette.responses import Response
 
 from seg_loss import InvalidInput
 
-from ..errors import IllPosed, RequestError
+from ..errors import (
+    IllPosed,
+    MethodNotAllowed,
+    NotFound,
+    RequestError,
+    did_you_mean,
+    safe_repr,
+)
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -57,8 +64,29 @@ def response_to(error: Exception, request_id: str) -> Response:
 
 
 async def _handle(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        error = _routing_error(request, error)
     # `http.middleware` has set the id.
     return response_to(error, str(getattr(request.state, "request_id", "")))
+
+
+def _routing_error(request: Request, error: HTTPException) -> Exception:
+    """Returns the error for an unknown path or method; any other error as it is."""
+    if error.status_code == NotFound.status:
+        routes = {
+            route.path: f"{' or '.join(sorted(route.methods - {'HEAD'}))} {route.path}"
+            for route in request.app.routes
+        }
+        path, lines = request.scope["path"], [*routes.values()]
+        fix = did_you_mean(path, routes)
+        return NotFound("path", f"one of {', '.join(lines)}", safe_repr(path), fix, routes=lines)
+    if error.status_code == MethodNotAllowed.status:
+        allowed = sorted((error.headers or {}).get("Allow", "").split(", "))
+        headers = {"Allow": ", ".join(allowed)}
+        return MethodNotAllowed(
+            "method", " or ".join(allowed), safe_repr(request.method), headers=headers
+        )
+    return error
 
 
 def _problem_of(error: RequestError, request_id: str) -> Response:

@@ -2,7 +2,10 @@
 
 Each operation has a table of encoders by media type; the first row is the default. The media type
 is chosen before the body of the request is read. Values that a media type cannot hold become
-headers: `Seg-Loss` is the loss of an NPY gradient, `Seg-Loss-Warning` holds the warnings.
+headers: `Seg-Loss` is the loss of an NPY gradient, `Seg-Loss-Dtype` is the dtype of a gradient that
+NPY does not have, and `Seg-Loss-Warning` holds the warnings.
+
+Encoders run in a worker thread.
 """
 
 import asyncio
@@ -15,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .. import results
-from ..errors import IllPosed, NotAcceptable
+from ..errors import IllPosed, NotAcceptable, dtype_name, safe_repr
 from ..formats import json, npy, png, safetensors
 from ..results import EvaluationResult, GradientResult, PictureResult
 from ..settings import Settings
@@ -123,9 +126,8 @@ def choose_media_type(accept: str | None, offered: Sequence[str]) -> str:
         if quality > best_quality:
             best, best_quality = media_type, quality
     if not best:
-        raise NotAcceptable(
-            "Accept", f"one of {', '.join(offered)}", "others", offered=list(offered)
-        )
+        expected = f"one of {', '.join(offered)}"
+        raise NotAcceptable("Accept", expected, safe_repr(accept), offered=list(offered))
     return best
 
 
@@ -141,7 +143,7 @@ def check_can_hold_maps(media_type: str, maps: Sequence[str]) -> None:
 
 
 def _loss_as_json(result: EvaluationResult) -> Encoded:
-    return Encoded(json.MEDIA_TYPE, [results.json_bytes(results.loss_fields(result))])
+    return Encoded(json.MEDIA_TYPE, results.loss_json(result))
 
 
 def _gradient_as_safetensors(result: GradientResult) -> Encoded:
@@ -151,12 +153,14 @@ def _gradient_as_safetensors(result: GradientResult) -> Encoded:
 
 def _gradient_as_npy(result: GradientResult) -> Encoded:
     headers = {"Seg-Loss": repr(result.loss), **_warning_header(result.warnings)}
-    return Encoded(npy.MEDIA_TYPE, npy.encode(result.gradient), headers)
+    if not npy.has_dtype(result.gradient.dtype):
+        headers["Seg-Loss-Dtype"] = dtype_name(result.gradient.dtype)
+    return Encoded(npy.MEDIA_TYPE, results.gradient_npy(result), headers)
 
 
 def _evaluation_as_json(result: EvaluationResult) -> Encoded:
     assert not result.evaluation.maps  # `check_can_hold_maps` came before the computation
-    return Encoded(json.MEDIA_TYPE, [results.json_bytes(results.evaluation_fields(result))])
+    return Encoded(json.MEDIA_TYPE, results.evaluation_json(result))
 
 
 def _evaluation_as_safetensors(result: EvaluationResult) -> Encoded:

@@ -1,25 +1,28 @@
 """The paths under `/v1`, and those for health and metrics.
 
-`OPERATIONS` has a row for each POST path; `handle` answers them all. FastAPI only routes and makes
-`/openapi.json`: it parses no body and no option.
+`OPERATIONS` has a row for each POST path; `handle` answers them all. `RESOURCES` has a row for each
+GET path, which answers HEAD too. A path with a slash at its end is the same path. FastAPI only
+routes: it parses no body and no option. `openapi` describes the tables.
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from time import perf_counter
 from typing import Any
 
 import torch
-from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Scope
 
 from .. import devices, inputs, operations, results
-from ..errors import NotFound, Unavailable
+from ..errors import NotFound, Unavailable, did_you_mean, safe_repr
 from ..formats import json
 from ..formats.compression import decompress
 from ..images.palettes import PALETTES
@@ -140,7 +143,7 @@ async def handle(request: Request, operation: Operation) -> Response:
             encoding, limit = body_headers.content_encoding, body_headers.limit
             decompressed = decompress(content, encoding, limit, grow)
             timings.end("wait")  # for a thread, and the decompression
-            decoded = inputs.decode(decompressed, content_type, options, settings)
+            decoded = inputs.decode(decompressed, content_type, options, settings, grow)
             timings.end("decode")
             result = _compute(service, operation, decoded, options, reservation)
             timings.end("compute")
@@ -179,38 +182,69 @@ def _compute(
         return results.copied(result, partial(buffers.download, into=into))
 
 
-def router() -> APIRouter:
+@dataclass(frozen=True)
+class Resource:
+    """One GET path.
+
+    Attributes:
+        path: the path.
+        summary: what the API pages show.
+        answer: the function that answers.
+        content: the media types of the response, with their schemas.
+        errors: the statuses of the errors that it may answer with, beside those of every path.
+        parameters: the parameters in the path.
+    """
+
+    path: str
+    summary: str
+    answer: Callable[[Request], Any]
+    content: Mapping[str, object]
+    errors: tuple[int, ...] = ()
+    parameters: tuple[Mapping[str, object], ...] = ()
+
+
+class _Route(Route):
+    """A path, with or without a slash at its end."""
+
+    def __init__(self, path: str, endpoint: Callable[[Request], Any], method: str) -> None:
+        super().__init__(path, endpoint, methods=[method])
+        self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + r"/?\Z")
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Adds the route to the scope, where `http.middleware` reads its path."""
+        match, child_scope = super().matches(scope)
+        return match, {**child_scope, "route": self} if match != Match.NONE else child_scope
+
+
+def routes() -> list[BaseRoute]:
     """Returns the routes of all paths."""
-    routes = APIRouter(redirect_slashes=False)
-    for operation in OPERATIONS:
-        routes.add_api_route(
-            f"/v1/{operation.name}",
-            _endpoint(operation),
-            methods=["POST"],
-            summary=operation.summary,
-            operation_id=operation.name,
-            response_class=Response,
-            responses=openapi.operation_responses(operation.summary, operation.encoders),
-            openapi_extra=openapi.operation_request(operation.options),
-        )
-    json_responses = openapi.json_responses
-    for path, endpoint, summary, documented in (
-        ("/v1/palettes", _palettes, "The names of the palettes", json_responses(406)),
-        ("/v1/palettes/{name}", _palette, "Colours and class names", json_responses(404, 406)),
-        ("/livez", _livez, "Whether the process answers", json_responses()),
-        ("/readyz", _readyz, "Whether the service accepts requests", json_responses(503)),
-        ("/metrics", _metrics, "Metrics for Prometheus", openapi.PLAIN_TEXT),
-    ):
-        routes.add_api_route(
-            path,
-            endpoint,
-            methods=["GET"],
-            summary=summary,
-            response_class=Response,
-            responses=documented,
-            openapi_extra={"parameters": [openapi.PALETTE_NAME] if "{name}" in path else []},
-        )
-    return routes
+    operations = (
+        _Route(f"/v1/{operation.name}", _endpoint(operation), "POST") for operation in OPERATIONS
+    )
+    resources = (_Route(resource.path, resource.answer, "GET") for resource in RESOURCES)
+    return [*operations, *resources]
+
+
+@cache
+def openapi_document() -> dict[str, Any]:
+    """Returns the document at `/openapi.json`."""
+    paths = {
+        f"/v1/{operation.name}": {
+            "post": openapi.operation(
+                operation.name, operation.summary, operation.options, operation.encoders
+            )
+        }
+        for operation in OPERATIONS
+    }
+    paths |= {
+        resource.path: {
+            "get": openapi.resource(
+                resource.summary, resource.content, resource.errors, resource.parameters
+            )
+        }
+        for resource in RESOURCES
+    }
+    return openapi.document(paths)
 
 
 def _endpoint(operation: Operation) -> Callable[[Request], Any]:
@@ -222,20 +256,39 @@ def _endpoint(operation: Operation) -> Callable[[Request], Any]:
 
 
 async def _palettes(request: Request) -> Response:
-    return _negotiated_json(
-        request, {"palettes": [palette.fields() for palette in PALETTES.values()]}
-    )
+    return _negotiated_json(request, _palettes_json())
 
 
 async def _palette(request: Request) -> Response:
-    palette = PALETTES.get(request.path_params["name"])
-    if palette is None:
-        raise NotFound("palette", f"one of {', '.join(PALETTES)}", "an unknown name")
-    return _negotiated_json(request, {**palette.fields(), "colours": palette.colours.tolist()})
+    name = request.path_params["name"]
+    if name not in PALETTES:
+        fix = did_you_mean(name, PALETTES)
+        raise NotFound("palette", f"one of {', '.join(PALETTES)}", safe_repr(name), fix)
+    return _negotiated_json(request, _palette_json(name))
+
+
+async def _openapi(request: Request) -> Response:
+    return _negotiated_json(request, _openapi_json())
+
+
+@cache
+def _palettes_json() -> bytes:
+    return results.json_bytes({"palettes": [palette.fields() for palette in PALETTES.values()]})
+
+
+@cache
+def _palette_json(name: str) -> bytes:
+    palette = PALETTES[name]
+    return results.json_bytes({**palette.fields(), "colours": palette.colours.tolist()})
+
+
+@cache
+def _openapi_json() -> bytes:
+    return results.json_bytes(openapi_document())
 
 
 async def _livez(_: Request) -> Response:
-    return _json({"status": "live"})
+    return _json(b'{"status": "live"}')
 
 
 async def _readyz(request: Request) -> Response:
@@ -245,7 +298,7 @@ async def _readyz(request: Request) -> Response:
             "The service is stopping." if service.is_draining else "The kernels are being loaded."
         )
         raise Unavailable(reason, service.settings.retry_after_seconds)
-    return _json({"status": "ready"})
+    return _json(b'{"status": "ready"}')
 
 
 async def _metrics(request: Request) -> Response:
@@ -264,13 +317,42 @@ def _max_body_bytes(content_type: str, settings: Settings) -> int:
     return settings.max_body_bytes
 
 
-def _negotiated_json(request: Request, value: object) -> Response:
+def _negotiated_json(request: Request, content: bytes) -> Response:
     responses.choose_media_type(_accept(request), [json.MEDIA_TYPE])
-    return _json(value)
+    return _json(content)
 
 
-def _json(value: object) -> Response:
-    return Response(results.json_bytes(value), media_type=json.MEDIA_TYPE)
+def _json(content: bytes) -> Response:
+    return Response(content, media_type=json.MEDIA_TYPE)
+
+
+RESOURCES = (
+    Resource(
+        "/v1/palettes",
+        "The names of the palettes",
+        _palettes,
+        openapi.json_content("Palettes"),
+        (406,),
+    ),
+    Resource(
+        "/v1/palettes/{name}",
+        "Colours and class names",
+        _palette,
+        openapi.json_content("Palette"),
+        (404, 406),
+        (openapi.PALETTE_NAME,),
+    ),
+    Resource("/livez", "Whether the process answers", _livez, openapi.json_content("Status")),
+    Resource(
+        "/readyz",
+        "Whether the service accepts requests",
+        _readyz,
+        openapi.json_content("Status"),
+        (503,),
+    ),
+    Resource("/metrics", "Metrics for Prometheus", _metrics, openapi.PLAIN_TEXT),
+    Resource("/openapi.json", "This document", _openapi, openapi.JSON_OBJECT, (406,)),
+)
 
 
 class _Timings:

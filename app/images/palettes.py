@@ -49,7 +49,8 @@ class Palette:
 
     def paint(self, indices: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
         """Returns the colours [H,W,3] of indices [H,W], taken modulo 256."""
-        return np.take(self.colours, indices & (NUM_COLOURS - 1), axis=0)
+        # int8 cannot hold the mask of `indices & 255`.
+        return np.take(self.colours, indices, axis=0, mode="wrap")
 
     def fields(self) -> dict[str, object]:
         """Returns the names and the special indices as JSON fields."""

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..errors import IllPosed
+from ..errors import IllPosed, safe_repr
 from . import colormaps
 from .palettes import NUM_COLOURS, Palette
 
@@ -53,6 +53,7 @@ class Layers:
         labels, prediction: class indices.
         nll, entropy: in nats, not negative.
         confidence: from 0 to 1.
+        prediction_source: the input that the prediction comes from, for messages.
         photo: uint8 [H,W,3].
         valid: false at ignored pixels; None if no pixel is ignored.
         alpha: weight of the palette in the overlay, from 0 to 1.
@@ -65,6 +66,7 @@ class Layers:
     nll: Values | None = None
     confidence: Values | None = None
     entropy: Values | None = None
+    prediction_source: str = "prediction"
     photo: Colours | None = None
     valid: Mask | None = None
     alpha: float = 0.5
@@ -96,15 +98,20 @@ def draw(kind: str, layers: Layers) -> Image.Image:
     """
     row = KINDS.get(kind)
     if row is None:
-        raise IllPosed("kind", f"one of {', '.join(KINDS)}", "an unknown name")
+        raise IllPosed("kind", f"one of {', '.join(KINDS)}", safe_repr(kind))
     if not 0 <= layers.alpha <= 1:
         raise IllPosed("alpha", "a weight from 0 to 1", f"{layers.alpha}")
     _check_sizes(layers)
     return row.draw(layers)
 
 
-def indexed_picture(indices: Indices, palette: Palette) -> Image.Image:
+def indexed_picture(indices: Indices, palette: Palette, where: str = "labels") -> Image.Image:
     """Returns a picture of mode P, whose samples are the indices [H,W].
+
+    Args:
+        indices: class indices of any integer dtype.
+        palette: the colours.
+        where: the name of the input for messages.
 
     Raises:
         IllPosed: if an index is not from 0 to 255.
@@ -116,7 +123,7 @@ def indexed_picture(indices: Indices, palette: Palette) -> Image.Image:
             others = int(np.count_nonzero(outside)) - 1
             more = f" and {others} more pixel{'s' if others > 1 else ''}" if others else ""
             raise IllPosed(
-                "labels",
+                where,
                 f"0…{NUM_COLOURS - 1}, which a PNG of mode P can hold",
                 f"{int(indices[row, column])} at ({row}, {column}){more}",
             )
@@ -128,14 +135,14 @@ def indexed_picture(indices: Indices, palette: Palette) -> Image.Image:
 
 def _check_sizes(layers: Layers) -> None:
     """Checks that all arrays have the height and width of the first one."""
-    arrays = {
-        "labels": layers.labels,
-        "prediction": layers.prediction,
-        "logits": layers.nll if layers.confidence is None else layers.confidence,
-        "image": layers.photo,
-    }
+    arrays = (
+        ("labels", layers.labels),
+        (layers.prediction_source, layers.prediction),
+        ("logits", layers.nll if layers.confidence is None else layers.confidence),
+        ("image", layers.photo),
+    )
     first = ""
-    for where, array in arrays.items():
+    for where, array in arrays:
         if array is None:
             continue
         height, width = array.shape[:2]
@@ -159,7 +166,8 @@ def _labels(layers: Layers) -> Image.Image:
     # An ignored label such as -1 does not fit mode P.
     replaced = outside & layers.ignored(labels.shape)
     if replaced.any():
-        labels = np.where(replaced, layers.palette.ignore_index, labels)
+        # int8 cannot hold 255: NumPy would store -1.
+        labels = np.where(replaced, np.int64(layers.palette.ignore_index), labels)
     return indexed_picture(labels, layers.palette)
 
 
@@ -168,7 +176,7 @@ def _prediction(layers: Layers) -> Image.Image:
     prediction = _required(
         layers.prediction, "prediction", "prediction", "Send `logits` or `prediction`."
     )
-    return indexed_picture(prediction, layers.palette)
+    return indexed_picture(prediction, layers.palette, "prediction")
 
 
 def _overlay(layers: Layers) -> Image.Image:

@@ -225,9 +225,13 @@ USAGE = {
     "evaluate logits.npy labels.png --maps nll": "seg-loss: --maps and --output: expected both",
     "visualize logits.npy -o a.jpg": "seg-loss: --output: expected a name that ends in .png.",
     "visualize logits.npy labels.png --kind heat -o a.png": "seg-loss: kind: expected one of",
-    "palettes nothing": (
-        f"seg-loss: palette: expected one of {', '.join(PALETTES)}, got an unknown name.\n"
-    ),
+    "palettes nothing": f"seg-loss: palette: expected one of {', '.join(PALETTES)}, got 'nothing'.",
+    "palettes cityscape": "got 'cityscape'. Did you mean cityscapes?\n",
+    "palettes --format jsn": "csv, md, html, got 'jsn'. Did you mean json?\n",
+    "loss logits.npy labels.png --normalization vald": "got 'vald'. Did you mean valid?\n",
+    "loss logits.npy labels.png --palette VOC": "got 'VOC'. Did you mean voc?\n",
+    "evaluate logits.npy labels.png --fail-under mean_ui=1": "Did you mean mean_iu?\n",
+    "loss logits.npy labels.png --temprature 2": "(Possible options: --temperature)",
     "nothing": "No such command",
 }
 
@@ -250,7 +254,7 @@ FAILURES = {
     "loss . labels.png": "seg-loss: .: Is a directory\n",
     "loss labels.npy labels.png": "seg-loss: logits: expected",
     "loss logits.npy logits.npy": "seg-loss: labels: expected uint8",
-    "loss empty labels.png": "seg-loss: logits: expected an NPY or safetensors file, got",
+    "loss empty labels.png": "seg-loss: logits: expected an NPY, NPZ or safetensors file, got",
     "loss cut.npz labels.png": "seg-loss: logits: expected a complete NPZ file, got a damaged one.",
     "loss pickled.npz labels.png": "Pickled objects are never read",
     "loss two.npz labels.png": "seg-loss: logits: expected one array, or one named logits, got 2",

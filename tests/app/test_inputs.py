@@ -54,6 +54,36 @@ def test_the_three_media_types_give_the_same_tensors():
         assert decoded.names == ("logits", "labels")
 
 
+def npz_file(**arrays: np.ndarray) -> bytes:
+    target = io.BytesIO()
+    np.savez_compressed(target, **arrays)
+    return target.getvalue()
+
+
+def test_npz_files_are_read_in_a_body_as_on_the_command_line():
+    logits = npz_file(other=np.zeros(3), logits=LOGITS.numpy())
+    labels = npz_file(any_name=LABELS.numpy())
+    photo = np.full((6, 7, 3), 99, np.uint8)
+    content, content_type = multipart_body(logits=logits, labels=labels, image=npz_file(a=photo))
+    decoded = inputs.decode(content, content_type, OPTIONS, SETTINGS)
+    assert torch.equal(decoded.logits, LOGITS)
+    assert torch.equal(decoded.labels, LABELS)
+    assert np.array_equal(decoded.image, photo)
+
+
+def test_arrays_in_npz_files_are_reserved_before_they_are_read():
+    grown = []
+    sources = {"labels": memory(npz_file(labels=LABELS.numpy())), "logits": LOGITS}
+    inputs.assemble(sources, OPTIONS, SETTINGS, grown.append)
+    assert sum(grown) == len(npy_file(LABELS.numpy()))
+
+
+def test_an_npz_file_never_unpickles():
+    content = npz_file(labels=np.array([{}], dtype=object))
+    with pytest.raises(RequestError, match="Pickled objects are never read"):
+        assemble(labels=memory(content))
+
+
 def test_the_tensors_of_a_body_share_its_memory():
     content = memory(safetensors_file(**make_inputs()))
     decoded = inputs.decode(content, "application/x-safetensors", OPTIONS, SETTINGS)

@@ -7,6 +7,7 @@ import io
 import json
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from PIL import Image
 from serving import SAFETENSORS, assert_problem, served
 
 import seg_loss
-from app import operations, options
+from app import operations, options, results
 from app.devices import CPU
 from app.inputs import Inputs
 from seg_loss import Bilinear
@@ -192,7 +193,8 @@ def test_without_labels_pictures_have_the_size_of_the_photo(client, run, empty_d
     assert Image.open(io.BytesIO(response.content)).size == UPSAMPLED_SIZE[::-1]
     problem = assert_problem(client.post_tensors(path, logits=logits), 422, "ill_posed")
     assert problem["detail"] == (
-        "body: expected labels or image too, for the size that logits are upsampled to, got logits."
+        "inputs: expected labels or image too, for the size that logits are upsampled to, "
+        "got logits."
     )
     write_inputs(inputs)
     Image.fromarray(photo.numpy()).save("photo.png")
@@ -205,21 +207,188 @@ def test_without_labels_pictures_have_the_size_of_the_photo(client, run, empty_d
     assert "labels or image too" in err
 
 
-def test_working_bytes_are_those_of_maps_and_upsampling():
+def test_working_bytes_are_those_of_results_and_upsampling():
     inputs = Inputs(**make_inputs())
     needed = partial(operations.working_bytes, device=CPU)
-    assert needed(inputs, options.LossOptions()) == 0
-    assert needed(inputs, options.EvaluateOptions()) == 0
-    assert needed(inputs, options.EvaluateOptions(maps=("nll",))) == 4 * 42
-    assert needed(inputs, options.VisualizeOptions(kind="entropy")) == 4 * 42
-    assert needed(inputs, options.VisualizeOptions(kind="labels")) == 0
-    logits_alone = Inputs(logits=inputs.logits)
-    assert needed(logits_alone, options.VisualizeOptions(kind="entropy")) == 4 * 42
+    matrix, text = 8 * 5 * 5, results.max_json_bytes(1, 5, 42)
+    assert needed(inputs, options.LossOptions()) == 2 * matrix
+    assert needed(inputs, options.EvaluateOptions()) == 3 * matrix + text
+    maps = needed(inputs, options.EvaluateOptions(maps=("nll",)))
+    assert maps == 4 * 42 + 3 * matrix + 3 * text
+    picture = operations.PICTURE_BYTES * 42
+    entropy = options.VisualizeOptions(kind="entropy")
+    assert needed(inputs, entropy) == 4 * 42 + 2 * matrix + picture
+    logits_alone, labels_alone = Inputs(logits=inputs.logits), Inputs(labels=inputs.labels)
+    assert needed(labels_alone, options.VisualizeOptions(kind="labels")) == picture
+    assert needed(logits_alone, entropy) == 4 * 42 + picture
     upsampled = options.VisualizeOptions(kind="entropy", upsampling="bilinear")
-    assert needed(logits_alone, upsampled) == 0  # the operation will raise
+    assert needed(logits_alone, upsampled) == picture  # the operation will raise
     with_photo = Inputs(logits=inputs.logits, image=np.zeros((8, 9, 3), np.uint8))
     scratch = seg_loss.scratch_bytes(inputs.logits, (8, 9), upsampling=Bilinear())
-    assert needed(with_photo, upsampled) == 4 * 72 + scratch
+    assert needed(with_photo, upsampled) == 4 * 72 + scratch + operations.PICTURE_BYTES * 72
+
+
+def test_working_bytes_hold_a_gradient_where_the_logits_are_not_reused():
+    gradient = options.GradientOptions()
+    for dtype, num_bytes in ((torch.float32, 4), (torch.float16, 2), (torch.bfloat16, 2 + 4)):
+        tensors = {**make_inputs(), "logits": make_inputs()["logits"].to(dtype)}
+        inputs = Inputs(**tensors)
+        assert operations.working_bytes(inputs, gradient, CPU) == num_bytes * 5 * 42
+        assert operations.working_bytes(inputs, gradient, torch.device("meta")) == 0
+
+
+def test_working_bytes_grow_with_the_classes_and_not_with_unused_pixels():
+    few, many = (
+        Inputs(
+            logits=torch.zeros(1, 4096, 1, 1).expand(1, 4096, 1, width),
+            labels=torch.zeros(1, 1, width, dtype=torch.uint8),
+        )
+        for width in (1, 1000)
+    )
+    matrix = 8 * 4096 * 4096
+    for inputs in (few, many):
+        assert operations.working_bytes(inputs, options.LossOptions(), CPU) == 2 * matrix
+    texts = [
+        operations.working_bytes(inputs, options.EvaluateOptions(), CPU) for inputs in (few, many)
+    ]
+    assert 3 * matrix < texts[0] < texts[1] < 3 * matrix + 2_000_000
+
+
+# Results that overflow
+
+
+OVERFLOWS = {
+    "logits over the temperature": (
+        {"logits": torch.tensor([1e30, 0, 0]), "temperature": 1e-30, "label": 1},
+        (
+            "temperature: expected logits / temperature within 3.4e+38, "
+            "got logits from 0 to 1e+30, temperature 1e-30."
+        ),
+    ),
+    "float64 logits over the temperature": (
+        {
+            "logits": torch.tensor([1e300, 0, 0], dtype=torch.float64),
+            "temperature": 1e-30,
+            "label": 1,
+        },
+        (
+            "temperature: expected logits / temperature within 1.8e+308, "
+            "got logits from 0 to 1e+300, temperature 1e-30."
+        ),
+    ),
+    "float16 logits over the temperature": (
+        {"logits": torch.tensor([6e4, 0, 0], dtype=torch.float16), "temperature": 1e-30},
+        None,  # 6e34 fits float32
+    ),
+    "the difference of two logits": (
+        {"logits": torch.tensor([3e38, -3e38, 0]), "label": 1},
+        (
+            "temperature: expected logits / temperature within 3.4e+38, "
+            "got logits from -3e+38 to 3e+38, temperature 1."
+        ),
+    ),
+    "the weights": (
+        {
+            "logits": torch.tensor([0.0, 1, 2], dtype=torch.float64),
+            "class_weight": torch.full((3,), 1e300, dtype=torch.float64),
+            "pixel_weight": torch.full((1, 1, 1), 1e300, dtype=torch.float64),
+        },
+        "loss: expected a finite number, got an overflow. Use smaller weights.",
+    ),
+    "a logit of -inf, which is legal": (
+        {"logits": torch.tensor([0, -float("inf"), 0]), "label": 1},
+        None,
+    ),
+    "a logit of -inf beside an overflow": (
+        {"logits": torch.tensor([1e30, -float("inf"), 0]), "temperature": 1e-30, "label": 2},
+        (
+            "temperature: expected logits / temperature within 3.4e+38, "
+            "got logits from 0 to 1e+30, temperature 1e-30."
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OVERFLOWS)
+@pytest.mark.parametrize("operation", ["loss", "gradient", "evaluate", "visualize"])
+def test_finite_logits_with_an_infinite_loss_are_an_error(
+    client, run, empty_directory, case, operation
+):
+    arguments, sentence = OVERFLOWS[case]
+    logits = torch.tensor([0.0, 1.0, 2.0])
+    label, temperature = arguments.get("label", 0), arguments.get("temperature", 1)
+    tensors = {
+        "logits": arguments.get("logits", logits)[None, :, None, None],
+        "labels": torch.full((1, 1, 1), label, dtype=torch.uint8),
+        **{name: value for name, value in arguments.items() if name.endswith("_weight")},
+    }
+    response = client.post_tensors(f"/v1/{operation}?temperature={temperature}", **tensors)
+    if sentence is None:
+        assert response.status_code == 200, response.text
+    else:
+        assert assert_problem(response, 422, "ill_posed")["detail"] == sentence
+    if operation in ("loss", "evaluate"):
+        for name, tensor in tensors.items():
+            np.save(f"{name}.npy", tensor.numpy())
+        flags = [f"--{name}={name}.npy" for name in tensors if name.endswith("_weight")]
+        line = [operation, "logits.npy", "labels.npy", "--temperature", temperature, *flags]
+        status, _, err = run(*line)
+        assert (status, err) == ((0, "") if sentence is None else (1, f"seg-loss: {sentence}\n"))
+
+
+GRADIENTS = {
+    "loss_weight": ({"loss_weight": 1e30}, torch.float16),
+    "temperature": ({"temperature": 1e-6, "normalization": "none"}, torch.float16),
+    "temperature and loss_weight": ({"temperature": 1e-20, "loss_weight": 1e20}, torch.float32),
+}
+
+
+@pytest.mark.parametrize("case", GRADIENTS)
+def test_a_gradient_that_overflows_is_an_error(client, case):
+    query, dtype = GRADIENTS[case]
+    text = urlencode(query)
+    tensors = {
+        "logits": torch.zeros(1, 2, 1, 1, dtype=dtype),
+        "labels": torch.zeros(1, 1, 1, dtype=torch.uint8),
+    }
+    problem = assert_problem(
+        client.post_tensors(f"/v1/gradient?{text}", **tensors), 422, "ill_posed"
+    )
+    assert problem["where"] == "gradient"
+    assert problem["expected"] == f"numbers that {str(dtype).removeprefix('torch.')} holds"
+    doubles = {**tensors, "logits": tensors["logits"].double()}
+    assert client.post_tensors(f"/v1/gradient?{text}", **doubles).status_code == 200
+
+
+def test_a_gradient_that_sums_many_upsampled_pixels_may_overflow():
+    tensors = {
+        "logits": torch.zeros(1, 2, 1, 1, dtype=torch.float16),
+        "labels": torch.zeros(1, 400, 400, dtype=torch.uint8),
+    }
+    path = "/v1/gradient?upsampling=bilinear&normalization="
+    with served() as client:
+        problem = assert_problem(client.post_tensors(f"{path}none", **tensors), 422, "ill_posed")
+        assert problem["where"] == "gradient"
+        assert client.post_tensors(f"{path}valid", **tensors).status_code == 200
+
+
+def test_a_gradient_that_the_weights_make_overflow_is_an_error(client):
+    tensors = {
+        "logits": torch.zeros(1, 2, 1, 1, dtype=torch.float16),
+        "labels": torch.zeros(1, 1, 1, dtype=torch.uint8),
+        "class_weight": torch.tensor([1e6, 1]),
+    }
+    problem = assert_problem(client.post_tensors("/v1/gradient", **tensors), 422, "ill_posed")
+    assert problem["fix"].startswith("Use a smaller loss_weight or smaller weights")
+
+
+@pytest.mark.parametrize("value", ["1e300", "-1e31", "inf", "nan"])
+def test_a_loss_weight_is_bounded(client, value):
+    response = client.post_tensors(f"/v1/gradient?loss_weight={value}", **make_inputs())
+    problem = assert_problem(response, 422, "ill_posed")
+    assert problem["detail"] == (
+        f"loss_weight: expected a number from -1e30 to 1e30, got '{value}'."
+    )
 
 
 def test_tensor_bytes_are_those_of_inputs_and_results():

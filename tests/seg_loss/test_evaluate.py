@@ -482,8 +482,8 @@ def pixel(*values):
         (pixel(0.0, 0.0), 255, "nothing_valid",
          "Every pixel is ignored, so there is nothing to learn from: check ignore_index and the labels."),
         (pixel(math.nan, 0.0), 0, "non_finite",
-         ("The logits of 1 valid pixels hold NaN or infinity: the training has diverged; lower the "
-         "learning rate, and look for the first step with such a loss.")),
+         ("The logits of 1 of 1 valid pixels hold NaN or infinity: the training has diverged; lower "
+         "the learning rate, and look for the first step with such a loss.")),
         (pixel(math.inf, 0.0), 0, "non_finite", None),
         (pixel(3.0), 0, "single_class",
          ("A softmax over one class is always 1 and its loss always 0: give the background a class of "

@@ -65,9 +65,9 @@ def test_pixels_that_read_non_finite_scores_are_counted(case, share, dtype):
     assert evaluation.non_finite_pixels == int(invalid.sum()) > 0
     assert math.isnan(evaluation.loss)
     assert math.isnan(loss_of(scores, labels, upsampling))
-    others = int(invalid.sum()) - 1
     message = error_of(scores, labels, upsampling)
-    assert f" and {others} more pixel{'' if others == 1 else 's'}." in message
+    valid_pixels = int((labels != 255).sum())
+    assert f", in {int(invalid.sum())} of {valid_pixels} valid pixels." in message
     # With those pixels ignored, the others are finite.
     labels[invalid] = 255
     seg_loss.require_finite(scores, labels, upsampling=upsampling)
@@ -86,12 +86,14 @@ def test_the_first_non_finite_logit_is_named(dtype):
     logits[0, 2, 0, 1] = -math.inf  # valid: probability 0
     seg_loss.require_finite(logits, labels)
     logits[1, 2, 3, 4] = math.inf
-    assert error_of(logits, labels) == f"{START}inf at (1, 2, 3, 4).{END}"
+    assert error_of(logits, labels) == f"{START}inf at (1, 2, 3, 4), in 1 of 39 valid pixels.{END}"
     logits[1, 1, 0, 2] = math.nan
-    assert error_of(logits, labels) == f"{START}nan at (1, 1, 0, 2) and 1 more pixel.{END}"
+    assert error_of(logits, labels) == (
+        f"{START}nan at (1, 1, 0, 2), in 2 of 39 valid pixels.{END}"
+    )
     logits[0, :, 2, 2] = -math.inf
     assert error_of(logits, labels) == (
-        f"{START}-inf in every class at pixel (0, 2, 2) and 2 more pixels.{END}"
+        f"{START}-inf in every class at pixel (0, 2, 2), in 3 of 39 valid pixels.{END}"
     )
     seg_loss.require_finite(logits, torch.full_like(labels, 7), ignore_index=(255, 7))
 
@@ -102,13 +104,13 @@ def test_the_first_non_finite_score_is_named_with_its_reader():
     scores[1, 2, 1, 3] = math.inf
     labels[1, 2] = 255  # the first row that reads it
     assert error_of(scores, labels, Bilinear()) == (
-        f"{START}inf at (1, 2, 1, 3), read by pixel (1, 3, 10) and 55 more pixels.{END}"
+        f"{START}inf at (1, 2, 1, 3), read by pixel (1, 3, 10), in 56 of 620 valid pixels.{END}"
     )
     scores[1, 2, 1, 3] = -math.inf
     seg_loss.require_finite(scores, labels, upsampling=Bilinear())
     scores[1, :, 2, 0] = -math.inf
     message = error_of(scores, labels, Bilinear())
-    assert message.startswith(f"{START}-inf in every class at pixel (1, 6, 0) and ")
+    assert message.startswith(f"{START}-inf in every class at pixel (1, 6, 0), in ")
     ignored = torch.full_like(labels, 7)
     seg_loss.require_finite(scores, ignored, ignore_index=(255, 7), upsampling=Bilinear())
 
@@ -118,7 +120,7 @@ def test_classes_may_be_minus_infinity_at_different_sources():
     scores, labels = torch.zeros(1, 2, 1, 2), torch.zeros(1, 1, 8, dtype=U8)
     scores[0, 0, 0, 0] = scores[0, 1, 0, 1] = -math.inf
     assert error_of(scores, labels, Bilinear()) == (
-        f"{START}-inf in every class at pixel (0, 0, 2) and 3 more pixels.{END}"
+        f"{START}-inf in every class at pixel (0, 0, 2), in 4 of 8 valid pixels.{END}"
     )
     assert evaluation_of(scores, labels, Bilinear()).non_finite_pixels == 4
 
@@ -165,8 +167,8 @@ def test_require_finite_raises_if_a_valid_pixel_has_no_softmax(upsampling, seed)
     y, x = without_softmax[0]
     got = error.value.got
     assert f"(0, {y}, {x})" in got
-    others = len(without_softmax) - 1
-    assert (f" and {others} more pixel" if others else "") in got
+    valid_pixels = int((labels != 255).sum())
+    assert got.endswith(f", in {len(without_softmax)} of {valid_pixels} valid pixels")
     if "read by" in got:
         value, index = got.split(", read by")[0].split(" at ")
         assert str(float(scores[tuple(map(int, index.strip("()").split(", ")))])) == value

@@ -40,6 +40,11 @@ def test_any_kind_of_buffer_is_read(wrap):
     assert json.decode(wrap(GOLDEN)).keys() == {"logits", "labels"}
 
 
+def test_a_byte_order_mark_is_ignored():
+    tensors = json.decode(b"\xef\xbb\xbf" + GOLDEN)
+    assert torch.equal(tensors["labels"], torch.tensor([[[0, 255]]]))
+
+
 def test_every_key_has_its_dtype():
     body = {key: [0, 1] for key in json.KEYS}
     dtypes = {key: tensor.dtype for key, tensor in json.decode(dumps(body).encode()).items()}
@@ -76,7 +81,8 @@ def test_the_limits_of_int64_and_float32_are_kept():
         (b"", "body: expected JSON, got something else at character 0."),
         (b'{"labels": [0,]}', "body: expected JSON, got something else at character 14."),
         (b"{} {}", "body: expected JSON, got something else at character 3."),
-        (b"\xef\xbb\xbf{}", "body: expected JSON, got something else at character 0."),
+        (b"\xef\xbb\xbf", "body: expected JSON, got something else at character 0."),
+        (b"{}\xef\xbb\xbf", "body: expected JSON, got something else at character 2."),
         (b'{"labels": "\xff"}', "body: expected JSON in UTF-8, got other bytes."),
         (b'{"labels": "\\ud800"}', "body: expected JSON in UTF-8, got other bytes."),
         ("{}".encode("utf-16"), "body: expected JSON in UTF-8, got other bytes."),
@@ -122,6 +128,10 @@ def test_a_body_that_is_not_json_or_too_deep_is_malformed(body, sentence):
         (
             b'{"target": [0]}',
             f"body: expected keys among {', '.join(json.KEYS)}, got 'target'.",
+        ),
+        (
+            b'{"Label": [0]}',
+            f"body: expected keys among {', '.join(json.KEYS)}, got 'Label'. Did you mean labels?",
         ),
         (b'{"logits": 1}', "logits: expected a list, got an integer."),
         (b'{"logits": null}', "logits: expected a list, got null."),
@@ -171,9 +181,15 @@ def test_json_that_is_no_tensor_is_ill_posed_with_its_path(body, sentence):
     assert error.detail == sentence
 
 
+def test_the_caller_may_know_the_fix_for_an_unknown_key():
+    with pytest.raises(IllPosed) as error:
+        json.decode(b'{"label": 0}', "Send {}.".format)
+    assert error.value.fix == "Send label."
+
+
 def test_an_unknown_key_is_cut_and_escaped_in_messages():
     error = error_of(dumps({"\n\u202e" + "x" * 99: []}).encode())
-    assert error.got == "'\\n\\u202e" + "x" * 38 + "'"
+    assert error.got == "'\\x0a\\u202e" + "x" * 65 + "...'"
 
 
 def test_a_body_cut_anywhere_is_malformed():

@@ -296,7 +296,7 @@ def test_an_unpaired_surrogate_in_a_name_is_malformed():
 
 def test_a_long_name_is_cut_and_escaped_in_messages():
     error = error_of(file_with_header({"\n\u202e" + "x" * 99: {}}))
-    assert error.where == "body['\\n\\u202e" + "x" * 38 + "']"
+    assert error.where == "body['\\x0a\\u202e" + "x" * 65 + "...']"
 
 
 def test_a_file_cut_anywhere_is_malformed():

@@ -67,12 +67,21 @@ def test_a_small_body_that_decompresses_to_too_much_is_an_error(client):
         assert assert_problem(response, 413, "too_large")["limit"] == 1 << 20
 
 
+@pytest.mark.parametrize("name", ["gzip", "x-gzip", " X-GZip "])
+def test_gzip_has_two_names(client, name):
+    headers = {**SAFETENSORS, "Content-Encoding": name}
+    content = gzip.compress(safetensors_file(**make_inputs()))
+    response = client.post("/v1/loss", content=content, headers=headers)
+    assert response.json() == client.post_tensors("/v1/loss", **make_inputs()).json()
+
+
 def test_an_unknown_content_encoding_lists_the_known_ones(client):
     for content_encoding in ("br", "gzip, gzip", "GZIPX"):
         response = client.post(
             "/v1/loss", content=b"x", headers={**SAFETENSORS, "Content-Encoding": content_encoding}
         )
-        assert_problem(response, 415, "unsupported_media")
+        problem = assert_problem(response, 415, "unsupported_media")
+        assert problem["got"] == f"'{content_encoding.lower()}'"
         assert response.headers["Accept-Encoding"] == "gzip, deflate, zstd"
 
 

@@ -1,6 +1,7 @@
 """Admission control: limits on requests, their memory and their time."""
 
 import gzip
+import threading
 import time
 import zlib
 from collections.abc import AsyncIterator
@@ -13,8 +14,9 @@ from serving import SAFETENSORS, Client, assert_problem, assert_still_serves, se
 from zstandard import compress as zstd_compress
 
 import seg_loss
-from app import inputs
-from seg_loss import Bilinear
+from app import inputs, results
+from app.results import EvaluationResult
+from seg_loss import Bilinear, Evaluation
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +74,8 @@ def test_maps_and_upsampling_grow_the_reservation():
     headers = {**SAFETENSORS, "Accept": "application/x-safetensors"}
     map_bytes = 4 * 10 * 20 * 30
     scratch = seg_loss.scratch_bytes(tensors["logits"], UPSAMPLED_SIZE, upsampling=Bilinear())
-    needed = map_bytes + scratch
+    result = 3 * 8 * 5 * 5 + 3 * results.max_json_bytes(1, 5, 20 * 30)
+    needed = map_bytes + scratch + result
     limits = {"max_body_bytes": body, "max_bytes_in_flight": body + needed, "num_threads": 2}
 
     def post(client: Client, path: str = path):
@@ -125,6 +128,65 @@ def test_a_body_of_unknown_size_takes_the_memory_of_what_arrives(content_encodin
             assert workers.bytes_in_flight == (1 << 20) - 10_000
         assert workers.bytes_in_flight == 0
         assert_problem(post(bytes((1 << 20) + 1)), 413, "too_large")
+
+
+ONE_PIXEL = {"logits": torch.zeros(1, 1024, 1, 1), "labels": torch.zeros(1, 1, 1).byte()}
+
+
+def test_an_answer_is_counted_until_it_is_sent(monkeypatch):
+    """A small body can have a large answer: clients that do not read it could fill the memory."""
+    reserved = []
+
+    def encode(result: EvaluationResult) -> list[bytes]:
+        reserved.append(client.app.state.service.workers.bytes_in_flight)
+        return evaluation_json(result)
+
+    evaluation_json = results.evaluation_json
+    monkeypatch.setattr(results, "evaluation_json", encode)
+    with served() as client:
+        response = client.post_tensors("/v1/evaluate", **ONE_PIXEL)
+        assert response.status_code == 200
+        assert len(response.content) < 200_000
+        assert reserved[0] > 3 * 8 * 1024 * 1024 + len(response.content)
+        assert client.app.state.service.workers.bytes_in_flight == 0
+
+
+@pytest.mark.parametrize("operation", ["loss", "evaluate"])
+def test_a_matrix_of_more_than_the_limit_is_too_large(operation):
+    with served(max_body_bytes=1 << 20, max_bytes_in_flight=1 << 23) as client:
+        response = client.post_tensors(f"/v1/{operation}", **ONE_PIXEL)
+        problem = assert_problem(response, 413, "too_large")
+        assert problem["detail"].startswith("memory: expected at most ")
+        assert_still_serves(client)
+
+
+def test_a_loss_turns_no_matrix_into_json(monkeypatch):
+    def fail(*_: object) -> None:
+        raise AssertionError
+
+    with served() as client:
+        expected = client.post_tensors("/v1/evaluate", **ONE_PIXEL).json()
+        monkeypatch.setattr(results._Matrix, "blocks", fail)
+        monkeypatch.setattr(Evaluation, "metrics", property(fail))
+        response = client.post_tensors("/v1/loss", **ONE_PIXEL)
+    assert response.json().items() <= expected.items()
+    assert len(response.content) < 50_000
+
+
+def test_results_become_json_in_a_compute_thread(monkeypatch):
+    threads = []
+
+    def chunks(values: object) -> list[bytes]:
+        threads.append(threading.current_thread().name)
+        return json_chunks(values)
+
+    json_chunks = results.json_chunks
+    monkeypatch.setattr(results, "json_chunks", chunks)
+    with served() as client:
+        for path in ("/v1/loss", "/v1/evaluate"):
+            assert client.post_tensors(path, **make_inputs()).status_code == 200
+    assert len(threads) == 2
+    assert all(name.startswith("compute") for name in threads)
 
 
 def test_upsampling_beyond_the_memory_limit_is_an_error():

@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from serving import SAFETENSORS, Client, assert_problem, assert_still_serves, served
 
+from app.errors import safe_repr
 from app.http.problems import install_handlers
-from app.http.v1 import OPERATIONS
+from app.http.v1 import OPERATIONS, RESOURCES
 from app.images.palettes import PALETTES
 from app.images.render import KINDS
 from app.inputs import MAX_UPSAMPLED_SIDE
@@ -166,12 +167,12 @@ ILL_POSED = {
     "NaN": (
         "none",
         {"logits": with_logit(float("nan"), 0, 1, 2, 3)},
-        f"{NON_FINITE}, got nan at (0, 1, 2, 3). {DIVERGED}",
+        f"{NON_FINITE}, got nan at (0, 1, 2, 3), in 1 of 39 valid pixels. {DIVERGED}",
     ),
     "infinity": (
         "none",
         {"logits": with_logit(float("inf"), 0, 4, 5, 6)},
-        f"{NON_FINITE}, got inf at (0, 4, 5, 6). {DIVERGED}",
+        f"{NON_FINITE}, got inf at (0, 4, 5, 6), in 1 of 39 valid pixels. {DIVERGED}",
     ),
     "too few class weights": (
         "none",
@@ -267,7 +268,7 @@ def test_a_photo_larger_than_logits_suggests_upsampling(client, size, fix):
     tensors = {"logits": LOGITS, "image": torch.zeros(*size, 3).byte()}
     response = client.post_tensors("/v1/visualize?kind=overlay", **tensors)
     assert assert_problem(response, 422, "ill_posed")["detail"] == (
-        f"image: expected 6 x 7 (height x width) to match the prediction, got {size[0]} x 9.{fix}"
+        f"image: expected 6 x 7 (height x width) to match the logits, got {size[0]} x 9.{fix}"
     )
     path = "/v1/visualize?kind=overlay&upsampling=bilinear"
     assert client.post_tensors(path, **tensors).status_code == 200
@@ -306,7 +307,9 @@ def test_non_finite_scores_of_ignored_pixels_do_not_matter(client):
     inputs["labels"][0, 14, 23] = 0
     inputs["logits"][0, 2, 3, 4] = float("nan")
     problem = assert_problem(client.post_tensors(path, **inputs), 422, "ill_posed")
-    assert problem["got"] == "nan at (0, 2, 3, 4), read by pixel (0, 14, 23)"
+    assert (
+        problem["got"] == "nan at (0, 2, 3, 4), read by pixel (0, 14, 23), in 1 of 517 valid pixels"
+    )
 
 
 @pytest.mark.parametrize("operation", ["loss", "gradient", "evaluate", "visualize"])
@@ -318,7 +321,9 @@ def test_a_non_finite_score_is_named_with_its_pixel(client, operation, value):
     problem = assert_problem(client.post_tensors(path, **inputs), 422, "ill_posed")
     assert problem["where"] == "logits"
     # Rows 8 to 14 and columns 15 to 23 read the score.
-    assert problem["got"] == f"{value} at (0, 2, 3, 4), read by pixel (0, 8, 15) and 62 more pixels"
+    assert problem["got"] == (
+        f"{value} at (0, 2, 3, 4), read by pixel (0, 8, 15), in 63 of 579 valid pixels"
+    )
     assert problem["fix"] == DIVERGED
 
 
@@ -329,7 +334,7 @@ def test_a_pixel_with_minus_infinity_in_all_classes_is_an_error(client):
     assert client.post_tensors(path, **inputs).status_code == 200
     inputs["logits"][0, 1, 0, 1] = float("-inf")
     problem = assert_problem(client.post_tensors(path, **inputs), 422, "ill_posed")
-    assert problem["got"] == "-inf in every class at pixel (0, 0, 2) and 1 more pixel"
+    assert problem["got"] == "-inf in every class at pixel (0, 0, 2), in 2 of 6 valid pixels"
 
 
 def test_an_infinite_loss_is_null_in_json(client):
@@ -409,17 +414,17 @@ FILES = {
     "a PNG as logits": (
         {"logits": PNG},
         422,
-        "logits: expected an NPY or safetensors file, got PNG.",
+        "logits: expected an NPY, NPZ or safetensors file, got PNG.",
     ),
     "an empty file": (
         {"labels": b""},
         422,
-        "labels: expected an NPY, safetensors or PNG file, got an empty file.",
+        "labels: expected an NPY, NPZ, safetensors or PNG file, got an empty file.",
     ),
     "text": (
         {"labels": b"0 0 0 1 1 1\n" * 7},
         422,
-        "labels: expected an NPY, safetensors or PNG file, got another format.",
+        "labels: expected an NPY, NPZ, safetensors or PNG file, got another format.",
     ),
     "a safetensors file of two tensors": (
         {"logits": safetensors_file(a=LOGITS, b=LOGITS)},
@@ -487,9 +492,9 @@ def test_an_empty_body_is_malformed(client, operation):
 def test_a_missing_input_is_an_error_that_names_those_present(client):
     response = client.post_tensors("/v1/loss", labels=LABELS)
     problem = assert_problem(response, 422, "ill_posed")
-    assert problem["detail"] == "body: expected logits and labels, got labels."
+    assert problem["detail"] == "inputs: expected logits and labels, got labels."
     response = client.post_tensors("/v1/gradient", logits=LOGITS)
-    assert response.json()["detail"] == "body: expected logits and labels, got logits."
+    assert response.json()["detail"] == "inputs: expected logits and labels, got logits."
 
 
 def test_an_unknown_input_is_an_error_that_lists_the_known_ones(client):
@@ -501,8 +506,131 @@ def test_an_unknown_input_is_an_error_that_lists_the_known_ones(client):
 
 def test_an_option_among_the_inputs_belongs_in_the_query(client):
     files = {"logits": npy_file(LOGITS.numpy()), "labels": PNG, "ignore_index": b"0"}
-    problem = assert_problem(client.post("/v1/loss", files=files), 422, "ill_posed")
-    assert problem["fix"] == "Options belong in the query: ?ignore_index=..."
+    lists = {"logits": LOGITS.tolist(), "labels": LABELS.tolist(), "ignore_index": 0}
+    tensors = safetensors_file(**make_inputs(), ignore_index=torch.zeros(1))
+    for request in (
+        {"files": files},
+        {"json": lists},
+        {"content": tensors, "headers": SAFETENSORS},
+    ):
+        problem = assert_problem(client.post("/v1/loss", **request), 422, "ill_posed")
+        assert problem["fix"] == "Options belong in the query: ?ignore_index=..."
+
+
+@pytest.mark.parametrize("name", ["label", "Labels", "lables"])
+def test_an_input_that_is_like_a_known_one_suggests_it(client, name):
+    tensors = safetensors_file(**{name: LABELS})
+    for request in (
+        {"files": {name: PNG}},
+        {"json": {name: LABELS.tolist()}},
+        {"content": tensors, "headers": SAFETENSORS},
+    ):
+        problem = assert_problem(client.post("/v1/loss", **request), 422, "ill_posed")
+        assert problem["fix"] == "Did you mean labels?"
+
+
+def test_a_palette_and_a_media_type_that_are_like_known_ones_suggest_them(client):
+    problem = assert_problem(client.get("/v1/palettes/cityscape"), 404, "not_found")
+    assert problem["fix"] == "Did you mean cityscapes?"
+    response = client.post("/v1/loss", content=b"x", headers={"Content-Type": "application/jason"})
+    problem = assert_problem(response, 415, "unsupported_media")
+    assert problem["fix"] == "Did you mean application/json?"
+
+
+WRONG_INPUTS = {
+    "a prediction of two images": (
+        "prediction",
+        {"prediction": torch.zeros(2, 6, 7).byte()},
+        "prediction: expected [1,H,W], one image, got shape (2, 6, 7).",
+    ),
+    "a prediction that is no index": (
+        "prediction",
+        {"prediction": torch.zeros(1, 6, 7)},
+        "prediction: expected class indices, which are integers, got float32.",
+    ),
+    "a prediction that no PNG holds": (
+        "prediction",
+        {"prediction": torch.full((1, 6, 7), 300)},
+        (
+            "prediction: expected 0…255, which a PNG of mode P can hold, "
+            "got 300 at (0, 0) and 41 more pixels."
+        ),
+    ),
+    "labels that no PNG holds": (
+        "labels",
+        {"labels": torch.full((1, 6, 7), 300)},
+        (
+            "labels: expected 0…255, which a PNG of mode P can hold, "
+            "got 300 at (0, 0) and 41 more pixels."
+        ),
+    ),
+    "a photo of another size than the prediction": (
+        "overlay",
+        {"prediction": torch.zeros(1, 6, 7).byte(), "image": make_photo(5, 7)},
+        "image: expected 6 x 7 (height x width) to match the prediction, got 5 x 7.",
+    ),
+    "a photo of another size than the logits": (
+        "overlay",
+        {"logits": LOGITS, "image": make_photo(5, 7)},
+        "image: expected 6 x 7 (height x width) to match the logits, got 5 x 7.",
+    ),
+    "a photo of another size than the labels": (
+        "overlay",
+        {"labels": LABELS, "image": make_photo(5, 7)},
+        "image: expected 6 x 7 (height x width) to match the labels, got 5 x 7.",
+    ),
+    "a prediction of another size than the labels": (
+        "error",
+        {"labels": LABELS, "prediction": torch.zeros(1, 5, 7).byte()},
+        "prediction: expected 6 x 7 (height x width) to match the labels, got 5 x 7.",
+    ),
+}
+
+
+def test_a_message_about_the_size_of_the_photo_names_the_photo(client):
+    tensors = {"logits": torch.zeros(1, 5, 2, 2), "image": make_photo(99, 99)}
+    response = client.post_tensors("/v1/visualize?kind=overlay&upsampling=fcn", **tensors)
+    problem = assert_problem(response, 422, "ill_posed")
+    assert problem["expected"].endswith("FCN-8s', 16s' or 32s' for image (99, 99)")
+
+
+@pytest.mark.parametrize("case", WRONG_INPUTS)
+def test_a_message_about_a_picture_names_the_input_that_was_sent(client, case):
+    kind, tensors, sentence = WRONG_INPUTS[case]
+    response = client.post_tensors(f"/v1/visualize?kind={kind}", **tensors)
+    assert assert_problem(response, 422, "ill_posed")["detail"] == sentence
+
+
+def test_a_prediction_in_colours_is_named_in_messages(client):
+    colours = png_file(np.full((6, 7, 3), 9, np.uint8))
+    for name in ("prediction", "labels"):
+        path = "/v1/visualize?palette=voc&kind=prediction"
+        problem = assert_problem(client.post(path, files={name: colours}), 422, "ill_posed")
+        assert problem["where"] == name
+
+
+def test_arrays_in_npz_files_are_bounded_together():
+    """A small file can hold much, and a request has several files."""
+    target = io.BytesIO()
+    np.savez_compressed(target, np.zeros((1, 5, 300, 300), np.float32))
+    logits = target.getvalue()
+    target = io.BytesIO()
+    np.savez_compressed(target, np.zeros((1, 300, 300), np.uint8))
+    labels = target.getvalue()
+    assert len(logits) + len(labels) < 4000
+    num_bytes = 4 * 5 * 300 * 300 + 300 * 300 + 2 * 128
+    files = {"logits": ("a", logits), "labels": ("b", labels)}
+    limits = {"max_body_bytes": num_bytes, "max_bytes_in_flight": num_bytes + 8000}
+    with served(**limits) as client:
+        assert client.post("/v1/loss", files=files).status_code == 200
+        workers = client.app.state.service.workers
+        with workers.reserve(7000):
+            assert_problem(client.post("/v1/loss", files=files), 503, "unavailable")
+        assert workers.bytes_in_flight == 0
+    with served(max_body_bytes=num_bytes - 1) as client:
+        problem = assert_problem(client.post("/v1/loss", files=files), 413, "too_large")
+        assert problem["where"] == "labels"
+        assert problem["limit"] == 300 * 300 + 128 - 1
 
 
 # Options
@@ -515,6 +643,7 @@ NAMES = (
 INTEGERS = "ignore_index: expected an integer, several with commas between them, or none"
 SHARE = "label_smoothing: expected a number from 0 to 1"
 POSITIVE = "temperature: expected a positive number, 1e-30...1e30"
+REPLACED = "\\ufffd"
 UPSAMPLING = "upsampling: expected one of none, bilinear, bilinear_aligned, fcn"
 
 OPTIONS = {
@@ -535,14 +664,26 @@ OPTIONS = {
     "ignore_index=1,,2": f"{INTEGERS}, got '1,,2'.",
     "ignore_index=1.5": f"{INTEGERS}, got '1.5'.",
     "ignore_index=" + "9" * 30: f"{INTEGERS}, got '999999999999999999999999999999'.",
-    "ignore_index=" + "9" * 4000: f"{INTEGERS}, got something else.",
-    "ignore_index=%00": f"{INTEGERS}, got something else.",
-    "ignore_index=%ED%A0%80": f"{INTEGERS}, got something else.",
-    "palette=<script>": f"palette: expected one of {', '.join(PALETTES)}, got something else.",
+    "ignore_index=" + "9" * 4000: f"{INTEGERS}, got '{'9' * 75}...'.",
+    "ignore_index=%00": f"{INTEGERS}, got '\\x00'.",
+    "ignore_index=%ED%A0%80": f"{INTEGERS}, got '{REPLACED * 3}'.",
+    "palette=<script>": (
+        f"palette: expected one of {', '.join(PALETTES)}, got '\\x3cscript\\x3e'."
+    ),
+    "palette=Cityscape": (
+        f"palette: expected one of {', '.join(PALETTES)}, got 'Cityscape'. Did you mean cityscapes?"
+    ),
+    "temprature=1": f"{NAMES}, got 'temprature'. Did you mean temperature?",
+    "normalization=Weights": (
+        "normalization: expected one of valid, full, batch, none, weight, got 'Weights'. "
+        "Did you mean weight?"
+    ),
     "upsampling=": f"{UPSAMPLING}, got nothing.",
-    "upsampling=FCN": f"{UPSAMPLING}, got 'FCN'.",
+    "upsampling=FCN": f"{UPSAMPLING}, got 'FCN'. Did you mean fcn?",
     "upsampling=nearest": f"{UPSAMPLING}, got 'nearest'.",
-    "label_encoding=rgba": "label_encoding: expected one of auto, index, rgb, got 'rgba'.",
+    "label_encoding=rgba": (
+        "label_encoding: expected one of auto, index, rgb, got 'rgba'. Did you mean rgb?"
+    ),
     "temperature=1&temperature=2": "temperature: expected one value, got several.",
 }
 
@@ -554,11 +695,70 @@ def test_an_unknown_or_invalid_option_is_an_error(client, query):
     assert assert_problem(response, 422, "ill_posed")["detail"] == OPTIONS[query]
 
 
-def test_text_of_the_client_is_repeated_only_if_short_and_plain(client):
-    for query in ("<script>=1", "palette=<script>", "ignore_index=%0d%0aSet-Cookie:a"):
-        response = client.post(f"/v1/loss?{query}", content=b"x", headers=SAFETENSORS)
-        assert "script" not in response.text.replace("urn", "")
-        assert "Cookie" not in response.text
+def test_text_of_the_client_is_escaped_and_cut(client):
+    """In every place that a client can name: a message may be shown on a page or a terminal."""
+    part = b'Content-Disposition: form-data; name="%s"\r\n\r\n'
+    form = {"Content-Type": "multipart/form-data; boundary=b"}
+    names = {"safetensors": b"<script>", "part": b"<script>", "long": b"x" * 999}
+    for case, request in {
+        "option": {"path": "/v1/loss?%3Cscript%3E=1", "content": b"x", "headers": SAFETENSORS},
+        "choice": {"path": "/v1/loss?palette=<script>", "content": b"x", "headers": SAFETENSORS},
+        "header": {"path": "/v1/loss?palette=%0d%0aSet-Cookie:a", "headers": SAFETENSORS},
+        "long": {"path": f"/v1/loss?palette={'<' * 999}", "content": b"x", "headers": SAFETENSORS},
+        "path": {"path": "/<script>"},
+        "palette": {"method": "GET", "path": "/v1/palettes/<script>"},
+        "media type": {"path": "/v1/loss", "headers": {"Content-Type": "a/<script>"}},
+        "coding": {"path": "/v1/loss", "headers": {**SAFETENSORS, "Content-Encoding": "<script>"}},
+        "accept": {"path": "/v1/loss", "headers": {**SAFETENSORS, "Accept": "a/<script>"}},
+        "key": {"path": "/v1/loss", "json": {"<script>": [0]}},
+        "long key": {"path": "/v1/loss", "json": {"\u202e" * 999: [0]}},
+        "tensor": {
+            "path": "/v1/loss",
+            "content": safetensors_file(**{"<script>": LOGITS.flatten()}),
+            "headers": SAFETENSORS,
+        },
+        "damaged tensor": {
+            "path": "/v1/loss",
+            "content": safetensors_file(**{"<script>": LOGITS}).replace(b"[1,5", b"[9,5"),
+            "headers": SAFETENSORS,
+        },
+        "tensor in a file": {
+            "path": "/v1/loss",
+            "files": {"logits": safetensors_file(**{"<script>": LOGITS}).replace(b"[1,5", b"[9,5")},
+        },
+        "part": {
+            "path": "/v1/loss",
+            "content": b"--b\r\n" + part % names["part"] + b"\r\n--b--\r\n",
+            "headers": form,
+        },
+        "two parts": {
+            "path": "/v1/loss",
+            "content": (b"--b\r\n" + part % names["part"] + b"\r\n") * 2 + b"--b--\r\n",
+            "headers": form,
+        },
+        "disposition": {
+            "path": "/v1/loss",
+            "content": b"--b\r\nContent-Disposition: <script>\r\n\r\n\r\n--b--\r\n",
+            "headers": form,
+        },
+        "part encoding": {
+            "path": "/v1/loss",
+            "content": b"--b\r\nContent-Transfer-Encoding: <script>\r\n"
+            + part % b"logits"
+            + b"\r\n--b--\r\n",
+            "headers": form,
+        },
+    }.items():
+        response = client.request(request.pop("method", "POST"), request.pop("path"), **request)
+        assert response.status_code >= 400, case
+        assert response.headers["Content-Type"] == "application/problem+json"
+        assert "<" not in response.text, case
+        assert "\u202e" not in response.text, case
+        assert not any("script" in value.lower() for value in response.headers.values()), case
+        assert "Set-Cookie" not in response.headers, case
+        problem = response.json()
+        assert len(problem["got"]) <= 80 + len("Content-Transfer-Encoding ' twice"), case
+        assert "script" in problem["detail"] or "..." in problem["got"] or case == "header", case
 
 
 # Limits
@@ -627,6 +827,7 @@ def test_an_unknown_media_type_lists_the_known_ones(client):
             "/v1/loss", content=b"x", headers=[(b"Content-Type", content_type.encode("latin-1"))]
         )
         problem = assert_problem(response, 415, "unsupported_media")
+        assert problem["got"] == safe_repr(content_type.partition(";")[0])
         accepted = ["application/x-safetensors", "multipart/form-data", "application/json"]
         assert problem["accepted"] == accepted
         assert response.headers["Accept-Post"] == ", ".join(accepted)
@@ -650,7 +851,9 @@ def test_an_accept_without_an_offered_type_lists_the_offered_ones(client):
             content=safetensors_file(**make_inputs()),
             headers={**SAFETENSORS, "Accept": "text/html"},
         )
-        assert assert_problem(response, 406, "not_acceptable")["offered"] == offered
+        problem = assert_problem(response, 406, "not_acceptable")
+        assert problem["offered"] == offered
+        assert problem["got"] == "'text/html'"
 
 
 def test_maps_in_a_json_response_are_an_error(client):
@@ -659,15 +862,34 @@ def test_maps_in_a_json_response_are_an_error(client):
     assert problem["fix"] == "Send Accept: application/x-safetensors to get them."
 
 
-def test_unknown_paths_and_methods_are_problems_too(client):
-    assert_problem(client.get("/nothing"), 404, "not_found")
-    assert_problem(client.get("/v1/loss/"), 404, "not_found")
-    assert_problem(client.get("/v1/palettes/%00"), 404, "not_found")
+def test_an_unknown_path_lists_those_there_are(client):
+    problem = assert_problem(client.get("/nothing"), 404, "not_found")
+    assert problem["routes"] == [
+        *(f"POST /v1/{operation.name}" for operation in OPERATIONS),
+        *(f"GET {resource.path}" for resource in RESOURCES),
+    ]
+    assert problem["detail"] == (
+        f"path: expected one of {', '.join(problem['routes'])}, got '/nothing'."
+    )
+    problem = assert_problem(client.post("/v1/los"), 404, "not_found")
+    assert problem["fix"] == "Did you mean /v1/loss?"
+    for path in ("/v1/palettes/%00", "/v1/loss//", "//", "/v1/loss%0A", "/v1/palettes/a/b"):
+        assert_problem(client.get(path), 404, "not_found")
+
+
+def test_another_method_is_an_error_that_names_those_of_the_path(client):
     for method in ("GET", "PUT", "DELETE", "OPTIONS", "PATCH", "HEAD"):
-        response = client.request(method, "/v1/loss")
-        assert response.status_code == 405
-        assert response.headers["Allow"] == "POST"
-    assert_problem(client.post("/livez"), 405, "method_not_allowed")
+        for path in ("/v1/loss", "/v1/loss/"):
+            response = client.request(method, path)
+            assert response.status_code == 405
+            assert response.headers["Allow"] == "POST"
+            if method != "HEAD":
+                problem = assert_problem(response, 405, "method_not_allowed")
+                assert problem["detail"] == f"method: expected POST, got '{method}'."
+    response = client.post("/livez")
+    problem = assert_problem(response, 405, "method_not_allowed")
+    assert response.headers["Allow"] == "GET, HEAD"
+    assert problem["expected"] == "GET or HEAD"
 
 
 def test_an_input_that_fastapi_rejects_is_a_problem_without_it():

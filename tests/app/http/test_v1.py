@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from pathlib import Path
 
 import fcn_demo
 import numpy as np
@@ -23,6 +24,7 @@ from PIL import Image
 from serving import SAFETENSORS, assert_problem, served
 
 import seg_loss
+from app.http.v1 import RESOURCES
 from app.images.palettes import PALETTES
 from app.images.render import KINDS
 
@@ -82,12 +84,28 @@ def test_an_npy_gradient_has_the_loss_in_a_header(client):
     assert np.array_equal(np.load(io.BytesIO(response.content)), gradient.numpy())
 
 
-def test_a_bfloat16_gradient_as_npy_is_an_error(client):
+def test_an_npy_gradient_of_bfloat16_is_float32_with_the_same_numbers(client, run, empty_directory):
     tensors = {**make_inputs(), "logits": make_inputs()["logits"].bfloat16()}
+    _, gradient = seg_loss.loss_and_gradient(**tensors)
+    assert gradient.dtype == torch.bfloat16
     headers = {**SAFETENSORS, "Accept": "application/x-npy"}
     response = client.post("/v1/gradient", content=safetensors_file(**tensors), headers=headers)
-    assert response.status_code == 422
-    assert response.json()["fix"] == "Ask for application/x-safetensors."
+    assert response.headers["Seg-Loss-Dtype"] == "bfloat16"
+    array = np.load(io.BytesIO(response.content))
+    assert array.dtype == np.float32
+    assert np.array_equal(array, gradient.float().numpy())
+    Path("logits.safetensors").write_bytes(safetensors_file(logits=tensors["logits"]))
+    Path("labels.npy").write_bytes(npy_file(tensors["labels"].numpy()))
+    status, _, err = run("gradient", "logits.safetensors", "labels.npy", "-o", "g.npy")
+    assert (status, err) == (
+        0,
+        "seg-loss: warning: NPY has no bfloat16: the file holds the same numbers as float32.\n",
+    )
+    assert np.array_equal(np.load("g.npy"), array)
+    tensors["logits"] = tensors["logits"].half()
+    response = client.post("/v1/gradient", content=safetensors_file(**tensors), headers=headers)
+    assert "Seg-Loss-Dtype" not in response.headers
+    assert np.load(io.BytesIO(response.content)).dtype == np.float16
 
 
 def test_evaluate_as_json_returns_all_but_maps(client):
@@ -113,6 +131,28 @@ def test_maps_are_tensors_with_the_evaluation_in_the_metadata(client):
     metadata = json.loads(response.content[8 : 8 + length])["__metadata__"]
     without_maps = client.post_tensors("/v1/evaluate", **make_inputs()).json()
     assert json.loads(metadata["evaluation"]) == without_maps
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("ignored", [-1, 4, 255])
+def test_every_kind_of_picture_takes_every_dtype_of_labels(client, dtype, ignored):
+    labels = make_inputs()["labels"].to(torch.int64)
+    labels[labels == 255] = ignored
+    labels = labels.to(dtype)
+    photo = make_photo(6, 7)
+    ignored = int(labels.to(torch.int64)[0, 0, 0])  # -1 is 255 in uint8, and the other way round
+    for kind in KINDS:
+        for inputs in (
+            {"logits": make_inputs()["logits"], "labels": labels, "image": photo},
+            {"prediction": labels.clamp(0, 4), "labels": labels, "image": photo},
+            {"labels": labels, "image": photo},
+        ):
+            path = f"/v1/visualize?kind={kind}&ignore_index={ignored}"
+            response = client.post_tensors(path, **inputs)
+            if "logits" in inputs or response.status_code != 422:
+                assert response.status_code == 200, (kind, response.text)
+            else:  # the kind needs more inputs
+                assert response.json()["got"] == "nothing", (kind, response.text)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -212,18 +252,52 @@ def test_palettes_are_listed_and_shown(client):
     assert voc["colours"][1] == [128, 0, 0]
     assert voc["class_names"][15] == "person"
     assert client.get("/v1/palettes/none").json()["detail"] == (
-        f"palette: expected one of {', '.join(PALETTES)}, got an unknown name."
+        f"palette: expected one of {', '.join(PALETTES)}, got 'none'."
     )
+
+
+GET_PATHS = [resource.path.replace("{name}", "voc") for resource in RESOURCES]
+
+
+@pytest.mark.parametrize("path", GET_PATHS)
+def test_every_get_path_answers_head_too(client, path):
+    response = client.request("HEAD", path)
+    expected = client.get(path)
+    assert response.status_code == expected.status_code == 200
+    assert response.headers["Content-Type"] == expected.headers["Content-Type"]
+    assert response.content == b""
+    if path != "/metrics":
+        assert response.headers["Content-Length"] == f"{len(expected.content)}"
+
+
+@pytest.mark.parametrize("path", GET_PATHS)
+def test_a_slash_at_the_end_is_the_same_path(client, path):
+    response = client.get(f"{path}/")
+    assert response.status_code == 200
+    if path != "/metrics":
+        assert response.content == client.get(path).content
+        return
+    client.post_tensors("/v1/loss/?temperature=2", **make_inputs())
+    text = client.get(path).text
+    assert 'route="/v1/loss"' in text
+    assert 'route="/v1/loss/"' not in text
+
+
+def test_a_loss_is_answered_with_a_slash_at_the_end(client):
+    for query in ("", "?temperature=2"):
+        response = client.post_tensors(f"/v1/loss/{query}", **make_inputs())
+        assert response.json() == client.post_tensors(f"/v1/loss{query}", **make_inputs()).json()
 
 
 def test_readyz_is_503_until_warm_and_while_draining():
     with served() as client:
         assert client.get("/livez").json() == {"status": "live"}
+        client.wait_until_warm()  # the start sets it once, at a time that a test cannot choose
         client.app.state.service.is_warm = False
         response = client.get("/readyz")
         assert response.status_code == 503
         assert response.headers["Retry-After"] == "1"
-        client.wait_until_warm()
+        client.app.state.service.is_warm = True
         assert client.get("/readyz").json() == {"status": "ready"}
         client.app.state.service.is_draining = True
         assert client.get("/readyz").json()["detail"] == "The service is stopping."

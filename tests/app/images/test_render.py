@@ -197,7 +197,7 @@ def test_the_first_and_the_last_colour_cover_half_a_step(share: float, index: in
 def test_an_unknown_kind_is_an_error_that_lists_the_known_ones() -> None:
     assert error_of("margin", FULL) == (
         "kind: expected one of labels, prediction, overlay, error, nll, confidence, entropy, "
-        "got an unknown name."
+        "got 'margin'."
     )
 
 
