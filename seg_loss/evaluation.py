@@ -109,6 +109,7 @@ class Evaluation:
     confusion: Tensor
     non_finite_pixels: int
     maps: dict[str, Tensor]
+    _ignore_index: int | Sequence[int] = field(repr=False)
     _sums: EvaluationSums = field(repr=False)
 
     @cached_property
@@ -142,8 +143,8 @@ class Evaluation:
 
     @cached_property
     def metrics(self) -> FcnMetrics:
-        """The metrics of the confusion matrix."""
-        return fcn_metrics(self.confusion)
+        """The metrics of the confusion matrix; ignored classes are in no mean."""
+        return fcn_metrics(self.confusion, ignore_index=self._ignore_index)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -229,6 +230,7 @@ def evaluate(
         confusion=sums.confusion,
         non_finite_pixels=sums.num_non_finite,
         maps={name: sums.maps[name] for name in maps},
+        _ignore_index=options.ignore_index,
         _sums=sums,
     )
 

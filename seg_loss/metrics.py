@@ -7,6 +7,9 @@ With n_ij the pixels of class i predicted as j, t_i = sum_j n_ij and p_i = sum_j
     mean IU                   mean of n_ii / (t_i + p_i - n_ii)
     frequency-weighted IU     sum_i t_i IU_i / sum_i t_i
 
+An ignored class has no row, because its pixels do not count, and no IU. Its column remains: a valid
+pixel that is predicted as an ignored class is wrong, and counts in t_i of its true class.
+
 Long, Shelhamer, Darrell: Fully Convolutional Networks for Semantic Segmentation, CVPR 2015, section
 5.
 """
@@ -31,7 +34,7 @@ class FcnMetrics:
 
     Attributes:
         pixel_accuracy, mean_accuracy, mean_iu, frequency_weighted_iu: as in the module's formulas.
-        iu: of each class; None for a class in neither truth nor prediction.
+        iu: of each class; None for a class in neither truth nor prediction, or an ignored one.
         accuracy: of each class; None for a class not in the truth.
         num_classes_averaged: number of classes that `mean_iu` is the mean of.
         absent: how `mean_iu` treats classes that do not occur.
@@ -92,7 +95,9 @@ def confusion_matrix(
     return counts.reshape(num_classes, num_classes)
 
 
-def fcn_metrics(confusion: Tensor, *, absent: str = "skip") -> FcnMetrics:
+def fcn_metrics(
+    confusion: Tensor, *, absent: str = "skip", ignore_index: int | Sequence[int] = 255
+) -> FcnMetrics:
     """Returns the metrics of a confusion matrix.
 
     Args:
@@ -101,6 +106,8 @@ def fcn_metrics(confusion: Tensor, *, absent: str = "skip") -> FcnMetrics:
         absent: how mean IU treats a class in neither truth nor prediction: "skip" leaves it out, as
             FCN does, "zero" counts it as 0, as CSAIL's ADE20K does, and "one" as 1. "gt_only"
             leaves out every class that is not in the truth.
+        ignore_index: as in `confusion_matrix`. An ignored value may be a class. The pixels in its
+            row do not count, and the class is in no mean, whatever `absent` is.
 
     Raises:
         InvalidInput: for another shape or another `absent`.
@@ -112,16 +119,20 @@ def fcn_metrics(confusion: Tensor, *, absent: str = "skip") -> FcnMetrics:
         raise InvalidInput("confusion", "[C, C]", f"shape {shape_of(confusion)}")
     check_choice("absent", absent, ABSENT)
     # NumPy, because each call of torch takes longer than the arithmetic.
-    counts = confusion.double().cpu().numpy()
+    counts = confusion.double().cpu().numpy().copy()
+    ignored = [c for c in ignored_values(ignore_index) if 0 <= c < len(counts)]
+    counts[ignored] = 0
     right, truth, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
     union, present, total = truth + predicted - right, truth > 0, truth.sum()
     with np.errstate(divide="ignore", invalid="ignore"):
         iu, accuracy = right / union, right / truth
+        iu[ignored] = math.nan
         pixel_accuracy = right.sum() / total
         frequencies = truth[present] / total
-    averaged = iu[present] if absent == "gt_only" else iu[union > 0]
+    averaged = iu[present] if absent == "gt_only" else iu[~np.isnan(iu)]
     if absent in ("zero", "one"):
         averaged = np.where(np.isnan(iu), float(absent == "one"), iu)
+        averaged = np.delete(averaged, ignored)
     return FcnMetrics(
         pixel_accuracy=_none_if_nan(float(pixel_accuracy)),
         mean_accuracy=_mean(accuracy[present]),
