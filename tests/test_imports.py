@@ -24,7 +24,8 @@ MODULES = {
 BASE = ("constants", "_errors", "_labels", "_inputs", "_divisor", "_evaluation_sums", "upsampling")
 BASE = tuple(f"seg_loss.{name}" for name in BASE)
 CPU_KERNEL_BASE = tuple(
-    f"seg_loss.cpu.{name}" for name in ("compiler", "dtypes", "exponential", "records", "simd")
+    f"seg_loss.cpu.{name}"
+    for name in ("compiler", "dtypes", "exponential", "records", "simd", "sums")
 )
 CPU_PLAN = tuple(f"seg_loss.cpu.{name}" for name in ("cache", "plan", "records", "target"))
 ARROWS = {
@@ -50,6 +51,7 @@ ARROWS = {
     "seg_loss.cpu.target": (),
     "seg_loss.cpu.records": ("seg_loss.constants",),
     "seg_loss.cpu.compiler": ("seg_loss.cpu.target",),
+    "seg_loss.cpu.sums": ("seg_loss.cpu.compiler",),
     "seg_loss.cpu.simd": (
         "seg_loss.cpu.compiler", "seg_loss.cpu.records", "seg_loss.cpu.target",
     ),
@@ -208,13 +210,13 @@ ONLY_IN = {
         *(f"seg_loss.cpu.{name}"
           for name in ("columns", "compiler", "cross_entropy", "dtypes", "evaluate", "exponential",
                        "interval_columns", "many_classes", "region", "rows", "simd", "softmax",
-                       "tiles", "upsampled")),
+                       "sums", "tiles", "upsampled")),
         "benchmarks",
     ),
     "llvmlite": tuple(
         f"seg_loss.cpu.{name}"
         for name in ("cache", "compiler", "dtypes", "exponential", "interval_columns", "simd",
-                     "target")
+                     "sums", "target")
     ),
     "triton": (
         *(f"seg_loss.gpu.{name}"

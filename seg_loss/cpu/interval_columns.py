@@ -189,10 +189,9 @@ def _emit_sum_over_blocks(builder, num_classes, sums, others, of_class, results)
 
     zeros = [zero] * sums
     turns = builder.sdiv(builder.add(num_classes, word(SUM_BLOCK - 1)), size)
-    values = _emit_loop(
+    return _emit_loop(
         builder, turns, [*zeros, *others], lambda turn, values: of_block(turn, values[sums:])
     )
-    return values
 
 
 def _emit_phis(builder, values_of):
@@ -294,9 +293,7 @@ def _make_exponentials(phases, anchor_distance, is_stored):
 
             zero, one = constant(float32, 0.0), constant(float32, 1.0)
             others = [one] * phases + [zero]
-            values = _emit_sum_over_blocks(
-                builder, num_classes, phases, others, of_class, results
-            )
+            values = _emit_sum_over_blocks(builder, num_classes, phases, others, of_class, results)
             limit = constant(float32, _LARGEST_RATIO)
             is_steep = builder.fcmp_unordered(">", values[-1], limit)
             for k in range(phases):

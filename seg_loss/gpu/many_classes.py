@@ -22,6 +22,7 @@ from seg_loss.gpu.cross_entropy import (
 )
 from seg_loss.gpu.interpolation import interpolate, locate_sources
 from seg_loss.gpu.math import (
+    SUM_BLOCKS,
     add_other_class,
     exponent_of_maximum,
     exponent_scale,
@@ -31,8 +32,6 @@ from seg_loss.gpu.math import (
 )
 
 TOP = tl.constexpr(NUM_TOP_CLASSES)
-# Blocks that are added one after another: the error of a long sum grows with its number of terms.
-SUM_BLOCKS = tl.constexpr(16)
 
 
 @triton.jit

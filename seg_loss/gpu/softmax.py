@@ -4,8 +4,7 @@ import triton
 import triton.language as tl
 
 from seg_loss.gpu.cross_entropy import spatial_offsets
-from seg_loss.gpu.many_classes import SUM_BLOCKS
-from seg_loss.gpu.math import LN_2, LOG2_E, float_from_bits
+from seg_loss.gpu.math import LN_2, LOG2_E, SUM_BLOCKS, float_from_bits
 
 _LOG2_E_LOW = tl.constexpr(1.925963033500946e-08)  # the part of log2(e) that float32 drops
 

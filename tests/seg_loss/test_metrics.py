@@ -79,7 +79,9 @@ def test_an_ignored_class_is_in_no_row_and_in_no_mean():
 
 
 @pytest.mark.parametrize("absent", ABSENT)
-@pytest.mark.parametrize("ignored", [(), (0,), (2, 3), (0, 2, -1, 255), (1, 1, 4), (3, 300)], ids=str)
+@pytest.mark.parametrize(
+    "ignored", [(), (0,), (2, 3), (0, 2, -1, 255), (1, 1, 4), (3, 300)], ids=str
+)
 def test_ignored_classes_count_as_their_definition_says(ignored, absent):
     # Class 3 is in neither truth nor prediction, class 4 is only predicted.
     torch.manual_seed(0)
