@@ -45,7 +45,7 @@ def evaluate(inputs: Inputs, options: EvaluateOptions) -> EvaluationResult:
 
 
 def gradient(inputs: Inputs, options: GradientOptions) -> GradientResult:
-    """Returns the loss and its gradient in the logits, times `loss_weight`."""
+    """Returns the loss and its gradient in the logits or probabilities, times `loss_weight`."""
     logits, labels = _logits_and_labels(inputs)
     value, gradient = seg_loss.loss_and_gradient(
         logits, labels, inputs.class_weight, **_loss_arguments(inputs, options)
@@ -93,9 +93,9 @@ def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
 
 
 def working_bytes(inputs: Inputs, options: LossOptions, device: torch.device) -> int:
-    """Returns the most bytes that maps and upsampling need beside the inputs, on a device.
+    """Returns the most bytes that maps, logarithms and upsampling need beside the inputs.
 
-    With an upsampling they can be many more than the bytes of the body: see
+    They are on a device. With an upsampling they can be many more than the bytes of the body: see
     `seg_loss.scratch_bytes`.
     """
     upsampling = None if _size(inputs, options) is None else _upsampling(inputs, options)
@@ -105,7 +105,7 @@ def working_bytes(inputs: Inputs, options: LossOptions, device: torch.device) ->
         logits = inputs.logits.new_empty((), device=device).expand(inputs.logits.shape)
         size = _upsampled_size(inputs)
         scratch = seg_loss.scratch_bytes(logits, size, upsampling=upsampling)
-    return scratch + _map_bytes(inputs, options)
+    return scratch + _logarithm_bytes(inputs, options) + _map_bytes(inputs, options)
 
 
 def tensor_bytes(inputs: Inputs, options: LossOptions) -> int:
@@ -113,7 +113,8 @@ def tensor_bytes(inputs: Inputs, options: LossOptions) -> int:
     tensors = list(inputs.tensors_of_loss.values())
     if isinstance(options, GradientOptions) and inputs.logits is not None:
         tensors.append(inputs.logits)  # the gradient is as large
-    return sum(tensor.nbytes for tensor in tensors) + _map_bytes(inputs, options)
+    num_bytes = sum(tensor.nbytes for tensor in tensors)
+    return num_bytes + _logarithm_bytes(inputs, options) + _map_bytes(inputs, options)
 
 
 def require_finite(inputs: Inputs, options: LossOptions, result: Result) -> None:
@@ -152,6 +153,13 @@ def _size(inputs: Inputs, options: LossOptions) -> tuple[int, ...] | None:
     return _upsampled_size(inputs)
 
 
+def _logarithm_bytes(inputs: Inputs, options: LossOptions) -> int:
+    """Returns the bytes of the logarithms of probabilities, which are float32 or float64."""
+    if options.scores == "logits" or inputs.logits is None:
+        return 0
+    return max(4, inputs.logits.itemsize) * inputs.logits.numel()
+
+
 def _map_bytes(inputs: Inputs, options: LossOptions) -> int:
     size = _size(inputs, options)
     if size is None or inputs.logits is None:
@@ -179,6 +187,7 @@ class _LossArguments(TypedDict):
     temperature: float
     normalization: str
     upsampling: Upsampling | None
+    scores: str
 
 
 def _loss_arguments(inputs: Inputs, options: LossOptions) -> _LossArguments:
@@ -189,6 +198,7 @@ def _loss_arguments(inputs: Inputs, options: LossOptions) -> _LossArguments:
         "temperature": options.temperature,
         "normalization": options.normalization,
         "upsampling": _upsampling(inputs, options),
+        "scores": options.scores,
     }
 
 
@@ -231,13 +241,16 @@ def _evaluate_for_picture(inputs: Inputs, options: VisualizeOptions) -> Evaluati
         )
     upsampling = _upsampling(inputs, options)
     size = logits.shape[2:] if upsampling is None else _upsampled_size(inputs)
-    all_ignored = torch.full((1, 1, 1), 255, dtype=torch.uint8, device=logits.device)
+    # Only the probabilities of valid pixels are checked.
+    label = 0 if options.scores == "probabilities" else 255
+    all_alike = torch.full((1, 1, 1), label, dtype=torch.uint8, device=logits.device)
     return seg_loss.evaluate(
         logits,
-        all_ignored.expand(1, *size),
+        all_alike.expand(1, *size),
         temperature=options.temperature,
         ignore_index=255,
         upsampling=upsampling,
+        scores=options.scores,
         maps=(name,),
     )
 

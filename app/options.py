@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 import seg_loss
-from seg_loss.constants import MAPS, NORMALIZATIONS
+from seg_loss.constants import MAPS, NORMALIZATIONS, SCORES
 
 from .errors import IllPosed, Malformed, safe_repr
 from .formats.png import ENCODINGS, Encoding
@@ -118,6 +118,12 @@ class LossOptions(BaseModel):
         title=f"one of {', '.join(UPSAMPLINGS)}",
         description="Upsamples logits of lower resolution to the size of the labels: bilinear "
         "without or with align_corners, or as the last layer of FCN-8s, 16s or 32s does.",
+    )
+    scores: Annotated[str, _one_of(SCORES)] = Field(
+        default="logits",
+        title=f"one of {', '.join(SCORES)}",
+        description="Whether the logits are logits, or probabilities after the softmax. The "
+        "gradient is then in the probabilities.",
     )
     label_encoding: Annotated[Encoding, _one_of(ENCODINGS)] = Field(
         default="auto",

@@ -20,8 +20,12 @@ def pixel_terms(
     ignore_index: int | Sequence[int] = 255,
     label_smoothing: float = 0.0,
     temperature: float = 1.0,
+    scores: str = "logits",
 ) -> tuple[Tensor, Tensor]:
-    """Returns the terms of the valid pixels, in the labels' order, and their weights; float64."""
+    """Returns the terms of the valid pixels, in the labels' order, and their weights; float64.
+
+    If `scores` is "probabilities", so are the logits, and the nll is -ln p.
+    """
     num_classes = logits.shape[1]
     values = (ignore_index,) if isinstance(ignore_index, int) else ignore_index
     target = labels.reshape(-1).long()
@@ -32,6 +36,8 @@ def pixel_terms(
     pixels = torch.ones(len(y)).double()
     if pixel_weight is not None:
         pixels = pixel_weight.reshape(-1).double()[valid]
+    if scores == "probabilities":
+        return -pixels * weights[y] * x.gather(1, y[:, None])[:, 0].log(), pixels * weights[y]
     nll_of_all = torch.logsumexp(x, dim=1, keepdim=True) - x
     nll = nll_of_all.gather(1, y[:, None])[:, 0]
     terms = weights[y] * nll

@@ -45,6 +45,7 @@ ARROWS = {
     "seg_loss._inputs": ("seg_loss._errors", "seg_loss.constants", "seg_loss.upsampling"),
     "seg_loss._finite": BASE,
     "seg_loss.metrics": BASE,
+    "seg_loss.probabilities": (*BASE, "seg_loss._backends"),
     "seg_loss.reference": ("seg_loss.upsampling",),
     "seg_loss.cpu": (),
     "seg_loss.cpu.memory": (),
@@ -165,9 +166,11 @@ ARROWS = {
     "seg_loss._scratch": (*BASE, "seg_loss._backends"),
     "seg_loss.functional": (
         *BASE, "seg_loss._autograd", "seg_loss._backends", "seg_loss._compile",
+        "seg_loss.probabilities",
     ),
     "seg_loss.evaluation": (
         *BASE, "seg_loss._backends", "seg_loss.diagnosis", "seg_loss.metrics",
+        "seg_loss.probabilities",
     ),
     "seg_loss.modules": (*BASE, "seg_loss.functional"),
     "seg_loss.compat": (*BASE, "seg_loss.functional"),

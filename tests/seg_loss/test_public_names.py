@@ -66,8 +66,8 @@ def test_public_names_are_those_of_the_contract():
         "Evaluation", "FcnMetrics", "ImageLoss", "InvalidInput", "SpatialCrossEntropy",
         "__version__",
         "SpatialSoftmax", "UpsampledCrossEntropy", "check", "evaluate", "loss_and_gradient",
-        "pixel_nll", "require_finite", "scratch_bytes", "spatial_cross_entropy", "spatial_softmax",
-        "upsampled_cross_entropy", "warm_up",
+        "pixel_nll", "probability_cross_entropy", "require_finite", "scratch_bytes",
+        "spatial_cross_entropy", "spatial_softmax", "upsampled_cross_entropy", "warm_up",
     }  # fmt: skip
     for name in seg_loss.__all__:
         assert getattr(seg_loss, name).__doc__, f"{name} has no docstring"
@@ -83,9 +83,12 @@ SIGNATURES = [
     (seg_loss.upsampled_cross_entropy, ["scores", "labels", "class_weight"],
      {"upsampling": seg_loss.Bilinear(align_corners=False), **LOSS}),
     (seg_loss.loss_and_gradient, ["logits", "labels", "class_weight"],
-     {**LOSS, "upsampling": None, "out": None}),
+     {**LOSS, "upsampling": None, "scores": "logits", "out": None}),
     (seg_loss.evaluate, ["logits", "labels", "class_weight"],
-     {**LOSS, "upsampling": None, "maps": ()}),
+     {**LOSS, "upsampling": None, "scores": "logits", "maps": ()}),
+    (seg_loss.probability_cross_entropy, ["probabilities", "labels", "class_weight"],
+     {"pixel_weight": None, "ignore_index": 255, "normalization": "valid",
+      "check_labels": "raise"}),
     (seg_loss.require_finite, ["logits", "labels"], {"ignore_index": 255, "upsampling": None}),
     (metrics.confusion_matrix, ["prediction", "labels", "num_classes"], {"ignore_index": 255}),
     (metrics.fcn_metrics, ["confusion"], {"absent": "skip", "ignore_index": 255}),
