@@ -9,9 +9,9 @@ at all other classes. Where p_y = 0 the loss is infinite, as in torch. Caffe's
 MultinomialLogisticLoss raises p_y to at least 1e-20 instead.
 
 The functions consist of operations of torch, so that autograd differentiates them any number of
-times. Besides the gradient they allocate maps of one number per pixel, and on the CPU a float32 copy
-of probabilities of 16 bits for their sum. The loss of logits is more accurate, because a softmax
-rounds small probabilities, some of them to 0.
+times. Besides the gradient they allocate maps of one number per pixel, and on the CPU a float32
+copy of probabilities of 16 bits for their sum. The loss of logits is more accurate, because a
+softmax rounds small probabilities, some of them to 0.
 """
 
 import math
