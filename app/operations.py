@@ -67,7 +67,7 @@ def evaluate(inputs: Inputs, options: EvaluateOptions) -> EvaluationResult:
 
 
 def gradient(inputs: Inputs, options: GradientOptions) -> GradientResult:
-    """Returns the loss and its gradient in the logits, times `loss_weight`."""
+    """Returns the loss and its gradient in the logits or probabilities, times `loss_weight`."""
     logits, labels = _logits_and_labels(inputs)
     loss, gradient = seg_loss.loss_and_gradient(
         logits, labels, inputs.class_weight, **_loss_arguments(inputs, options)
@@ -136,7 +136,8 @@ def working_bytes(inputs: Inputs, options: LossOptions, device: torch.device) ->
         scratch = seg_loss.scratch_bytes(logits, size, upsampling=upsampling)
     on_cpu = _gradient_bytes(inputs, options) if device.type == "cpu" else 0
     of_result = _evaluation_bytes(inputs, options) + _picture_bytes(inputs, options)
-    return scratch + on_cpu + _map_bytes(inputs, options) + of_result
+    of_inputs = scratch + _logarithm_bytes(inputs, options)
+    return of_inputs + on_cpu + _map_bytes(inputs, options) + of_result
 
 
 def tensor_bytes(inputs: Inputs, options: LossOptions) -> int:
@@ -144,7 +145,8 @@ def tensor_bytes(inputs: Inputs, options: LossOptions) -> int:
     tensors = list(inputs.tensors_of_loss.values())
     if isinstance(options, GradientOptions) and inputs.logits is not None:
         tensors.append(inputs.logits)  # the gradient is as large
-    return sum(tensor.nbytes for tensor in tensors) + _map_bytes(inputs, options)
+    num_bytes = sum(tensor.nbytes for tensor in tensors)
+    return num_bytes + _logarithm_bytes(inputs, options) + _map_bytes(inputs, options)
 
 
 def require_finite(inputs: Inputs, options: LossOptions, result: Result) -> None:
@@ -189,6 +191,8 @@ def _check_overflow(inputs: Inputs, options: LossOptions) -> None:
         IllPosed: if the logits overflow when they are divided by the temperature and subtracted, or
             the loss when it is multiplied by the weights.
     """
+    if options.scores == "probabilities":
+        return  # the loss of a probability of 0 is infinite
     logits, _ = _logits_and_labels(inputs)
     bounds = [float(bound) for bound in logits.aminmax()]
     limit = torch.finfo(torch.promote_types(logits.dtype, torch.float32)).max
@@ -216,8 +220,9 @@ def _check_gradient(inputs: Inputs, options: GradientOptions, gradient: Tensor) 
         IllPosed: if the dtype of the gradient cannot hold it.
     """
     is_weighted = inputs.class_weight is not None or inputs.pixel_weight is not None
-    # The gradient of a score that is upsampled is a sum over several pixels.
-    may_be_large = is_weighted or options.upsampling != "none"
+    # The gradient of a score that is upsampled is a sum over several pixels, and that of a
+    # probability is divided by it.
+    may_be_large = is_weighted or options.upsampling != "none" or options.scores == "probabilities"
     if abs(options.loss_weight) <= 1 and options.temperature >= 1 and not may_be_large:
         return  # the softmax minus 1 or 0, divided by at least 1
     if not all(bound.isfinite() for bound in gradient.aminmax()):
@@ -238,6 +243,13 @@ def _size(inputs: Inputs, options: LossOptions) -> tuple[int, ...] | None:
     if inputs.labels is None and inputs.image is None:
         return None
     return _upsampled_size(inputs)
+
+
+def _logarithm_bytes(inputs: Inputs, options: LossOptions) -> int:
+    """Returns the bytes of the logarithms of probabilities, which are float32 or float64."""
+    if options.scores == "logits" or inputs.logits is None:
+        return 0
+    return max(4, inputs.logits.itemsize) * inputs.logits.numel()
 
 
 def _map_bytes(inputs: Inputs, options: LossOptions) -> int:
@@ -302,6 +314,7 @@ class _LossArguments(TypedDict):
     temperature: float
     normalization: str
     upsampling: Upsampling | None
+    scores: str
 
 
 def _loss_arguments(inputs: Inputs, options: LossOptions) -> _LossArguments:
@@ -312,6 +325,7 @@ def _loss_arguments(inputs: Inputs, options: LossOptions) -> _LossArguments:
         "temperature": options.temperature,
         "normalization": options.normalization,
         "upsampling": _upsampling(inputs, options),
+        "scores": options.scores,
     }
 
 
@@ -359,13 +373,16 @@ def _evaluate_for_picture(inputs: Inputs, options: VisualizeOptions) -> Evaluati
         return _evaluation(inputs, options, logits, labels, maps=(name,))
     upsampling = _upsampling(inputs, options)
     size = logits.shape[2:] if upsampling is None else _upsampled_size(inputs)
-    all_ignored = torch.full((1, 1, 1), 255, dtype=torch.uint8, device=logits.device)
+    # Only the probabilities of valid pixels are checked.
+    label = 0 if options.scores == "probabilities" else 255
+    all_alike = torch.full((1, 1, 1), label, dtype=torch.uint8, device=logits.device)
     return seg_loss.evaluate(
         logits,
-        all_ignored.expand(1, *size),
+        all_alike.expand(1, *size),
         temperature=options.temperature,
         ignore_index=255,
         upsampling=upsampling,
+        scores=options.scores,
         maps=(name,),
     )
 

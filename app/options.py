@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
 import seg_loss
-from seg_loss.constants import MAPS, NORMALIZATIONS
+from seg_loss.constants import MAPS, NORMALIZATIONS, SCORES
 
 from .errors import IllPosed, Malformed, did_you_mean, safe_repr
 from .formats.rasters import ENCODINGS, Encoding
@@ -139,6 +139,12 @@ class LossOptions(BaseModel):
         title=f"one of {', '.join(LAYOUTS)}",
         description="Whether the classes are axis 1 of the logits, as in torch, or the last axis, "
         "as in TensorFlow; the gradient has the same layout.",
+    )
+    scores: Annotated[str, OneOf(SCORES)] = Field(
+        default="logits",
+        title=f"one of {', '.join(SCORES)}",
+        description="Whether the logits are logits, or probabilities after the softmax. The "
+        "gradient is then in the probabilities.",
     )
     label_space: Annotated[str, OneOf(LABEL_SPACES)] = Field(
         default="raw",

@@ -28,6 +28,7 @@ _MODULE_OF = {
     "evaluate": "evaluation",
     "loss_and_gradient": "functional",
     "pixel_nll": "functional",
+    "probability_cross_entropy": "probabilities",
     "require_finite": "_finite",
     "scratch_bytes": "_scratch",
     "spatial_cross_entropy": "functional",
@@ -43,6 +44,7 @@ _SUBMODULES = (
     "functional",
     "metrics",
     "modules",
+    "probabilities",
     "reference",
     "upsampling",
 )

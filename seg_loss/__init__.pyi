@@ -1,6 +1,7 @@
 from seg_loss import compat as compat
 from seg_loss import constants as constants
 from seg_loss import metrics as metrics
+from seg_loss import probabilities as probabilities
 from seg_loss import reference as reference
 from seg_loss import upsampling as upsampling
 from seg_loss._errors import InvalidInput as InvalidInput
@@ -24,6 +25,7 @@ from seg_loss.metrics import FcnMetrics as FcnMetrics
 from seg_loss.modules import SpatialCrossEntropy as SpatialCrossEntropy
 from seg_loss.modules import SpatialSoftmax as SpatialSoftmax
 from seg_loss.modules import UpsampledCrossEntropy as UpsampledCrossEntropy
+from seg_loss.probabilities import probability_cross_entropy as probability_cross_entropy
 from seg_loss.upsampling import Bilinear as Bilinear
 from seg_loss.upsampling import Deconvolution as Deconvolution
 from seg_loss.warmup import warm_up as warm_up

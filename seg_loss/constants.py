@@ -13,6 +13,9 @@ CHECK_LABELS = ("raise", "defer", "ignore")
 MAPS = ("prediction", "nll", "confidence", "entropy", "top_classes", "top_probabilities")
 """Names of the per-pixel maps that `evaluate` can return."""
 
+SCORES = ("logits", "probabilities")
+"""Values of `scores`: whether scores are logits, or probabilities after the softmax."""
+
 ABSENT = ("skip", "gt_only", "zero", "one")
 """Values of `absent`: how mean IU treats classes that do not occur."""
 

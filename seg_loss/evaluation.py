@@ -5,7 +5,7 @@ It calls the `evaluate` of a backend, which returns `EvaluationSums`, and divide
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -16,10 +16,11 @@ from seg_loss._backends import backend_of, without_dynamo
 from seg_loss._divisor import divisor
 from seg_loss._errors import InvalidInput
 from seg_loss._evaluation_sums import EvaluationSums
-from seg_loss._inputs import LossInputs, check_inputs, check_memory, loss_options
-from seg_loss.constants import MAPS, NUM_TOP_CLASSES
+from seg_loss._inputs import LossInputs, check_inputs, check_memory, loss_dtype, loss_options
+from seg_loss.constants import MAPS, NUM_TOP_CLASSES, SATURATED_NLL
 from seg_loss.diagnosis import Diagnosis, diagnose
 from seg_loss.metrics import FcnMetrics, fcn_metrics
+from seg_loss.probabilities import check_scores, pixel_nll
 from seg_loss.upsampling import Upsampling
 
 
@@ -109,6 +110,7 @@ class Evaluation:
     confusion: Tensor
     non_finite_pixels: int
     maps: dict[str, Tensor]
+    _ignore_index: int | Sequence[int] = field(repr=False)
     _sums: EvaluationSums = field(repr=False)
 
     @cached_property
@@ -142,8 +144,8 @@ class Evaluation:
 
     @cached_property
     def metrics(self) -> FcnMetrics:
-        """The metrics of the confusion matrix."""
-        return fcn_metrics(self.confusion)
+        """The metrics of the confusion matrix; ignored classes are in no mean."""
+        return fcn_metrics(self.confusion, ignore_index=self._ignore_index)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -177,6 +179,7 @@ def evaluate(
     normalization: str = "valid",
     check_labels: str = "raise",
     upsampling: Upsampling | None = None,
+    scores: str = "logits",
     maps: Sequence[str] = (),
 ) -> Evaluation:
     """Returns the loss with losses per image and class, confusion, metrics, calibration and maps.
@@ -196,6 +199,8 @@ def evaluate(
         check_labels: as there.
         upsampling: None, or how the scores become as large as the labels, as in
             `upsampled_cross_entropy`. The maps have the labels' size.
+        scores: "probabilities" if the logits are probabilities, as in `probability_cross_entropy`.
+            The loss is then that function's. The logarithms take as much memory again.
         maps: names of the maps to return: prediction, nll, confidence, entropy, top_classes,
             top_probabilities.
 
@@ -208,10 +213,15 @@ def evaluate(
     options = loss_options(
         ignore_index, label_smoothing, temperature, normalization, check_labels, upsampling
     )
+    check_scores(scores, options)
     inputs = check_inputs(logits, labels, class_weight, pixel_weight, options).resolve_neg()
     check_memory(logits=logits, labels=labels, class_weight=class_weight, pixel_weight=pixel_weight)
     _labels.raise_deferred()
-    sums: EvaluationSums = backend_of(logits).evaluate(inputs, _empty_maps(inputs, maps))
+    sums: EvaluationSums
+    if scores == "probabilities":
+        sums = _sums_of_probabilities(inputs, maps)
+    else:
+        sums = backend_of(logits).evaluate(inputs, _empty_maps(inputs, maps))
     valid_pixels = int(sums.valid_pixels.sum())
     total = divisor(
         normalization,
@@ -230,6 +240,7 @@ def evaluate(
         confusion=sums.confusion,
         non_finite_pixels=sums.num_non_finite,
         maps={name: sums.maps[name] for name in maps},
+        _ignore_index=options.ignore_index,
         _sums=sums,
     )
 
@@ -259,6 +270,34 @@ def _empty_maps(inputs: LossInputs, names: Sequence[str]) -> dict[str, Tensor]:
         for name, (size, dtype) in all_maps.items()
         if name in needed
     }
+
+
+def _sums_of_probabilities(inputs: LossInputs, maps: Sequence[str]) -> EvaluationSums:
+    """Returns the sums of probabilities, whose logarithms are logits with the same softmax.
+
+    Their nll is -ln p. That of the logits would be divided by the sum of the probabilities, which
+    is 1 only up to rounding.
+    """
+    nll, weight, valid = pixel_nll(inputs)
+    logits = inputs.logits.to(loss_dtype(inputs.logits)).log()
+    # The labels have been checked, so that no error is raised or deferred twice.
+    unchecked = replace(inputs.options, check_labels="ignore")
+    inputs = replace(inputs, logits=logits, options=unchecked)
+    sums: EvaluationSums = backend_of(logits).evaluate(inputs, _empty_maps(inputs, maps))
+    if "nll" in maps:
+        sums.maps["nll"].copy_(nll)
+    terms = nll if weight is None else nll * weight
+    by_class = torch.bincount(
+        inputs.labels[valid].long().cpu(),
+        weights=nll[valid].double().cpu(),
+        minlength=inputs.num_classes,
+    )
+    return replace(
+        sums,
+        loss=terms.unsqueeze(1).flatten(1).sum(dim=1, dtype=torch.float64).cpu(),
+        class_nll=by_class,
+        num_saturated=int((nll > SATURATED_NLL).sum()),
+    )
 
 
 def _calibration(sums: EvaluationSums) -> Calibration:

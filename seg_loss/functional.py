@@ -34,6 +34,7 @@ from seg_loss._inputs import (
     check_tensor,
     loss_options,
 )
+from seg_loss.probabilities import check_scores, probability_loss_and_gradient
 from seg_loss.upsampling import Bilinear, Upsampling, check_upsampling
 
 
@@ -215,6 +216,7 @@ def loss_and_gradient(
     normalization: str = "valid",
     check_labels: str = "raise",
     upsampling: Upsampling | None = None,
+    scores: str = "logits",
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss and its gradient in the logits, without autograd.
@@ -234,6 +236,8 @@ def loss_and_gradient(
         check_labels: as there.
         upsampling: None, or how the scores become as large as the labels, as in
             `upsampled_cross_entropy`.
+        scores: "probabilities" if the logits are probabilities, as in `probability_cross_entropy`.
+            The gradient is then in the probabilities, and autograd computes it.
         out: memory for the gradient, like the logits. `out=logits` overwrites the logits. If a
             label is invalid, `out` keeps its contents on the CPU; on a GPU it is written before the
             labels have been checked.
@@ -249,9 +253,12 @@ def loss_and_gradient(
     options = loss_options(
         ignore_index, label_smoothing, temperature, normalization, check_labels, upsampling
     )
+    check_scores(scores, options)
     inputs = check_inputs(logits, labels, class_weight, pixel_weight, options)
     if out is not None:
         check_out(out, logits)
+    if scores == "probabilities":
+        return probability_loss_and_gradient(inputs, out)
     with torch.no_grad():
         if out is not None and (torch.compiler.is_compiling() or not _needs_copy(inputs, out)):
             return _write_loss(inputs, out), out

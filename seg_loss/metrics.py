@@ -7,6 +7,9 @@ With n_ij the pixels of class i predicted as j, t_i = sum_j n_ij and p_i = sum_j
     mean IU                   mean of n_ii / (t_i + p_i - n_ii)
     frequency-weighted IU     sum_i t_i IU_i / sum_i t_i
 
+An ignored class has no row, because its pixels do not count, and no IU. Its column remains: a valid
+pixel that is predicted as an ignored class is wrong, and counts in t_i of its true class.
+
 Long, Shelhamer, Darrell: Fully Convolutional Networks for Semantic Segmentation, CVPR 2015, section
 5.
 """
@@ -14,7 +17,7 @@ Long, Shelhamer, Darrell: Fully Convolutional Networks for Semantic Segmentation
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,7 +34,7 @@ class FcnMetrics:
 
     Attributes:
         pixel_accuracy, mean_accuracy, mean_iu, frequency_weighted_iu: as in the module's formulas.
-        iu: of each class; None for a class in neither truth nor prediction.
+        iu: of each class; None for a class in neither truth nor prediction, or an ignored one.
         accuracy: of each class; None for a class not in the truth.
         num_classes_averaged: number of classes that `mean_iu` is the mean of.
         absent: how `mean_iu` treats classes that do not occur.
@@ -95,7 +98,9 @@ def confusion_matrix(
     return counts.reshape(num_classes, num_classes)
 
 
-def fcn_metrics(confusion: Tensor, *, absent: str = "skip") -> FcnMetrics:
+def fcn_metrics(
+    confusion: Tensor, *, absent: str = "skip", ignore_index: int | Sequence[int] | None = None
+) -> FcnMetrics:
     """Returns the metrics of a confusion matrix.
 
     Args:
@@ -104,6 +109,9 @@ def fcn_metrics(confusion: Tensor, *, absent: str = "skip") -> FcnMetrics:
         absent: how mean IU treats a class in neither truth nor prediction: "skip" leaves it out, as
             FCN does, "zero" counts it as 0, as CSAIL's ADE20K does, and "one" as 1. "gt_only"
             leaves out every class that is not in the truth.
+        ignore_index: as in `confusion_matrix`. An ignored value may be a class. The pixels in its
+            row do not count, and the class is in no mean, whatever `absent` is. None is 255, the
+            default of `confusion_matrix`, if the row of class 255 is empty, else no class.
 
     Raises:
         InvalidInput: for another shape or another `absent`.
@@ -115,16 +123,23 @@ def fcn_metrics(confusion: Tensor, *, absent: str = "skip") -> FcnMetrics:
         raise InvalidInput("confusion", "[C, C]", f"shape {shape_of(confusion)}")
     check_choice("absent", absent, ABSENT)
     # NumPy, because each call of torch takes longer than the arithmetic.
-    counts = confusion.double().cpu().numpy()
+    counts = confusion.double().cpu().numpy().copy()
+    if ignore_index is None:
+        ignore_index = () if counts[255:256].any() else 255
+    values = cast(tuple[int, ...], LossOptions(ignore_index).ignore_index)
+    ignored = [value for value in values if 0 <= value < len(counts)]
+    counts[ignored] = 0
     right, truth, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
     union, present, total = truth + predicted - right, truth > 0, truth.sum()
     with np.errstate(divide="ignore", invalid="ignore"):
         iu, accuracy = right / union, right / truth
+        iu[ignored] = math.nan
         pixel_accuracy = right.sum() / total
         frequencies = truth[present] / total
-    averaged = iu[present] if absent == "gt_only" else iu[union > 0]
+    averaged = iu[present] if absent == "gt_only" else iu[~np.isnan(iu)]
     if absent in ("zero", "one"):
         averaged = np.where(np.isnan(iu), float(absent == "one"), iu)
+        averaged = np.delete(averaged, ignored)
     return FcnMetrics(
         pixel_accuracy=_none_if_nan(float(pixel_accuracy)),
         mean_accuracy=_mean(accuracy[present]),

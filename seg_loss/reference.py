@@ -20,8 +20,12 @@ def pixel_terms(
     ignore_index: int | Sequence[int] = 255,
     label_smoothing: float = 0.0,
     temperature: float = 1.0,
+    scores: str = "logits",
 ) -> tuple[Tensor, Tensor]:
-    """Returns the terms of the valid pixels, in the labels' order, and their weights; float64."""
+    """Returns the terms of the valid pixels, in the labels' order, and their weights; float64.
+
+    If `scores` is "probabilities", so are the logits, and the nll is -ln p.
+    """
     num_classes = logits.shape[1]
     values = (ignore_index,) if isinstance(ignore_index, int) else ignore_index
     target = labels.reshape(-1).long()
@@ -36,6 +40,8 @@ def pixel_terms(
     pixels = torch.ones(len(y), dtype=torch.float64, device=device)
     if pixel_weight is not None:
         pixels = pixel_weight.reshape(-1).double()[valid]
+    if scores == "probabilities":
+        return -pixels * weights[y] * x.gather(1, y[:, None])[:, 0].log(), pixels * weights[y]
     nll_of_all = torch.logsumexp(x, dim=1, keepdim=True) - x
     nll = nll_of_all.gather(1, y[:, None])[:, 0]
     terms = weights[y] * nll
@@ -87,4 +93,6 @@ def upsample(scores: Tensor, size: tuple[int, int], upsampling: Upsampling) -> T
 
 def spatial_softmax(logits: Tensor, *, axis: int = 1, temperature: float = 1.0) -> Tensor:
     """Returns the probabilities, float64."""
-    return torch.softmax(logits.double() / temperature, axis)
+    # torch sums adjacent classes in several parts, which is more accurate for many classes.
+    x = logits.double().movedim(axis, -1).contiguous() / temperature
+    return torch.softmax(x, -1).movedim(-1, axis)

@@ -21,10 +21,14 @@ MODULES = {
 
 # What a module, or each module of a package, may import of the repository. The row with the longest
 # name counts. Modules without a row of their own may import the others of their package too.
-BASE = ("constants", "_errors", "_labels", "_inputs", "_divisor", "_evaluation_sums", "upsampling")
+BASE = (
+    "constants", "_errors", "_labels", "_numbers", "_inputs", "_divisor", "_evaluation_sums",
+    "upsampling",
+)
 BASE = tuple(f"seg_loss.{name}" for name in BASE)
 CPU_KERNEL_BASE = tuple(
-    f"seg_loss.cpu.{name}" for name in ("compiler", "dtypes", "exponential", "records", "simd")
+    f"seg_loss.cpu.{name}"
+    for name in ("compiler", "dtypes", "exponential", "records", "simd", "sums")
 )
 CPU_PLAN = tuple(f"seg_loss.cpu.{name}" for name in ("cache", "plan", "records", "target"))
 ARROWS = {
@@ -36,21 +40,26 @@ ARROWS = {
     "seg_loss": ("seg_loss._version",),
     "seg_loss._version": (),
     "seg_loss.constants": (),
+    "seg_loss._numbers": (),
     "seg_loss._errors": (),
     "seg_loss._divisor": (),
     "seg_loss._evaluation_sums": (),
     "seg_loss.diagnosis": (),
     "seg_loss._labels": ("seg_loss._errors",),
-    "seg_loss.upsampling": ("seg_loss._errors", "seg_loss.constants"),
-    "seg_loss._inputs": ("seg_loss._errors", "seg_loss.constants", "seg_loss.upsampling"),
+    "seg_loss.upsampling": ("seg_loss._errors", "seg_loss._numbers", "seg_loss.constants"),
+    "seg_loss._inputs": (
+        "seg_loss._errors", "seg_loss._numbers", "seg_loss.constants", "seg_loss.upsampling",
+    ),
     "seg_loss._finite": BASE,
     "seg_loss.metrics": BASE,
+    "seg_loss.probabilities": (*BASE, "seg_loss._backends"),
     "seg_loss.reference": ("seg_loss.upsampling",),
     "seg_loss.cpu": (),
     "seg_loss.cpu.memory": (),
     "seg_loss.cpu.target": (),
     "seg_loss.cpu.records": ("seg_loss.constants",),
     "seg_loss.cpu.compiler": ("seg_loss.cpu.target",),
+    "seg_loss.cpu.sums": ("seg_loss.cpu.compiler",),
     "seg_loss.cpu.simd": (
         "seg_loss.cpu.compiler", "seg_loss.cpu.records", "seg_loss.cpu.target",
     ),
@@ -171,9 +180,12 @@ ARROWS = {
     "seg_loss._scratch": (*BASE, "seg_loss._backends"),
     "seg_loss.functional": (
         *BASE, "seg_loss._autograd", "seg_loss._backends", "seg_loss._compile",
+        "seg_loss._operators",
+        "seg_loss.probabilities",
     ),
     "seg_loss.evaluation": (
         *BASE, "seg_loss._backends", "seg_loss.diagnosis", "seg_loss.metrics",
+        "seg_loss.probabilities",
     ),
     "seg_loss.modules": (*BASE, "seg_loss.functional"),
     "seg_loss.compat": (*BASE, "seg_loss.functional"),
@@ -221,13 +233,13 @@ ONLY_IN = {
         *(f"seg_loss.cpu.{name}"
           for name in ("columns", "compiler", "cross_entropy", "dtypes", "evaluate", "exponential",
                        "interval_columns", "many_classes", "region", "rows", "simd", "softmax",
-                       "tiles", "upsampled")),
+                       "sums", "tiles", "upsampled")),
         "benchmarks",
     ),
     "llvmlite": tuple(
         f"seg_loss.cpu.{name}"
         for name in ("cache", "compiler", "dtypes", "exponential", "interval_columns", "simd",
-                     "target")
+                     "sums", "target")
     ),
     "triton": (
         *(f"seg_loss.gpu.{name}"

@@ -57,20 +57,20 @@ _RETRY_AFTER: Json = {
 }
 _ALLOW: Json = {"Allow": {"description": "The methods of the path.", "schema": _STRING}}
 
-_EXAMPLE = {"logits": [[[[0.5, 2.0]], [[1.5, -1.0]]]], "labels": [[[0, 255]]]}
+_EXAMPLE = {"logits": [[[[0.5, 2.0]], [[1.5, -1.0]]]], "labels": [[[1, 255]]]}
 _LOSS_EXAMPLE: Json = {
-    "loss": 1.31326162815094,
+    "loss": 0.3132616877555847,
     "normalization": "valid",
     "divisor": 1.0,
     "valid_pixels": 1,
     "ignored_pixels": 1,
     "uniform_loss": 0.6931471805599453,
-    "per_image": [{"loss": 1.31326162815094, "valid_pixels": 1}],
-    "per_class": [{"pixels": 1, "mean_nll": 1.31326162815094}, {"pixels": 0, "mean_nll": None}],
+    "per_image": [{"loss": 0.3132616877555847, "valid_pixels": 1}],
+    "per_class": [{"pixels": 0, "mean_nll": None}, {"pixels": 1, "mean_nll": 0.3132616877555847}],
     "diagnosis": {
-        "state": "worse_than_chance",
-        "advice": "The mean loss of a pixel, 1.313, is above ln C = 0.6931, the loss of a uniform "
-        "prediction: the network is confidently wrong; check the order of the classes.",
+        "state": "learning",
+        "advice": "The mean loss of a pixel, 0.3133, is below ln C = 0.6931, the loss of a uniform "
+        "prediction: the network tells the classes apart.",
     },
     "warnings": [],
 }

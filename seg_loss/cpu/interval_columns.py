@@ -63,6 +63,7 @@ from seg_loss.cpu.simd import (
     where,
     widened,
 )
+from seg_loss.cpu.sums import SUM_BLOCK, add_block, emit_add_block
 from seg_loss.cpu.target import target
 from seg_loss.cpu.upsampled import (
     SUM_ROWS,
@@ -90,6 +91,7 @@ _UPPER, _LOWER, _UPPER_GRADIENT, _LOWER_GRADIENT = range(NUM_SOURCE_BLOCKS)
     _RIGHT_FACTOR,
     _TARGET_ENTRY,
 ) = range(NUM_PHASE_VECTORS)
+_SUM_LOW = _LEFT_FACTOR  # until the factors are known
 
 
 # -- loops over the classes, in which the phases of a group are unrolled ---------------------------
@@ -149,6 +151,57 @@ def _emit_vector_store(builder, address, index, value):
         index = address.type(index)
     address = builder.add(address, builder.mul(index, address.type(_LINE)))
     emit_store(builder, address, FLOAT32, value, False)
+
+
+def _emit_sum_over_blocks(builder, num_classes, sums, others, of_class, results):
+    """Emits a loop over the classes in blocks; returns the sums of the phases, and other values.
+
+    `of_class(c, values)` returns sums and others for the next class. Sums of earlier blocks lie in
+    memory, so that the loop over a block has all registers.
+    """
+    word, zero = num_classes.type, constant(types.float32, 0.0)
+    size = word(SUM_BLOCK)
+
+    def of_block(turn, others):
+        first = builder.mul(turn, size)
+        left = builder.sub(num_classes, first)
+        count = builder.select(builder.icmp_signed("<", left, size), left, size)
+        initial = [zero] * sums + others
+        values = _emit_loop(
+            builder, count, initial, lambda i, values: of_class(builder.add(first, i), values)
+        )
+        totals, others = values[:sums], values[sums:]
+        before = builder.block
+        # A single block needs no addition.
+        with builder.if_then(builder.icmp_signed(">", num_classes, size), likely=False):
+            is_first = builder.icmp_signed("==", turn, word(0))
+            added = []
+            for k, value in enumerate(totals):
+                slots = [k * NUM_PHASE_VECTORS + slot for slot in (_SUM, _SUM_LOW)]
+                old = [_emit_vector(builder, results, slot) for slot in slots]
+                old = [builder.select(is_first, zero, value) for value in old]
+                pair = emit_add_block(builder, *old, value)
+                for slot, value in zip(slots, pair, strict=True):
+                    _emit_vector_store(builder, results, slot, value)
+                added.append(builder.fadd(*pair))
+            behind = builder.block
+        return [*_emit_phis(builder, {before: totals, behind: added}), *others]
+
+    zeros = [zero] * sums
+    turns = builder.sdiv(builder.add(num_classes, word(SUM_BLOCK - 1)), size)
+    return _emit_loop(
+        builder, turns, [*zeros, *others], lambda turn, values: of_block(turn, values[sums:])
+    )
+
+
+def _emit_phis(builder, values_of):
+    """Emits phi nodes for lists of values by the block that they come from."""
+    phis = []
+    for values in zip(*values_of.values(), strict=True):
+        phis.append(builder.phi(values[0].type))
+        for block, value in zip(values_of, values, strict=True):
+            phis[-1].add_incoming(value, block)
+    return phis
 
 
 def _make_exponentials(phases, anchor_distance, is_stored):
@@ -239,8 +292,8 @@ def _make_exponentials(phases, anchor_distance, is_stored):
                 return [*sums, *targets, largest]
 
             zero, one = constant(float32, 0.0), constant(float32, 1.0)
-            initial = [zero] * phases + [one] * phases + [zero]
-            values = _emit_loop(builder, num_classes, initial, of_class)
+            others = [one] * phases + [zero]
+            values = _emit_sum_over_blocks(builder, num_classes, phases, others, of_class, results)
             limit = constant(float32, _LARGEST_RATIO)
             is_steep = builder.fcmp_unordered(">", values[-1], limit)
             for k in range(phases):
@@ -403,20 +456,24 @@ def _recompute_lost_pixels(job, edges, scale, y, shares, vectors, e, step):
     one = splat(np.int32(1))
     if not any_lane(less(where(is_kept, one, splat(np.int32(0))), one)):
         return
-    t = distance = splat(np.float32(0))
+    high = low = distance = splat(np.float32(0))
     top = splat(np.float32(-np.inf))
     for c in range(num_classes):
         left, right = load(edges, 2 * c * LANES), load(edges, (2 * c + 1) * LANES)
         top = maximum(fma(left_weight, left, right_weight * right), top)
-    for c in range(num_classes):
-        left, right = load(edges, 2 * c * LANES), load(edges, (2 * c + 1) * LANES)
-        below_top = fma(left_weight, left, right_weight * right) - top
-        is_target = equal(y, splat(np.int32(c)))
-        distance = where(is_target, below_top, distance)
-        new = exp2(below_top * scale)
-        t = where(is_target, t, t + new)
-        if step:
-            store(e, c * step, where(is_kept, load(e, c * step), new))
+    for first in range(0, num_classes, SUM_BLOCK):
+        t = splat(np.float32(0))
+        for c in range(first, min_int(first + SUM_BLOCK, num_classes)):
+            left, right = load(edges, 2 * c * LANES), load(edges, (2 * c + 1) * LANES)
+            below_top = fma(left_weight, left, right_weight * right) - top
+            is_target = equal(y, splat(np.int32(c)))
+            distance = where(is_target, below_top, distance)
+            new = exp2(below_top * scale)
+            t = where(is_target, t, t + new)
+            if step:
+                store(e, c * step, where(is_kept, load(e, c * step), new))
+        high, low = add_block(high, low, t)
+    t = high + low
     e_target = where(is_kept, load(vectors, _TARGET_EXPONENTIAL * LANES), exp2(distance * scale))
     distance = distance * splat(np.float32(job.inverse_temperature))
     distance = where(is_kept, load(vectors, _TARGET_DISTANCE * LANES), distance)

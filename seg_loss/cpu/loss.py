@@ -144,5 +144,5 @@ def _plan_many_classes(inputs: LossInputs, gradient: Tensor | None) -> Plan:
     rows = round_up(logits.shape[1] * stride, 1024) + 336
     plan.set(tile=MANY_CLASSES_TILE, row_stride=rows, is_dense=is_dense(logits, gradient))
     plan.split(num_pixels(logits), COLUMN_CHUNK)
-    plan.add_scratch(rows=3 * 4 * rows, factors=8 * 4 * stride, classes=4 * stride, extra=8 * LANES)
+    plan.add_scratch(rows=3 * 4 * rows, factors=9 * 4 * stride, classes=4 * stride, extra=8 * LANES)
     return plan

@@ -52,6 +52,7 @@ from seg_loss.cpu.simd import (
     where,
     widened,
 )
+from seg_loss.cpu.sums import SUM_BLOCK, emit_add_block
 from seg_loss.cpu.target import target
 
 ROW_STRIDE = TILE + LANES
@@ -125,6 +126,24 @@ def _exp_step(typingctx, row, tops, scale, sums):
         return context.make_tuple(builder, _STRIPS, totals)
 
     return _STRIPS(row, tops, scale, sums), codegen
+
+
+@intrinsic
+def _add_blocks(typingctx, high_row, low_row, totals):
+    """Adds the sums of a block of classes to two rows, as `sums.add_block`."""
+
+    def codegen(context, builder, signature, args):
+        high_row, low_row, totals = args
+        rows = [builder.ptrtoint(row, ir_word(context)) for row in (high_row, low_row)]
+        for k in range(_WIDTH):
+            places = [builder.add(row, row.type(k * _BYTES)) for row in rows]
+            sums = [emit_load(builder, place, FLOAT32, LANES) for place in places]
+            sums = emit_add_block(builder, *sums, builder.extract_value(totals, k))
+            for place, value in zip(places, sums, strict=True):
+                emit_store(builder, place, FLOAT32, value, False)
+        return context.get_dummy_value()
+
+    return types.void(high_row, low_row, totals), codegen
 
 
 def make_many_classes(*, dtype_code, has_gradient, bypasses_caches, classes_adjacent):
@@ -208,6 +227,7 @@ def make_many_classes(*, dtype_code, has_gradient, bypasses_caches, classes_adja
         sums, targets = at(maps, 2 * ROW_STRIDE), at(maps, 3 * ROW_STRIDE)
         factors, old_factors = at(maps, 4 * ROW_STRIDE), at(maps, 5 * ROW_STRIDE)
         tops, next_tops = at(maps, 6 * ROW_STRIDE), at(maps, 7 * ROW_STRIDE)
+        sums_low = at(maps, 8 * ROW_STRIDE)
         rows = pointer(scratch + job.rows, np.float32)
         next_rows = at(rows, job.row_stride)
         old_rows = at(rows, 2 * job.row_stride)
@@ -244,29 +264,34 @@ def make_many_classes(*, dtype_code, has_gradient, bypasses_caches, classes_adja
                 if y < num_classes:
                     targets[i] = rows[y * ROW_STRIDE + i]
                     rows[y * ROW_STRIDE + i] = -np.inf
+            fill(sums, TILE, 0.0)
+            fill(sums_low, TILE, 0.0)
             for b in range(0, TILE, _BLOCK):
                 maxima = _load_strips(at(tops, b))
-                totals = _same(zero)
                 next_maxima = _same(minus_infinity)
                 source = logits + (start + TILE + b) * size
                 target_address = gradient + (start - TILE + b) * size
                 row, next_row, old_row = at(rows, b), at(next_rows, b), at(old_rows, b)
-                for _ in range(num_classes):
-                    totals = _exp_step(row, maxima, scale, totals)
-                    if has_next:
-                        next_maxima = copy_step(source, source + prefetched, next_row, next_maxima)
-                    if has_gradient and has_old:
-                        write_step(old_row, at(old_factors, b), target_address)
-                    row = at(row, ROW_STRIDE)
-                    next_row = at(next_row, ROW_STRIDE)
-                    old_row = at(old_row, ROW_STRIDE)
-                    source += logits_step
-                    target_address += gradient_step
-                _store_strips(at(sums, b), totals)
+                for block in range(0, num_classes, SUM_BLOCK):
+                    totals = _same(zero)
+                    for _ in range(block, min_int(block + SUM_BLOCK, num_classes)):
+                        totals = _exp_step(row, maxima, scale, totals)
+                        if has_next:
+                            next_maxima = copy_step(
+                                source, source + prefetched, next_row, next_maxima
+                            )
+                        if has_gradient and has_old:
+                            write_step(old_row, at(old_factors, b), target_address)
+                        row = at(row, ROW_STRIDE)
+                        next_row = at(next_row, ROW_STRIDE)
+                        old_row = at(old_row, ROW_STRIDE)
+                        source += logits_step
+                        target_address += gradient_step
+                    _add_blocks(at(sums, b), at(sums_low, b), totals)
                 if has_next:
                     _store_strips(at(next_tops, b), next_maxima)
             for i in range(0, n, LANES):
-                t = load(sums, i)
+                t = load(sums, i) + load(sums_low, i)
                 distance = load(targets, i) - load(tops, i)
                 e_target = scaled_exp(distance, scale)
                 s = t + e_target

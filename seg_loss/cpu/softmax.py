@@ -28,6 +28,7 @@ from seg_loss.cpu.simd import (
     store,
     where,
 )
+from seg_loss.cpu.sums import SUM_BLOCK, add_block
 from seg_loss.cpu.tiles import FACTOR, PIXEL_WEIGHTS
 
 _LOG2_E = math.log2(math.e)
@@ -41,12 +42,16 @@ def _exponentials(job, rows, stride, i, sums):
     m = load(rows, i)
     for c in range(1, num_classes):
         m = maximum(load(rows, c * stride + i), m)
-    s = broadcast(rows, 0.0)
-    for c in range(num_classes):
-        e = exp((load(rows, c * stride + i) - m) * inverse_temperature)
-        store(rows, c * stride + i, e)
-        s = s + e
-    store(sums, i, s)
+    zero = broadcast(rows, 0.0)
+    high = low = zero
+    for first in range(0, num_classes, SUM_BLOCK):
+        s = zero
+        for c in range(first, min_int(first + SUM_BLOCK, num_classes)):
+            e = exp((load(rows, c * stride + i) - m) * inverse_temperature)
+            store(rows, c * stride + i, e)
+            s = s + e
+        high, low = add_block(high, low, s)
+    store(sums, i, high + low)
 
 
 def make_softmax_tiles(*, element):
@@ -96,10 +101,14 @@ def make_gradient_tiles(*, element):
             for i in range(0, n, LANES):
                 _exponentials(job, rows, stride, i, factor_row)
                 s = load(factor_row, i)
-                dot = zero
-                for c in range(num_classes):
-                    dot = dot + load(grad_output_rows, c * stride + i) * load(rows, c * stride + i)
-                mean = dot / s
+                high = low = zero
+                for block in range(0, num_classes, SUM_BLOCK):
+                    dot = zero
+                    for c in range(block, min_int(block + SUM_BLOCK, num_classes)):
+                        e = load(rows, c * stride + i)
+                        dot = dot + load(grad_output_rows, c * stride + i) * e
+                    high, low = add_block(high, low, dot)
+                mean = (high + low) / s
                 weight = load(pixel_row, i)
                 is_zero = equal(weight, zero)
                 for c in range(num_classes):

@@ -45,6 +45,7 @@ from seg_loss.cpu.simd import (
     where,
     widened,
 )
+from seg_loss.cpu.sums import SUM_BLOCK, add_block
 
 # Rows of the scratch buffer after the C rows of the classes.
 (
@@ -116,16 +117,19 @@ def _weighted_distance(job, y, target_distance, m, inverse_temperature, rows, st
     The rows hold -inf in place of the target logit, so its distance is an argument.
     """
     class_weight = pointer(job.class_weight, np.float64)
-    zero = m - m
-    total = zero
-    for c in range(job.logits.num_classes):
-        weight = class_weight[c]
-        if weight != 0:
-            is_target = equal(y, splat(np.int32(c)))
-            distance = (load(rows, c * stride + i) - m) * inverse_temperature
-            distance = where(is_target, target_distance, distance)
-            total = total + broadcast(rows, weight) * distance
-    return total
+    zero = broadcast(rows, 0.0)
+    high = low = zero
+    for first in range(0, job.logits.num_classes, SUM_BLOCK):
+        total = zero
+        for c in range(first, min_int(first + SUM_BLOCK, job.logits.num_classes)):
+            weight = class_weight[c]
+            if weight != 0:
+                is_target = equal(y, splat(np.int32(c)))
+                distance = (load(rows, c * stride + i) - m) * inverse_temperature
+                distance = where(is_target, target_distance, distance)
+                total = total + broadcast(rows, weight) * distance
+        high, low = add_block(high, low, total)
+    return high + low
 
 
 @inner(types.void)
@@ -194,11 +198,15 @@ def terms_of_tile(job, n, classes, scale_of_gradient, rows, stride, chunk):
             smoothing_sum = _weighted_distance(
                 job, y, distance, m, inverse_temperature, rows, stride, i
             )
-        t = zero
-        for c in range(num_classes):
-            e = exp((load(rows, c * stride + i) - m) * inverse_temperature)
-            store(rows, c * stride + i, e)
-            t = t + e
+        high = low = zero
+        for first in range(0, num_classes, SUM_BLOCK):
+            t = zero
+            for c in range(first, min_int(first + SUM_BLOCK, num_classes)):
+                e = exp((load(rows, c * stride + i) - m) * inverse_temperature)
+                store(rows, c * stride + i, e)
+                t = t + e
+            high, low = add_block(high, low, t)
+        t = high + low
         target_exp = exp(distance)
         s = t + target_exp
         if any_lane(is_nan(s)):
@@ -356,21 +364,31 @@ def accumulate_tile(
             smoothing_sum = _weighted_distance(
                 job, y, distance, m, inverse_temperature, rows, stride, i
             )
-        t = zero
+        high = low = zero
         target_exp = exp(distance)
-        moment = zero
-        if job.maps.entropy or job.maps.top_classes:
-            moment = target_exp * maximum(distance, least)
-            for c in range(num_classes):
-                d = (load(rows, c * stride + i) - m) * inverse_temperature
-                e = exp(d)
-                store(rows, c * stride + i, e)
-                t = t + e
-                moment = moment + e * maximum(d, least)
+        moment_low = zero
+        moment = target_exp * maximum(distance, least)
+        has_moment = job.maps.entropy != 0 or job.maps.top_classes != 0
+        for first in range(0, num_classes, SUM_BLOCK):
+            end = min_int(first + SUM_BLOCK, num_classes)
+            t = zero
+            if has_moment:
+                moment_of_block = zero
+                for c in range(first, end):
+                    d = (load(rows, c * stride + i) - m) * inverse_temperature
+                    e = exp(d)
+                    store(rows, c * stride + i, e)
+                    t = t + e
+                    moment_of_block = moment_of_block + e * maximum(d, least)
+                moment, moment_low = add_block(moment, moment_low, moment_of_block)
+            else:
+                for c in range(first, end):
+                    t = t + exp((load(rows, c * stride + i) - m) * inverse_temperature)
+            high, low = add_block(high, low, t)
+        t = high + low
+        moment = moment + moment_low
+        if has_moment:
             store(target_row, i, target_exp)
-        else:
-            for c in range(num_classes):
-                t = t + exp((load(rows, c * stride + i) - m) * inverse_temperature)
         s = t + target_exp
         if any_lane(is_nan(s)):
             _non_finite_strip(num_classes, n, i, classes, s, rows, stride, chunk)

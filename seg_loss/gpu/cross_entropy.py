@@ -73,11 +73,11 @@ def sum_class_weights(class_weight, C: tl.constexpr, BLOCK_C: tl.constexpr, dtyp
         return tl.full((), C, dtype)
     else:
         c = tl.arange(0, BLOCK_C)
-        total = tl.zeros((), dtype)
+        total = tl.zeros((), tl.float64)
         for first in range(0, C, BLOCK_C):
             weight = tl.load(class_weight + first + c, first + c < C, 0)
-            total += tl.sum(weight.to(dtype), axis=0)
-        return total
+            total += tl.sum(weight.to(dtype), axis=0).to(tl.float64)
+        return total.to(dtype)
 
 
 @triton.jit

@@ -22,6 +22,7 @@ from seg_loss.gpu.cross_entropy import (
 )
 from seg_loss.gpu.interpolation import interpolate, locate_sources
 from seg_loss.gpu.math import (
+    SUM_BLOCKS,
     add_other_class,
     exponent_of_maximum,
     exponent_scale,
@@ -154,25 +155,34 @@ def many_classes_kernel(
     target_logit = tl.sum(target, axis=0)  # unlike a maximum, a sum keeps NaN
 
     pixel_scale, exponent, unit = exponent_of_maximum(m, scale)
-    t = tl.zeros((BLOCK_C, BLOCK_P), dtype)
-    smoothing_sum = tl.zeros((BLOCK_C, BLOCK_P), dtype)
-    moment = tl.zeros((BLOCK_C, BLOCK_P), dtype)
-    for k in range(K):
-        classes = c + k * BLOCK_C
-        x = _load_block(logits, at, source_weights, classes, inside, strides, dtype, C)
-        classes = classes[:, None]
-        p = tl.fma(x, pixel_scale[None, :], -exponent[None, :])
-        e = exponential(p)
-        t = add_other_class(t, e, classes, y[None, :])
+    t = tl.zeros((BLOCK_P,), dtype)
+    smoothing_sum = tl.zeros((BLOCK_P,), dtype)
+    moment = tl.zeros((BLOCK_P,), dtype)
+    for first in range(0, K, SUM_BLOCKS):
+        t_of_blocks = tl.zeros((BLOCK_C, BLOCK_P), dtype)
+        smoothing_of_blocks = tl.zeros((BLOCK_C, BLOCK_P), dtype)
+        moment_of_blocks = tl.zeros((BLOCK_C, BLOCK_P), dtype)
+        for k in range(first, tl.minimum(first + SUM_BLOCKS, K)):
+            classes = c + k * BLOCK_C
+            x = _load_block(logits, at, source_weights, classes, inside, strides, dtype, C)
+            classes = classes[:, None]
+            p = tl.fma(x, pixel_scale[None, :], -exponent[None, :])
+            e = exponential(p)
+            t_of_blocks = add_other_class(t_of_blocks, e, classes, y[None, :])
+            if IS_SMOOTHED:
+                if class_weight is None:
+                    smoothing_of_blocks += tl.where(classes < C, p, 0)
+                else:
+                    share = tl.load(class_weight + classes, classes < C, 0).to(dtype)
+                    smoothing_of_blocks += tl.where(share != 0, share * p, 0)
+            if entropy_map is not None:
+                p = tl.maximum(p, -2000.0, propagate_nan=tl.PropagateNan.ALL)
+                moment_of_blocks += e * p
+        t += tl.sum(t_of_blocks, axis=0)
         if IS_SMOOTHED:
-            if class_weight is None:
-                smoothing_sum += tl.where(classes < C, p, 0)
-            else:
-                share = tl.load(class_weight + classes, classes < C, 0).to(dtype)
-                smoothing_sum += tl.where(share != 0, share * p, 0)
+            smoothing_sum += tl.sum(smoothing_of_blocks, axis=0)
         if entropy_map is not None:
-            moment += e * tl.maximum(p, -2000.0, propagate_nan=tl.PropagateNan.ALL)
-    t = tl.sum(t, axis=0)
+            moment += tl.sum(moment_of_blocks, axis=0)
     target_exponent = tl.fma(target_logit, pixel_scale, -exponent)
     target_exponent = tl.where(valid, target_exponent, -float("inf"))
     target_exp = exponential(target_exponent)
@@ -185,7 +195,7 @@ def many_classes_kernel(
         class_weight_sum = sum_class_weights(class_weight, C, BLOCK_C, dtype)
         smoothing = float_from_bits(label_smoothing, dtype)
         pixel_term *= 1 - smoothing
-        smoothing_sum = tl.sum(smoothing_sum, axis=0) * unit
+        smoothing_sum *= unit
         smooth_term = class_weight_sum * log_s - smoothing_sum
         pixel_term += uniform_weight * (smoothing / C) * smooth_term
     pixel_term = tl.where(valid, pixel_term, 0)
@@ -204,7 +214,7 @@ def many_classes_kernel(
         confidence = exponential(tl.fma(m, pixel_scale, -exponent)) * inverse
         tl.store(confidence_map + offset, confidence, inside)
     if entropy_map is not None:
-        entropy = log_s - tl.sum(moment, axis=0) * unit * inverse
+        entropy = log_s - moment * unit * inverse
         tl.store(entropy_map + offset, entropy.to(entropy_map.dtype.element_ty), inside)
     if top_classes is not None:
         chosen = ()

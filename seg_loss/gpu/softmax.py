@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from seg_loss.gpu.cross_entropy import spatial_offsets
-from seg_loss.gpu.math import LN_2, LOG2_E, float_from_bits
+from seg_loss.gpu.math import LN_2, LOG2_E, SUM_BLOCKS, float_from_bits
 
 _LOG2_E_LOW = tl.constexpr(1.925963033500946e-08)  # the part of log2(e) that float32 drops
 
@@ -107,7 +107,6 @@ def softmax_kernel(
     temperature = float_from_bits(inverse_temperature, dtype)
     blocks = ()
     m = tl.full((BLOCK_C, BLOCK_P), -float("inf"), dtype)
-    s = tl.zeros((BLOCK_C, BLOCK_P), dtype)
     if IN_REGISTERS:
         for k in tl.static_range(K):
             x = _load(logits, at, c + k * BLOCK_C, logits_class_stride, inside, C, -float("inf"))
@@ -119,36 +118,46 @@ def softmax_kernel(
             m = tl.maximum(m, _scale_logits(x, temperature, dtype, HAS_TEMPERATURE))
     m = tl.max(m, axis=0)
     exponentials = ()
+    s = tl.zeros((BLOCK_P,), dtype)
     if IN_REGISTERS:
+        total = tl.zeros((BLOCK_C, BLOCK_P), dtype)
         for k in tl.static_range(K):
             exponentials += (_exp(blocks[k] - m[None, :], IS_HALF),)
-            s += exponentials[k]
+            total += exponentials[k]
+        s += tl.sum(total, axis=0)
     else:
-        for k in range(K):
-            x = _load(logits, at, c + k * BLOCK_C, logits_class_stride, inside, C, -float("inf"))
-            s += _exp(_scale_logits(x, temperature, dtype, HAS_TEMPERATURE) - m[None, :], IS_HALF)
-    s = tl.sum(s, axis=0)
+        for first in range(0, K, SUM_BLOCKS):
+            total = tl.zeros((BLOCK_C, BLOCK_P), dtype)
+            for k in range(first, tl.minimum(first + SUM_BLOCKS, K)):
+                classes = c + k * BLOCK_C
+                x = _load(logits, at, classes, logits_class_stride, inside, C, -float("inf"))
+                x = _scale_logits(x, temperature, dtype, HAS_TEMPERATURE)
+                total += _exp(x - m[None, :], IS_HALF)
+            s += tl.sum(total, axis=0)
     factor = 1 / s
-    mean = tl.zeros((BLOCK_C, BLOCK_P), dtype)
+    dot = tl.zeros((BLOCK_P,), dtype)
     grad_outputs = ()
     by = at
     if grad_output is not None:
         strides = (grad_slice_stride, grad_row_stride, grad_column_stride)
         by = spatial_offsets(pixel, rows, columns, strides, AXES)[None, :]
         if IN_REGISTERS:
+            total = tl.zeros((BLOCK_C, BLOCK_P), dtype)
             for k in tl.static_range(K):
                 g = _load(grad_output, by, c + k * BLOCK_C, grad_class_stride, inside, C, 0)
                 grad_outputs += (g.to(dtype),)
-                mean += grad_outputs[k] * exponentials[k]
+                total += grad_outputs[k] * exponentials[k]
+            dot += tl.sum(total, axis=0)
         else:
-            for k in range(K):
-                classes = c + k * BLOCK_C
-                x = _load(logits, at, classes, logits_class_stride, inside, C, -float("inf"))
-                e = _exp(
-                    _scale_logits(x, temperature, dtype, HAS_TEMPERATURE) - m[None, :], IS_HALF
-                )
-                g = _load(grad_output, by, classes, grad_class_stride, inside, C, 0)
-                mean += g.to(dtype) * e
+            for first in range(0, K, SUM_BLOCKS):
+                total = tl.zeros((BLOCK_C, BLOCK_P), dtype)
+                for k in range(first, tl.minimum(first + SUM_BLOCKS, K)):
+                    classes = c + k * BLOCK_C
+                    x = _load(logits, at, classes, logits_class_stride, inside, C, -float("inf"))
+                    x = _scale_logits(x, temperature, dtype, HAS_TEMPERATURE)
+                    g = _load(grad_output, by, classes, grad_class_stride, inside, C, 0)
+                    total += g.to(dtype) * _exp(x - m[None, :], IS_HALF)
+                dot += tl.sum(total, axis=0)
         if HAS_TEMPERATURE:
             factor *= temperature
     is_read = inside
@@ -156,7 +165,7 @@ def softmax_kernel(
         w = tl.load(weight + pixel, inside, 0)
         factor *= w
         is_read = w != 0
-    average = tl.sum(mean, axis=0) / s
+    average = dot / s
     if IN_REGISTERS:
         for k in tl.static_range(K):
             p = exponentials[k] * factor[None, :]

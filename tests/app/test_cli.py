@@ -78,6 +78,21 @@ def test_flags_have_the_names_of_options_with_dash_or_underscore(files, run):
         assert json.loads(out)["loss"] == expected
 
 
+def test_an_ignored_class_is_in_no_mean_and_no_row(files, run, client):
+    flags = "--ignore-index", "2,255"
+    metrics = seg_loss.evaluate(**make_inputs(), ignore_index=(2, 255)).metrics
+    assert metrics.mean_iu != seg_loss.evaluate(**make_inputs()).metrics.mean_iu
+    for got in (
+        json.loads(run("evaluate", "logits.npy", "labels.png", *flags, "--format", "json")[1]),
+        client.post_tensors("/v1/evaluate?ignore_index=2,255", **make_inputs()).json(),
+    ):
+        assert got["metrics"]["iu"] == list(metrics.iu)
+        assert got["metrics"]["mean_iu"] == metrics.mean_iu
+        assert got["metrics"]["num_classes_averaged"] == 4
+    out = run("evaluate", "logits.npy", "labels.png", *flags, "--format", "csv")[1]
+    assert {row[1] for row in csv.reader(io.StringIO(out)) if row[0] == "class"} == set("0134")
+
+
 def test_a_negative_label_can_be_ignored(files, run):
     status, out, _ = run("loss", "logits.npy", "labels.png", "--ignore-index", "-1,255")
     assert status == 0
@@ -147,7 +162,7 @@ def test_a_threshold_that_no_metric_can_pass_or_fail_is_wrong_usage(run, value):
     status, out, err = run("evaluate", "a", "b", "--fail-under", f"mean_iu={value}")
     assert (status, out) == (2, "")
     assert err.startswith("seg-loss: --fail-under: expected METRIC=VALUE with one of pixel_acc")
-    assert err.endswith("frequency_weighted_iu, and 0...1.\n")
+    assert err.endswith(f"frequency_weighted_iu, and 0...1, got 'mean_iu={value}'.\n")
 
 
 def test_thresholds_apply_to_upsampled_logits(run, empty_directory):

@@ -139,7 +139,7 @@ def test_label_pictures_are_of_every_lossless_format(file_format):
     Image.fromarray(LABELS[0].numpy()).save(file, file_format)
     decoded = assemble(logits=LOGITS, labels=memory(file.getvalue()))
     assert torch.equal(decoded.labels, LABELS)
-    with pytest.raises(RequestError, match="logits: expected an NPY or safetensors file, got"):
+    with pytest.raises(RequestError, match="logits: expected an NPY, NPZ or safetensors file, got"):
         assemble(logits=memory(file.getvalue()))
 
 

@@ -32,7 +32,8 @@ import seg_loss
 from app import operations, options, results
 from app.devices import CPU
 from app.inputs import Inputs
-from seg_loss import Bilinear
+from seg_loss import Bilinear, reference
+from seg_loss.constants import SCORES
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "fcn_head"
 
@@ -207,6 +208,71 @@ def test_without_labels_pictures_have_the_size_of_the_photo(client, run, empty_d
     assert "labels or image too" in err
 
 
+def test_every_entry_point_takes_probabilities(client, run, empty_directory):
+    inputs = make_inputs()
+    inputs["logits"] = inputs["logits"].softmax(dim=1)
+    expected = seg_loss.evaluate(**inputs, scores="probabilities", maps=("nll",))
+    truth, true_gradient = reference.loss_and_gradient(*inputs.values(), scores="probabilities")
+    assert expected.loss == pytest.approx(float(truth), rel=1e-6)
+    write_inputs(inputs)
+    arguments = ["logits.npy", "labels.png", "--scores", "probabilities", "--format", "json"]
+    for name in ("loss", "evaluate"):
+        answer = client.post_tensors(f"/v1/{name}?scores=probabilities", **inputs).json()
+        assert answer["loss"] == expected.loss
+        assert json.loads(run(name, *arguments)[1]) == answer
+    response = client.post_tensors("/v1/gradient?scores=probabilities&loss_weight=2", **inputs)
+    gradient = safetensors.torch.load(response.content)["gradient"]
+    assert torch.allclose(gradient.double(), 2 * true_gradient, rtol=1e-6, atol=0)
+    assert run("gradient", *arguments, "--output", "g.npy")[0] == 0
+    assert np.array_equal(2 * np.load("g.npy"), gradient.numpy())
+    # The pictures of probabilities are those of their logits, with labels and without.
+    logits = {"logits": inputs["logits"].log()}
+    for kind in ("prediction", "confidence", "nll"):
+        labels = {"labels": inputs["labels"]} if kind == "nll" else {}
+        path = f"/v1/visualize?kind={kind}"
+        of_logits = client.post_tensors(path, **logits, **labels)
+        of_probabilities = client.post_tensors(
+            f"{path}&scores=probabilities", logits=inputs["logits"], **labels
+        )
+        assert of_logits.content == of_probabilities.content, kind
+
+
+def test_a_probability_of_zero_is_null_and_saturated(client):
+    inputs = {"logits": torch.tensor([[0.0, 1.0]]), "labels": torch.tensor([0])}
+    for name in ("loss", "evaluate"):
+        answer = client.post_tensors(f"/v1/{name}?scores=probabilities", **inputs).json()
+        assert answer["loss"] is None
+        assert answer["per_class"][0] == {"pixels": 1, "mean_nll": None}
+        assert answer["diagnosis"]["state"] == "saturated"
+    response = client.post_tensors("/v1/gradient?scores=probabilities", **inputs)
+    assert safetensors.torch.load(response.content)["gradient"].tolist() == [[-np.inf, 0]]
+
+
+@pytest.mark.parametrize("name", ["loss", "gradient", "evaluate", "visualize"])
+@pytest.mark.parametrize(
+    ("query", "where", "expected"),
+    [
+        ("", "logits", "probabilities from 0 to 1 at valid pixels"),
+        ("&temperature=2", "temperature", "1.0 with scores=probabilities"),
+        ("&label_smoothing=0.1", "label_smoothing", "0.0 with scores=probabilities"),
+        ("&upsampling=bilinear", "upsampling", "none with scores=probabilities"),
+    ],
+    ids=["logits", "temperature", "label_smoothing", "upsampling"],
+)
+def test_probabilities_are_checked(client, name, query, where, expected):
+    path = f"/v1/{name}?scores=probabilities{query}"
+    problem = client.post_tensors(path, **make_inputs())
+    assert problem.status_code == 422
+    assert (problem.json()["where"], problem.json()["expected"]) == (where, expected)
+
+
+def test_a_picture_without_labels_checks_all_probabilities(client):
+    logits = make_inputs()["logits"]
+    response = client.post_tensors("/v1/visualize?scores=probabilities", logits=logits)
+    assert response.status_code == 422
+    assert "Are these logits?" in response.json()["fix"]
+
+
 def test_working_bytes_are_those_of_results_and_upsampling():
     inputs = Inputs(**make_inputs())
     needed = partial(operations.working_bytes, device=CPU)
@@ -226,6 +292,10 @@ def test_working_bytes_are_those_of_results_and_upsampling():
     with_photo = Inputs(logits=inputs.logits, image=np.zeros((8, 9, 3), np.uint8))
     scratch = seg_loss.scratch_bytes(inputs.logits, (8, 9), upsampling=Bilinear())
     assert needed(with_photo, upsampled) == 4 * 72 + scratch + operations.PICTURE_BYTES * 72
+    half = Inputs(logits=inputs.logits.half(), labels=inputs.labels)
+    logarithms = {name: needed(half, options.LossOptions(scores=name)) for name in SCORES}
+    # The logarithms of probabilities are float32.
+    assert logarithms["probabilities"] - logarithms["logits"] == 4 * 5 * 42
 
 
 def test_working_bytes_hold_a_gradient_where_the_logits_are_not_reused():

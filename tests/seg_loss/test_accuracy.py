@@ -1,5 +1,6 @@
 """Loss and gradient against the definition in float64, of logits and of upsampled scores."""
 
+import functools
 import itertools
 
 import pytest
@@ -262,3 +263,111 @@ def test_pixels_may_be_more_than_float32_can_count():
     evaluation = seg_loss.evaluate(logits, torch.zeros(1, 1, shape[3], dtype=torch.uint8))
     assert evaluation.divisor == (1 << 24) + 1
     assert evaluation.per_class[0].pixels == (1 << 24) + 1
+
+
+# -- sums over many classes --------------------------------------------------------------------
+
+MANY_CLASSES = 1000, 4096, 32000
+MAX_CLASSES_TO_EVALUATE = 1000  # the confusion matrix of 32,000 classes takes 8 GB
+# Layouts of 48 pixels.
+OF_MANY_CLASSES = {
+    "rows": lambda x: x,
+    "columns": lambda x: x.T.contiguous().T,
+    "planes": lambda x: x.reshape(2, 4, 6, -1).movedim(3, 1).contiguous(),
+    "channels_last": lambda x: x.reshape(2, 4, 6, -1).movedim(3, 1),
+}
+
+
+def relative_error(got, truth):
+    return float(((got.double() - truth) / truth).abs().max())
+
+
+def assert_as_accurate_as_torch(name, got, by_torch, truth, eps):
+    """Asserts that the largest relative error is at most torch's own, or a few eps."""
+    ours, theirs = relative_error(got, truth), relative_error(by_torch, truth)
+    assert ours <= max(theirs, eps * torch.finfo(torch.float32).eps), f"{name}: {ours}, {theirs}"
+
+
+@functools.cache
+def results_of_many_classes(num_classes):
+    """Returns logits, labels, a gradient, and the results of torch and of torch in float64.
+
+    The logits are contiguous rows, which torch sums most accurately.
+    """
+    source = torch.Generator().manual_seed(num_classes)
+    rows = torch.randn(48, num_classes, generator=source)
+    target = torch.randint(256, num_classes, (48,), generator=source)  # 255 is ignored
+    grad_output = torch.randn(rows.shape, generator=source)
+    by_torch = results_by_torch(rows, target, grad_output)
+    truth = results_by_torch(rows.double(), target, grad_output.double())
+    return rows, target, grad_output, by_torch, truth
+
+
+def results_by_torch(rows, target, grad_output):
+    x = rows.clone().requires_grad_()
+    log_p, p = x.log_softmax(1), x.softmax(1)
+    nll = torch.nn.functional.nll_loss(log_p, target, reduction="none")
+    return {
+        "nll": nll.detach(),
+        "gradient": torch.autograd.grad(nll.sum(), x, retain_graph=True)[0],
+        "softmax": p.detach(),
+        "confidence": p.detach().amax(1),
+        "entropy": -(p * log_p).sum(1).detach(),
+        "smoothed": torch.autograd.grad(
+            torch.nn.functional.cross_entropy(x, target, label_smoothing=0.3), x
+        )[0],
+        "softmax gradient": torch.autograd.grad(x.softmax(1), x, grad_output)[0],
+    }
+
+
+def our_results(logits, labels, grad_output):
+    x = logits.clone(memory_format=torch.preserve_format).requires_grad_()
+    results = {
+        "nll": seg_loss.pixel_nll(logits, labels),
+        "gradient": seg_loss.loss_and_gradient(logits, labels, normalization="none")[1],
+        "softmax": seg_loss.spatial_softmax(logits),
+        "smoothed": seg_loss.loss_and_gradient(logits, labels, label_smoothing=0.3)[1],
+        "softmax gradient": torch.autograd.grad(seg_loss.spatial_softmax(x), x, grad_output)[0],
+    }
+    if logits.shape[1] <= MAX_CLASSES_TO_EVALUATE:
+        maps = seg_loss.evaluate(logits, labels, maps=("nll", "confidence", "entropy")).maps
+        results |= {"nll of evaluate": maps.pop("nll"), **maps}
+    return results
+
+
+@pytest.mark.parametrize("layout", OF_MANY_CLASSES)
+@pytest.mark.parametrize("num_classes", MANY_CLASSES)
+def test_errors_do_not_grow_with_the_number_of_classes(num_classes, layout):
+    rows, target, grad_output, by_torch, truth = results_of_many_classes(num_classes)
+    logits = OF_MANY_CLASSES[layout](rows)
+    labels = target.reshape(logits.shape[0], *logits.shape[2:])
+    got = our_results(logits, labels, OF_MANY_CLASSES[layout](grad_output))
+    for name, values in got.items():
+        if values.ndim == logits.ndim:
+            values = values.movedim(1, -1).reshape(rows.shape)
+        key = name.removesuffix(" of evaluate")
+        values = values.reshape(truth[key].shape)
+        if key in ("smoothed", "softmax gradient"):  # differences, which may be near 0
+            assert_accurate(name, values, truth[key], by_torch[key])
+        else:
+            eps = 8 if key in ("gradient", "softmax", "confidence") else 2
+            assert_as_accurate_as_torch(name, values, by_torch[key], truth[key], eps)
+
+
+@pytest.mark.parametrize("num_classes", MANY_CLASSES)
+def test_errors_of_upsampled_scores_do_not_grow_with_the_number_of_classes(num_classes):
+    scores = 0.01 * make_logits((1, num_classes, 1, 2))
+    labels = torch.zeros(1, 2, 6, dtype=torch.uint8)
+    options = {"upsampling": Bilinear()}
+    _, gradient = seg_loss.loss_and_gradient(scores, labels, **options)
+    _, truth = true_loss_and_gradient(scores, labels, **options)
+    _, by_torch = torch_loss_and_gradient(scores, labels, **options)
+    assert_as_accurate_as_torch("gradient", gradient, by_torch, truth, 8)
+    if num_classes <= MAX_CLASSES_TO_EVALUATE:
+        got = seg_loss.evaluate(scores, labels, maps=("nll",), **options).maps["nll"]
+        logits = reference.upsample(scores, (2, 6), Bilinear())
+        nll = torch.nn.functional.cross_entropy(logits, labels.long(), reduction="none")
+        by_torch = torch.nn.functional.cross_entropy(
+            logits.float(), labels.long(), reduction="none"
+        )
+        assert_as_accurate_as_torch("nll", got, by_torch, nll, 2)

@@ -9,6 +9,7 @@ import torch
 
 import seg_loss
 from seg_loss import InvalidInput
+from seg_loss.constants import ABSENT
 from seg_loss.metrics import confusion_matrix, fcn_metrics
 from tests.support.cases import ALL_LABEL_DTYPES
 
@@ -57,6 +58,71 @@ def test_absent_classes_are_skipped_or_counted(absent, mean_iu, averaged):
     assert metrics.absent == absent
     assert metrics.iu == fcn_metrics(BY_HAND).iu
     assert metrics.pixel_accuracy == 5 / 9
+
+
+def one_hot_inputs(prediction, labels, num_classes):
+    logits = torch.nn.functional.one_hot(torch.tensor([prediction]), num_classes).movedim(-1, 1)
+    return logits.float(), torch.tensor([labels])
+
+
+def test_an_ignored_class_is_in_no_row_and_in_no_mean():
+    logits, labels = one_hot_inputs([0, 1, 2, 0], [0, 1, 2, 1], 3)
+    evaluation = seg_loss.evaluate(logits, labels, ignore_index=0)
+    assert evaluation.confusion.tolist() == [[0, 0, 0], [1, 1, 0], [0, 0, 1]]
+    # The pixel of class 1 that is predicted as class 0 is a miss of class 1.
+    assert evaluation.metrics.iu == (None, 1 / 2, 1)
+    assert evaluation.metrics.accuracy == (None, 1 / 2, 1)
+    assert evaluation.metrics.mean_iu == evaluation.metrics.mean_accuracy == 0.75
+    assert evaluation.metrics.pixel_accuracy == 2 / 3
+    assert evaluation.metrics.frequency_weighted_iu == (2 * 1 / 2 + 1) / 3
+    assert evaluation.metrics.num_classes_averaged == 2
+
+
+def test_class_255_is_ignored_by_default_if_it_has_no_pixels():
+    truth = torch.tensor([0, 0, 1, 255])
+    prediction = torch.tensor([0, 255, 1, 1])
+    metrics = fcn_metrics(confusion_matrix(prediction, truth, 300))
+    assert metrics.iu[255] is None
+    assert metrics.mean_iu == pytest.approx((1 / 2 + 1) / 2)
+    with_class = fcn_metrics(confusion_matrix(prediction, truth, 300, ignore_index=-1))
+    assert with_class.iu[255] == 0
+    assert with_class.mean_iu == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
+
+
+@pytest.mark.parametrize("absent", ABSENT)
+@pytest.mark.parametrize(
+    "ignored", [(), (0,), (2, 3), (0, 2, -1, 255), (1, 1, 4), (3, 300)], ids=str
+)
+def test_ignored_classes_count_as_their_definition_says(ignored, absent):
+    # Class 3 is in neither truth nor prediction, class 4 is only predicted.
+    torch.manual_seed(0)
+    prediction = torch.tensor([0, 1, 2, 4])[torch.randint(0, 4, (60,))].tolist()
+    truth = torch.tensor([0, 1, 2, 255, -1])[torch.randint(0, 5, (60,))].tolist()
+    ignore_index = (*ignored, 255, -1)
+    pairs = [(y, p) for y, p in zip(truth, prediction, strict=True) if y not in ignore_index]
+    counted = [c for c in range(5) if c not in ignored]
+    iu = {}
+    for c in counted:
+        right = sum(y == p == c for y, p in pairs)
+        union = sum(c in pair for pair in pairs)
+        iu[c] = right / union if union else {"zero": 0.0, "one": 1.0}.get(absent)
+        if absent == "gt_only" and not any(y == c for y, _ in pairs):
+            iu[c] = None
+    averaged = [value for value in iu.values() if value is not None]
+
+    logits, labels = one_hot_inputs(prediction, truth, 5)
+    confusion = seg_loss.evaluate(logits, labels, ignore_index=ignore_index).confusion
+    of_maps = torch.tensor([prediction]), labels, 5
+    assert torch.equal(confusion, confusion_matrix(*of_maps, ignore_index=ignore_index))
+    # The rows of a matrix that counts the ignored classes are ignored as well.
+    full = confusion_matrix(*of_maps, ignore_index=(255, -1))
+    for matrix in (confusion, full):
+        got = fcn_metrics(matrix, absent=absent, ignore_index=ignore_index)
+        assert got.mean_iu == pytest.approx(sum(averaged) / len(averaged), rel=1e-15)
+        assert got.num_classes_averaged == len(averaged)
+        assert all(got.iu[c] is None and got.accuracy[c] is None for c in ignored if 0 <= c < 5)
+        assert got.pixel_accuracy == sum(y == p for y, p in pairs) / len(pairs)
+    assert int(full.sum()) == 60 - sum(y in (255, -1) for y in truth)
 
 
 def test_without_pixels_there_are_no_metrics():
