@@ -77,8 +77,10 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     """Returns whether an error says that the memory of a GPU is full.
 
     torch has a class for it, but errors of the driver, which Triton and pinned memory raise too,
-    say so in their text alone.
+    say so in their text alone. `InvalidInput` is a RuntimeError whose text may quote a client.
     """
+    if isinstance(error, InvalidInput):
+        return False
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in f"{error}"
 
 

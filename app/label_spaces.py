@@ -107,6 +107,12 @@ def _table(classes: Mapping[int, int]) -> npt.NDArray[np.int16]:
     return table
 
 
+def _classes_of_instances(labels: Labels) -> Labels:
+    if np.iinfo(labels.dtype).max < 1000:  # the dtype has no such number to divide by
+        return labels
+    return np.where(labels >= 1000, labels // 1000, labels)
+
+
 def _classes_of(values: Iterable[int]) -> dict[int, int]:
     return {value: index for index, value in enumerate(values)}
 
@@ -151,7 +157,7 @@ LABEL_SPACES: Mapping[str, LabelSpace] = {
     "instance_1000": LabelSpace(
         "ids of instances",
         "Labels from 1000 on are ids of instances, 1000 times their class and more.",
-        convert=lambda labels: np.where(labels >= 1000, labels // 1000, labels),
+        convert=_classes_of_instances,
         is_likely=lambda values: any(value >= 1000 for value in values.invalid),
     ),
     "binary_255": LabelSpace(

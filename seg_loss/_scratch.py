@@ -28,6 +28,6 @@ def scratch_bytes(scores: Tensor, size: Sequence[int], *, upsampling: Upsampling
     check_memory(scores=scores)
     check_upsampling(upsampling)
     num_bytes: int = backend_of(scores).scratch_bytes(
-        scores, axes(upsampling, scores.shape[2:], size)
+        scores, axes(upsampling, scores.shape[2:], [int(length) for length in size])
     )
     return num_bytes

@@ -82,6 +82,7 @@ def confusion_matrix(
         expected = f"shape {shape_of(labels)} of the labels"
         raise InvalidInput("prediction", expected, f"shape {shape_of(prediction)}")
     check_memory(prediction=prediction, labels=labels)
+    num_classes = int(num_classes)  # also of NumPy, or a tensor
     valid = torch.ones_like(labels, dtype=torch.bool)
     for value in LossOptions(ignore_index).ignored_labels(labels.dtype):
         valid &= labels != value
@@ -92,8 +93,8 @@ def confusion_matrix(
     ):
         invalid = (classes < 0) | (classes >= num_classes)
         if bool(invalid.any()):
-            value, count = int(tensor[valid][invalid][0]), int(invalid.sum())
-            raise InvalidInput(where, f"0...{num_classes - 1}", f"{value} ({count} such pixels)")
+            first, count = tensor[valid][invalid][0].item(), int(invalid.sum())
+            raise InvalidInput(where, f"0...{num_classes - 1}", f"{first} ({count} such pixels)")
     counts = torch.bincount(truth * num_classes + predicted, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes)
 

@@ -22,7 +22,13 @@ MODULES = {
 # What a module, or each module of a package, may import of the repository. The row with the longest
 # name counts. Modules without a row of their own may import the others of their package too.
 BASE = (
-    "constants", "_errors", "_labels", "_numbers", "_inputs", "_divisor", "_evaluation_sums",
+    "constants",
+    "_errors",
+    "_labels",
+    "_numbers",
+    "_inputs",
+    "_divisor",
+    "_evaluation_sums",
     "upsampling",
 )
 BASE = tuple(f"seg_loss.{name}" for name in BASE)
@@ -40,8 +46,8 @@ ARROWS = {
     "seg_loss": ("seg_loss._version",),
     "seg_loss._version": (),
     "seg_loss.constants": (),
-    "seg_loss._numbers": (),
     "seg_loss._errors": (),
+    "seg_loss._numbers": (),
     "seg_loss._divisor": (),
     "seg_loss._evaluation_sums": (),
     "seg_loss.diagnosis": (),

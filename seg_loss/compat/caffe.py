@@ -103,4 +103,5 @@ class SoftmaxWithLoss(nn.Module):
             max_nll=_MAX_NLL,
         )
         x, labels = x.reshape(outer, num_classes, inner), labels.reshape(outer, inner)
-        return loss_of(check_inputs(x, labels, None, None, options)) * self.loss_weight
+        loss = loss_of(check_inputs(x, labels, None, None, options))
+        return loss * float(self.loss_weight)  # a tensor could have another dtype than the loss

@@ -103,6 +103,7 @@ def test_tensors_larger_than_the_memory_of_the_gpu_are_an_error(monkeypatch):
         (torch.OutOfMemoryError("Tried to allocate 2.00 GiB"), True),
         (RuntimeError("Triton Error [CUDA]: out of memory"), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (InvalidInput("maps", "names", "'out of memory'"), False),
     ],
 )
 def test_out_of_memory_is_told_from_other_errors(error, is_out_of_memory):

@@ -46,6 +46,16 @@ def test_every_value_has_its_class_or_is_an_error(name, dtype):
             assert error.value.got == f"{value} at (0, 0, 1)"
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.int64])
+@pytest.mark.parametrize("name", LABEL_SPACES)
+def test_labels_of_every_dtype_are_read(name, dtype):
+    value = 7 if name == "cityscapes_ids" else 0
+    labels = np.full((1, 2, 2), value, dtype)
+    classes = to_classes(labels, name, IGNORED, "labels")
+    assert np.all(classes == (VOID if name == "ade_zero" else 0))
+    advice_for(labels, 2, IGNORED, name)
+
+
 @pytest.mark.parametrize("value", [256, 70000, -2])
 @pytest.mark.parametrize("name", CLASSES)
 def test_values_of_more_bits_are_not_wrapped(name, value):

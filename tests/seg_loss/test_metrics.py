@@ -162,6 +162,15 @@ def test_labels_of_any_integer_dtype_do_not_wrap(dtype):
     assert torch.equal(confusion_matrix(labels, labels, 21), torch.eye(21, dtype=torch.int64))
 
 
+def test_a_large_unsigned_label_is_no_negative_one():
+    labels = torch.tensor([0, 2**64 - 100], dtype=torch.uint64)
+    prediction = torch.zeros(2, dtype=torch.uint8)
+    with pytest.raises(InvalidInput, match=r"labels: .* got 18446744073709551516 "):
+        confusion_matrix(prediction, labels, 2, ignore_index=-100)
+    got = confusion_matrix(prediction, labels, 2, ignore_index=2**64 - 100)
+    assert got.tolist() == [[1, 0], [0, 0]]
+
+
 def test_several_labels_can_be_ignored():
     labels, prediction = torch.tensor([0, 1, 2, 255]), torch.tensor([0, 0, 9, 9])
     got = confusion_matrix(prediction, labels, 2, ignore_index=(2, 255))

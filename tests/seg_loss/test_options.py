@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 
 import seg_loss
-from seg_loss import Deconvolution, InvalidInput, reference
+from seg_loss import Deconvolution, InvalidInput, metrics, reference
+from seg_loss.compat.caffe import SoftmaxWithLoss
 from tests.support.cases import (
     NORMALIZATIONS,
     UPSAMPLINGS,
@@ -340,6 +341,21 @@ def test_axes_strides_and_crops_may_be_numbers_of_numpy_and_torch(logits, form):
     got = Deconvolution(integer(4), integer(6), (integer(1), integer(2)))
     assert got == Deconvolution(4, 6, (1, 2))
     assert {type(value) for value in (got.stride, got.kernel_size, *got.crop)} == {int}
+
+
+@pytest.mark.parametrize("form", IN_EACH_FORM)
+def test_other_numbers_may_be_those_of_numpy_and_torch(logits, form):
+    integer, number = IN_EACH_FORM[form]
+    labels = make_labels(PLAIN.shape)
+    labels[labels == 255] = 1
+    got = metrics.confusion_matrix(labels, labels, integer(5), ignore_index=integer(1))
+    assert torch.equal(got, metrics.confusion_matrix(labels, labels, 5, ignore_index=1))
+    bilinear = seg_loss.Bilinear()
+    got = seg_loss.scratch_bytes(logits, (integer(22), integer(26)), upsampling=bilinear)
+    assert got == seg_loss.scratch_bytes(logits, (22, 26), upsampling=bilinear)
+    layer = SoftmaxWithLoss(integer(1), axis=integer(1), loss_weight=number(2.0))
+    got, expected = layer(logits, labels), SoftmaxWithLoss(1, loss_weight=2.0)(logits, labels)
+    assert same_bits(got, expected)
 
 
 def test_a_tensor_as_option_is_read_at_each_call(logits):

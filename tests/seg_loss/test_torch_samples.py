@@ -20,6 +20,8 @@ from tests.support.backends import IS_INTERPRETED
 from tests.support.cases import FLOATS, assert_accurate
 
 pytest.importorskip("expecttest", reason="torch's modules of samples import it")
+# torch's forward derivatives import a module that uses torch.jit.script.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated:DeprecationWarning")
 
 # Those modules change settings of the process that imports them.
 COLLECT = """
@@ -153,11 +155,66 @@ def batched_gradients(function, x, sample):
     return {"gradients": gradients}
 
 
+def second_derivatives(function, x, sample):
+    loss = function(x, sample.target, **sample.options)
+    grad_output = upstream(loss).requires_grad_()
+    (gradient,) = torch.autograd.grad(loss, x, grad_output, create_graph=True)
+    inputs = x, grad_output
+    second = torch.autograd.grad(gradient, inputs, upstream(gradient), retain_graph=True)
+    batch = upstream(gradient, 2)
+    batched = torch.autograd.grad(gradient, inputs, batch, is_grads_batched=True)
+    names = "input", "grad_output", "batch of input", "batch of grad_output"
+    return dict(zip(names, (*second, *batched), strict=True))
+
+
+def function_transforms(function, x, sample):
+    x = x.detach()
+
+    def loss_of(x, target=sample.target):
+        return function(x, target, **sample.options)
+
+    def total(x):
+        loss = loss_of(x)
+        return (loss * upstream(loss)).sum()
+
+    xs, targets = torch.stack([x, -x, x / 2]), torch.stack([sample.target] * 3)
+    values, tangents = torch.func.jvp(loss_of, (x,), (upstream(x),))
+    _, hvp = torch.func.jvp(torch.func.grad(total), (x,), (upstream(x),))
+    return {
+        "vmap": torch.func.vmap(loss_of)(xs),
+        "vmap of inputs and targets": torch.func.vmap(loss_of)(xs, targets),
+        "grad": torch.func.grad(total)(x),
+        "vmap of grad": torch.func.vmap(torch.func.grad(total))(xs),
+        "jvp, values": values,
+        "jvp, tangents": tangents,
+        "jvp of grad": hvp,
+        "hvp": torch.autograd.functional.hvp(total, x, upstream(x))[1],
+    }
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("results_of", [values_and_gradients, batched_gradients])
+@pytest.mark.parametrize(
+    "results_of",
+    [values_and_gradients, batched_gradients, second_derivatives, function_transforms],
+)
 def test_results_on_torchs_samples_are_torchs(backend, samples, results_of):
     for sample in samples:
         check_against_torch(results_of, sample, backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64], ids=str)
+def test_derivatives_on_torchs_samples_pass_gradgradcheck(backend, samples):
+    for sample in samples[:12]:
+        placed = sample.to(backend.place)
+        x = placed.input.requires_grad_()
+
+        def loss(x, placed=placed):
+            return ours.cross_entropy(x, placed.target, **placed.options)
+
+        if loss(x).isnan().any():
+            continue  # the mean of no pixel
+        assert torch.autograd.gradcheck(loss, x, check_forward_ad=True, check_batched_grad=True)
+        assert torch.autograd.gradgradcheck(loss, x, check_batched_grad=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32], ids=str)
