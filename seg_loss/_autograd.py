@@ -180,8 +180,7 @@ class CrossEntropy(_Function):
     @staticmethod
     def derivative(primals: Sequence[Any], tangents: Sequence[Tensor | None]) -> Tensor:
         *tensors, divisor, options = primals
-        gradient = _apply(_Gradient, *tensors, divisor, None, options)
-        return _inner_product(gradient, tangents[0])
+        return _inner_product_of_loss(tensors, divisor, options, tangents[0])
 
 
 class _Gradient(_Function):
@@ -209,13 +208,13 @@ class _Gradient(_Function):
             inputs = LossInputs(logits, labels, class_weight, pixel_weight, options)
             grad_logits = _second_derivative(v, inputs, divisor, grad_output)
         if ctx.needs_input_grad[3]:
-            tensors = logits, labels, class_weight, None, divisor, grad_output
-            unit = _apply(_Gradient, *tensors, options)
+            unweighted = logits, labels, class_weight, None, divisor, grad_output
+            unit = _apply(_Gradient, *unweighted, options)
             grad_weight = _products(unit, v, pixel_weight.dtype).sum(1)
         if ctx.needs_input_grad[5]:
-            tensors = logits, labels, class_weight, pixel_weight, divisor, None
-            unit = _apply(_Gradient, *tensors, options)
-            grad_factor = _inner_product(unit, v).to(grad_output.dtype)
+            tensors = logits, labels, class_weight, pixel_weight
+            product = _inner_product_of_loss(tensors, divisor, options, v)
+            grad_factor = product.to(grad_output.dtype)
         return grad_logits, None, None, grad_weight, None, grad_factor, None
 
     @staticmethod
@@ -534,6 +533,17 @@ def _products(gradient: Tensor, v: Tensor | None, dtype: torch.dtype) -> Tensor:
 def _inner_product(gradient: Tensor, v: Tensor | None) -> Tensor:
     """Returns the sum of the products of a gradient and a vector, in the loss's dtype."""
     return _products(gradient, v, loss_dtype(gradient)).sum()
+
+
+def _inner_product_of_loss(
+    tensors: Sequence[Any], divisor: Tensor | None, options: LossOptions, v: Tensor | None
+) -> Tensor:
+    """Returns the inner product of the gradient of a loss and v.
+
+    A divisor of NaN, which is that of torch's mean of no pixel, makes it NaN.
+    """
+    product = _inner_product(_apply(_Gradient, *tensors, None, None, options), v)
+    return product if divisor is None else product / divisor[0].to(product.dtype)
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:

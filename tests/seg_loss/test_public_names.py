@@ -91,7 +91,7 @@ SIGNATURES = [
       "check_labels": "raise"}),
     (seg_loss.require_finite, ["logits", "labels"], {"ignore_index": 255, "upsampling": None}),
     (metrics.confusion_matrix, ["prediction", "labels", "num_classes"], {"ignore_index": 255}),
-    (metrics.fcn_metrics, ["confusion"], {"absent": "skip", "ignore_index": 255}),
+    (metrics.fcn_metrics, ["confusion"], {"absent": "skip", "ignore_index": None}),
     (modules.SpatialSoftmax, [], {"axis": 1, "temperature": 1.0}),
     (modules.SpatialCrossEntropy, ["class_weight"],
      {name: value for name, value in LOSS.items() if name != "pixel_weight"}),

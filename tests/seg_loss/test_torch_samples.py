@@ -109,6 +109,9 @@ def samples(collected, dtype):
     return found[:MAX_SAMPLES]
 
 
+SUMS_OF_PRODUCTS = "grad_output", "batch of grad_output", "jvp, tangents"
+
+
 def check_against_torch(results_of, sample, backend):
     """Checks results against torch's in float64, with torch's own error as the tolerance.
 
@@ -130,9 +133,16 @@ def check_against_torch(results_of, sample, backend):
         # A mean over no pixel is NaN.
         assert torch.equal(result.isnan(), expected.isnan()), f"{name} of {sample}"
         result, expected, theirs = (x.nan_to_num() for x in (result, expected, theirs))
-        # The error of torch's float64 is invisible: there the scale is that of a probability, of
-        # which differences are taken.
-        scale = max(1.0, float(expected.abs().max())) if result.dtype == torch.float64 else None
+        scale = None
+        if name in SUMS_OF_PRODUCTS:  # with numbers of -1 to 1
+            scale = float(truth["gradient"].detach().nan_to_num().abs().sum())
+        elif results_of in (second_derivatives, function_transforms):
+            # Second derivatives are differences of numbers as large as the gradient.
+            scale = max(float(other.detach().nan_to_num().abs().max()) for other in truth.values())
+        if result.dtype == torch.float64:
+            # The error of torch's float64 is invisible: there the scale is that of a probability,
+            # of which differences are taken.
+            scale = max(1.0, float(expected.abs().max()), scale or 0.0)
         assert_accurate(f"{name} of {sample}", result, expected, theirs, scale=scale)
 
 
@@ -163,8 +173,8 @@ def second_derivatives(function, x, sample):
     second = torch.autograd.grad(gradient, inputs, upstream(gradient), retain_graph=True)
     batch = upstream(gradient, 2)
     batched = torch.autograd.grad(gradient, inputs, batch, is_grads_batched=True)
-    names = "input", "grad_output", "batch of input", "batch of grad_output"
-    return dict(zip(names, (*second, *batched), strict=True))
+    names = "gradient", "input", "grad_output", "batch of input", "batch of grad_output"
+    return dict(zip(names, (gradient, *second, *batched), strict=True))
 
 
 def function_transforms(function, x, sample):
@@ -183,7 +193,7 @@ def function_transforms(function, x, sample):
     return {
         "vmap": torch.func.vmap(loss_of)(xs),
         "vmap of inputs and targets": torch.func.vmap(loss_of)(xs, targets),
-        "grad": torch.func.grad(total)(x),
+        "gradient": torch.func.grad(total)(x),
         "vmap of grad": torch.func.vmap(torch.func.grad(total))(xs),
         "jvp, values": values,
         "jvp, tangents": tangents,
