@@ -28,7 +28,7 @@ from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 
-from seg_loss import _backends, _operators
+from seg_loss import _backends, _labels, _operators
 from seg_loss._inputs import LossInputs, LossOptions, loss_dtype, valid_classes
 from seg_loss._interpolation import interpolate, interpolate_transposed
 
@@ -41,7 +41,7 @@ def cross_entropy(inputs: LossInputs) -> Tensor:
             return _operators.upsampled_cross_entropy(inputs, False)[0]
         return _operators.full_size_cross_entropy(inputs, False)[0]
     function = UpsampledCrossEntropy if is_upsampled else CrossEntropy
-    loss: Tensor = _apply(function, *flatten(inputs), not is_transformed())[0]
+    loss: Tensor = _apply(function, *inputs.tensors, not is_transformed(), inputs.options)[0]
     return loss
 
 
@@ -51,7 +51,9 @@ def loss_and_gradient(inputs: LossInputs) -> tuple[Tensor, Tensor]:
     results: tuple[Any, ...]
     if torch._C._are_functorch_transforms_active():
         function = UpsampledCrossEntropy if is_upsampled else CrossEntropy
-        results = _apply(function, *flatten(inputs), True)
+        # Forward mode would pass through the kernels, although no gradient is recorded here.
+        logits, *others = inputs.tensors
+        results = _apply(function, logits.detach(), *others, True, inputs.options)
     elif is_upsampled:
         results = _operators.upsampled_cross_entropy(inputs, True)
     else:
@@ -63,7 +65,7 @@ def pixel_terms(inputs: LossInputs) -> Tensor:
     """Returns the terms [N, *spatial], differentiable in the logits."""
     if not _is_differentiated(inputs.logits):
         return _operators.pixel_terms(inputs)
-    terms: Tensor = _apply(PixelTerms, *flatten(inputs))
+    terms: Tensor = _apply(PixelTerms, *inputs.tensors, inputs.options)
     return terms
 
 
@@ -92,16 +94,31 @@ def _apply(function: type[Function], *arguments: Any) -> Any:
     takes as long as four launches.
     """
     if torch._C._are_functorch_transforms_active():
+        if _is_functionalized():
+            return function.forward(*arguments)  # an operator
         return function.apply(*arguments)  # type: ignore[no-untyped-call]
     return super(Function, function).apply(*arguments)  # type: ignore[misc]
 
 
-_Flat = tuple[Tensor, Tensor, Tensor | None, Tensor | None, LossOptions]
+def _is_functionalized() -> bool:
+    """Returns whether torch.func.functionalize transforms the call, which takes no Function."""
+    transform = torch._C._functorch.peek_interpreter_stack()
+    return transform.key() == torch._C._functorch.TransformType.Functionalize
 
 
-def flatten(inputs: LossInputs) -> _Flat:
-    """Returns the fields of the inputs: autograd finds only tensors that are arguments."""
-    return *inputs.tensors, inputs.options
+def _call(function: type[Function], *arguments: Any) -> Any:
+    """Returns the result of a Function of a gradient, which is recorded only if torch needs that.
+
+    A batch of gradients is no argument of a Function: torch would not record it. It calls the
+    operator for each element, and records the derivative of that. In a backward pass that torch
+    compiles, the graph holds the operator too.
+    """
+    is_recorded = torch.is_grad_enabled() or is_transformed()
+    if not is_recorded or torch.compiler.is_compiling():
+        return function.forward(*arguments)
+    if any(map(_operators.is_batched, arguments)):
+        return function.forward(*arguments)
+    return _apply(function, *arguments)
 
 
 class _Function(Function):
@@ -109,7 +126,7 @@ class _Function(Function):
 
     @staticmethod
     def derivative(primals: Sequence[Any], tangents: Sequence[Tensor | None]) -> Tensor:
-        """Returns the derivative along `tangents` at the saved arguments `primals`."""
+        """Returns the derivative along `tangents`; `primals` are the values that `_save` saved."""
         raise NotImplementedError
 
     @classmethod
@@ -138,11 +155,30 @@ class _Function(Function):
                 )
             )
 
-        results = [element(index) for index in range(info.batch_size)]
+        if not info.batch_size:
+            return cls._empty_batch(in_dims, arguments)
+        # A deferred error of one element is no error of the next one's call.
+        with _labels.deferred_errors_held():
+            results = [element(index) for index in range(info.batch_size)]
         if isinstance(results[0], Tensor):
             return torch.stack(results), 0
         stacked = tuple(torch.stack(outputs) for outputs in zip(*results, strict=True))
         return stacked, (0,) * len(stacked)
+
+    @classmethod
+    def _empty_batch(cls, in_dims: Sequence[int | None], arguments: Any) -> tuple[Any, Any]:
+        """Returns empty results, of the shapes that those of an element have."""
+        element = [
+            argument
+            if dim is None
+            else argument.new_zeros(torch.Size(argument.movedim(dim, 0).shape[1:]))
+            for argument, dim in zip(arguments, in_dims, strict=True)
+        ]
+        results = cls.apply(*element)  # type: ignore[no-untyped-call]
+        if isinstance(results, Tensor):
+            return results.new_empty((0, *results.shape)), 0
+        empty = tuple(result.new_empty((0, *result.shape)) for result in results)
+        return empty, (0,) * len(empty)
 
 
 class CrossEntropy(_Function):
@@ -150,13 +186,14 @@ class CrossEntropy(_Function):
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor | None, ...]:
-        *flat, with_gradient = arguments
-        results = _operators.full_size_cross_entropy(LossInputs(*flat), with_gradient)
+        *tensors, with_gradient, options = arguments
+        inputs = _inputs(tensors, options)
+        results = _operators.full_size_cross_entropy(inputs, with_gradient)
         return results if with_gradient else results[:2]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
-        *tensors, options, with_gradient = inputs
+        *tensors, with_gradient, options = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)  # no zeros of the gradient's size for its own gradient
         _save(ctx, (*tensors, output[1]), options)
@@ -172,7 +209,7 @@ class CrossEntropy(_Function):
         gradient, ctx.gradient = ctx.gradient, None
         *tensors, divisor, options = _saved(ctx)
         if gradient is None or torch.is_grad_enabled() or _operators.needs_operator(grad_loss):
-            return _apply(_Gradient, *tensors, divisor, grad_loss, options), *nothing
+            return _call(Gradient, *tensors, divisor, grad_loss, options), *nothing
         inputs = _inputs(tensors, options)
         _backends.rescale_gradient_(inputs, divisor, grad_loss, gradient)
         return gradient, *nothing
@@ -183,7 +220,7 @@ class CrossEntropy(_Function):
         return _inner_product_of_loss(tensors, divisor, options, tangents[0])
 
 
-class _Gradient(_Function):
+class Gradient(_Function):
     """Logits to grad_output / D * d(sum of terms) / d(logits).
 
     A divisor or `grad_output` of None is 1. Differentiable in `grad_output` and pixel weights too.
@@ -204,14 +241,15 @@ class _Gradient(_Function):
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         logits, labels, class_weight, pixel_weight, divisor, grad_output, options = _saved(ctx)
         grad_logits = grad_weight = grad_factor = None
-        if ctx.needs_input_grad[0]:
+        needs = _needs_input_grad(ctx)
+        if needs[0]:
             inputs = LossInputs(logits, labels, class_weight, pixel_weight, options)
             grad_logits = _second_derivative(v, inputs, divisor, grad_output)
-        if ctx.needs_input_grad[3]:
+        if needs[3]:
             unweighted = logits, labels, class_weight, None, divisor, grad_output
-            unit = _apply(_Gradient, *unweighted, options)
+            unit = _call(Gradient, *unweighted, options)
             grad_weight = _products(unit, v, pixel_weight.dtype).sum(1)
-        if ctx.needs_input_grad[5]:
+        if needs[5]:
             tensors = logits, labels, class_weight, pixel_weight
             product = _inner_product_of_loss(tensors, divisor, options, v)
             grad_factor = product.to(grad_output.dtype)
@@ -227,10 +265,10 @@ class _Gradient(_Function):
             parts.append(_second_derivative(along_logits, inputs, divisor, grad_output))
         if along_weight is not None:
             tensors = logits, labels, class_weight, along_weight, divisor, grad_output
-            parts.append(_apply(_Gradient, *tensors, options))
+            parts.append(_call(Gradient, *tensors, options))
         if along_factor is not None:
             tensors = logits, labels, class_weight, pixel_weight, divisor, along_factor
-            parts.append(_apply(_Gradient, *tensors, options))
+            parts.append(_call(Gradient, *tensors, options))
         return _sum(parts)
 
 
@@ -239,13 +277,14 @@ class UpsampledCrossEntropy(_Function):
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor | None, ...]:
-        *flat, with_gradient = arguments
-        results = _operators.upsampled_cross_entropy(LossInputs(*flat), with_gradient)
+        *tensors, with_gradient, options = arguments
+        inputs = _inputs(tensors, options)
+        results = _operators.upsampled_cross_entropy(inputs, with_gradient)
         return results if with_gradient else results[:1]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
-        *tensors, options, with_gradient = inputs
+        *tensors, with_gradient, options = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         _save(ctx, (*tensors, output[1] if with_gradient else None), options)
@@ -259,7 +298,7 @@ class UpsampledCrossEntropy(_Function):
         *tensors, gradient, options = _saved(ctx)
         if gradient is None or torch.is_grad_enabled() or _operators.needs_operator(grad_loss):
             arguments = *tensors, gradient, grad_loss, options
-            return _apply(_UpsampledGradient, *arguments), *nothing
+            return _call(UpsampledGradient, *arguments), *nothing
         # A graph that is not retained drops the stored gradient after this pass.
         is_retained = torch._C._autograd._get_current_graph_task_keep_graph()
         scaled = _backends.scale_upsampled_gradient(
@@ -270,11 +309,11 @@ class UpsampledCrossEntropy(_Function):
     @staticmethod
     def derivative(primals: Sequence[Any], tangents: Sequence[Tensor | None]) -> Tensor:
         *tensors, stored, options = primals
-        gradient = _apply(_UpsampledGradient, *tensors, stored, None, options)
+        gradient = _call(UpsampledGradient, *tensors, stored, None, options)
         return _inner_product(gradient, tangents[0])
 
 
-class _UpsampledGradient(_Function):
+class UpsampledGradient(_Function):
     """Scores and the gradient of their loss, if it is stored, to its product with `grad_output`.
 
     A `grad_output` of None is 1.
@@ -283,13 +322,14 @@ class _UpsampledGradient(_Function):
     @staticmethod
     def forward(*arguments: Any) -> Tensor:
         *tensors, gradient, grad_output, options = arguments
+        # The forward pass has checked the labels.
+        inputs = _inputs(tensors, replace(options, check_labels="ignore"))
         if gradient is None:
-            inputs = _inputs(tensors, options)
-            _, gradient = _operators.upsampled_cross_entropy(inputs, True)
-        scores: Tensor = tensors[0]
+            with _labels.deferred_errors_held():
+                _, gradient = _operators.upsampled_cross_entropy(inputs, True)
         if grad_output is None:
-            return torch.clone(gradient).to(scores.dtype)
-        return _operators.upsampled_gradient(scores, gradient, grad_output)
+            return torch.clone(gradient).to(inputs.logits.dtype)
+        return _operators.upsampled_gradient(inputs, gradient, grad_output)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -300,11 +340,12 @@ class _UpsampledGradient(_Function):
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, gradient, grad_output, options = _saved(ctx)
         grad_scores = grad_factor = None
-        if ctx.needs_input_grad[0]:
+        needs = _needs_input_grad(ctx)
+        if needs[0]:
             inputs = _inputs(tensors, options)
             grad_scores = _second_derivative_of_scores(v, inputs, grad_output)
-        if ctx.needs_input_grad[5]:
-            unit = _apply(_UpsampledGradient, *tensors, gradient, None, options)
+        if needs[5]:
+            unit = _call(UpsampledGradient, *tensors, gradient, None, options)
             grad_factor = _inner_product(unit, v).to(grad_output.dtype)
         return grad_scores, None, None, None, None, grad_factor, None
 
@@ -318,7 +359,7 @@ class _UpsampledGradient(_Function):
             parts.append(_second_derivative_of_scores(along_scores, inputs, grad_output))
         if along_factor is not None:
             arguments = *tensors, gradient, along_factor, options
-            parts.append(_apply(_UpsampledGradient, *arguments))
+            parts.append(_call(UpsampledGradient, *arguments))
         return _sum(parts)
 
 
@@ -337,13 +378,13 @@ class PixelTerms(_Function):
     @staticmethod
     def backward(ctx: Any, grad_terms: Tensor) -> tuple[Tensor | None, ...]:
         inputs = _backends.weighted_by(LossInputs(*_saved(ctx)), grad_terms)
-        gradient = _apply(_Gradient, *inputs.tensors, None, None, inputs.options)
+        gradient = _call(Gradient, *inputs.tensors, None, None, inputs.options)
         return gradient, None, None, None, None
 
     @staticmethod
     def derivative(primals: Sequence[Any], tangents: Sequence[Tensor | None]) -> Tensor:
         *tensors, options = primals
-        gradient = _apply(_Gradient, *tensors, None, None, options)
+        gradient = _call(Gradient, *tensors, None, None, options)
         return _products(gradient, tangents[0], loss_dtype(gradient)).sum(1)
 
 
@@ -363,13 +404,13 @@ class Softmax(_Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         logits, axis, temperature = _saved(ctx)
         arguments = grad_output, logits, None, axis, temperature
-        return _apply(_SoftmaxGradient, *arguments), None, None
+        return _call(SoftmaxGradient, *arguments), None, None
 
     @staticmethod
     def derivative(primals: Sequence[Any], tangents: Sequence[Tensor | None]) -> Tensor:
         logits, axis, temperature = primals
         arguments = tangents[0], logits, None, axis, temperature
-        result: Tensor = _apply(_SoftmaxGradient, *arguments)
+        result: Tensor = _call(SoftmaxGradient, *arguments)
         return result
 
     @classmethod
@@ -380,7 +421,7 @@ class Softmax(_Function):
         return cls.apply(batch, axis + 1, temperature), 0  # type: ignore[no-untyped-call]
 
 
-class _SoftmaxGradient(_Function):
+class SoftmaxGradient(_Function):
     """A gradient in the softmax, and the logits, to weight * p (g - sum_c g_c p_c) / temperature.
 
     g is `grad_output`. A weight of None is 1.
@@ -400,12 +441,13 @@ class _SoftmaxGradient(_Function):
         grad_output, logits, weight, axis, temperature = _saved(ctx)
         others = logits, weight, axis, temperature
         grad_grad_output = grad_logits = grad_weight = None
-        if ctx.needs_input_grad[0]:  # the function is symmetric in `grad_output` and v
-            grad_grad_output = _apply(_SoftmaxGradient, v, *others)
-        if ctx.needs_input_grad[1]:
+        needs = _needs_input_grad(ctx)
+        if needs[0]:  # the function is symmetric in `grad_output` and v
+            grad_grad_output = _call(SoftmaxGradient, v, *others)
+        if needs[1]:
             grad_logits = _third_derivative(v, grad_output, *others)
-        if ctx.needs_input_grad[2]:
-            unit = _apply(_SoftmaxGradient, grad_output, logits, None, axis, temperature)
+        if needs[2]:
+            unit = _call(SoftmaxGradient, grad_output, logits, None, axis, temperature)
             grad_weight = _products(unit, v, weight.dtype).sum(axis)
         return grad_grad_output, grad_logits, grad_weight, None, None
 
@@ -416,12 +458,12 @@ class _SoftmaxGradient(_Function):
         along_grad_output, along_logits, along_weight, *_ = tangents
         parts = []
         if along_grad_output is not None:
-            parts.append(_apply(_SoftmaxGradient, along_grad_output, *others))
+            parts.append(_call(SoftmaxGradient, along_grad_output, *others))
         if along_logits is not None:
             parts.append(_third_derivative(along_logits, grad_output, *others))
         if along_weight is not None:
             arguments = grad_output, logits, along_weight, axis, temperature
-            parts.append(_apply(_SoftmaxGradient, *arguments))
+            parts.append(_call(SoftmaxGradient, *arguments))
         return _sum(parts)
 
     @classmethod
@@ -438,6 +480,12 @@ class _SoftmaxGradient(_Function):
 
         batches = map(batch, tensors, in_dims[:3])
         return cls.apply(*batches, axis + 1, temperature), 0  # type: ignore[no-untyped-call]
+
+
+def _needs_input_grad(ctx: Any) -> list[bool]:
+    """Returns whether each argument of the Function needs a gradient, also for its operator."""
+    needs = ctx.needs_input_grad
+    return [needs[index] for index in getattr(ctx, "indices", range(len(needs)))]
 
 
 def _inputs(tensors: Sequence[Any], options: LossOptions) -> LossInputs:
@@ -471,7 +519,7 @@ def _without_tangent(value: Any) -> Any:
 def _second_derivative(
     v: Tensor, inputs: LossInputs, divisor: Tensor | None, grad_output: Tensor | None
 ) -> Tensor:
-    """Returns the derivative of `_Gradient` in the logits, along v."""
+    """Returns the derivative of `Gradient` in the logits, along v."""
     dtype, options = loss_dtype(inputs.logits), inputs.options
     valid, classes = valid_classes(inputs)
     # The divisor has 1 / (D T) as its second element.
@@ -486,14 +534,14 @@ def _second_derivative(
     if inputs.pixel_weight is not None:
         weight = weight * inputs.pixel_weight.to(dtype)
     weight = torch.where(valid, weight, 0)
-    product: Tensor = _apply(_SoftmaxGradient, v, inputs.logits, weight, 1, options.temperature)
+    product: Tensor = _call(SoftmaxGradient, v, inputs.logits, weight, 1, options.temperature)
     return product
 
 
 def _second_derivative_of_scores(
     v: Tensor, inputs: LossInputs, grad_output: Tensor | None
 ) -> Tensor:
-    """Returns the derivative of `_UpsampledGradient` in the scores, along v.
+    """Returns the derivative of `UpsampledGradient` in the scores, along v.
 
     It is that of the upsampled scores, which are stored, along the upsampled v.
     """
@@ -503,7 +551,8 @@ def _second_derivative_of_scores(
     # The forward pass has checked the labels.
     options = replace(inputs.options, upsampling=None, check_labels="ignore")
     inputs = replace(inputs, logits=logits, options=options)
-    divisor = _apply(CrossEntropy, *flatten(inputs), False)[1]
+    with _labels.deferred_errors_held():
+        divisor = _apply(CrossEntropy, *inputs.tensors, False, options)[1]
     product = _second_derivative(direction, inputs, divisor, grad_output)
     return interpolate_transposed(product, axes).to(v.dtype)
 
@@ -511,7 +560,7 @@ def _second_derivative_of_scores(
 def _third_derivative(
     u: Tensor, v: Tensor, logits: Tensor, weight: Tensor | None, axis: int, temperature: float
 ) -> Tensor:
-    """Returns the derivative of `_SoftmaxGradient` in the logits, along u for a `grad_output` v."""
+    """Returns the derivative of `SoftmaxGradient` in the logits, along u for a `grad_output` v."""
     dtype = loss_dtype(logits)
     p: Tensor = _apply(Softmax, logits.to(dtype), axis, temperature)
     centred = (
@@ -542,7 +591,7 @@ def _inner_product_of_loss(
 
     A divisor of NaN, which is that of torch's mean of no pixel, makes it NaN.
     """
-    product = _inner_product(_apply(_Gradient, *tensors, None, None, options), v)
+    product = _inner_product(_call(Gradient, *tensors, None, None, options), v)
     return product if divisor is None else product / divisor[0].to(product.dtype)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seg_loss import _autograd, _composition, _operators
-from seg_loss._autograd import flatten, is_transformed
+from seg_loss._autograd import is_transformed
 from seg_loss._inputs import LossInputs
 
 
@@ -55,26 +55,37 @@ def softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
 
 
 def _differentiate(name: str, function: Any, *, has_inputs: bool = True) -> None:
-    """Registers the derivative of a Function for an operator, whose arguments are the same.
+    """Registers the derivative of a Function for an operator.
 
     Args:
-        has_inputs: whether the first arguments of the operator are a flat `LossInputs`.
+        has_inputs: whether the first arguments of the operator are a flat `LossInputs`, of which
+            the Function takes the tensors first and the options last.
     """
-    num_inputs = len(_operators.INPUTS) if has_inputs else 0
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.num_arguments = len(inputs)
-        flat = flatten(_operators.unflatten(inputs)) if has_inputs else ()
-        function.setup_context(ctx, (*flat, *inputs[num_inputs:]), output)
+        if has_inputs:
+            loss_inputs, others = _operators.unflatten(inputs), inputs[_NUM_INPUTS:]
+            # Which arguments of the operator are those of the Function.
+            ctx.indices = *range(_NUM_TENSORS), *range(_NUM_INPUTS, len(inputs))
+            inputs = *loss_inputs.tensors, *others, loss_inputs.options
+        function.setup_context(ctx, inputs, output)
 
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        gradient, *_ = function.backward(ctx, *grad_outputs)
-        return gradient, *(None,) * (ctx.num_arguments - 1)
+        gradients: tuple[Tensor | None, ...] = function.backward(ctx, *grad_outputs)
+        if not has_inputs:
+            return gradients
+        of_tensors, of_others = gradients[:_NUM_TENSORS], gradients[_NUM_TENSORS:-1]
+        return *of_tensors, *(None,) * (_NUM_INPUTS - _NUM_TENSORS), *of_others
 
     torch.library.register_autograd(f"seg_loss::{name}", backward, setup_context=setup_context)
 
 
+_NUM_INPUTS, _NUM_TENSORS = len(_operators.INPUTS), 4
+
 _differentiate("full_size_cross_entropy", _autograd.CrossEntropy)
+_differentiate("cross_entropy_gradient", _autograd.Gradient)
 _differentiate("upsampled_cross_entropy", _autograd.UpsampledCrossEntropy)
+_differentiate("upsampled_gradient", _autograd.UpsampledGradient)
 _differentiate("pixel_terms", _autograd.PixelTerms)
 _differentiate("softmax", _autograd.Softmax, has_inputs=False)
+_differentiate("softmax_gradient", _autograd.SoftmaxGradient, has_inputs=False)

@@ -7,8 +7,10 @@ later call, or for `check`. A pixel with an invalid label counts as ignored, so 
 nothing.
 """
 
+import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from seg_loss._errors import InvalidInput, more_pixels, shape_text
@@ -112,8 +114,24 @@ def raise_or_defer(error: InvalidInput | None, check_labels: str) -> None:
     _deferred.append(error)
 
 
+@contextmanager
+def deferred_errors_held() -> Iterator[None]:
+    """Raises no deferred error in this thread."""
+    before = getattr(_thread, "holds_errors", False)
+    _thread.holds_errors = True
+    try:
+        yield
+    finally:
+        _thread.holds_errors = before
+
+
+_thread = threading.local()
+
+
 def raise_deferred(*, wait: bool = False) -> None:
     """Raises one error of an earlier call, the oldest of a device first."""
+    if getattr(_thread, "holds_errors", False):
+        return
     if _deferred:
         raise _deferred.popleft()
     for take_error in _pending:

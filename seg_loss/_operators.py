@@ -33,6 +33,7 @@ def needs_operator(*arguments: Any) -> bool:
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()  # functionalize: Functions lower the others
         or torch._C._get_tracing_state() is not None
     ):
         return True
@@ -50,6 +51,11 @@ def needs_operator(*arguments: Any) -> bool:
 
 def _is_special(tensor: Tensor) -> bool:
     return type(tensor).__torch_dispatch__ is not _DISABLED or tensor.is_meta or _is_batched(tensor)
+
+
+def is_batched(value: object) -> bool:
+    """Returns whether the value is a batch of gradients."""
+    return isinstance(value, Tensor) and _is_batched(value)
 
 
 _DISABLED = torch._C._disabled_torch_dispatch_impl
@@ -219,14 +225,13 @@ def upsampled_cross_entropy(
     return _backends.compute_upsampled_loss(inputs, with_gradient=with_gradient)
 
 
-def _fake_upsampled_gradient(scores: Tensor, gradient: Tensor, grad_output: Tensor) -> Tensor:
-    return torch.empty_like(scores)
+@_operator(_fake_gradient)
+def upsampled_gradient(inputs: LossInputs, gradient: Tensor, grad_output: Tensor) -> Tensor:
+    """Returns grad_output * gradient, rounded to the scores' dtype.
 
-
-@_operator(_fake_upsampled_gradient)
-def upsampled_gradient(scores: Tensor, gradient: Tensor, grad_output: Tensor) -> Tensor:
-    """Returns grad_output * gradient, rounded to the scores' dtype."""
-    return _backends.scale_upsampled_gradient(scores, gradient, grad_output)
+    The derivative of this operator needs all inputs.
+    """
+    return _backends.scale_upsampled_gradient(inputs.logits, gradient, grad_output)
 
 
 # -- the terms -------------------------------------------------------------------------------------

@@ -122,7 +122,8 @@ class Bilinear:
             unit = 2 * num_targets
             position = (2 * target + 1) * num_sources - num_targets
         position = position.clip(0, (num_sources - 1) * unit)
-        behind = (position % unit) / unit
+        # The cast is for torch's compiler, whose quotient of integers is float32.
+        behind = (position % unit).astype(np.float64) / unit
         # A target at the first source, or before it, lies in interval 0, whose source before it
         # does not exist.
         is_first = position == 0
@@ -237,7 +238,8 @@ def _filter_at(position: _Integers, kernel_size: int) -> _Floats:
     """Returns the values of the filter at these positions; 0 behind its end."""
     factor = (kernel_size + 1) // 2
     centre = factor - 1 if kernel_size % 2 else factor - 0.5
-    return np.where(position < kernel_size, 1 - abs(position - centre) / factor, 0.0)
+    distance = abs(position.astype(np.float64) - centre)
+    return np.where(position < kernel_size, 1 - distance / factor, 0.0)
 
 
 def check_upsampling(upsampling: object) -> None:
@@ -265,7 +267,9 @@ def axes(upsampling: Upsampling, scores: Sequence[int], labels: Sequence[int]) -
         InvalidInput: as `check_size`.
     """
     check_size(upsampling, scores, labels)
-    return _axes(upsampling, (scores[0], scores[1]), (labels[0], labels[1]))
+    # While torch traces a program with dynamic sizes, they become constants here.
+    height, width = (int(size) for size in scores)
+    return _axes(upsampling, (height, width), (int(labels[0]), int(labels[1])))
 
 
 @lru_cache(maxsize=64)

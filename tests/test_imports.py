@@ -179,7 +179,7 @@ ARROWS = {
     "seg_loss._autograd": (
         *BASE, "seg_loss._backends", "seg_loss._interpolation", "seg_loss._operators",
     ),
-    "seg_loss._composition": (*BASE, "seg_loss._operators"),
+    "seg_loss._composition": (*BASE, "seg_loss._interpolation", "seg_loss._operators"),
     "seg_loss._compile": (
         *BASE, "seg_loss._autograd", "seg_loss._composition", "seg_loss._operators",
     ),

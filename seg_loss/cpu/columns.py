@@ -245,7 +245,7 @@ def make_gradient_of_softmax(num_classes, dtype_code, bypasses_caches):
     They take the exponentials of `column_in`, and g of every class from memory:
 
         gradient_in     sum_c g_c e_c
-        gradient_out    writes e_c (g_c - mean) * factor for every class
+        gradient_out    writes e_c (g_c - mean) * factor for every class, and 0 where `is_zero`
     """
     if num_classes is None:
         return _make_gradient_loops(dtype_code, bypasses_caches)
@@ -263,19 +263,23 @@ def make_gradient_of_softmax(num_classes, dtype_code, bypasses_caches):
         return FLOATS(grad_output, step, _, e), codegen
 
     @intrinsic
-    def gradient_out(typingctx, grad_output, step, target, target_step, _, e, mean, factor):
+    def gradient_out(
+        typingctx, grad_output, step, target, target_step, _, e, mean, factor, is_zero
+    ):
         def codegen(context, builder, signature, args):
-            address, step, target, target_step, _, e, mean, factor = args
+            address, step, target, target_step, _, e, mean, factor, is_zero = args
+            zero = constant(float32, 0.0)
             for c in range(num_classes):
                 g = emit_load(builder, address, dtype_code, LANES)
                 value = builder.fmul(builder.fsub(g, mean), factor)
                 value = builder.fmul(builder.extract_value(e, c), value)
+                value = builder.select(is_zero, zero, value)
                 emit_store(builder, target, dtype_code, value, bypasses_caches)
                 address = builder.add(address, step)
                 target = builder.add(target, target_step)
             return context.get_dummy_value()
 
-        arguments = grad_output, step, target, target_step, _, e, mean, factor
+        arguments = grad_output, step, target, target_step, _, e, mean, factor, is_zero
         return types.void(*arguments), codegen
 
     return gradient_in, gradient_out
@@ -291,10 +295,11 @@ def _make_gradient_loops(dtype_code, bypasses_caches):
         return dot
 
     @inner(types.void)
-    def gradient_out(grad_output, step, target, target_step, num_classes, e, mean, factor):
+    def gradient_out(grad_output, step, target, target_step, num_classes, e, mean, factor, is_zero):
+        zero = splat(np.float32(0))
         for c in range(num_classes):
-            value = (load_as(dtype_code, grad_output) - mean) * factor
-            store_as(dtype_code, bypasses_caches, target, load(e, c * LANES) * value)
+            value = load(e, c * LANES) * ((load_as(dtype_code, grad_output) - mean) * factor)
+            store_as(dtype_code, bypasses_caches, target, where(is_zero, zero, value))
             grad_output += step
             target += target_step
 

@@ -15,7 +15,6 @@ from seg_loss.cpu.records import ITEMSIZES, LANES
 from seg_loss.cpu.region import make_region
 from seg_loss.cpu.rows import fill, load_rows, make_copies, store_rows
 from seg_loss.cpu.simd import (
-    any_lane,
     at,
     broadcast,
     equal,
@@ -154,7 +153,7 @@ def make_softmax_columns(*, num_classes, dtype_code, bypasses_caches):
 
 def make_gradient_columns(*, num_classes, dtype_code, bypasses_caches):
     """Returns the same as `make_gradient_tiles`, for the logits of `cross_entropy.make_columns`."""
-    column_in, _, column_clear = make_column(num_classes, dtype_code, bypasses_caches)
+    column_in, *_ = make_column(num_classes, dtype_code, bypasses_caches)
     gradient_in, gradient_out = make_gradient_of_softmax(num_classes, dtype_code, bypasses_caches)
     size = ITEMSIZES[dtype_code]
     copy_in, copy_out = make_copies(size)
@@ -169,7 +168,7 @@ def make_gradient_columns(*, num_classes, dtype_code, bypasses_caches):
         weights = pointer(scratch + job.rows, np.float32)
         scale = splat(np.float32(job.inverse_temperature * _LOG2_E))
         inverse_temperature = splat(np.float32(job.inverse_temperature))
-        zero, low = splat(np.float32(0)), splat(np.float32(-1e30))
+        zero = splat(np.float32(0))
         no_target = splat(np.int32(-1))
         for i in range(first, last, LANES):
             lanes = min_int(LANES, last - i)
@@ -191,13 +190,11 @@ def make_gradient_columns(*, num_classes, dtype_code, bypasses_caches):
                 load_rows(job.pixel_weight, image, i, lanes, weights, LANES)
                 weight = load(weights, 0)
                 is_zero = equal(weight, zero)
-                factor = where(is_zero, zero, weight * factor)
-                if any_lane(is_zero):
-                    e = column_clear(e, num_classes, is_zero)
+                factor = weight * factor
             mean = gradient_in(grad_output, grad_step, num_classes, e) / s
-            # Then g - mean is positive, and its product with 0 is +0.
-            mean = where(is_zero, low, mean)
-            gradient_out(grad_output, grad_step, target, target_step, num_classes, e, mean, factor)
+            gradient_out(
+                grad_output, grad_step, target, target_step, num_classes, e, mean, factor, is_zero
+            )
             if not is_direct:
                 copy_out(job.gradient, image, i, lanes, offsets, buffer)
 

@@ -828,13 +828,15 @@ def test_operators_of_upsampled_scores_pass_opcheck(differentiable, dtype):
     scores, labels, _ = make_inputs(SMALL["bilinear"], dtype)
     weights = (torch.rand(4), torch.rand(labels.shape)) if differentiable else (None, None)
     options = ([255], 0.1, 2.0, "valid", "raise", [0], math.inf, True, True)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    grad_output = torch.tensor(2.0, dtype=wide)
     for x in (scores, scores.to(memory_format=torch.channels_last)):
         x = x.detach().requires_grad_(differentiable)
         arguments = (x, labels, *weights, *options, differentiable)
         opcheck(torch.ops.seg_loss.upsampled_cross_entropy, arguments)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    gradient, grad_output = torch.randn(scores.shape, dtype=wide), torch.tensor(2.0, dtype=wide)
-    opcheck(torch.ops.seg_loss.upsampled_gradient, (scores, gradient, grad_output))
+        gradient = torch.randn_like(x, dtype=wide)
+        arguments = (x.detach(), *arguments[1:-1], gradient, grad_output)
+        opcheck(torch.ops.seg_loss.upsampled_gradient, arguments)
 
 
 # -- compilation -------------------------------------------------------------------------------

@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
+from torch._dynamo import compiled_autograd
 from torch.autograd import forward_ad
 from torch.autograd.functional import hessian, hvp, jvp, vhp
 from torch.export import Dim
 
 import seg_loss
 from seg_loss import Bilinear, Deconvolution, InvalidInput, reference
+from seg_loss.compat import caffe
 from tests.support.cases import (
     ALIGNED,
     NORMALIZATIONS,
@@ -34,6 +36,12 @@ EACH_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 SOME_CASES = pytest.mark.parametrize(
     "case", [CASES["plain"], CASES["bilinear"]], ids=["plain", "bilinear"]
 )
+FUNCTIONS = {
+    "spatial_cross_entropy": seg_loss.spatial_cross_entropy,
+    "upsampled_cross_entropy": seg_loss.upsampled_cross_entropy,
+    "pixel_nll": seg_loss.pixel_nll,
+    "spatial_softmax": lambda x, y: seg_loss.spatial_softmax(x).square(),
+}
 OTHER_FUNCTIONS = {
     "pixel_nll": lambda x, y: seg_loss.pixel_nll(x, y, temperature=0.7),
     "spatial_softmax": lambda x, y: seg_loss.spatial_softmax(x, temperature=1.3),
@@ -214,7 +222,83 @@ def test_per_sample_gradients_of_a_model():
         torch.testing.assert_close(got["weight"][index], model.weight.grad)
 
 
+@pytest.mark.parametrize("function", ["spatial_cross_entropy", "pixel_nll", "spatial_softmax"])
+def test_a_batch_may_be_empty(function):
+    scores, labels, _ = make_inputs(CASES["plain"])
+    call = FUNCTIONS[function]
+    expected = call(scores, labels)
+    got = torch.func.vmap(call)(scores.new_zeros(0, *scores.shape), labels.expand(0, *labels.shape))
+    assert got.shape == (0, *expected.shape)
+    assert got.dtype == expected.dtype
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_functions_may_be_functionalized(function):
+    scores, labels, _ = make_inputs(CASES["plain"])
+    call = FUNCTIONS[function]
+    assert same_bits(torch.func.functionalize(call)(scores, labels), call(scores, labels))
+
+
+@SOME_CASES
+def test_the_loss_with_its_gradient_has_no_derivative(case):
+    scores, labels, upsampling = make_inputs(case)
+
+    def call(x):
+        return loss_and_gradient_of(x, labels, upsampling)
+
+    results, tangents = torch.func.jvp(call, (scores,), (vector_like(scores),))
+    assert same_bits(results[0], call(scores)[0])
+    assert not tangents[0].any()
+    assert not tangents[1].any()
+
+
+@pytest.mark.parametrize("transform", ["grad", "jvp", "forward over reverse", "vmap"])
+@SOME_CASES
+def test_a_deferred_error_is_raised_by_no_derivative(case, transform):
+    scores, labels, upsampling = make_inputs(case)
+    labels[0, 1, 1] = 9
+
+    def loss(x):
+        return loss_of(x, labels, upsampling, check_labels="defer")
+
+    TRANSFORMS[transform](loss, vector_like(scores))(scores)
+    with pytest.raises(InvalidInput, match=r"got 9 at \(0, 1, 1\)"):
+        seg_loss.check()
+    for _ in range(transform == "vmap"):  # the second example
+        with pytest.raises(InvalidInput, match=r"got 9 at \(0, 1, 1\)"):
+            seg_loss.check()
+    seg_loss.check()
+
+
 # -- autograd ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("function", ["spatial_cross_entropy", "pixel_nll", "spatial_softmax"])
+def test_a_batch_of_gradients_has_a_graph(function):
+    scores, labels, _ = make_inputs(CASES["plain"], torch.float64)
+    x = scores.requires_grad_()
+    result = FUNCTIONS[function](x, labels)
+    v = vector_like(torch.empty(2, *result.shape, dtype=torch.float64))
+    (batch,) = torch.autograd.grad(
+        result, x, v, is_grads_batched=True, create_graph=True, retain_graph=True
+    )
+    (got,) = torch.autograd.grad(batch.square().sum(), x, retain_graph=True)
+    parts = [torch.autograd.grad(result, x, row, create_graph=True)[0] for row in v]
+    (expected,) = torch.autograd.grad(sum(part.square().sum() for part in parts), x)
+    torch.testing.assert_close(got, expected)
+
+
+@EACH_CASE
+def test_a_batch_of_gradients_of_the_loss_has_a_graph(case):
+    scores, loss, truth = functions_of(case)
+    got = hessian(loss, scores.requires_grad_(), vectorize=True, create_graph=True)
+    expected = hessian(truth, scores, create_graph=True)
+    torch.testing.assert_close(
+        torch.autograd.grad(got.square().sum(), scores)[0],
+        torch.autograd.grad(expected.square().sum(), scores)[0],
+        rtol=1e-9,
+        atol=1e-12,
+    )
 
 
 @EACH_CASE
@@ -294,6 +378,53 @@ def test_an_invalid_label_raises_inside_a_transform(case):
 # -- compiled and exported programs ----------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_backward_pass_may_be_compiled(function):
+    torch.compiler.reset()
+    scores, labels, _ = make_inputs(CASES["plain"])
+
+    def gradient():
+        x = scores.detach().requires_grad_()
+        FUNCTIONS[function](x, labels).mul(3).sum().backward()
+        return x.grad
+
+    expected = gradient()
+    with compiled_autograd._enable(lambda graph: torch.compile(graph, backend="eager")):
+        got = gradient()
+    torch.testing.assert_close(got, expected)
+
+
+MINUS_INFINITY = {
+    "Caffe's bound": (caffe.SoftmaxWithLoss(), [[[0.0, -math.inf], [0, 0]]], [[1, 0]]),
+    "a class of weight 0": (
+        lambda x, y: seg_loss.spatial_cross_entropy(
+            x, y, torch.tensor([1.0, 1, 0]), label_smoothing=0.1
+        ),
+        [[[0.0], [1], [-math.inf]]],
+        [[0]],
+    ),
+    "upsampled scores": (
+        seg_loss.upsampled_cross_entropy,
+        [[[[500.0, 500], [500, 500]], [[0, 0], [0, 0]], [[-math.inf] * 2] * 2]],
+        [[[0] * 4] * 4],
+    ),
+}
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", MINUS_INFINITY)
+def test_a_logit_of_minus_infinity_in_a_compiled_transform(name):
+    torch.compiler.reset()
+    loss, logits, labels = MINUS_INFINITY[name]
+    logits, labels = torch.tensor(logits), torch.tensor(labels)
+
+    def call(x):
+        return torch.func.grad_and_value(lambda x: loss(x, labels))(x)[1]
+
+    torch.testing.assert_close(torch.compile(call, backend="eager")(logits), call(logits))
+
+
 COMPILED = [
     (name, transform)
     for name in ("plain", "bilinear", "deconvolution")
@@ -340,16 +471,17 @@ def test_a_second_derivative_through_a_compiled_program(case):
 
 
 @pytest.mark.filterwarnings("default")
-def test_an_invalid_label_raises_in_a_compiled_transform():
+@pytest.mark.parametrize("function", ["spatial_cross_entropy", "pixel_nll"])
+def test_an_invalid_label_raises_in_a_compiled_transform(function):
     torch.compiler.reset()
     scores, labels, _ = make_inputs(CASES["plain"])
     labels[0, 1, 1] = 9
 
     def gradient(x):
-        return torch.func.grad(lambda x: seg_loss.spatial_cross_entropy(x, labels))(x)
+        return torch.func.grad(lambda x: FUNCTIONS[function](x, labels).sum())(x)
 
     with pytest.raises(InvalidInput, match=r"got 9 at \(0, 1, 1\)"):
-        torch.compile(gradient, fullgraph=True, backend="eager")(scores)
+        torch.compile(gradient, fullgraph=True, backend="aot_eager")(scores)
 
 
 @pytest.mark.filterwarnings("default")

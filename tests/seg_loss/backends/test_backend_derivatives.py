@@ -88,3 +88,17 @@ def test_second_derivatives_in_other_layouts(backend, layout):
 )
 def test_second_derivatives_of_other_shapes(backend, case, dtype):
     check(backend, case, dtype)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("case", [LOGITS, MANY_CLASSES], ids=lambda case: case.name)
+def test_no_number_of_an_ignored_pixel_reaches_the_product(backend, case, value):
+    scores, labels, _ = make_inputs(case)
+    v = make_logits(case.shape[::-1]).reshape(case.shape).clone()
+    ignored = labels == 255
+    scores.movedim(1, -1)[ignored] = value
+    v.movedim(1, -1)[ignored] = value
+    y = backend.place(labels)
+    got = product(lambda x: loss_of(x, y, None), backend.place(scores), backend.place(v)).cpu()
+    assert is_positive_zero(got.movedim(1, -1)[ignored])
+    assert got.isfinite().all()
