@@ -258,7 +258,7 @@ class _Reader:
             self.warnings += label_map.warnings
             indices = self._with_batch_axis(where, torch.from_numpy(label_map.indices)[None])
             if label_map.is_coloured and space != "raw":
-                expected = f"indices, which label_space={space} maps"
+                expected = f"indices, which {label_spaces.SPACE_OPTIONS[where]}={space} maps"
                 raise IllPosed(where, expected, f"colours (mode {label_map.mode})")
         if space == "raw":
             return indices
@@ -290,20 +290,32 @@ class _Reader:
         if self.logits is None or self.logits.ndim < 3:
             return
         layout = self.options.layout
+        if self.is_upsampled and "layout" in self.options.model_fields_set:
+            return  # a request that names the layout needs no guess
         sent = tuple(self.logits.movedim(1, LAYOUTS[layout]).shape)
         size, spatial = (tuple(axes[2 - len(sent) :]) for axes in (shape, self.logits.shape))
         other, spatial_of_other = ("nhwc", sent[1:-1]) if layout == "nchw" else ("nchw", sent[2:])
-        got = f"shape {sent}, which fits in layout={other} alone"
+        expected, got = f"classes on axis {LAYOUTS[layout]}", f"shape {sent}"
         if size == spatial_of_other != spatial:
-            expected = f"classes on axis {LAYOUTS[layout]} and size {size}"
-            raise IllPosed("logits", expected, got, f"Use layout={other}.")
+            raise IllPosed(
+                "logits",
+                f"{expected} and size {size}",
+                f"{got}, which fits in layout={other} alone",
+                f"Use layout={other}.",
+            )
         if (
-            self.is_upsampled
-            and _distortion(size, spatial) > 2
-            and _distortion(size, spatial_of_other) < 1.1
+            not len(size) == len(spatial) == 2
+            or any(wanted < given for wanted, given in zip(size, spatial_of_other, strict=True))
+            or _distortion(size, spatial_of_other) > 1.05
+            or _distortion(size, spatial) < 1.1
         ):
-            warning = f"logits: shape {sent} fits the size {size} better in layout={other}."
-            self.warnings.append(warning)
+            return
+        fit = f"fits the size {size} better in layout={other}"
+        if not self.is_upsampled:
+            fix = f"Scores of lower resolution? Use upsampling=bilinear and layout={other}."
+            raise IllPosed("logits", expected, f"{got}, which {fit}", fix)
+        choice = f"Use layout={other}, or layout={layout} if the classes are axis {LAYOUTS[layout]}."
+        self.warnings.append(f"logits: {got} {fit}. {choice}")
 
     def _add_advice(self, labels: Tensor) -> None:
         """Adds warnings about labels that have one entry per pixel."""
@@ -468,9 +480,16 @@ _TENSOR_FILES: Mapping[str, Callable[[memoryview, str], Tensor]] = {
 
 
 def _distortion(size: Sequence[int], spatial: Sequence[int]) -> float:
-    """Returns by how much more an upsampling enlarges one axis than the other; 1 if equally."""
-    scales = [wanted / given for wanted, given in zip(size, spatial, strict=True)]
-    return max(scales) / min(scales)
+    """Returns by how much more an upsampling enlarges one axis than the other; 1 if equally.
+
+    Scores of 9 rows for 65 keep the pixels of the corners: 8 intervals become 64.
+    """
+    distortions = []
+    for corner in (0, 1):
+        if min(*size, *spatial) > corner:
+            scales = [(s - corner) / (g - corner) for s, g in zip(size, spatial, strict=True)]
+            distortions.append(max(scales) / min(scales))
+    return min(distortions)
 
 
 def _check_limit(where: str, count: int, unit: str, limit: int) -> None:
