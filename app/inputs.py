@@ -105,7 +105,9 @@ def media_type(content_type: str | None) -> str:
         return name
     accepted = list(DECODERS)
     fix = did_you_mean(name, accepted)
-    if name == "application/x-www-form-urlencoded":  # the default of curl
+    if name in _FILE_MEDIA_TYPES or name.startswith("image/"):
+        fix = f"Send files as {multipart.MEDIA_TYPE}: curl -F logits=@FILE -F labels=@FILE."
+    elif name == "application/x-www-form-urlencoded":  # the default of curl
         fix = f"With curl, add -H 'Content-Type: {safetensors.MEDIA_TYPE}'."
     raise UnsupportedMedia(
         "Content-Type",
@@ -242,7 +244,7 @@ class _Reader:
     def _read_indices(self, where: str, source: Source, space: str) -> Tensor:
         """Returns class indices [N,*spatial], from a tensor or a picture of indices or colours."""
         if isinstance(source, Tensor) or _file_type(source) not in _PICTURES:
-            indices = self._with_batch_axis(where, _tensor(where, source, "PNG"))
+            indices = self._with_batch_axis(where, _tensor(where, source, *_LABEL_PICTURES))
             if indices.dtype.is_floating_point:
                 return indices  # an error of `seg_loss`
         else:
@@ -295,7 +297,8 @@ class _Reader:
         sent = tuple(self.logits.movedim(1, LAYOUTS[layout]).shape)
         size, spatial = (tuple(axes[2 - len(sent) :]) for axes in (shape, self.logits.shape))
         other, spatial_of_other = ("nhwc", sent[1:-1]) if layout == "nchw" else ("nchw", sent[2:])
-        expected, got = f"classes on axis {LAYOUTS[layout]}", f"shape {sent}"
+        axis = "axis 1" if layout == "nchw" else "the last axis"
+        expected, got = f"classes on {axis}", f"shape {sent}"
         if size == spatial_of_other != spatial:
             raise IllPosed(
                 "logits",
@@ -314,7 +317,7 @@ class _Reader:
         if not self.is_upsampled:
             fix = f"Scores of lower resolution? Use upsampling=bilinear and layout={other}."
             raise IllPosed("logits", expected, f"{got}, which {fit}", fix)
-        choice = f"Use layout={other}, or layout={layout} if the classes are axis {LAYOUTS[layout]}."
+        choice = f"Use layout={other}, or layout={layout} if the classes are {axis}."
         self.warnings.append(f"logits: {got} {fit}. {choice}")
 
     def _add_advice(self, labels: Tensor) -> None:
@@ -423,6 +426,9 @@ DECODERS: Mapping[str, Callable[[memoryview, str, _FixFor], Mapping[str, Source]
 that returns the fix for an input with the name of an option."""
 
 
+_FILE_MEDIA_TYPES = (npy.MEDIA_TYPE, "application/octet-stream", "application/zip")
+
+
 def _tensor(where: str, source: Source, *other_types: str) -> Tensor:
     """Returns a tensor, read from a file if necessary.
 
@@ -436,7 +442,8 @@ def _tensor(where: str, source: Source, *other_types: str) -> Tensor:
     if read is None:
         *most, last = ["NPY", "NPZ", "safetensors", *other_types]
         expected = f"an {', '.join(most)} or {last} file"
-        raise IllPosed(where, expected, file_type if source else "an empty file")
+        fix = "Decompress the file first." if file_type == "gzip" else ""
+        raise IllPosed(where, expected, file_type if source else "an empty file", fix)
     return read(source, where)
 
 
@@ -471,7 +478,8 @@ _MAGIC = (
 )
 """Offsets and bytes by which the type of a file is detected."""
 
-_PICTURES = ("PNG", "JPEG", "TIFF", "BMP", "WebP")
+_LABEL_PICTURES = ("PNG", "TIFF", "BMP")
+_PICTURES = (*_LABEL_PICTURES, "JPEG", "WebP")
 
 _TENSOR_FILES: Mapping[str, Callable[[memoryview, str], Tensor]] = {
     "NPY": npy.decode,

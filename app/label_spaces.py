@@ -150,7 +150,7 @@ LABEL_SPACES: Mapping[str, LabelSpace] = {
     ),
     "ade_zero": LabelSpace(
         "0...255, where 0 is void",
-        "values up to 150 for 150 classes look like ADE20K, where 0 is void and classes are 1...150.",
+        "values up to 150 for 150 classes look like ADE20K, with 0 for void and classes from 1.",
         _table({0: VOID, VOID: VOID} | {value: value - 1 for value in range(1, VOID)}),
         is_likely=lambda values: (
             values.num_classes == 150

@@ -93,7 +93,7 @@ def test_a_space_with_void_needs_it_ignored(name, where, option):
 
 # Advice
 
-ADE = "values up to 150 for 150 classes look like ADE20K, where 0 is void and classes are 1...150."
+ADE = "values up to 150 for 150 classes look like ADE20K, with 0 for void and classes from 1."
 IDS = "values up to 33 for 19 classes look like ids of Cityscapes, not train ids."
 MASK = "values 0 and 255 for 2 classes look like a mask."
 COCO_IDS = "values up to 181 for 171 classes look like ids of COCO-Stuff."
@@ -271,11 +271,12 @@ def test_a_network_that_predicts_one_class_is_not_a_shift():
 def test_shifted_labels_are_recognized_in_an_evaluation(client):
     labels = (torch.arange(40) % 4 + 1).reshape(1, 5, 8)
     logits = torch.nn.functional.one_hot(labels - 1, 5).movedim(-1, 1).float().contiguous()
-    answer = client.post_tensors("/v1/evaluate", logits=logits, labels=labels).json()
-    assert answer["warnings"] == [
-        "labels: predictions agree with 0 % of the labels, and with 100 % of the labels minus 1. "
-        + SHIFTED["labels from 1"][2].removeprefix("minus 1. ")
-    ]
+    for path in ("/v1/loss", "/v1/evaluate"):
+        answer = client.post_tensors(path, logits=logits, labels=labels).json()
+        assert answer["warnings"] == [
+            "labels: predictions agree with 0 % of the labels, and with 100 % of the labels minus "
+            + SHIFTED["labels from 1"][2].removeprefix("minus ")
+        ]
     path = "/v1/evaluate?label_space=ade_zero"
     answer = client.post_tensors(path, logits=logits, labels=labels).json()
     assert (answer["metrics"]["mean_iu"], answer["warnings"]) == (1.0, [])
@@ -306,7 +307,8 @@ def test_every_answer_carries_the_warnings(client, run, mask, empty_directory):
         name, *options = command.split()
         status, _, err = run(name, "logits.npy", "labels.png", *options)
         assert status == 0
-        assert err == "".join(f"seg-loss: warning: {sentence}\n" for sentence in expected)
+        flags = (text.replace("label_space=", "--label-space ") for text in expected)
+        assert err == "".join(f"seg-loss: warning: {sentence}\n" for sentence in flags)
 
 
 @pytest.mark.parametrize("shape", [(4, 2), (1, 2, 2, 2), (1, 2, 1, 2, 2)])
@@ -355,8 +357,8 @@ def test_colours_have_no_label_space(run, empty_directory):
     status, _, err = run("visualize", "--labels", "colours.png", *options, "-o", "a.png")
     assert status == 1
     assert err == (
-        "seg-loss: labels: expected indices, which label_space=cityscapes_ids maps, got colours "
-        "(mode RGB).\n"
+        "seg-loss: labels: expected indices, which --label-space cityscapes_ids maps, got "
+        "colours (mode RGB).\n"
     )
 
 

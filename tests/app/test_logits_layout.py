@@ -119,9 +119,9 @@ def test_logits_in_the_other_layout_are_recognized(upsampling, kind, layout):
         labels = memoryview(label_png(labels[0].numpy()))
     with pytest.raises(IllPosed) as error:
         assemble(layout, upsampling, logits=logits, labels=labels)
-    axis = -1 if layout == "nhwc" else 1
+    axis = "the last axis" if layout == "nhwc" else "axis 1"
     assert error.value.detail == (
-        f"logits: expected classes on axis {axis} and size (6, 7), got shape "
+        f"logits: expected classes on {axis} and size (6, 7), got shape "
         f"{tuple(logits.shape)}, which fits in layout={other} alone. Use layout={other}."
     )
     assemble(other, logits=logits, labels=labels)
@@ -204,6 +204,6 @@ def test_the_size_is_checked_before_a_picture_is_decoded(run, empty_directory):
     write_inputs(channels_last(make_inputs()))
     status, _, err = run("loss", "logits.npy", "labels.png")
     assert status == 1
-    assert err.endswith("Use layout=nhwc.\n")
+    assert err.endswith("Use --layout nhwc.\n")
     np.save("logits.npy", np.zeros((1, 5, 7, 6), np.float32))
     assert "Height and width are exchanged." in run("loss", "logits.npy", "labels.png")[2]
