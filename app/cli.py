@@ -46,6 +46,7 @@ STDOUT = "standard output"
 STDIN = Path("-")
 """Standard input. A file of that name is another path, ./-, which is equal."""
 _OPTION = re.compile(rf"\b(?<!')({'|'.join(OPTION_NAMES)})=(?=\w|-\d)")
+"""An option with a value, as messages name it; not in quotes, which hold what the user wrote."""
 METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
 
 Command = TypeVar("Command", bound=Callable[..., None])

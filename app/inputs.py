@@ -318,7 +318,9 @@ class _Reader:
             fix = f"Scores of lower resolution? Use upsampling=bilinear and layout={other}."
             raise IllPosed("logits", expected, f"{got}, which {fit}", fix)
         choice = f"Use layout={other}, or layout={layout} if the classes are {axis}."
-        self.warnings.append(f"logits: {got} {fit}. {choice}")
+        warning = f"logits: {got} {fit}. {choice}"
+        if warning not in self.warnings:  # a picture is checked before and after it is decoded
+            self.warnings.append(warning)
 
     def _add_advice(self, labels: Tensor) -> None:
         """Adds warnings about labels that have one entry per pixel."""

@@ -159,10 +159,10 @@ def test_scores_that_are_enlarged_unevenly_are_probably_in_the_other_layout(case
     logits = torch.zeros(shape)
     labels = torch.arange(shape[0] * size[0] * size[1]).reshape(shape[0], *size) % 2
     fit = f"shape {shape} fits the size {size} better in layout=nhwc"
-    assert assemble(upsampling="bilinear", logits=logits, labels=labels).warnings == (
-        f"logits: {fit}. Use layout=nhwc, or layout=nchw if the classes are axis 1.",
-    )
     for source in (labels, memoryview(label_png(labels[0].numpy().astype(np.uint8)))):
+        assert assemble(upsampling="bilinear", logits=logits, labels=source).warnings == (
+            f"logits: {fit}. Use layout=nhwc, or layout=nchw if the classes are axis 1.",
+        )
         with pytest.raises(IllPosed) as error:
             assemble(logits=logits, labels=source)
         assert error.value.detail == (
