@@ -10,8 +10,10 @@ for it. Each option of `options` becomes a flag. Commands continue in `inputs` a
 
 import inspect
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, TypeVar
 
@@ -21,6 +23,8 @@ from seg_loss import __version__
 
 from .errors import RequestError, did_you_mean, safe_repr
 from .options import (
+    NUMBER,
+    OPTION_NAMES,
     EvaluateOptions,
     GradientOptions,
     LossOptions,
@@ -29,8 +33,8 @@ from .options import (
     parse,
 )
 from .report import FORMATS, Report, Table, render
-from .settings import PREFIX, Settings, misspelt_variables
-from .terminal import configure_streams
+from .settings import PREFIX, Settings, for_commands, invalid_setting, misspelt_variables
+from .terminal import configure_streams, printable
 
 if TYPE_CHECKING:
     from .devices import Choice
@@ -38,7 +42,11 @@ if TYPE_CHECKING:
     from .results import EvaluationResult
 
 PROGRAM = "seg-loss"
+STDOUT = "standard output"
 STDIN = Path("-")
+"""Standard input. A file of that name is another path, ./-, which is equal."""
+_OPTION = re.compile(rf"\b(?<!')({'|'.join(OPTION_NAMES)})=(?=\w|-\d)")
+"""An option with a value, as messages name it; not in quotes, which hold what the user wrote."""
 METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -67,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except UsageError as error:
         _fail(f"{error}", 2)
     except RequestError as error:
-        _fail(error.detail, 1)
+        _fail(_with_flags(error.detail), 1)
     except BrokenPipeError:  # as with `seg-loss ... | head -1`
         # Python would flush the rest at its exit and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -79,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
         if not isinstance(error, InvalidInput):
             raise
-        _fail(f"{error}", 1)
+        _fail(_with_flags(f"{error}"), 1)
     except RuntimeError as error:
         from . import devices
 
@@ -97,12 +105,13 @@ def _run(arguments: Sequence[str] | None) -> None:
         if stop.code:
             raise
     if sys.stdout is not None:
-        sys.stdout.flush()  # at the exit of Python, a full disk would be a traceback
+        with _naming_standard_output():
+            sys.stdout.flush()  # at the exit of Python, a full disk would be a traceback
 
 
 def _print_version(is_wanted: bool) -> None:
     if is_wanted:
-        print(f"{PROGRAM} {__version__}")
+        _print(f"{PROGRAM} {__version__}")
         raise typer.Exit
 
 
@@ -118,22 +127,37 @@ def _program(
     pass
 
 
+def _input_file(text: str) -> Path:
+    return STDIN if text == f"{STDIN}" else Path(text)
+
+
+def _file_option(name: str, text: str) -> Any:
+    return typer.Option(name, parser=_input_file, metavar="PATH", help=text)
+
+
 # Arguments and flags that several commands share.
 
 LogitsFile = Annotated[
-    Path, typer.Argument(metavar="LOGITS", help="[N,C,H,W] or [C,H,W]: .npy, .npz, .safetensors.")
+    Path,
+    typer.Argument(
+        parser=_input_file,
+        metavar="LOGITS",
+        help="[N,C,H,W] or [C,H,W]: .npy, .npz, .safetensors.",
+    ),
 ]
 LabelsFile = Annotated[
     Path,
     typer.Argument(
-        metavar="LABELS", help="[N,H,W] or [H,W]: .png, .tif, .bmp, .npy, .npz, .safetensors."
+        parser=_input_file,
+        metavar="LABELS",
+        help="[N,H,W] or [H,W]: .png, .tif, .bmp, .npy, .npz, .safetensors.",
     ),
 ]
 ClassWeightFile = Annotated[
-    Path | None, typer.Option("--class-weight", help="File with [C], a weight for each class.")
+    Path | None, _file_option("--class-weight", "File with [C], a weight for each class.")
 ]
 PixelWeightFile = Annotated[
-    Path | None, typer.Option("--pixel-weight", help="File with [N,H,W], a weight for each pixel.")
+    Path | None, _file_option("--pixel-weight", "File with [N,H,W], a weight for each pixel.")
 ]
 DeviceName = Annotated[
     str | None,
@@ -219,7 +243,7 @@ def loss(
         results.loss_fields(result),
         result.evaluation.diagnosis.advice,
     )
-    print(render(report, format_name))
+    _print(render(report, format_name))
 
 
 @_with_options(GradientOptions)
@@ -265,7 +289,7 @@ def gradient(
     }
     table = Table("batch", ("quantity", "value"), tuple(fields.items()))  # type: ignore[arg-type]
     report = Report((table,), {**fields, "warnings": list(result.warnings)})
-    print(render(report, format_name))
+    _print(render(report, format_name))
 
 
 @_with_options(EvaluateOptions)
@@ -294,7 +318,7 @@ def evaluate(
     _check_format(format_name)
     thresholds = [_parse_threshold(text) for text in fail_under or ()]
     for path in (logits, labels):
-        if path.is_dir():
+        if path is not STDIN and path.is_dir():
             raise UsageError(f"{path}: expected a file, got a directory.")
     if (output is None) == bool(options.maps):
         raise UsageError("--maps and --output: expected both or neither.")
@@ -319,7 +343,7 @@ def evaluate(
         results.evaluation_fields(result),
         result.evaluation.diagnosis.advice,
     )
-    print(render(report, format_name))
+    _print(render(report, format_name))
     for metric, threshold in thresholds:
         value = getattr(result.evaluation.metrics, metric)
         if value is None or value < threshold:
@@ -331,18 +355,22 @@ def visualize(
     options: VisualizeOptions,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .png.")],
     logits: Annotated[
-        Path | None, typer.Argument(metavar="[LOGITS]", help="[1,C,H,W] or [C,H,W].")
+        Path | None,
+        typer.Argument(parser=_input_file, metavar="[LOGITS]", help="[1,C,H,W] or [C,H,W]."),
     ] = None,
     labels: Annotated[
-        Path | None, typer.Argument(metavar="[LABELS]", help="[1,H,W], [H,W], or a picture.")
+        Path | None,
+        typer.Argument(
+            parser=_input_file, metavar="[LABELS]", help="[1,H,W], [H,W], or a picture."
+        ),
     ] = None,
     labels_option: Annotated[
-        Path | None, typer.Option("--labels", help="The labels, if there are no logits.")
+        Path | None, _file_option("--labels", "The labels, if there are no logits.")
     ] = None,
     prediction: Annotated[
-        Path | None, typer.Option("--prediction", help="Class indices, instead of logits.")
+        Path | None, _file_option("--prediction", "Class indices, instead of logits.")
     ] = None,
-    image: Annotated[Path | None, typer.Option("--image", help="The photo: PNG or JPEG.")] = None,
+    image: Annotated[Path | None, _file_option("--image", "The photo: PNG or JPEG.")] = None,
     device: DeviceName = None,
 ) -> None:
     """Draws labels, prediction, error or loss of one image."""
@@ -397,7 +425,7 @@ def palettes(
                 for index, class_name in enumerate(palette.class_names)
             ),
         )
-    print(render(Report((table,), fields), format_name))
+    _print(render(Report((table,), fields), format_name))
 
 
 @cli.command()
@@ -411,7 +439,7 @@ def sample(
 
     files = make_sample(directory, height=height, width=width)
     for path in (files.photo, files.labels, files.logits):
-        print(path)
+        _print(f"{path}")
 
 
 def _settings_help() -> str:
@@ -431,26 +459,26 @@ def serve(
     device: DeviceName = None,
 ) -> None:
     """Serves over HTTP until a signal stops it."""
-    settings = _settings(host=host, port=port, device=device)
+    settings = _settings(Settings, host=host, port=port, device=device)
     _choose_device(settings, device)  # names the flag in its error; the service logs its warning
     from .http import server
 
     server.serve(settings)
 
 
-def _settings(**flags: object) -> Settings:
+def _settings(read: Callable[..., Settings], **flags: object) -> Settings:
+    """Returns the settings that `read` reads; flags replace environment variables."""
     from pydantic import ValidationError
 
     _warn(misspelt_variables(os.environ))
 
     present = {name: value for name, value in flags.items() if value is not None}
     try:
-        return Settings(**present)  # type: ignore[arg-type]
+        return read(**present)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = str(first["loc"][0]) if first["loc"] else ""
+        field, sentence = invalid_setting(error)
         name = f"--{field}" if field in present else f"{PREFIX}{field.upper()}"
-        raise UsageError(f"{name if field else 'settings'}: {first['msg']}.") from None
+        raise UsageError(f"{name}: {sentence}") from None
 
 
 def _choose_device(settings: Settings, flag: str | None) -> "Choice":
@@ -472,9 +500,9 @@ def _read_inputs(options: LossOptions, device: str | None, **paths: Path | None)
     """
     from .inputs import assemble
 
-    if list(paths.values()).count(STDIN) > 1:
+    if sum(path is STDIN for path in paths.values()) > 1:
         raise UsageError(f"{STDIN}: expected one input from standard input, got several.")
-    settings = _settings(device=device)
+    settings = _settings(for_commands, device=device)
     choice = _choose_device(settings, device)
     _warn([choice.warning] if choice.warning else [])
     files = {name: _read(path, name) for name, path in paths.items() if path is not None}
@@ -493,7 +521,7 @@ def _read(path: Path, name: str) -> memoryview:
 
 def _open(path: Path) -> BinaryIO:
     """Returns an open file; that of standard input for -."""
-    if path != STDIN:
+    if path is not STDIN:
         return path.open("rb")
     if sys.stdin is None:
         raise UsageError(f"{STDIN}: expected standard input, got none.")
@@ -600,11 +628,8 @@ def _class_names(result: "EvaluationResult", options: LossOptions) -> list[str]:
 def _parse_threshold(text: str) -> tuple[str, float]:
     name, _, number = text.partition("=")
     name = name.replace("-", "_")
-    try:
-        if name in METRICS and 0 <= float(number) <= 1:  # false for NaN
-            return name, float(number)
-    except ValueError:
-        pass
+    if name in METRICS and NUMBER.fullmatch(number) and 0 <= float(number) <= 1:
+        return name, float(number)
     names = ", ".join(METRICS)
     fix = did_you_mean(name, METRICS) if name not in METRICS else ""
     raise UsageError(
@@ -629,9 +654,14 @@ def _check_suffix(output: Path, *suffixes: str) -> None:
         raise UsageError(f"--output: expected a name that ends in {' or '.join(suffixes)}.")
 
 
+def _with_flags(sentence: str) -> str:
+    """Returns a sentence that names options as flags: --layout nhwc instead of layout=nhwc."""
+    return _OPTION.sub(lambda match: f"--{match[1].replace('_', '-')} ", sentence)
+
+
 def _warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
-        _print_error(f"{PROGRAM}: warning: {warning}")
+        _print_error(f"{PROGRAM}: warning: {_with_flags(warning)}")
 
 
 def _fail(sentence: str, status: int) -> NoReturn:
@@ -641,4 +671,20 @@ def _fail(sentence: str, status: int) -> NoReturn:
 
 def _print_error(line: str) -> None:
     if sys.stderr is not None:  # else print writes to standard output
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
+
+
+def _print(text: str) -> None:
+    if sys.stdout is None:
+        _fail(f"{STDOUT}: expected an open one, got none.", 1)
+    with _naming_standard_output():
+        print(text)
+
+
+@contextmanager
+def _naming_standard_output() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        error.filename = STDOUT
+        raise

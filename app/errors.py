@@ -11,6 +11,10 @@ from collections.abc import Iterable
 MAX_REPR = 80
 """Largest number of characters of a text of the client in a message."""
 
+_SIMILARITY = 0.7
+_MIN_STEM, _STEM_SHARE = 3, 0.75
+"""The part of a text with which the only similar choice may begin instead: `prob` of `probs`."""
+
 _PLAIN = frozenset(string.ascii_letters + string.digits + " !#()*+,-./:;=?@[]^_|~")
 
 
@@ -191,10 +195,16 @@ def did_you_mean(text: str, choices: Iterable[str]) -> str:
 
     >>> did_you_mean("Palete", ["palette", "kind"]), did_you_mean("x", ["palette", "kind"])
     ('Did you mean palette?', '')
+    >>> did_you_mean("ade", ["raw", "ade_zero"]), did_you_mean("opt", ["option_a", "option_b"])
+    ('Did you mean ade_zero?', '')
     """
     names = {choice.lower(): choice for choice in choices}
-    close = difflib.get_close_matches(text[:MAX_REPR].lower(), names, n=1)
-    return f"Did you mean {names[close[0]]}?" if close else ""
+    lower = text[:MAX_REPR].lower()
+    close = difflib.get_close_matches(lower, names, n=1, cutoff=_SIMILARITY)
+    if not close and len(lower) >= _MIN_STEM:
+        stem = lower[: max(_MIN_STEM, round(_STEM_SHARE * len(lower)))]
+        close = [name for name in names if name.startswith(stem)]
+    return f"Did you mean {names[close[0]]}?" if len(close) == 1 else ""
 
 
 def _escape(character: str) -> str:

@@ -105,7 +105,9 @@ def media_type(content_type: str | None) -> str:
         return name
     accepted = list(DECODERS)
     fix = did_you_mean(name, accepted)
-    if name == "application/x-www-form-urlencoded":  # the default of curl
+    if name in _FILE_MEDIA_TYPES or name.startswith("image/"):
+        fix = f"Send files as {multipart.MEDIA_TYPE}: curl -F logits=@FILE -F labels=@FILE."
+    elif name == "application/x-www-form-urlencoded":  # the default of curl
         fix = f"With curl, add -H 'Content-Type: {safetensors.MEDIA_TYPE}'."
     raise UnsupportedMedia(
         "Content-Type",
@@ -242,7 +244,7 @@ class _Reader:
     def _read_indices(self, where: str, source: Source, space: str) -> Tensor:
         """Returns class indices [N,*spatial], from a tensor or a picture of indices or colours."""
         if isinstance(source, Tensor) or _file_type(source) not in _PICTURES:
-            indices = self._with_batch_axis(where, _tensor(where, source, "PNG"))
+            indices = self._with_batch_axis(where, _tensor(where, source, *_LABEL_PICTURES))
             if indices.dtype.is_floating_point:
                 return indices  # an error of `seg_loss`
         else:
@@ -258,7 +260,7 @@ class _Reader:
             self.warnings += label_map.warnings
             indices = self._with_batch_axis(where, torch.from_numpy(label_map.indices)[None])
             if label_map.is_coloured and space != "raw":
-                expected = f"indices, which label_space={space} maps"
+                expected = f"indices, which {label_spaces.SPACE_OPTIONS[where]}={space} maps"
                 raise IllPosed(where, expected, f"colours (mode {label_map.mode})")
         if space == "raw":
             return indices
@@ -290,19 +292,34 @@ class _Reader:
         if self.logits is None or self.logits.ndim < 3:
             return
         layout = self.options.layout
+        if self.is_upsampled and "layout" in self.options.model_fields_set:
+            return  # a request that names the layout needs no guess
         sent = tuple(self.logits.movedim(1, LAYOUTS[layout]).shape)
         size, spatial = (tuple(axes[2 - len(sent) :]) for axes in (shape, self.logits.shape))
         other, spatial_of_other = ("nhwc", sent[1:-1]) if layout == "nchw" else ("nchw", sent[2:])
-        got = f"shape {sent}, which fits in layout={other} alone"
+        axis = "axis 1" if layout == "nchw" else "the last axis"
+        expected, got = f"classes on {axis}", f"shape {sent}"
         if size == spatial_of_other != spatial:
-            expected = f"classes on axis {LAYOUTS[layout]} and size {size}"
-            raise IllPosed("logits", expected, got, f"Use layout={other}.")
+            raise IllPosed(
+                "logits",
+                f"{expected} and size {size}",
+                f"{got}, which fits in layout={other} alone",
+                f"Use layout={other}.",
+            )
         if (
-            self.is_upsampled
-            and _distortion(size, spatial) > 2
-            and _distortion(size, spatial_of_other) < 1.1
+            not len(size) == len(spatial) == 2
+            or any(wanted < given for wanted, given in zip(size, spatial_of_other, strict=True))
+            or _distortion(size, spatial_of_other) > 1.05
+            or _distortion(size, spatial) < 1.1
         ):
-            warning = f"logits: shape {sent} fits the size {size} better in layout={other}."
+            return
+        fit = f"fits the size {size} better in layout={other}"
+        if not self.is_upsampled:
+            fix = f"Scores of lower resolution? Use upsampling=bilinear and layout={other}."
+            raise IllPosed("logits", expected, f"{got}, which {fit}", fix)
+        choice = f"Use layout={other}, or layout={layout} if the classes are {axis}."
+        warning = f"logits: {got} {fit}. {choice}"
+        if warning not in self.warnings:  # a picture is checked before and after it is decoded
             self.warnings.append(warning)
 
     def _add_advice(self, labels: Tensor) -> None:
@@ -411,6 +428,9 @@ DECODERS: Mapping[str, Callable[[memoryview, str, _FixFor], Mapping[str, Source]
 that returns the fix for an input with the name of an option."""
 
 
+_FILE_MEDIA_TYPES = (npy.MEDIA_TYPE, "application/octet-stream", "application/zip")
+
+
 def _tensor(where: str, source: Source, *other_types: str) -> Tensor:
     """Returns a tensor, read from a file if necessary.
 
@@ -424,7 +444,8 @@ def _tensor(where: str, source: Source, *other_types: str) -> Tensor:
     if read is None:
         *most, last = ["NPY", "NPZ", "safetensors", *other_types]
         expected = f"an {', '.join(most)} or {last} file"
-        raise IllPosed(where, expected, file_type if source else "an empty file")
+        fix = "Decompress the file first." if file_type == "gzip" else ""
+        raise IllPosed(where, expected, file_type if source else "an empty file", fix)
     return read(source, where)
 
 
@@ -459,7 +480,8 @@ _MAGIC = (
 )
 """Offsets and bytes by which the type of a file is detected."""
 
-_PICTURES = ("PNG", "JPEG", "TIFF", "BMP", "WebP")
+_LABEL_PICTURES = ("PNG", "TIFF", "BMP")
+_PICTURES = (*_LABEL_PICTURES, "JPEG", "WebP")
 
 _TENSOR_FILES: Mapping[str, Callable[[memoryview, str], Tensor]] = {
     "NPY": npy.decode,
@@ -468,9 +490,16 @@ _TENSOR_FILES: Mapping[str, Callable[[memoryview, str], Tensor]] = {
 
 
 def _distortion(size: Sequence[int], spatial: Sequence[int]) -> float:
-    """Returns by how much more an upsampling enlarges one axis than the other; 1 if equally."""
-    scales = [wanted / given for wanted, given in zip(size, spatial, strict=True)]
-    return max(scales) / min(scales)
+    """Returns by how much more an upsampling enlarges one axis than the other; 1 if equally.
+
+    Scores of 9 rows for 65 keep the pixels of the corners: 8 intervals become 64.
+    """
+    distortions = []
+    for corner in (0, 1):
+        if min(*size, *spatial) > corner:
+            scales = [(s - corner) / (g - corner) for s, g in zip(size, spatial, strict=True)]
+            distortions.append(max(scales) / min(scales))
+    return min(distortions)
 
 
 def _check_limit(where: str, count: int, unit: str, limit: int) -> None:

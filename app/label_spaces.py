@@ -11,14 +11,17 @@
 
 Where a space has ignored values, they become 255, which `ignore_index` must hold. It is compared
 with the classes, after the mapping. `advice_for` recognizes the space of values that are read as
-class indices though they are none. It looks at a sample of the pixels.
+class indices though they are none. A sample of the pixels raises a suspicion, and all pixels must
+confirm it.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from seg_loss.constants import USUAL_VOIDS
 
 from .errors import IllPosed
 
@@ -27,8 +30,13 @@ Labels = npt.NDArray[np.integer]
 VOID = 255
 """The label of ignored pixels in the spaces that have some."""
 
+SPACE_OPTIONS: Mapping[str, str] = {"labels": "label_space", "prediction": "prediction_space"}
+"""The option that names the space of an input, by the name of the input."""
+
 _INVALID = -1
 _MAX_SAMPLE = 1 << 14
+_BLOCK_PIXELS = 1 << 18
+"""Number of pixels that are looked at together, so that temporary arrays stay small."""
 _SUSPICIOUS_SHARE = 0.4
 
 _SHIFTS = (
@@ -55,23 +63,28 @@ class Values:
     @property
     def classes(self) -> frozenset[int]:
         """The values that are a class and not ignored."""
-        return frozenset(v for v in self.present if self._is_class(v) and v not in self.ignored)
+        return frozenset(filter(self._is_class, self.counted))
+
+    @property
+    def counted(self) -> frozenset[int]:
+        """The values that are not ignored."""
+        return self.present.difference(self.ignored)
 
     @property
     def invalid(self) -> frozenset[int]:
         """The values that are neither a class nor ignored."""
-        return frozenset(v for v in self.present if not self._is_class(v) and v not in self.ignored)
+        return self.counted - self.classes
 
     def are_within(self, *values: int | range) -> bool:
-        """Whether no other value occurs."""
+        """Whether no other value is counted."""
         ranges = [
             value if isinstance(value, range) else range(value, value + 1) for value in values
         ]
-        return all(any(v in row for row in ranges) for v in self.present)
+        return all(any(v in row for row in ranges) for v in self.counted)
 
     def has_any(self, values: range) -> bool:
-        """Whether one of these values occurs."""
-        return any(v in values for v in self.present)
+        """Whether one of these values is counted."""
+        return any(v in values for v in self.counted)
 
     def _is_class(self, value: int) -> bool:
         return 0 <= value < self.num_classes
@@ -83,7 +96,7 @@ class LabelSpace:
 
     Attributes:
         expected: the values that labels of this space may have, for messages.
-        sign: a sentence about values that look like this space.
+        sign: a sentence about values that look like this space, as it follows a colon.
         table: the class of each value 0...255, or `_INVALID`; None if `convert` has no table.
         convert: what is done before the table is used.
         is_likely: whether values that are read as class indices look like this space.
@@ -127,7 +140,7 @@ LABEL_SPACES: Mapping[str, LabelSpace] = {
     "raw": LabelSpace("class indices"),
     "cityscapes_ids": LabelSpace(
         "0...33 or 255, ids of Cityscapes",
-        "Labels up to 33 for 19 classes are ids of Cityscapes, not train ids.",
+        "values up to 33 for 19 classes look like ids of Cityscapes, not train ids.",
         _table({**dict.fromkeys((*range(34), VOID), VOID), **_classes_of(_CITYSCAPES)}),
         is_likely=lambda values: (
             values.num_classes == 19
@@ -137,36 +150,38 @@ LABEL_SPACES: Mapping[str, LabelSpace] = {
     ),
     "ade_zero": LabelSpace(
         "0...255, where 0 is void",
-        "ADE20K files mark void with 0 and count classes from 1.",
+        "values up to 150 for 150 classes look like ADE20K, with 0 for void and classes from 1.",
         _table({0: VOID, VOID: VOID} | {value: value - 1 for value in range(1, VOID)}),
         is_likely=lambda values: (
-            (values.num_classes == 150 or (0 not in values.present and bool(values.invalid)))
-            and values.are_within(range(values.num_classes + 1))
+            values.num_classes == 150
+            and values.has_any(range(150, 151))
+            and values.are_within(range(151), VOID)
         ),
     ),
     "cocostuff_182": LabelSpace(
-        "0...181 without the 11 unused ids of COCO, or 255",
-        "Labels up to 181 for 171 classes are ids of COCO-Stuff.",
+        f"0...181 or 255, and none of the unused ids {', '.join(map(str, _COCO_UNUSED))}",
+        "values up to 181 for 171 classes look like ids of COCO-Stuff.",
         _table({VOID: VOID, **_classes_of(_COCO)}),
         is_likely=lambda values: (
             values.num_classes == 171
-            and values.has_any(range(171, 182))
+            and values.has_any(range(172, 182))
             and values.are_within(range(182), VOID)
         ),
     ),
     "instance_1000": LabelSpace(
         "ids of instances",
-        "Labels from 1000 on are ids of instances, 1000 times their class and more.",
+        "values from 1000 on look like ids of instances, 1000 times their class and more.",
         convert=_classes_of_instances,
-        is_likely=lambda values: any(value >= 1000 for value in values.invalid),
+        is_likely=lambda values: any(
+            value >= 1000 and value not in USUAL_VOIDS for value in values.invalid
+        ),
     ),
     "binary_255": LabelSpace(
         "0 or 255 of a mask",
-        "Labels 0 and 255 for 2 classes are a mask.",
+        "values 0 and 255 for 2 classes look like a mask.",
         _table({0: 0, 255: 1}),
-        is_likely=lambda values: (
-            values.num_classes == 2 and VOID in values.present and values.are_within(0, VOID)
-        ),
+        # By default 255 is ignored, so that it is not counted.
+        is_likely=lambda values: values.num_classes == 2 and values.present == {0, VOID},
     ),
 }
 
@@ -174,13 +189,20 @@ LABEL_SPACES: Mapping[str, LabelSpace] = {
 def to_classes(labels: Labels, name: str, ignored: Sequence[int], where: str) -> Labels:
     """Returns the class indices of labels in the space of that name.
 
+    Args:
+        labels: the values.
+        name: the space.
+        ignored: the option `ignore_index`.
+        where: the name of the input, a key of `SPACE_OPTIONS`.
+
     Raises:
         IllPosed: if a value does not belong to the space, or `VOID` is not ignored.
     """
     space = LABEL_SPACES[name]
     if space.has_void and VOID not in ignored:
         got = ",".join(map(str, ignored)) or "none"
-        expected = f"{VOID} among its values, which label_space={name} gives to void pixels"
+        option = f"{SPACE_OPTIONS[where]}={name}"
+        expected = f"{VOID} among its values, which {option} gives to void pixels"
         raise IllPosed("ignore_index", expected, got)
     if space.convert is not None:
         labels = space.convert(labels)
@@ -206,27 +228,26 @@ def advice_for(labels: Labels, num_classes: int, ignored: Sequence[int], name: s
         name: the label space that the request names, or an empty string.
 
     Raises:
-        IllPosed: if labels are invalid, and look like those of a space that the request can name.
+        IllPosed: if labels are invalid, and a request can name what they look like.
     """
     sample = _sample(labels)
-    values = Values(frozenset(np.unique(sample).tolist()), num_classes, ignored)
+    values = Values(_values_of(sample), num_classes, ignored)
     sentences = []
-    likely = "" if name else _likely_space(values)
-    if likely:
-        advice = f"{LABEL_SPACES[likely].sign} Use label_space={likely}"
-        if values.invalid:
-            raise _invalid_error(labels, values, f"{advice}.")
-        sentences.append(f"labels: {advice}, or label_space=raw if they are class indices.")
-    present_ignored = [value for value in values.present if value in ignored]
+    if not name and (values.invalid or _likely_space(values)):
+        likely = _confirm(labels, num_classes, ignored)
+        if likely:
+            advice = f"{LABEL_SPACES[likely].sign} Use label_space={likely}"
+            sentences.append(f"labels: {advice}, or label_space=raw if they are class indices.")
+    present_ignored = values.present - values.counted
     # Few requests need more than the sample, which is fast for any number of pixels.
     if _num_equal(sample, present_ignored) > _SUSPICIOUS_SHARE * sample.size:
-        share = _num_equal(labels, present_ignored) / labels.size
-        if share > 0.5:
-            sentences.append(f"labels: {100 * share:.3g} % of the pixels are ignored.")
+        num_ignored = _num_equal(labels, present_ignored)
+        if 2 * num_ignored > labels.size:
+            share = _percent(num_ignored, labels.size)
+            sentences.append(f"labels: {share} of the pixels are ignored.")
     if num_classes > 1 and len(values.classes) == 1:
         (single,) = values.classes
-        others, counts = np.unique(labels[labels != single], return_counts=True)
-        if labels.size - counts.sum() > 1 and all(value in ignored for value in others.tolist()):
+        if _num_equal(labels, [single]) > 1 and _are_within(labels, [single, *ignored]):
             sentences.append(f"labels: all pixels that are not ignored have the class {single}.")
     return sentences
 
@@ -237,7 +258,7 @@ def shift_advice(confusion: npt.NDArray[np.integer]) -> list[str]:
     Args:
         confusion: [C,C], a row for each class of the labels and a column for each predicted one.
     """
-    num_pixels = confusion.sum()
+    num_pixels = int(confusion.sum())
     for shift, name, fix in _SHIFTS:
         agreeing = np.diagonal(confusion, shift)
         rows = confusion.sum(axis=1)
@@ -246,21 +267,74 @@ def shift_advice(confusion: npt.NDArray[np.integer]) -> list[str]:
         num_shifted_classes = np.count_nonzero(2 * agreeing > rows)
         if 2 * agreeing.sum() > num_pixels and num_shifted_classes >= _MIN_SHIFTED_CLASSES:
             shares = [
-                100 * int(counts.sum()) / num_pixels for counts in (confusion.diagonal(), agreeing)
+                _percent(int(counts.sum()), num_pixels)
+                for counts in (confusion.diagonal(), agreeing)
             ]
-            subject = f"predictions agree with {shares[0]:.3g} % of the labels"
-            return [f"labels: {subject}, and with {shares[1]:.3g} % of the labels {name} 1. {fix}"]
+            subject = f"predictions agree with {shares[0]} of the labels"
+            return [f"labels: {subject}, and with {shares[1]} of the labels {name} 1. {fix}"]
     return []
 
 
-def _num_equal(labels: Labels, values: Iterable[int]) -> int:
-    return sum(int(np.count_nonzero(labels == value)) for value in values)
+def _percent(count: int, total: int) -> str:
+    """Returns a share as a text, which says 100 % of no smaller one."""
+    share = f"{100 * count / total:.3g}"
+    return f"{share} %" if count == total or share != "100" else "more than 99.9 %"
 
 
 def _sample(labels: Labels) -> Labels:
     """Returns some of the pixels; the step is odd, since widths are often even."""
     flat = labels.ravel("K")
     return flat[:: labels.size // _MAX_SAMPLE | 1]
+
+
+def _blocks(labels: Labels) -> Iterator[Labels]:
+    flat = labels.ravel("K")
+    return (flat[begin : begin + _BLOCK_PIXELS] for begin in range(0, flat.size, _BLOCK_PIXELS))
+
+
+def _values_of(labels: Labels) -> frozenset[int]:
+    return frozenset().union(*(np.unique(block).tolist() for block in _blocks(labels)))
+
+
+def _num_equal(labels: Labels, values: Iterable[int]) -> int:
+    return sum(
+        int(np.count_nonzero(block == value)) for value in values for block in _blocks(labels)
+    )
+
+
+def _are_within(labels: Labels, values: Iterable[int]) -> bool:
+    """Returns whether labels have no other value."""
+    for block in _blocks(labels):
+        others = block
+        for value in values:
+            others = others[others != value]
+            if not others.size:
+                break
+        else:
+            return False
+    return True
+
+
+def _confirm(labels: Labels, num_classes: int, ignored: Sequence[int]) -> str:
+    """Returns the space that all pixels look like, or an empty string.
+
+    Raises:
+        IllPosed: if labels are invalid, and a request can name what they look like.
+    """
+    values = Values(_values_of(labels), num_classes, ignored)
+    likely = _likely_space(values)
+    if not values.invalid:
+        return likely
+    if likely:
+        sign = LABEL_SPACES[likely].sign
+        sentence = sign[0].upper() + sign[1:]
+        raise _invalid_error(labels, values, f"{sentence} Use label_space={likely}.")
+    if values.invalid == {num_classes}:
+        fix = f"If {num_classes} marks void pixels, pass ignore_index={num_classes}."
+        if 0 not in values.classes:
+            fix += " If classes are counted from 1, pass label_space=ade_zero."
+        raise _invalid_error(labels, values, fix)
+    return ""  # `seg_loss` raises
 
 
 def _likely_space(values: Values) -> str:

@@ -10,7 +10,6 @@ with which the result is not finite, operations raise.
 """
 
 import math
-from dataclasses import replace
 from typing import TypedDict
 
 import numpy as np
@@ -61,9 +60,7 @@ def loss(inputs: Inputs, options: LossOptions) -> EvaluationResult:
 
 def evaluate(inputs: Inputs, options: EvaluateOptions) -> EvaluationResult:
     """Returns the loss of logits and labels, with metrics and the maps asked for."""
-    result = _evaluate(inputs, options, maps=options.maps)
-    advice = label_spaces.shift_advice(result.evaluation.confusion.cpu().numpy())
-    return replace(result, warnings=(*result.warnings, *advice))
+    return _evaluate(inputs, options, maps=options.maps)
 
 
 def gradient(inputs: Inputs, options: GradientOptions) -> GradientResult:
@@ -168,7 +165,9 @@ def require_finite(inputs: Inputs, options: LossOptions, result: Result) -> None
 
 def _evaluate(inputs: Inputs, options: LossOptions, maps: tuple[str, ...]) -> EvaluationResult:
     logits, labels = _logits_and_labels(inputs)
-    return EvaluationResult(_evaluation(inputs, options, logits, labels, maps), inputs.warnings)
+    evaluation = _evaluation(inputs, options, logits, labels, maps)
+    advice = label_spaces.shift_advice(evaluation.confusion.cpu().numpy())
+    return EvaluationResult(evaluation, (*inputs.warnings, *advice))
 
 
 def _evaluation(

@@ -45,12 +45,12 @@ MAX_TEXT = 4096
 """Largest number of characters of an option."""
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?")
+NUMBER = re.compile(r"[+-]?(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?")
 
 
 def _check_number(text: object) -> object:
     # float() also accepts "nan", "1_000" and the digits of all scripts.
-    if isinstance(text, str) and not _NUMBER.fullmatch(text):
+    if isinstance(text, str) and not NUMBER.fullmatch(text):
         raise ValueError
     return text
 
@@ -154,7 +154,7 @@ class LossOptions(BaseModel):
     label_encoding: Annotated[Encoding, OneOf(ENCODINGS)] = Field(
         default="auto",
         title=f"one of {', '.join(ENCODINGS)}",
-        description="Whether the samples of label PNGs are class indices or colours.",
+        description="Whether the samples of label pictures are class indices or colours.",
     )
     palette: Annotated[str | None, OneOf(PALETTES)] = Field(
         default=None,
@@ -207,6 +207,17 @@ class VisualizeOptions(LossOptions):
     )
 
 
+MODELS: Mapping[str, type[LossOptions]] = {
+    "loss": LossOptions,
+    "gradient": GradientOptions,
+    "evaluate": EvaluateOptions,
+    "visualize": VisualizeOptions,
+}
+"""The options of each operation."""
+
+OPTION_NAMES = tuple(dict.fromkeys(name for row in MODELS.values() for name in row.model_fields))
+"""The names of all options."""
+
 Options = TypeVar("Options", bound=LossOptions)
 
 
@@ -222,7 +233,7 @@ def parse(model: type[Options], pairs: Iterable[tuple[str, str]]) -> Options:
         if name not in model.model_fields:
             known = list(model.model_fields)
             expected = f"names among {', '.join(known)}"
-            raise IllPosed("options", expected, safe_repr(name), did_you_mean(name, known))
+            raise IllPosed("options", expected, safe_repr(name), _fix_for_name(name, known))
         if name in texts:
             raise IllPosed(name, "one value", "several")
         if len(text) > MAX_TEXT:
@@ -237,6 +248,14 @@ def parse(model: type[Options], pairs: Iterable[tuple[str, str]]) -> Options:
     entries = (entry.strip(" ") for entry in text.split(","))
     unknown = next((entry for entry in entries if entry not in choices), "")
     raise IllPosed(name, expected, safe_repr(text), did_you_mean(unknown, choices))
+
+
+def _fix_for_name(name: str, known: Iterable[str]) -> str:
+    """Returns the fix for an unknown option: the operation that has it, or a similar name."""
+    for operation, model in MODELS.items():
+        if name in model.model_fields:
+            return f"It is an option of {operation}."
+    return did_you_mean(name, known)
 
 
 def choices_of(field: FieldInfo) -> tuple[str, ...]:

@@ -18,6 +18,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from .terminal import printable
+
 Cell = str | int | float | None
 
 
@@ -142,4 +144,4 @@ def _short_text(cell: Cell) -> str:
         return "–"
     if isinstance(cell, float):
         return f"{cell:.6g}" if math.isfinite(cell) else str(cell)
-    return str(cell)
+    return printable(str(cell))

@@ -1,7 +1,8 @@
 """The settings of the service: environment variables `SEG_LOSS_*`, with units in their names.
 
-`seg-loss serve --help` lists them with their descriptions. The limits on pixels, images, classes
-and upsampled logits also apply to the command line. An empty variable is an unset one.
+`seg-loss serve --help` lists them with their descriptions. The device and the limits on pixels,
+images, classes and upsampled logits also apply to the command line. An empty variable is an unset
+one. In a row whose values are names, `title` completes the sentence "expected ...".
 
 Others set variables with this prefix too. Kubernetes and the links of Docker describe a service
 called seg-loss in `SEG_LOSS_PORT=tcp://10.96.0.12:8000`, `SEG_LOSS_SERVICE_HOST` and more. None of
@@ -12,11 +13,12 @@ import difflib
 import os
 import re
 from collections.abc import Iterable
-from typing import Self
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, StringConstraints, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .errors import safe_repr
 
 PREFIX = "SEG_LOSS_"
 MEBIBYTE = 1024 * 1024
@@ -44,19 +46,24 @@ class Settings(BaseSettings):
     port: int = Field(
         default=8000, ge=0, le=65535, description="Port to listen on; 0 chooses a free port."
     )
-    log_level: str = Field(
+    log_level: Annotated[
+        str,
+        StringConstraints(to_lower=True, pattern="^(?i:critical|error|warning|info|debug)$"),
+    ] = Field(
         default="info",
-        pattern="^(critical|error|warning|info|debug)$",
+        title="critical, error, warning, info or debug",
         description="critical, error, warning, info or debug.",
     )
 
     device: str = Field(
         default="auto",
+        title="auto, cpu, cuda or cuda:N",
         description="auto, cpu, cuda or cuda:N. auto is the first GPU if the kernels can run "
         "on it, else the CPU.",
     )
     warm_classes: str = Field(
         default="2,19,21,150",
+        title="positive integers with commas between them, or none",
         description="Numbers of classes whose kernels are compiled at the start, with commas "
         "between them, or none: on a GPU before /readyz answers 200, on the CPU the first number "
         "before it.",
@@ -71,6 +78,7 @@ class Settings(BaseSettings):
     max_bytes_in_flight: int = Field(
         default=4096 * MEBIBYTE,
         ge=1,
+        title=f"an integer of at least {PREFIX}MAX_BODY_BYTES",
         description="Memory for the bodies, upsampling and results of all requests at a time; "
         "beyond it, 503.",
     )
@@ -137,8 +145,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_device(cls, name: str) -> str:
         if not _DEVICE.fullmatch(name):
-            message = "expected auto, cpu, cuda or cuda:N, got {name}"
-            raise PydanticCustomError("device", message, {"name": repr(name)})
+            raise ValueError
         return name
 
     @field_validator("warm_classes")
@@ -147,15 +154,15 @@ class Settings(BaseSettings):
         if text == "none":
             return ""
         if text and not all(map(_POSITIVE.fullmatch, text.split(","))):
-            message = "expected positive integers with commas between them, or none, got {text}"
-            raise PydanticCustomError("warm_classes", message, {"text": repr(text)})
+            raise ValueError
         return text
 
-    @model_validator(mode="after")
-    def _check_bytes_in_flight(self) -> Self:
-        if self.max_bytes_in_flight < self.max_body_bytes:
-            raise ValueError("max_bytes_in_flight must be at least max_body_bytes")
-        return self
+    @field_validator("max_bytes_in_flight")
+    @classmethod
+    def _check_bytes_in_flight(cls, count: int, info: ValidationInfo) -> int:
+        if count < info.data.get("max_body_bytes", 0):
+            raise ValueError
+        return count
 
     @property
     def warm_class_counts(self) -> tuple[int, ...]:
@@ -176,6 +183,59 @@ class Settings(BaseSettings):
     def threads(self) -> int:
         """Number of threads of one computation."""
         return self.num_threads or max(1, num_cores() // self.workers)
+
+
+_SETTINGS_OF_COMMANDS = (
+    "device",
+    "max_pixels",
+    "max_images",
+    "max_classes",
+    "max_upsampled_logits",
+)
+
+
+def for_commands(**flags: Any) -> Settings:
+    """Returns the settings of commands that do not serve, which ignore the variables of others."""
+    others = {
+        name: field.default
+        for name, field in Settings.model_fields.items()
+        if name not in _SETTINGS_OF_COMMANDS
+    }
+    return Settings(**{**others, **flags})
+
+
+def invalid_setting(error: ValidationError) -> tuple[str, str]:
+    """Returns the name of the first invalid setting, and what is expected and was got.
+
+    >>> try:
+    ...     Settings(port=70000)
+    ... except ValidationError as error:
+    ...     invalid_setting(error)
+    ('port', 'expected an integer from 0 to 65535, got 70000.')
+    """
+    first = error.errors(include_url=False, include_context=False)[0]
+    name, value = str(first["loc"][0]), first["input"]
+    got = safe_repr(value) if isinstance(value, str) else f"{value}"
+    return name, f"expected {_expected(name)}, got {got}."
+
+
+def _expected(name: str) -> str:
+    """Returns what a setting may be: its title, or its type and bounds."""
+    field = Settings.model_fields[name]
+    if field.title:
+        return field.title
+    bounds = {
+        bound: getattr(row, bound)
+        for row in field.metadata
+        for bound in ("ge", "gt", "le")
+        if hasattr(row, bound)
+    }
+    text = "an integer" if field.annotation is int else "a number"
+    if "gt" in bounds:
+        return f"{text} above {bounds['gt']}"
+    if "le" in bounds:
+        return f"{text} from {bounds['ge']} to {bounds['le']}"
+    return f"{text} of at least {bounds['ge']}"
 
 
 def misspelt_variables(names: Iterable[str]) -> list[str]:

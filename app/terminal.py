@@ -2,7 +2,8 @@
 
 A Windows redirect writes cp1252, and a container without a locale ASCII. Lines and punctuation that
 such an encoding lacks are replaced by ASCII of the same width, so that columns stay aligned. Other
-characters are escaped, such as the bytes of a file name that is not UTF-8.
+characters are escaped, such as the bytes of a file name that is not UTF-8. `printable` escapes
+those that a terminal would interpret.
 """
 
 import codecs
@@ -20,6 +21,15 @@ def configure_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None without a console
             stream.reconfigure(errors=ERROR_HANDLER)
+
+
+def printable(text: str) -> str:
+    r"""Returns a text for one line, with line feeds and other control characters escaped.
+
+    >>> print(printable("a\n\x1b[2J"))
+    a\n\x1b[2J
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:

@@ -427,6 +427,8 @@ def _check_map(
         fix = "Height and width are exchanged."
     elif where == "labels" and _is_larger_map(got, expected):
         fix = "Scores of lower resolution? Use upsampling=bilinear; in Python, seg_loss.Bilinear()."
+        if _is_last_axis_likely(logits.shape, got[-2:]):
+            fix = "Classes on the last axis? Pass logits.movedim(-1, 1) and seg_loss.Bilinear()."
     matched = "the labels" if reference is None else f"{reference} {shape_of(logits)}"
     raise InvalidInput(
         where, f"shape {shape_text(expected)} to match {matched}", f"shape {shape_of(tensor)}", fix
@@ -444,6 +446,16 @@ def _is_larger_map(got: Sequence[int], expected: Sequence[int]) -> bool:
         and size[0] >= expected[1]
         and size[1] >= expected[2]
     )
+
+
+def _is_last_axis_likely(shape: Sequence[int], size: Sequence[int]) -> bool:
+    """Returns whether a larger map has the proportions of [N, h, w, C], not of [N, C, h, w]."""
+    _, first, second, third = shape
+    distortions = [
+        max(size[0] * width, size[1] * height) / min(size[0] * width, size[1] * height)
+        for height, width in ((first, second), (second, third))
+    ]
+    return distortions[0] < 1.05 and distortions[1] > 1.1
 
 
 def _check_class_weight(class_weight: Tensor, logits: Tensor) -> None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from seg_loss._errors import InvalidInput, more_pixels, shape_text
+from seg_loss.constants import USUAL_VOIDS
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _fix_for(label: int, num_classes: int) -> str:
     fix = fix if label in labels else ""
     if label == num_classes:
         fix += f" If {label} marks void pixels, pass ignore_index={label}."
-    elif label < 0 or label in (254, 255):
+    elif label < 0 or label in USUAL_VOIDS:
         fix += f" If {label} marks void pixels, add it to ignore_index."
     return fix.lstrip()
 

@@ -25,6 +25,9 @@ FLOAT_DTYPES = ("float32", "float16", "bfloat16", "float64")
 LABEL_DTYPES = ("uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64")
 """Names of the torch dtypes that labels may have."""
 
+USUAL_VOIDS = (254, 255, *(2**bits - 1 for bits in (15, 16, 31, 32)))
+"""Labels that often mark void pixels, beside negative ones: the largest of a dtype, and 254."""
+
 NUM_TOP_CLASSES = 3
 """Number of classes in the maps `top_classes` and `top_probabilities`."""
 

@@ -20,6 +20,7 @@ from itertools import islice
 from typing import IO, Final
 
 from ..errors import IllPosed, Malformed, TooLarge
+from . import npy
 
 MAGIC: Final = b"PK\x03\x04"
 EMPTY_MAGIC: Final = b"PK\x05\x06"
@@ -67,7 +68,8 @@ def read(
         grow: reserves memory for bytes as they are read, and raises if there is none.
 
     Raises:
-        Malformed: if the archive is damaged, incomplete or encrypted, or has too many members.
+        Malformed: if the archive is damaged, incomplete or encrypted, has too many members, or has
+            another file than an array.
         IllPosed: if it has several arrays and none of that name.
         TooLarge: if the array has more than `max_bytes`.
     """
@@ -78,9 +80,12 @@ def read(
             member = _choose(archive.infolist(), where)
             _check(member, where, max_bytes)
             with archive.open(member) as file:
-                return _read_all(file, where, max_bytes, grow)
+                array = _read_all(file, where, max_bytes, grow)
     except _DAMAGE_ERRORS:
         raise Malformed(where, "a complete NPZ file", "a damaged one") from None
+    if bytes(array[: len(npy.MAGIC)]) != npy.MAGIC:
+        raise Malformed(where, "an NPZ file of arrays", "one with another file")
+    return array
 
 
 class _MemoryFile(io.RawIOBase):

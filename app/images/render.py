@@ -155,7 +155,7 @@ def _check_sizes(layers: Layers) -> None:
                 f"{expected[0]} x {expected[1]} (height x width) to match the {first}",
                 f"{height} x {width}",
                 "Scores of lower resolution? Use upsampling=bilinear."
-                if where == "image" and first != "labels" and is_larger
+                if where == "image" and first == "logits" and is_larger
                 else "",
             )
 

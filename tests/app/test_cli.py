@@ -157,7 +157,9 @@ def test_a_metric_below_its_threshold_exits_with_1(files, run):
     assert err.startswith("seg-loss: mean_iu: expected at least 0.99, got 0.")
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "1.01", "60", "", "x", "0.5 0.6"])
+@pytest.mark.parametrize(
+    "value", ["nan", "inf", "-inf", "-1", "1.01", "60", "", "x", ".1_0", "0.5 0.6"]
+)
 def test_a_threshold_that_no_metric_can_pass_or_fail_is_wrong_usage(run, value):
     status, out, err = run("evaluate", "a", "b", "--fail-under", f"mean_iu={value}")
     assert (status, out) == (2, "")
@@ -245,6 +247,10 @@ USAGE = {
     "palettes --format jsn": "csv, md, html, got 'jsn'. Did you mean json?\n",
     "loss logits.npy labels.png --normalization vald": "got 'vald'. Did you mean valid?\n",
     "loss logits.npy labels.png --palette VOC": "got 'VOC'. Did you mean voc?\n",
+    "loss logits.npy labels.png --scores probs": "got 'probs'. Did you mean probabilities?\n",
+    "loss logits.npy labels.png --label-space ade": "got 'ade'. Did you mean ade_zero?\n",
+    "evaluate logits.npy labels.png -o a --maps all": "between them, got 'all'.\n",
+    "loss logits.npy labels.png --layout layout=nhwc": "got 'layout=nhwc'.\n",
     "evaluate logits.npy labels.png --fail-under mean_ui=1": "Did you mean mean_iu?\n",
     "loss logits.npy labels.png --temprature 2": "(Possible options: --temperature)",
     "nothing": "No such command",
@@ -275,6 +281,25 @@ FAILURES = {
     "loss two.npz labels.png": "seg-loss: logits: expected one array, or one named logits, got 2",
     "gradient logits.npy labels.png -o nowhere/g.npy": "seg-loss: nowhere/g.npy: No such file",
 }
+
+
+FLAGS = {
+    "--normalization none": "Use --upsampling bilinear.",
+    "--ignore-index none --upsampling bilinear": "If 255 marks void pixels, add it",
+    "--label-space ade_zero --ignore-index 0 --upsampling fcn": (
+        "which --label-space ade_zero gives to void pixels"
+    ),
+}
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_messages_name_options_as_flags(run, empty_directory, flags):
+    tensors = make_inputs("bilinear")
+    tensors["labels"][0, 0, 0] = 255
+    write_inputs(tensors)
+    status, _, err = run("loss", "logits.npy", "labels.png", *flags.split())
+    assert status == 1
+    assert FLAGS[flags] in err
 
 
 @pytest.mark.parametrize("line", FAILURES)
@@ -310,9 +335,9 @@ def test_the_limit_on_upsampled_logits_applies_to_commands(run, empty_directory,
 
 def test_an_invalid_setting_is_wrong_usage(run, monkeypatch):
     monkeypatch.setenv("SEG_LOSS_PORT", "http")
-    status, _, err = run("serve")
-    assert status == 2
-    assert err.startswith("seg-loss: SEG_LOSS_PORT: ")
+    expected = "expected an integer from 0 to 65535, got"
+    assert run("serve") == (2, "", f"seg-loss: SEG_LOSS_PORT: {expected} 'http'.\n")
+    assert run("serve", "--port", "70000") == (2, "", f"seg-loss: --port: {expected} 70000.\n")
 
 
 DEVICES = {

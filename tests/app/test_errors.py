@@ -4,12 +4,13 @@ import doctest
 
 import pytest
 
-from app import errors
+from app import errors, settings, terminal
 from app.errors import ERROR_TYPES, RequestError
 
 
-def test_the_docstring_examples_hold():
-    assert doctest.testmod(errors).failed == 0
+@pytest.mark.parametrize("module", [errors, settings, terminal])
+def test_the_docstring_examples_hold(module):
+    assert doctest.testmod(module).failed == 0
 
 
 def test_every_error_type_is_listed_with_its_own_status():

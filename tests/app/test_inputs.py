@@ -1,5 +1,6 @@
 """The three media types, and the shapes and files in them, give the same `Inputs`."""
 
+import gzip
 import io
 import json
 
@@ -141,6 +142,25 @@ def test_label_pictures_are_of_every_lossless_format(file_format):
     assert torch.equal(decoded.labels, LABELS)
     with pytest.raises(RequestError, match="logits: expected an NPY, NPZ or safetensors file, got"):
         assemble(logits=memory(file.getvalue()))
+
+
+def test_files_of_other_types_are_named_with_those_that_are_read():
+    with pytest.raises(RequestError) as error:
+        assemble(labels=memory(b"P5 2 2 255 ...."))
+    assert error.value.expected == "an NPY, NPZ, safetensors, PNG, TIFF or BMP file"
+    with pytest.raises(RequestError) as error:
+        assemble(logits=memory(gzip.compress(npy_file(LOGITS.numpy()))))
+    assert (error.value.got, error.value.fix) == ("gzip", "Decompress the file first.")
+
+
+@pytest.mark.parametrize(
+    "name", ["application/x-npy", "Application/Octet-Stream", "image/png", "application/zip"]
+)
+def test_the_media_type_of_a_file_gets_the_fix_to_send_a_form(name):
+    with pytest.raises(RequestError) as error:
+        inputs.media_type(f"{name}; a=b")
+    fix = "Send files as multipart/form-data: curl -F logits=@FILE -F labels=@FILE."
+    assert error.value.fix == fix
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "WEBP"])

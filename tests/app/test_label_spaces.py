@@ -78,30 +78,36 @@ def test_instances_have_the_class_of_their_thousand():
     assert classes.tolist() == [[[7, 33, 999, 1, 26, 33]]]
 
 
+@pytest.mark.parametrize(
+    ("where", "option"), [("labels", "label_space"), ("prediction", "prediction_space")]
+)
 @pytest.mark.parametrize("name", ["cityscapes_ids", "ade_zero", "cocostuff_182"])
-def test_a_space_with_void_needs_it_ignored(name):
+def test_a_space_with_void_needs_it_ignored(name, where, option):
     with pytest.raises(IllPosed) as error:
-        to_classes(np.zeros((1, 1, 1), np.uint8), name, (0,), "labels")
+        to_classes(np.zeros((1, 1, 1), np.uint8), name, (0,), where)
     assert error.value.detail == (
-        f"ignore_index: expected 255 among its values, which label_space={name} gives to void "
+        f"ignore_index: expected 255 among its values, which {option}={name} gives to void "
         "pixels, got 0."
     )
 
 
 # Advice
 
-ADE = "ADE20K files mark void with 0 and count classes from 1."
-IDS = "Labels up to 33 for 19 classes are ids of Cityscapes, not train ids."
-MASK = "Labels 0 and 255 for 2 classes are a mask."
-COCO_IDS = "Labels up to 181 for 171 classes are ids of COCO-Stuff."
-INSTANCES = "Labels from 1000 on are ids of instances, 1000 times their class and more."
+ADE = "values up to 150 for 150 classes look like ADE20K, with 0 for void and classes from 1."
+IDS = "values up to 33 for 19 classes look like ids of Cityscapes, not train ids."
+MASK = "values 0 and 255 for 2 classes look like a mask."
+COCO_IDS = "values up to 181 for 171 classes look like ids of COCO-Stuff."
+INSTANCES = "values from 1000 on look like ids of instances, 1000 times their class and more."
 
 LIKELY = {
     "a mask": ([0, 255], 2, (), "binary_255", MASK),
     "ids of Cityscapes": ([7, 8, 11, 23, 26], 19, IGNORED, "cityscapes_ids", IDS),
     "ids of Cityscapes with 19": ([0, 19, 33, -1], 19, IGNORED, "cityscapes_ids", IDS),
     "ADE20K with its last class": ([0, 1, 150], 150, IGNORED, "ade_zero", ADE),
-    "classes from 1": ([1, 2, 3], 3, IGNORED, "ade_zero", ADE),
+    "ADE20K in a padded crop": ([0, 1, 150, 255], 150, IGNORED, "ade_zero", ADE),
+    "ids of Cityscapes of which some are ignored": (
+        *([7, 20, 33], 19, (20, 255), "cityscapes_ids", IDS),
+    ),
     "COCO-Stuff": ([0, 12, 181, 255], 171, IGNORED, "cocostuff_182", COCO_IDS),
     "instances": ([7, 26003], 19, IGNORED, "instance_1000", INSTANCES),
 }
@@ -113,8 +119,31 @@ def test_invalid_labels_name_the_space_that_they_look_like(case):
     labels = np.array([[values]])
     with pytest.raises(IllPosed) as error:
         advice_for(labels, num_classes, ignored, "")
-    assert error.value.fix == f"{sign} Use label_space={name}."
+    assert error.value.fix == f"{capitalized(sign)} Use label_space={name}."
     assert advice_for(labels, num_classes, ignored, "raw") == []  # the request has named a space
+
+
+TWO_READINGS = {
+    "void alone": ([0, 1, 19], 19, IGNORED, ""),
+    "void in a crop without class 0": ([5, 19, 255], 19, IGNORED, "or from 1"),
+    "void beside an ignored class": ([0, 5, 21], 21, (0,), "or from 1"),
+    "one label 2 of 2 classes": ([2, 2], 2, (), "or from 1"),
+    "the only class, from 1": ([1, 1], 1, IGNORED, "or from 1"),
+    "void of COCO-Stuff": ([0, 171], 171, IGNORED, ""),
+}
+
+
+@pytest.mark.parametrize("case", TWO_READINGS)
+def test_a_label_of_the_number_of_classes_is_void_or_counted_from_1(case):
+    values, num_classes, ignored, second = TWO_READINGS[case]
+    labels = np.array([[values]])
+    with pytest.raises(IllPosed) as error:
+        advice_for(labels, num_classes, ignored, "")
+    fix = f"If {num_classes} marks void pixels, pass ignore_index={num_classes}."
+    if second:
+        fix += " If classes are counted from 1, pass label_space=ade_zero."
+    assert error.value.fix == fix
+    advice_for(labels, num_classes, (*ignored, num_classes), "")
 
 
 @pytest.mark.parametrize("ignored", [(), (0,), (7, -1)])
@@ -138,12 +167,6 @@ ADVICE = {
             "labels: all pixels that are not ignored have the class 0.",
         ],
     ),
-    "ADE20K without its last class": (
-        [0, 3, 149],
-        150,
-        IGNORED,
-        [f"labels: {ADE} Use label_space=ade_zero, {OR_RAW}"],
-    ),
     "most pixels ignored": (
         [0, 1, 255, 255, 7],
         3,
@@ -163,6 +186,11 @@ ADVICE = {
     "Cityscapes": ([0, 18, 7, 255], 19, IGNORED, []),
     "void at the number of classes": ([0, 11, 3], 11, (11,), []),
     "ADE20K with void": ([0, 149, 255], 150, IGNORED, []),
+    "ADE20K in a crop without void": ([0, 3, 149], 150, IGNORED, []),
+    "ADE20K whose last class is ignored": ([0, 3, 150], 150, (150,), []),
+    "Cityscapes with another void": ([0, 18, 7, 20], 19, (20,), []),
+    "Cityscapes with the last id as void": ([0, 18, 7, 33], 19, (33, 255), []),
+    "void of 15 and 16 bits, which the library names": ([0, 1, 32767, 65535], 21, IGNORED, []),
     "invalid for no known reason": ([0, 1, 77], 3, IGNORED, []),
 }
 
@@ -181,6 +209,34 @@ def test_rare_labels_are_counted_though_a_sample_is_read():
     assert advice_for(labels, 3, IGNORED, "") == alone
     labels[0, 500, 501] = 1
     assert advice_for(labels, 3, IGNORED, "") == []
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_all_pixels_must_confirm_what_a_sample_looks_like(dtype):
+    labels = np.zeros((1, 1024, 2048), dtype)
+    labels[0, :3] = 255
+    assert len(advice_for(labels, 2, IGNORED, "")) == 2
+    labels[0, 500:506, 701:711] = 1
+    assert advice_for(labels, 2, IGNORED, "") == []
+    labels[0, 600:800] = 19
+    with pytest.raises(IllPosed, match="marks void"):
+        advice_for(labels, 19, IGNORED, "")
+    labels[0, 0, 0] = 26
+    with pytest.raises(IllPosed, match="ids of Cityscapes"):
+        advice_for(labels, 19, IGNORED, "")
+    labels[0, 0, 0] = 99
+    assert advice_for(labels, 19, IGNORED, "") == []
+
+
+def test_a_share_below_all_is_not_shown_as_100_percent():
+    labels = np.full((1, 300, 300), 255)
+    labels[0, 7, :3] = 1, 2, 0
+    advice = ["labels: more than 99.9 % of the pixels are ignored."]
+    assert advice_for(labels, 3, IGNORED, "") == advice
+    confusion = np.eye(4, k=-1, dtype=np.int64) * 9999
+    confusion[0, 0] = 1
+    (advice,) = shift_advice(confusion)
+    assert "agree with 0.00333 % of the labels, and with more than 99.9 % of the" in advice
 
 
 SHIFTED = {
@@ -215,11 +271,12 @@ def test_a_network_that_predicts_one_class_is_not_a_shift():
 def test_shifted_labels_are_recognized_in_an_evaluation(client):
     labels = (torch.arange(40) % 4 + 1).reshape(1, 5, 8)
     logits = torch.nn.functional.one_hot(labels - 1, 5).movedim(-1, 1).float().contiguous()
-    answer = client.post_tensors("/v1/evaluate", logits=logits, labels=labels).json()
-    assert answer["warnings"] == [
-        "labels: predictions agree with 0 % of the labels, and with 100 % of the labels minus 1. "
-        + SHIFTED["labels from 1"][2].removeprefix("minus 1. ")
-    ]
+    for path in ("/v1/loss", "/v1/evaluate"):
+        answer = client.post_tensors(path, logits=logits, labels=labels).json()
+        assert answer["warnings"] == [
+            "labels: predictions agree with 0 % of the labels, and with 100 % of the labels minus "
+            + SHIFTED["labels from 1"][2].removeprefix("minus ")
+        ]
     path = "/v1/evaluate?label_space=ade_zero"
     answer = client.post_tensors(path, logits=logits, labels=labels).json()
     assert (answer["metrics"]["mean_iu"], answer["warnings"]) == (1.0, [])
@@ -250,7 +307,8 @@ def test_every_answer_carries_the_warnings(client, run, mask, empty_directory):
         name, *options = command.split()
         status, _, err = run(name, "logits.npy", "labels.png", *options)
         assert status == 0
-        assert err == "".join(f"seg-loss: warning: {sentence}\n" for sentence in expected)
+        flags = (text.replace("label_space=", "--label-space ") for text in expected)
+        assert err == "".join(f"seg-loss: warning: {sentence}\n" for sentence in flags)
 
 
 @pytest.mark.parametrize("shape", [(4, 2), (1, 2, 2, 2), (1, 2, 1, 2, 2)])
@@ -278,7 +336,7 @@ def test_an_invalid_label_names_its_space_in_the_answer(client):
     problem = client.post_tensors("/v1/loss", logits=torch.zeros(1, 19, 2, 2), labels=labels).json()
     assert problem["detail"] == (
         "labels: expected 0...18 or 255 (ignored), got 26 at (0, 0, 0) and 3 more pixels. "
-        f"{IDS} Use label_space=cityscapes_ids."
+        f"{capitalized(IDS)} Use label_space=cityscapes_ids."
     )
 
 
@@ -299,9 +357,13 @@ def test_colours_have_no_label_space(run, empty_directory):
     status, _, err = run("visualize", "--labels", "colours.png", *options, "-o", "a.png")
     assert status == 1
     assert err == (
-        "seg-loss: labels: expected indices, which label_space=cityscapes_ids maps, got colours "
-        "(mode RGB).\n"
+        "seg-loss: labels: expected indices, which --label-space cityscapes_ids maps, got "
+        "colours (mode RGB).\n"
     )
+
+
+def capitalized(sentence):
+    return sentence[0].upper() + sentence[1:]
 
 
 def safetensors_of(content):

@@ -29,9 +29,9 @@ def channels_last(tensors):
     return {**tensors, "logits": tensors["logits"].movedim(1, -1).contiguous()}
 
 
-def assemble(layout="nchw", upsampling="none", **sources):
-    options = LossOptions(layout=layout, upsampling=upsampling)
-    return inputs.assemble(sources, options, SETTINGS)
+def assemble(layout=None, upsampling="none", **sources):
+    named = {} if layout is None else {"layout": layout}
+    return inputs.assemble(sources, LossOptions(**named, upsampling=upsampling), SETTINGS)
 
 
 @pytest.mark.parametrize("num_images", [1, 2])
@@ -104,22 +104,24 @@ def test_other_commands_read_both_layouts(run, empty_directory, command):
 # Recognized by the size of other inputs
 
 
-@pytest.mark.parametrize("upsampling", ["none", "bilinear", "fcn"])
+@pytest.mark.parametrize(
+    ("layout", "upsampling"),
+    [(None, "none"), (None, "bilinear"), (None, "fcn"), ("nchw", "none"), ("nhwc", "none")],
+)
 @pytest.mark.parametrize("kind", ["tensor", "picture"])
-@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-def test_logits_in_the_other_layout_are_recognized(monkeypatch, upsampling, kind, layout):
+def test_logits_in_the_other_layout_are_recognized(upsampling, kind, layout):
     tensors = make_inputs()
     logits, labels = tensors["logits"], tensors["labels"]
-    other = "nhwc" if layout == "nchw" else "nchw"
+    other = "nchw" if layout == "nhwc" else "nhwc"
     if other == "nhwc":
         logits = logits.movedim(1, -1)
     if kind == "picture":
         labels = memoryview(label_png(labels[0].numpy()))
     with pytest.raises(IllPosed) as error:
         assemble(layout, upsampling, logits=logits, labels=labels)
-    axis = 1 if layout == "nchw" else -1
+    axis = "the last axis" if layout == "nhwc" else "axis 1"
     assert error.value.detail == (
-        f"logits: expected classes on axis {axis} and size (6, 7), got shape "
+        f"logits: expected classes on {axis} and size (6, 7), got shape "
         f"{tuple(logits.shape)}, which fits in layout={other} alone. Use layout={other}."
     )
     assemble(other, logits=logits, labels=labels)
@@ -142,15 +144,55 @@ def test_logits_that_fit_in_their_own_layout_are_read(shape):
     assert assemble(logits=torch.zeros(shape), labels=labels).logits.shape == shape
 
 
-@pytest.mark.parametrize(("layout", "shape"), [("nchw", (1, 4, 6, 19)), ("nhwc", (1, 19, 4, 6))])
-def test_scores_that_are_enlarged_unevenly_are_probably_in_the_other_layout(layout, shape):
-    labels = torch.arange(2, dtype=torch.uint8).repeat(1, 32, 24)
+UNEVEN = {
+    "half of it": ((1, 16, 24, 19), (32, 48)),
+    "an odd size": ((1, 33, 33, 21), (65, 65)),
+    "an odd size that is not square": ((1, 9, 17, 21), (65, 129)),
+    "classes like the width": ((2, 8, 12, 10), (64, 96)),
+}
+"""Shapes of logits with the classes on the last axis, and sizes of their labels."""
+
+
+@pytest.mark.parametrize("case", UNEVEN)
+def test_scores_that_are_enlarged_unevenly_are_probably_in_the_other_layout(case):
+    shape, size = UNEVEN[case]
+    logits = torch.zeros(shape)
+    labels = torch.arange(shape[0] * size[0] * size[1]).reshape(shape[0], *size) % 2
+    fit = f"shape {shape} fits the size {size} better in layout=nhwc"
+    for source in (labels, memoryview(label_png(labels[0].numpy().astype(np.uint8)))):
+        assert assemble(upsampling="bilinear", logits=logits, labels=source).warnings == (
+            f"logits: {fit}. Use layout=nhwc, or layout=nchw if the classes are axis 1.",
+        )
+        with pytest.raises(IllPosed) as error:
+            assemble(logits=logits, labels=source)
+        assert error.value.detail == (
+            f"logits: expected classes on axis 1, got {fit.replace(' fits', ', which fits')}. "
+            "Scores of lower resolution? Use upsampling=bilinear and layout=nhwc."
+        )
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [("nchw", (1, 16, 24, 19)), ("nchw", (1, 32, 48, 16)), ("nhwc", (1, 19, 16, 24))],
+)
+def test_a_layout_that_is_named_is_not_doubted(layout, shape):
+    labels = torch.arange(2).repeat(1, 32, 24)
     decoded = assemble(layout, "bilinear", logits=torch.zeros(shape), labels=labels)
-    other = "nhwc" if layout == "nchw" else "nchw"
-    assert decoded.warnings == (
-        f"logits: shape {shape} fits the size (32, 48) better in layout={other}.",
-    )
-    assert assemble(other, "bilinear", logits=torch.zeros(shape), labels=labels).warnings == ()
+    assert decoded.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((1, 21, 65, 129), (513, 1025)),
+        ((1, 19, 8, 19), (33, 77)),  # even in neither layout
+        ((1, 21, 21, 28), (167, 222)),
+        ((1, 4, 8, 8), (3, 6)),  # fewer rows and columns
+    ],
+)
+def test_scores_of_odd_sizes_are_not_doubted(shape, size):
+    labels = torch.arange(size[0] * size[1]).reshape(1, *size) % 2
+    assert assemble(upsampling="bilinear", logits=torch.zeros(shape), labels=labels).warnings == ()
 
 
 def test_scores_of_any_upsampling_are_not_warned_of():
@@ -162,6 +204,6 @@ def test_the_size_is_checked_before_a_picture_is_decoded(run, empty_directory):
     write_inputs(channels_last(make_inputs()))
     status, _, err = run("loss", "logits.npy", "labels.png")
     assert status == 1
-    assert err.endswith("Use layout=nhwc.\n")
+    assert err.endswith("Use --layout nhwc.\n")
     np.save("logits.npy", np.zeros((1, 5, 7, 6), np.float32))
     assert "Height and width are exchanged." in run("loss", "logits.npy", "labels.png")[2]

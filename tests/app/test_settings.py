@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from app.settings import PREFIX, Settings, misspelt_variables
+from app.settings import PREFIX, Settings, for_commands, invalid_setting, misspelt_variables
 
 SERVICE_VARIABLES = {
     "SEG_LOSS_PORT": "tcp://10.96.0.12:8000",
@@ -82,6 +82,50 @@ def test_commands_warn_of_a_misspelt_setting(run, monkeypatch):
     status, _, err = run("serve")
     assert status == 2
     assert err.startswith("seg-loss: warning: SEG_LOSS_PROT: expected the name of a setting; did")
+
+
+DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}
+INVALID = {
+    "port": ("-1", "an integer from 0 to 65535, got '-1'"),
+    "log_level": ("loud", "critical, error, warning, info or debug, got 'loud'"),
+    "device": ("gpu\x1b", "auto, cpu, cuda or cuda:N, got 'gpu\\x1b'"),
+    "warm_classes": ("19,", "positive integers with commas between them, or none, got '19,'"),
+    "max_bytes_in_flight": ("9", "an integer of at least SEG_LOSS_MAX_BODY_BYTES, got '9'"),
+    "max_pixels": ("1e6", "an integer of at least 1, got '1e6'"),
+    "retry_after_seconds": ("1.5", "an integer of at least 0, got '1.5'"),
+    "compute_timeout_seconds": ("0", "a number above 0, got '0'"),
+}
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_an_invalid_setting_has_the_sentence_of_all_errors(monkeypatch, name):
+    text, sentence = INVALID[name]
+    monkeypatch.setenv(f"{PREFIX}{name.upper()}", text)
+    with pytest.raises(ValidationError) as error:
+        Settings()
+    assert invalid_setting(error.value) == (name, f"expected {sentence}.")
+
+
+def test_more_bytes_in_a_body_than_in_flight_are_invalid(monkeypatch):
+    monkeypatch.setenv("SEG_LOSS_MAX_BODY_BYTES", f"{1 << 40}")
+    with pytest.raises(ValidationError) as error:
+        Settings()
+    assert invalid_setting(error.value)[0] == "max_bytes_in_flight"
+
+
+def test_log_levels_may_have_capitals(monkeypatch):
+    monkeypatch.setenv("SEG_LOSS_LOG_LEVEL", "INFO")
+    assert Settings().log_level == "info"
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_commands_read_only_the_settings_that_they_use(monkeypatch, name):
+    monkeypatch.setenv(f"{PREFIX}{name.upper()}", INVALID[name][0])
+    if name in ("device", "max_pixels"):
+        with pytest.raises(ValidationError):
+            for_commands()
+    else:
+        assert for_commands(device="cpu") == Settings(**{name: DEFAULTS[name]}, device="cpu")
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)

@@ -144,12 +144,52 @@ def test_standard_input_is_one_input_and_must_be_there(run, empty_directory, mon
     assert run("loss", "-", "a") == (2, "", "seg-loss: -: expected standard input, got none.\n")
 
 
+def test_a_file_whose_name_is_a_dash_is_no_standard_input(run, empty_directory, monkeypatch):
+    inputs = make_inputs()
+    Path("-").write_bytes(npy_file(inputs["logits"].numpy()))
+    Path("labels.npy").write_bytes(npy_file(inputs["labels"].numpy()))
+    monkeypatch.setattr(sys, "stdin", None)
+    for name in ("./-", Path("-").absolute()):
+        assert run("loss", name, "labels.npy")[0] == 0
+    assert run("loss", "-", "labels.npy")[0] == 2
+    weights = ("--class-weight", "./-", "--pixel-weight", "./-")
+    assert run("loss", "./-", "labels.npy", *weights)[2].startswith("seg-loss: class_weight: ")
+
+
+@pytest.mark.parametrize("character", ["\x1b", "\n", "\r", "\x7f", "\x9b", "\u202e"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "loss {}.npy labels.png",
+        "evaluate {} labels.png",
+        "gradient logits.npy labels.png -o {}/g.npy",
+        "gradient logits.npy labels.png -o {}.npy",
+        "gradient logits.npy labels.png -o {}.npy --format md",
+    ],
+)
+def test_control_characters_of_file_names_are_escaped(run, empty_directory, line, character):
+    name = f"a{character}[2Jb"
+    write_inputs(make_inputs())
+    if line.startswith("evaluate"):
+        Path(name).mkdir()
+    _, out, err = run(*(part.format(name) for part in line.split()))
+    assert ascii(character)[1:-1] + "[2Jb" in out + err
+    assert f"{character}[2Jb" not in out + err
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_ends_with_a_sentence():
     with Path("/dev/full").open("wb") as full:
         done = seg_loss_process("palettes", stdout=full)
     assert done.returncode == 1
-    assert done.stderr == b"seg-loss: files: No space left on device\n"
+    assert done.stderr == b"seg-loss: standard output: No space left on device\n"
+
+
+def test_a_result_without_standard_output_is_an_error(run, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as in `seg-loss palettes >&-`
+    expected = "seg-loss: standard output: expected an open one, got none.\n"
+    for arguments in (["palettes"], ["--version"]):
+        assert run(*arguments) == (1, "", expected)
 
 
 def test_a_reader_that_stops_ends_the_command_without_a_message():

@@ -133,10 +133,13 @@ MASK = "A mask of 0 and 255? Divide it by 255."
         (171, 181, COCO),
         (2, 255, f"{MASK} If 255 marks void pixels, add it to ignore_index."),
         (3, 255, "If 255 marks void pixels, add it to ignore_index."),
+        (3, 32767, "If 32767 marks void pixels, add it to ignore_index."),
+        (3, 65535, "If 65535 marks void pixels, add it to ignore_index."),
+        (3, 65534, ""),
     ],
 )
 def test_labels_of_another_label_space_are_recognised(num_classes, label, fix):
-    labels = torch.full((1, 1, 1), label, dtype=U8)
+    labels = torch.full((1, 1, 1), label, dtype=U8 if label < 256 else torch.uint16)
     with pytest.raises(InvalidInput) as error:
         seg_loss.spatial_cross_entropy(torch.zeros(1, num_classes, 1, 1), labels, ignore_index=254)
     assert error.value.fix == fix
@@ -364,6 +367,20 @@ def test_no_upsampling_raises_only_where_one_is_needed():
             "labels: expected shape (2, 2, 4) to match logits (2, 3, 2, 4), got shape (2, 7, 9). "
             "Scores of lower resolution? Use upsampling=bilinear; in Python, seg_loss.Bilinear().",
         )
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "fix"),
+    [
+        ((1, 4, 6, 3), (32, 48), "Pass logits.movedim(-1, 1) and seg_loss.Bilinear()."),
+        ((1, 3, 4, 6), (32, 48), "in Python, seg_loss.Bilinear()."),
+        ((1, 3, 4, 6), (32, 32), "in Python, seg_loss.Bilinear()."),  # even in neither
+    ],
+)
+def test_smaller_scores_with_classes_on_the_last_axis_are_recognised(shape, size, fix):
+    with pytest.raises(InvalidInput) as error:
+        seg_loss.spatial_cross_entropy(torch.zeros(shape), torch.zeros(1, *size, dtype=U8))
+    assert error.value.fix.endswith(fix)
 
 
 META = {"device": "meta"}

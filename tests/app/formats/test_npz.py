@@ -50,6 +50,18 @@ def test_every_compression_of_zip_files_is_read(method):
     assert torch.equal(tensor, torch.from_numpy(ARRAY))
 
 
+@pytest.mark.parametrize("content", [b"", b"text", bytes(npz_file())])
+def test_a_member_that_is_no_array_is_an_error(content):
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr("logits.npy", content)
+    with pytest.raises(Malformed) as error:
+        npz.read(memoryview(target.getvalue()), "logits")
+    assert error.value.detail == (
+        "logits: expected an NPZ file of arrays, got one with another file."
+    )
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_archives_of_numpy_are_read_with_a_limit(save):
     target = io.BytesIO()

@@ -257,6 +257,7 @@ def test_labels_larger_than_logits_suggest_upsampling(client, run, empty_directo
     response = post_files(client, "/v1/loss", labels, npy_file(inputs["logits"].numpy()))
     assert response.json()["detail"] == sentence
     write_inputs(inputs)
+    sentence = sentence.replace("upsampling=", "--upsampling ")
     assert run("loss", "logits.npy", "labels.png") == (1, "", f"seg-loss: {sentence}\n")
 
 
@@ -272,6 +273,14 @@ def test_a_photo_larger_than_logits_suggests_upsampling(client, size, fix):
     )
     path = "/v1/visualize?kind=overlay&upsampling=bilinear"
     assert client.post_tensors(path, **tensors).status_code == 200
+
+
+def test_a_photo_larger_than_a_prediction_does_not_suggest_upsampling(client):
+    tensors = {"prediction": LABELS, "image": torch.zeros(12, 14, 3).byte()}
+    response = client.post_tensors("/v1/visualize?kind=overlay", **tensors)
+    assert assert_problem(response, 422, "ill_posed")["detail"] == (
+        "image: expected 6 x 7 (height x width) to match the prediction, got 12 x 14."
+    )
 
 
 def test_labels_not_larger_than_logits_do_not_suggest_upsampling(client):
@@ -419,12 +428,12 @@ FILES = {
     "an empty file": (
         {"labels": b""},
         422,
-        "labels: expected an NPY, NPZ, safetensors or PNG file, got an empty file.",
+        "labels: expected an NPY, NPZ, safetensors, PNG, TIFF or BMP file, got an empty file.",
     ),
     "text": (
         {"labels": b"0 0 0 1 1 1\n" * 7},
         422,
-        "labels: expected an NPY, NPZ, safetensors or PNG file, got another format.",
+        "labels: expected an NPY, NPZ, safetensors, PNG, TIFF or BMP file, got another format.",
     ),
     "a safetensors file of two tensors": (
         {"logits": safetensors_file(a=LOGITS, b=LOGITS)},
@@ -648,7 +657,7 @@ UPSAMPLING = "upsampling: expected one of none, bilinear, bilinear_aligned, fcn"
 
 OPTIONS = {
     "unknown=1": f"{NAMES}, got 'unknown'.",
-    "kind=error": f"{NAMES}, got 'kind'.",
+    "kind=error": f"{NAMES}, got 'kind'. It is an option of visualize.",
     "label_smoothing=1.5": f"{SHARE}, got '1.5'.",
     "label_smoothing=nan": f"{SHARE}, got 'nan'.",
     "label_smoothing=1_0": f"{SHARE}, got '1_0'.",
@@ -673,6 +682,8 @@ OPTIONS = {
     "palette=Cityscape": (
         f"palette: expected one of {', '.join(PALETTES)}, got 'Cityscape'. Did you mean cityscapes?"
     ),
+    "loss_weight=2": f"{NAMES}, got 'loss_weight'. It is an option of gradient.",
+    "maps=nll": f"{NAMES}, got 'maps'. It is an option of evaluate.",
     "temprature=1": f"{NAMES}, got 'temprature'. Did you mean temperature?",
     "normalization=Weights": (
         "normalization: expected one of valid, full, batch, none, weight, got 'Weights'. "
