@@ -104,7 +104,11 @@ def media_type(content_type: str | None) -> str:
     if name in DECODERS:
         return name
     accepted = list(DECODERS)
-    fix = did_you_mean(name, accepted)
+    # Whole names are alike if they only begin with application/.
+    subtype = name.rpartition("/")[2]
+    like = [known for known in accepted if did_you_mean(subtype, [known.rpartition("/")[2]])]
+    of_files = f"Send files as {multipart.MEDIA_TYPE}: curl -F logits=@... -F labels=@..."
+    fix = did_you_mean(name, like) or of_files
     if name == "application/x-www-form-urlencoded":  # the default of curl
         fix = f"With curl, add -H 'Content-Type: {safetensors.MEDIA_TYPE}'."
     raise UnsupportedMedia(

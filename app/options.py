@@ -210,8 +210,17 @@ class VisualizeOptions(LossOptions):
 Options = TypeVar("Options", bound=LossOptions)
 
 
-def parse(model: type[Options], pairs: Iterable[tuple[str, str]]) -> Options:
+def parse(
+    model: type[Options],
+    pairs: Iterable[tuple[str, str]],
+    fix_for: Callable[[str], str] = lambda name: "",
+) -> Options:
     """Returns the options in the names and texts of a query string or a command line.
+
+    Args:
+        model: the options of the operation.
+        pairs: the names and texts.
+        fix_for: returns the fix for an unknown name; "" for a name without one.
 
     Raises:
         IllPosed: if a name is unknown or repeated, or a value is invalid.
@@ -222,7 +231,8 @@ def parse(model: type[Options], pairs: Iterable[tuple[str, str]]) -> Options:
         if name not in model.model_fields:
             known = list(model.model_fields)
             expected = f"names among {', '.join(known)}"
-            raise IllPosed("options", expected, safe_repr(name), did_you_mean(name, known))
+            fix = fix_for(name) or did_you_mean(name, known)
+            raise IllPosed("options", expected, safe_repr(name), fix)
         if name in texts:
             raise IllPosed(name, "one value", "several")
         if len(text) > MAX_TEXT:

@@ -24,7 +24,7 @@ import torch
 
 from .. import devices
 from ..errors import TooLarge, Unavailable
-from ..settings import Settings
+from ..settings import PREFIX, Settings
 
 T = TypeVar("T")
 
@@ -104,7 +104,11 @@ class Workers:
         if reservation.num_bytes + num_bytes > limit:
             left = limit - reservation.num_bytes
             raise TooLarge(
-                "memory", f"at most {left} bytes beside the body", f"{num_bytes}", limit=left
+                "memory",
+                f"at most {left} bytes beside the body",
+                f"{num_bytes}",
+                f"The service has {PREFIX}MAX_BYTES_IN_FLIGHT={limit}.",
+                limit=left,
             )
         with self._lock:
             if self._bytes + num_bytes > limit:

@@ -19,15 +19,14 @@ from typing import Any, cast
 
 import httptools
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from ..errors import Malformed
+from ..errors import Malformed, MethodNotAllowed
 from ..settings import Settings
 
-_METHODS = "GET, HEAD, POST"
+_METHODS = ("GET", "HEAD", "POST")
 """The methods of all paths together."""
 
 
@@ -72,7 +71,10 @@ class HttpProtocol(HttpToolsProtocol):
                 data = data[upgrade.args[0] :]
             method = self.parser.get_method()
             if method == b"CONNECT":  # all later bytes belong to a tunnel
-                self._fail(HTTPException(405, headers={"Allow": _METHODS}))
+                allow = {"Allow": ", ".join(_METHODS)}
+                self._fail(
+                    MethodNotAllowed("method", " or ".join(_METHODS), "'CONNECT'", headers=allow)
+                )
                 return
             version = self.parser.get_http_version().encode()
             lines = [b"%b %b HTTP/%b" % (method, self.url, version)]

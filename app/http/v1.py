@@ -125,7 +125,7 @@ async def handle(request: Request, operation: Operation) -> Response:
     service: Service = request.app.state.service
     settings, workers = service.settings, service.workers
 
-    options = parse(operation.options, request.query_params.multi_items())
+    options = parse(operation.options, request.query_params.multi_items(), _fix_for_option)
     media_type = responses.choose_media_type(_accept(request), tuple(operation.encoders))
     if isinstance(options, EvaluateOptions):
         responses.check_can_hold_maps(media_type, options.maps)
@@ -305,6 +305,12 @@ async def _metrics(request: Request) -> Response:
     service: Service = request.app.state.service
     text = await asyncio.to_thread(generate_latest, service.metrics.registry)
     return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _fix_for_option(name: str) -> str:
+    """Returns the fix for an option of other paths; "" for any other name."""
+    paths = [f"/v1/{other.name}" for other in OPERATIONS if name in other.options.model_fields]
+    return f"It is an option of {' and '.join(paths)}." if paths else ""
 
 
 def _accept(request: Request) -> str | None:

@@ -532,9 +532,14 @@ def test_an_input_that_is_like_a_known_one_suggests_it(client, name):
 def test_a_palette_and_a_media_type_that_are_like_known_ones_suggest_them(client):
     problem = assert_problem(client.get("/v1/palettes/cityscape"), 404, "not_found")
     assert problem["fix"] == "Did you mean cityscapes?"
-    response = client.post("/v1/loss", content=b"x", headers={"Content-Type": "application/jason"})
-    problem = assert_problem(response, 415, "unsupported_media")
-    assert problem["fix"] == "Did you mean application/json?"
+    for media_type, known in {
+        "application/jason": "application/json",
+        "application/safetensors": "application/x-safetensors",
+        "application/form-data": "multipart/form-data",
+    }.items():
+        response = client.post("/v1/loss", content=b"x", headers={"Content-Type": media_type})
+        problem = assert_problem(response, 415, "unsupported_media")
+        assert problem["fix"] == f"Did you mean {known}?"
 
 
 WRONG_INPUTS = {
@@ -648,7 +653,9 @@ UPSAMPLING = "upsampling: expected one of none, bilinear, bilinear_aligned, fcn"
 
 OPTIONS = {
     "unknown=1": f"{NAMES}, got 'unknown'.",
-    "kind=error": f"{NAMES}, got 'kind'.",
+    "kind=error": f"{NAMES}, got 'kind'. It is an option of /v1/visualize.",
+    "maps=nll": f"{NAMES}, got 'maps'. It is an option of /v1/evaluate.",
+    "loss_weight=2": f"{NAMES}, got 'loss_weight'. It is an option of /v1/gradient.",
     "label_smoothing=1.5": f"{SHARE}, got '1.5'.",
     "label_smoothing=nan": f"{SHARE}, got 'nan'.",
     "label_smoothing=1_0": f"{SHARE}, got '1_0'.",
@@ -822,7 +829,15 @@ def test_upsampled_logits_have_a_limit():
 
 
 def test_an_unknown_media_type_lists_the_known_ones(client):
-    for content_type in ("application/octet-stream", "text/plain; charset=utf-8", "\xff", ""):
+    for content_type in (
+        "application/octet-stream",
+        "application/x-npy",
+        "application/zip",
+        "image/png",
+        "text/plain; charset=utf-8",
+        "\xff",
+        "",
+    ):
         response = client.post(
             "/v1/loss", content=b"x", headers=[(b"Content-Type", content_type.encode("latin-1"))]
         )
@@ -830,6 +845,9 @@ def test_an_unknown_media_type_lists_the_known_ones(client):
         assert problem["got"] == safe_repr(content_type.partition(";")[0])
         accepted = ["application/x-safetensors", "multipart/form-data", "application/json"]
         assert problem["accepted"] == accepted
+        assert problem["fix"] == (
+            "Send files as multipart/form-data: curl -F logits=@... -F labels=@..."
+        )
         assert response.headers["Accept-Post"] == ", ".join(accepted)
 
 
