@@ -83,6 +83,11 @@ _TAGS = {
 _TYPE_BYTES = {3: 2, 4: 4}
 """Sizes of the types of these tags: SHORT and LONG."""
 
+_PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}
+"""Bytes of a pixel in Pillow's memory, by mode; all other modes have 4."""
+_MAX_TILE = 4
+"""Largest tile of a TIFF, in pictures of at least 256 x 256 pixels."""
+
 
 @dataclass(frozen=True)
 class Raster:
@@ -94,6 +99,7 @@ class Raster:
         description: text for messages, such as "grey with 4 bits".
         open: returns the picture.
         plte: red, green and blue of each index of a PNG, or empty.
+        copies: the most copies of the picture that are in memory while it is decoded.
     """
 
     width: int
@@ -102,6 +108,13 @@ class Raster:
     description: str
     open: Callable[[], ImageFile]
     plte: bytes = b""
+    copies: int = 4  # Pillow's, some rows as bytes, all bytes, and the array
+
+    @property
+    def decoding_bytes(self) -> int:
+        """The most bytes that decoding takes, those of the result included."""
+        pixel_bytes = _PIXEL_BYTES.get(self.mode or "", 4)
+        return self.copies * pixel_bytes * self.width * self.height
 
     def decode(self, where: str) -> npt.NDArray[Any]:
         """Returns the samples without conversion: [H,W], or [H,W,3 or 4] for colours."""
@@ -151,7 +164,14 @@ def read_tiff(data: bytes | memoryview, where: str) -> Raster:
     mode = modes.get(picture.mode, picture.mode)
     if mode in ("F", "LA", "PA"):
         is_known, description = False, f"{description}, mode {mode}"
-    return Raster(width, height, mode if is_known else None, description, lambda: picture)
+    return Raster(
+        width,
+        height,
+        mode if is_known else None,
+        description,
+        lambda: picture,
+        copies=1 + _MAX_TILE,
+    )
 
 
 def read_bmp(data: bytes | memoryview, where: str) -> Raster:
@@ -194,7 +214,7 @@ def _has_all_pieces(tags: Mapping[int, Any], width: int, height: int, num_bytes:
         offsets, sizes, columns, rows = tags[324], tags[325], tags[322], tags[323]
     else:
         offsets, sizes, columns, rows = tags[273], tags[279], width, tags.get(278, height)
-    if columns * rows > 4 * max(width, 256) * max(height, 256) and is_tiled:
+    if columns * rows > _MAX_TILE * max(width, 256) * max(height, 256) and is_tiled:
         return False
     num_pieces = -(-width // columns) * -(-height // rows)
     return (

@@ -96,6 +96,8 @@ class Workers:
     def grow(self, reservation: Reservation, num_bytes: int) -> None:
         """Adds bytes to those that are reserved for the request; may be called from any thread.
 
+        A negative number gives bytes back.
+
         Raises:
             TooLarge: if this request alone exceeds the limit.
             Unavailable: if all requests together would exceed the limit.
