@@ -13,11 +13,14 @@ neither cost memory nor rotate the map: Pillow would turn a TIFF upright. A file
 is rejected. The size is known before any pixel is decoded.
 """
 
+import ctypes
 import io
 import struct
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -80,8 +83,12 @@ _TAGS = {
 }
 """The tags of a TIFF that are read, and the most values of each."""
 
-_TYPE_BYTES = {3: 2, 4: 4}
-"""Sizes of the types of these tags: SHORT and LONG."""
+_SAMPLES_PER_PIXEL = 277
+_MAX_SAMPLES = 4
+"""The number of samples in RGBA. Of more than 6, Pillow would write to the log."""
+
+_TYPES = {3: "H", 4: "I"}
+"""The types of these tags: SHORT and LONG."""
 
 _PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}
 """Bytes of a pixel in Pillow's memory, by mode; all other modes have 4."""
@@ -136,6 +143,7 @@ def read_tiff(data: bytes | memoryview, where: str) -> Raster:
     Raises:
         IllPosed: if the file is damaged, or has several pictures or a lossy compression.
     """
+    _silence_libtiff()
     content = _with_few_tags(memoryview(data), where)
     try:
         picture = TiffImageFile(io.BytesIO(content))
@@ -172,6 +180,17 @@ def read_tiff(data: bytes | memoryview, where: str) -> Raster:
         lambda: picture,
         copies=1 + _MAX_TILE,
     )
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Keeps libtiff from writing a line to standard error about each damaged file.
+
+    Pillow reports the damage too, and has no function for this. Where libtiff is a part of Pillow's
+    own library, its function cannot be found, and libtiff goes on writing.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 
 def read_bmp(data: bytes | memoryview, where: str) -> Raster:
@@ -244,11 +263,16 @@ def _with_few_tags(view: memoryview, where: str) -> bytes:
         tag, kind, count, value = struct.unpack(order + "HHII", entry)
         if tag not in _TAGS:
             continue
-        num_bytes = count * _TYPE_BYTES.get(kind, 0)
-        if not 0 < count <= _TAGS[tag] or not num_bytes or tag in kept:
+        if not 0 < count <= _TAGS[tag] or kind not in _TYPES or tag in kept:
             raise damage_error(where, f"its tag {tag} is invalid or repeated")
+        num_bytes = count * struct.calcsize(_TYPES[kind])
         if num_bytes > 4 and value + num_bytes > len(view):
             raise damage_error(where, "it ends too early")
+        if tag == _SAMPLES_PER_PIXEL:
+            (samples,) = struct.unpack_from(order + _TYPES[kind], entry, 8)
+            if samples > _MAX_SAMPLES:
+                expected = f"a TIFF of at most {_MAX_SAMPLES} samples per pixel"
+                raise IllPosed(where, expected, f"{samples}")
         kept[tag] = entry
     directory = b"".join(kept[tag] for tag in sorted(kept))
     padding = bytes(len(view) % 2)
