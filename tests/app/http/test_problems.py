@@ -394,7 +394,7 @@ FILES = {
         {"labels": pickled_npy()},
         400,
         (
-            "labels: expected one of |i1, <i2, <i4, <i8, |u1, <u2, <u4, <f2, <f4, <f8, "
+            "labels: expected one of |i1, <i2, <i4, <i8, |u1, <u2, <u4, <u8, <f2, <f4, <f8, "
             "got Python objects. Pickled objects are never read: save numbers, array.astype('<f4')."
         ),
     ),
