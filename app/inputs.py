@@ -164,7 +164,7 @@ def assemble(
         for name, read in READERS.items()
         if name in sources
     }
-    return Inputs(**tensors, warnings=tuple(reader.warnings))
+    return Inputs(**tensors, warnings=tuple(dict.fromkeys(reader.warnings)))  # each once
 
 
 def _fix_for_option(options: LossOptions, name: str) -> str:

@@ -504,13 +504,14 @@ def _colours_to_indices(
         palette: the palette that colours are looked up in.
     """
     keys, classes = _colour_table(palette, where)
-    indices = np.empty(samples.shape[:2], dtype=np.uint8)
+    height, width = samples.shape[:2]
+    indices = np.empty((height, width), dtype=np.uint8)
     flat, begin = indices.reshape(-1), 0
     for key in _key_blocks(samples, plte):
         position = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
         unknown = keys[position] != key
         if unknown.any():
-            first = divmod(begin + int(np.argmax(unknown)), indices.shape[1])
+            first = divmod(begin + int(np.argmax(unknown)), width)
             raise _unknown_colours_error(_key_blocks(samples, plte), keys, first, where, palette)
         flat[begin : begin + len(key)] = classes[position]
         begin += len(key)
@@ -544,10 +545,10 @@ def _unknown_colours_error(
     for key in blocks:
         np.add.at(counts, key, 1)
     fix = "JPEG compression and smooth resizing mix colours: use the original file."
-    if counts[:: 0x01_01_01].sum() == counts.sum():
+    if counts[::0x01_01_01].sum() == counts.sum():
         fix = "Red, green and blue are equal: use label_encoding=index if they are indices."
     counts[keys] = 0
-    num_colours, num_pixels = np.count_nonzero(counts), counts.sum()
+    num_colours, num_pixels = int(np.count_nonzero(counts)), int(counts.sum())
     examples = []
     for _ in range(min(num_colours, _MAX_EXAMPLES)):
         value = int(np.argmax(counts))

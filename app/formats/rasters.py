@@ -25,7 +25,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, _imaging
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
@@ -190,7 +190,7 @@ def _silence_libtiff() -> None:
     own library, its function cannot be found, and libtiff goes on writing.
     """
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
 def read_bmp(data: bytes | memoryview, where: str) -> Raster:

@@ -1,11 +1,11 @@
 """Admission control and the compute thread pool.
 
 A request is admitted before its body is read, with a reservation of the bytes that Content-Length
-announces. The reservation grows as a body without a length arrives, as a body is decompressed, and
-when the memory of maps and upsampling is known. It is released before the last bytes of the
-response are sent: a client that has received them may send its next request. A thread cannot be
-stopped, so after a timeout the reservation is released only when the thread has ended: its memory
-is in use until then.
+announces. The reservation grows as a body without a length arrives, as a body is decompressed,
+before a picture is decoded, and when the memory of maps and upsampling is known. It is released
+before the last bytes of the response are sent: a client that has received them may send its next
+request. A thread cannot be stopped, so after a timeout the reservation is released only when the
+thread has ended: its memory is in use until then.
 
 Computations run in threads so that the event loop can go on answering other requests. If a GPU has
 too little free memory, the request gets the same status as if the service had too little.

@@ -32,6 +32,12 @@ def memory(content: bytes) -> memoryview:
     return memoryview(bytearray(content))
 
 
+def picture(pixels: np.ndarray, file_format: str, **options: object) -> memoryview:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, file_format, **options)
+    return memory(file.getvalue())
+
+
 def multipart_body(**files: bytes) -> tuple[memoryview, str]:
     parts = [
         b'--b\r\nContent-Disposition: form-data; name="%s"; filename="x"\r\n\r\n%s\r\n'
@@ -138,6 +144,19 @@ def test_warnings_of_a_label_map_are_kept():
     assert decoded.warnings == ("labels: transparency was dropped (translucent pixels: 42).",)
 
 
+def test_a_warning_about_several_inputs_is_given_once():
+    options = parse(VisualizeOptions, [("upsampling", "bilinear")])
+    large = np.zeros((32, 32, 3), np.uint8)
+    sources = {
+        "logits": torch.zeros(1, 16, 16, 4),
+        "labels": picture(large[:, :, 0], "PNG"),
+        "image": picture(large, "PNG"),
+    }
+    first, *others = inputs.assemble(sources, options, SETTINGS).warnings
+    assert "layout=nhwc" in first
+    assert first not in others
+
+
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF", "BMP"])
 def test_label_pictures_are_of_every_lossless_format(file_format):
     file = io.BytesIO()
@@ -159,12 +178,6 @@ def test_lossy_label_pictures_are_an_error(file_format):
 def test_prediction_files_are_read_like_label_files():
     decoded = assemble(prediction=memory(label_png(LABELS[0].numpy())))
     assert torch.equal(decoded.prediction, LABELS)
-
-
-def picture(pixels: np.ndarray, file_format: str, **options: object) -> memoryview:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, file_format, **options)
-    return memory(file.getvalue())
 
 
 INDICES = np.tile(np.arange(20, dtype=np.uint8), (300, 20))
@@ -238,6 +251,6 @@ def test_the_size_of_upsampled_logits_is_checked_before_a_picture_is_decoded(nam
     limit = 5 * INDICES.size - 1
     options = parse(VisualizeOptions, [("upsampling", "bilinear")])
     file = picture(INDICES if name == "labels" else COLOURS, "PNG")
+    settings = Settings(max_upsampled_logits=limit)
     with pytest.raises(TooLarge, match=f"{name}: expected at most {limit} upsampled logits"):
-        settings = Settings(max_upsampled_logits=limit)
         inputs.assemble({"logits": LOGITS, name: file}, options, settings)
