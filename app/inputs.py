@@ -41,7 +41,8 @@ Source = Tensor | memoryview
 """A tensor, or the bytes of a file."""
 
 Grow = Callable[[int], None]
-"""Reserves memory for a number of bytes beside the body, and raises if there is none."""
+"""Reserves memory for a number of bytes beside the body, and raises if there is none. A negative
+number gives memory back."""
 
 MAX_AXES = 5
 """Number of axes of [N, C, depth, height, width]."""
@@ -49,6 +50,9 @@ MAX_AXES = 5
 MAX_UPSAMPLED_SIDE = 1 << 16
 """Largest height and width that logits are upsampled to. An upsampling has tables with an entry for
 each row and column, which stay in a cache."""
+
+_MAPPING_BYTES = 24
+"""The most bytes that a label takes while it is mapped to a class, as an index of a table too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,10 +108,12 @@ def media_type(content_type: str | None) -> str:
     if name in DECODERS:
         return name
     accepted = list(DECODERS)
-    fix = did_you_mean(name, accepted)
-    if name in _FILE_MEDIA_TYPES or name.startswith("image/"):
-        fix = f"Send files as {multipart.MEDIA_TYPE}: curl -F logits=@FILE -F labels=@FILE."
-    elif name == "application/x-www-form-urlencoded":  # the default of curl
+    # Whole names are alike if they only begin with application/.
+    subtype = name.rpartition("/")[2]
+    like = [known for known in accepted if did_you_mean(subtype, [known.rpartition("/")[2]])]
+    of_files = f"Send files as {multipart.MEDIA_TYPE}: curl -F logits=@FILE -F labels=@FILE."
+    fix = did_you_mean(name, like) or of_files
+    if name == "application/x-www-form-urlencoded":  # the default of curl
         fix = f"With curl, add -H 'Content-Type: {safetensors.MEDIA_TYPE}'."
     raise UnsupportedMedia(
         "Content-Type",
@@ -151,14 +157,14 @@ def assemble(
         if name not in READERS:
             fix = _fix_for_option(options, name) or did_you_mean(name, READERS)
             raise IllPosed("body", f"inputs among {', '.join(READERS)}", safe_repr(name), fix)
-    reader = _Reader(options, settings)
+    reader = _Reader(options, settings, grow)
     unpack = _Unpacker(settings.max_body_bytes, grow)
     tensors = {
         name: read(reader, name, unpack(name, sources[name]))
         for name, read in READERS.items()
         if name in sources
     }
-    return Inputs(**tensors, warnings=tuple(reader.warnings))
+    return Inputs(**tensors, warnings=tuple(dict.fromkeys(reader.warnings)))  # each once
 
 
 def _fix_for_option(options: LossOptions, name: str) -> str:
@@ -189,9 +195,10 @@ class _Reader:
     It holds what one input must know of the options and of the inputs before it.
     """
 
-    def __init__(self, options: LossOptions, settings: Settings) -> None:
+    def __init__(self, options: LossOptions, settings: Settings, grow: Grow) -> None:
         self.options = options
         self.settings = settings
+        self.grow = grow
         self.is_upsampled = options.upsampling != "none"
         self.has_upsampled_size = False
         self.logits: Tensor | None = None
@@ -236,10 +243,17 @@ class _Reader:
         return self._with_batch_axis(where, _tensor(where, source))
 
     def read_image(self, where: str, source: Source) -> npt.NDArray[np.uint8]:
-        photo = self._photo(where, source)
-        self._check_layout(photo.shape[:2])
-        self._check_upsampled_size(where, (1, *photo.shape[:2]))
-        return photo
+        if isinstance(source, Tensor) or _file_type(source) in _TENSOR_FILES:
+            photo = self._photo_of_tensor(where, _tensor(where, source))
+            self._check_photo_size(where, *photo.shape[:2])
+            return photo
+        return png.read_photo(
+            source,
+            where=where,
+            check_size=partial(self._check_photo_size, where),
+            max_pixels=self.settings.max_pixels,
+            grow=self.grow,
+        )
 
     def _read_indices(self, where: str, source: Source, space: str) -> Tensor:
         """Returns class indices [N,*spatial], from a tensor or a picture of indices or colours."""
@@ -256,6 +270,7 @@ class _Reader:
                 palette=None if palette is None else PALETTES[palette],
                 check_size=partial(self._check_picture_size, where),
                 max_pixels=self.settings.max_pixels,
+                grow=self.grow,
             )
             self.warnings += label_map.warnings
             indices = self._with_batch_axis(where, torch.from_numpy(label_map.indices)[None])
@@ -264,12 +279,17 @@ class _Reader:
                 raise IllPosed(where, expected, f"colours (mode {label_map.mode})")
         if space == "raw":
             return indices
+        mapping_bytes = _MAPPING_BYTES * indices.numel()
+        self.grow(mapping_bytes)
         classes = label_spaces.to_classes(indices.numpy(), space, self.options.ignore_index, where)
+        self.grow(classes.nbytes - mapping_bytes)
         return torch.from_numpy(classes)
 
     def _check_picture_size(self, where: str, height: int, width: int) -> None:
         """Checks the size of a picture of labels, before its pixels are decoded."""
         self._check_layout((height, width))
+        if where == "labels":
+            self._check_upsampled_size(where, (1, height, width))
         if self.logits is None or self.logits.ndim != 4 or self.is_upsampled:
             return
         rows, columns = self.logits.shape[2:]
@@ -282,6 +302,11 @@ class _Reader:
             fix = "Scores of lower resolution? Use upsampling=bilinear."
         expected = f"{rows} x {columns} (height x width) to match the logits"
         raise IllPosed(where, expected, f"{height} x {width}", fix)
+
+    def _check_photo_size(self, where: str, height: int, width: int) -> None:
+        """Checks the size of a photo, before its pixels are decoded."""
+        self._check_layout((height, width))
+        self._check_upsampled_size(where, (1, height, width))
 
     def _check_layout(self, shape: Sequence[int]) -> None:
         """Checks that logits do not have the size of an input in the other layout alone.
@@ -351,12 +376,8 @@ class _Reader:
             tensor = tensor[None]
         return tensor
 
-    def _photo(self, where: str, source: Source) -> npt.NDArray[np.uint8]:
-        """Returns a photo, uint8 [H,W,3], from a PNG, a JPEG or a tensor."""
-        max_pixels = self.settings.max_pixels
-        if not isinstance(source, Tensor) and _file_type(source) not in _TENSOR_FILES:
-            return png.read_photo(source, where=where, max_pixels=max_pixels)
-        image = _tensor(where, source)
+    def _photo_of_tensor(self, where: str, image: Tensor) -> npt.NDArray[np.uint8]:
+        """Returns a photo, uint8 [H,W,3], from one whose channels are first or last."""
         if image.ndim == 4 and len(image) == 1:
             image = image[0]
         if image.ndim == 3 and image.shape[2] != 3 and image.shape[0] == 3:
@@ -364,7 +385,8 @@ class _Reader:
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] != 3:
             got = f"{dtype_name(image.dtype)} {tuple(image.shape)}"
             raise IllPosed(where, "uint8 [H,W,3] or [3,H,W]", got)
-        _check_limit(where, image.shape[0] * image.shape[1], "pixels", max_pixels)
+        num_pixels = image.shape[0] * image.shape[1]
+        _check_limit(where, num_pixels, "pixels", self.settings.max_pixels)
         if not image.numel():
             raise IllPosed(where, "at least one pixel", f"shape {tuple(image.shape)}")
         return image.contiguous().numpy()

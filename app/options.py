@@ -224,6 +224,10 @@ Options = TypeVar("Options", bound=LossOptions)
 def parse(model: type[Options], pairs: Iterable[tuple[str, str]]) -> Options:
     """Returns the options in the names and texts of a query string or a command line.
 
+    Args:
+        model: the options of the operation.
+        pairs: the names and texts.
+
     Raises:
         IllPosed: if a name is unknown or repeated, or a value is invalid.
         Malformed: if a text is longer than `MAX_TEXT`.

@@ -20,9 +20,9 @@ arrays are pickles and are never read (`Malformed`). Booleans, complex numbers, 
 structures and big-endian numbers are well-formed but not supported (`IllPosed`). NPY has no
 bfloat16, for which safetensors can be used. An array in Fortran order becomes a transposed view.
 
-The tensor shares the memory of the body and keeps it alive, with three exceptions. Read-only memory
+The tensor shares the memory of the body and keeps it alive, with two exceptions. Read-only memory
 is copied, since torch has no read-only tensors and `out=logits` writes. Misaligned elements are
-copied. Unsigned integers of 16 and 32 bits are converted to the next wider signed type.
+copied.
 """
 
 import re
@@ -52,11 +52,11 @@ DTYPES = {
     "u1": torch.uint8,
     "u2": torch.uint16,
     "u4": torch.uint32,
+    "u8": torch.uint64,
     "f2": torch.float16,
     "f4": torch.float32,
     "f8": torch.float64,
 }
-_WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64}
 
 _DESCR = {dtype: f"{'|' if dtype.itemsize == 1 else '<'}{name}" for name, dtype in DTYPES.items()}
 _TYPESTR = re.compile(
@@ -151,14 +151,12 @@ def tensor_over(memory: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) 
     if memory.readonly:
         memory = memoryview(bytearray(memory))
     if not memory.nbytes:
-        tensor = torch.empty(shape, dtype=dtype, device="cpu")
-    else:
-        # While the tensor holds the memoryview, its bytearray cannot be resized.
-        elements = torch.frombuffer(memory, dtype=torch.uint8)
-        if elements.data_ptr() % dtype.itemsize:
-            elements = elements.clone()
-        tensor = elements.view(dtype).reshape(shape)
-    return tensor.to(_WIDER.get(dtype, dtype))
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    # While the tensor holds the memoryview, its bytearray cannot be resized.
+    elements = torch.frombuffer(memory, dtype=torch.uint8)
+    if elements.data_ptr() % dtype.itemsize:
+        elements = elements.clone()
+    return elements.view(dtype).reshape(shape)
 
 
 def memory_of(tensor: torch.Tensor) -> memoryview:

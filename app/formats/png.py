@@ -28,7 +28,7 @@ import io
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -70,6 +70,13 @@ chunks. With the 8 KiB per chunk that libpng writes, the limit is a file of 512 
 _MAX_EXAMPLES = 10
 """Number of unknown colours that a message lists."""
 
+_BLOCK_PIXELS = 1 << 16
+"""Number of pixels whose colours are looked up at a time, in 50 bytes for each."""
+
+_PHOTO_BYTES = 3 * 4 + 3 * 3
+"""The most bytes that a pixel of a photo takes while it is decoded: in three pictures, which are
+decoded, in RGB and upright, and in some rows as bytes, all bytes, and the array."""
+
 _GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGBA = 0, 2, 3, 4, 6
 _MODES = {
     (_GREY, 1): "1",
@@ -93,6 +100,8 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 """The transposition that turns a photo upright, by EXIF orientation; 1 is upright."""
+_SIDEWAYS = range(5, 9)
+"""The orientations whose transposition exchanges height and width."""
 
 _ORIENTATION = 0x0112
 _EXIF_TYPES = {3: "H", 4: "L", 5: "2L", 6: "b", 8: "h", 9: "l", 10: "2l", 11: "f", 12: "d"}
@@ -193,6 +202,7 @@ def read_label_map(
     palette: Palette | None,
     check_size: Callable[[int, int], None] = lambda height, width: None,
     max_pixels: int,
+    grow: Callable[[int], None] = lambda num_bytes: None,
 ) -> LabelMap:
     """Returns the class indices of a PNG.
 
@@ -206,18 +216,29 @@ def read_label_map(
         check_size: raises if the map must not have this height and width. It is called before
             pixels are decoded.
         max_pixels: the largest number of pixels.
+        grow: reserves memory before pixels are decoded, and raises if there is none. Afterwards, it
+            gives back all but that of the indices, as a negative number.
 
     Raises:
         IllPosed: if the file is not a PNG, is damaged, or has another mode, or colours that are not
             in the palette.
         TooLarge: if it has more than `max_pixels`.
     """
+    grow(len(data))  # Pillow reads a copy
     raster = _open_label_map(data, where)
     _check_num_pixels(where, raster.height, raster.width, max_pixels)
     check_size(raster.height, raster.width)
-    mode = raster.mode
-    if mode is None:
+    if raster.mode is None:
         raise _mode_error(where, raster)
+    grow(raster.decoding_bytes)
+    label_map = _decode(raster, where, encoding, palette)
+    grow(label_map.indices.nbytes - raster.decoding_bytes - len(data))
+    return label_map
+
+
+def _decode(raster: Raster, where: str, encoding: Encoding, palette: Palette | None) -> LabelMap:
+    mode = raster.mode
+    assert mode is not None
     in_colour = mode in ("RGB", "RGBA")
     if encoding == "rgb" or (in_colour and encoding == "auto" and palette is not None):
         if palette is None:
@@ -287,36 +308,54 @@ def encode(picture: Image.Image) -> bytes:
     return target.getvalue()
 
 
-def read_photo(data: bytes | memoryview, *, where: str, max_pixels: int) -> npt.NDArray[np.uint8]:
+def read_photo(
+    data: bytes | memoryview,
+    *,
+    where: str,
+    check_size: Callable[[int, int], None] = lambda height, width: None,
+    max_pixels: int,
+    grow: Callable[[int], None] = lambda num_bytes: None,
+) -> npt.NDArray[np.uint8]:
     """Returns the colours of a PNG or JPEG, uint8 [H,W,3].
 
-    The photo is turned upright as its EXIF orientation says. Transparency is dropped.
+    The photo is turned upright as its EXIF orientation says. Transparency is dropped. The arguments
+    are those of `read_label_map`; `check_size` gets the size of the upright photo.
 
     Raises:
         IllPosed: if the file is neither PNG nor JPEG, is damaged, or has grey values of 16 bits.
         TooLarge: if it has more than `max_pixels`.
     """
+    grow(len(data))  # Pillow reads a copy
     try:
         photo: ImageFile.ImageFile
         if bytes(data[:8]) == PNG_SIGNATURE:
             header = _read_header(data, where)
-            _check_num_pixels(where, header.height, header.width, max_pixels)
             if (header.colour_type, header.bits) == (_GREY, 16):
                 raise IllPosed(where, "a photo with 8 bits", header.description)
+            width, height = header.width, header.height
+            _check_num_pixels(where, height, width, max_pixels)
             photo = PngImageFile(io.BytesIO(header.critical))
             metadata = header.metadata()
         elif bytes(data[:3]) == JPEG_SIGNATURE:
             photo = JpegImageFile(io.BytesIO(data))
             metadata = photo.info
-            _check_num_pixels(where, photo.height, photo.width, max_pixels)
+            width, height = photo.size
+            _check_num_pixels(where, height, width, max_pixels)
         else:
             raise IllPosed(where, "a PNG or JPEG file", "another format")
+        orientation = _orientation(metadata)
+        is_on_its_side = orientation in _SIDEWAYS
+        check_size(*((width, height) if is_on_its_side else (height, width)))
+        decoding_bytes = _PHOTO_BYTES * width * height
+        grow(decoding_bytes)
         with photo:
-            transpose = _TRANSPOSE.get(_orientation(metadata))
+            transpose = _TRANSPOSE.get(orientation)
             colours = photo.convert("RGB")
-            return np.array(colours if transpose is None else colours.transpose(transpose))
+            upright = np.array(colours if transpose is None else colours.transpose(transpose))
     except DECODE_ERRORS as error:
         raise damage_error(where, "its pixels cannot be decoded") from error
+    grow(upright.nbytes - decoding_bytes - len(data))
+    return upright
 
 
 def _read_header(data: bytes | memoryview, where: str) -> _Header:
@@ -440,45 +479,89 @@ def _decode_colours(raster: Raster, where: str, palette: Palette) -> LabelMap:
             where, "colours (PNG of mode RGB)", f"mode {raster.mode}", "Use label_encoding=index."
         )
     samples = raster.decode(where)
-    if raster.plte:
-        plte = np.frombuffer(raster.plte, dtype=np.uint8, count=len(raster.plte) // 3 * 3)
-        plte = plte.reshape(-1, 3)
-        if int(samples.max()) >= len(plte):
-            raise damage_error(where, "it uses colours behind the end of its own palette")
-        samples = plte[samples]
-    indices = _colours_to_indices(samples, where, palette)
-    return LabelMap(indices, raster.mode, True, _alpha_warnings(samples, where))
+    if not raster.plte:
+        indices = _colours_to_indices(samples, None, where, palette)
+        return LabelMap(indices, raster.mode, True, _alpha_warnings(samples, where))
+    plte = np.frombuffer(raster.plte, dtype=np.uint8, count=len(raster.plte) // 3 * 3)
+    plte = plte.reshape(-1, 3)
+    if int(samples.max()) >= len(plte):
+        raise damage_error(where, "it uses colours behind the end of its own palette")
+    return LabelMap(_colours_to_indices(samples, plte, where, palette), raster.mode, True)
 
 
 def _colours_to_indices(
-    colours: npt.NDArray[np.uint8], where: str, palette: Palette
+    samples: npt.NDArray[np.uint8],
+    plte: npt.NDArray[np.uint8] | None,
+    where: str,
+    palette: Palette,
 ) -> npt.NDArray[np.uint8]:
-    """Returns the index of each colour [H,W,3 or 4]; the void colours are the ignored index."""
-    keys, indices = _colour_table(palette, where)
-    # In uint8, shifting would lose bits and confuse classes.
-    wide = colours.astype(np.int32)
-    key = (wide[:, :, 0] << 16) | (wide[:, :, 1] << 8) | wide[:, :, 2]
-    position = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
-    unknown = keys[position] != key
-    if unknown.any():
-        fix = "JPEG compression and smooth resizing mix colours: use the original file."
-        if (wide[:, :, :2] == wide[:, :, 1:3]).all():
-            fix = "Red, green and blue are equal: use label_encoding=index if they are indices."
-        values, counts = np.unique(key[unknown], return_counts=True)
-        most_frequent = np.argsort(-counts, kind="stable")[:_MAX_EXAMPLES]
-        examples = ", ".join(
-            f"({value >> 16}, {value >> 8 & 255}, {value & 255})"
-            for value in values[most_frequent].tolist()
-        )
-        row, column = divmod(int(np.argmax(unknown)), unknown.shape[1])
-        raise IllPosed(
-            where,
-            f"colours of the palette {palette.name}",
-            f"{len(values)} other colours on {int(counts.sum())} pixels, the first at "
-            f"({row}, {column}): {examples}{', …' if len(values) > _MAX_EXAMPLES else ''}",
-            fix,
-        )
-    return indices[position]
+    """Returns the index of each colour; the void colours are the ignored index.
+
+    Args:
+        samples: colours [H,W,3 or 4], or indices [H,W] in `plte`.
+        plte: the colours [K,3] of indices; None if the samples are colours.
+        where: name of the input for messages.
+        palette: the palette that colours are looked up in.
+    """
+    keys, classes = _colour_table(palette, where)
+    height, width = samples.shape[:2]
+    indices = np.empty((height, width), dtype=np.uint8)
+    flat, begin = indices.reshape(-1), 0
+    for key in _key_blocks(samples, plte):
+        position = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
+        unknown = keys[position] != key
+        if unknown.any():
+            first = divmod(begin + int(np.argmax(unknown)), width)
+            raise _unknown_colours_error(_key_blocks(samples, plte), keys, first, where, palette)
+        flat[begin : begin + len(key)] = classes[position]
+        begin += len(key)
+    return indices
+
+
+def _key_blocks(
+    samples: npt.NDArray[np.uint8], plte: npt.NDArray[np.uint8] | None
+) -> Iterator[npt.NDArray[np.int32]]:
+    """Yields the colours as keys 0xRRGGBB, of some pixels at a time.
+
+    A wide key for each pixel of the picture would take several times the memory of the picture.
+    """
+    pixels = samples.reshape(-1, *samples.shape[2:])
+    for begin in range(0, len(pixels), _BLOCK_PIXELS):
+        block = pixels[begin : begin + _BLOCK_PIXELS]
+        # In uint8, shifting would lose bits and confuse classes.
+        wide = (block if plte is None else plte[block]).astype(np.int32)
+        yield (wide[:, 0] << 16) | (wide[:, 1] << 8) | wide[:, 2]
+
+
+def _unknown_colours_error(
+    blocks: Iterable[npt.NDArray[np.int32]],
+    keys: npt.NDArray[np.int32],
+    first: tuple[int, int],
+    where: str,
+    palette: Palette,
+) -> IllPosed:
+    """Returns the error that counts the colours which are not among `keys`."""
+    counts = np.zeros(1 << 24, dtype=np.uint32)
+    for key in blocks:
+        np.add.at(counts, key, 1)
+    fix = "JPEG compression and smooth resizing mix colours: use the original file."
+    if counts[::0x01_01_01].sum() == counts.sum():
+        fix = "Red, green and blue are equal: use label_encoding=index if they are indices."
+    counts[keys] = 0
+    num_colours, num_pixels = int(np.count_nonzero(counts)), int(counts.sum())
+    examples = []
+    for _ in range(min(num_colours, _MAX_EXAMPLES)):
+        value = int(np.argmax(counts))
+        examples.append(f"({value >> 16}, {value >> 8 & 255}, {value & 255})")
+        counts[value] = 0
+    more = ", …" if num_colours > _MAX_EXAMPLES else ""
+    return IllPosed(
+        where,
+        f"colours of the palette {palette.name}",
+        f"{num_colours} other colours on {num_pixels} pixels, the first at {first}: "
+        f"{', '.join(examples)}{more}",
+        fix,
+    )
 
 
 def _colour_table(

@@ -13,16 +13,19 @@ neither cost memory nor rotate the map: Pillow would turn a TIFF upright. A file
 is rejected. The size is known before any pixel is decoded.
 """
 
+import ctypes
 import io
 import struct
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, _imaging
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
@@ -80,8 +83,17 @@ _TAGS = {
 }
 """The tags of a TIFF that are read, and the most values of each."""
 
-_TYPE_BYTES = {3: 2, 4: 4}
-"""Sizes of the types of these tags: SHORT and LONG."""
+_SAMPLES_PER_PIXEL = 277
+_MAX_SAMPLES = 4
+"""The number of samples in RGBA. Of more than 6, Pillow would write to the log."""
+
+_TYPES = {3: "H", 4: "I"}
+"""The types of these tags: SHORT and LONG."""
+
+_PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}
+"""Bytes of a pixel in Pillow's memory, by mode; all other modes have 4."""
+_MAX_TILE = 4
+"""Largest tile of a TIFF, in pictures of at least 256 x 256 pixels."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,7 @@ class Raster:
         description: text for messages, such as "grey with 4 bits".
         open: returns the picture.
         plte: red, green and blue of each index of a PNG, or empty.
+        copies: the most copies of the picture that are in memory while it is decoded.
     """
 
     width: int
@@ -102,6 +115,13 @@ class Raster:
     description: str
     open: Callable[[], ImageFile]
     plte: bytes = b""
+    copies: int = 4  # Pillow's, some rows as bytes, all bytes, and the array
+
+    @property
+    def decoding_bytes(self) -> int:
+        """The most bytes that decoding takes, those of the result included."""
+        pixel_bytes = _PIXEL_BYTES.get(self.mode or "", 4)
+        return self.copies * pixel_bytes * self.width * self.height
 
     def decode(self, where: str) -> npt.NDArray[Any]:
         """Returns the samples without conversion: [H,W], or [H,W,3 or 4] for colours."""
@@ -123,6 +143,7 @@ def read_tiff(data: bytes | memoryview, where: str) -> Raster:
     Raises:
         IllPosed: if the file is damaged, or has several pictures or a lossy compression.
     """
+    _silence_libtiff()
     content = _with_few_tags(memoryview(data), where)
     try:
         picture = TiffImageFile(io.BytesIO(content))
@@ -151,7 +172,25 @@ def read_tiff(data: bytes | memoryview, where: str) -> Raster:
     mode = modes.get(picture.mode, picture.mode)
     if mode in ("F", "LA", "PA"):
         is_known, description = False, f"{description}, mode {mode}"
-    return Raster(width, height, mode if is_known else None, description, lambda: picture)
+    return Raster(
+        width,
+        height,
+        mode if is_known else None,
+        description,
+        lambda: picture,
+        copies=1 + _MAX_TILE,
+    )
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Keeps libtiff from writing a line to standard error about each damaged file.
+
+    Pillow reports the damage too, and has no function for this. Where libtiff is a part of Pillow's
+    own library, its function cannot be found, and libtiff goes on writing.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
 def read_bmp(data: bytes | memoryview, where: str) -> Raster:
@@ -194,7 +233,7 @@ def _has_all_pieces(tags: Mapping[int, Any], width: int, height: int, num_bytes:
         offsets, sizes, columns, rows = tags[324], tags[325], tags[322], tags[323]
     else:
         offsets, sizes, columns, rows = tags[273], tags[279], width, tags.get(278, height)
-    if columns * rows > 4 * max(width, 256) * max(height, 256) and is_tiled:
+    if columns * rows > _MAX_TILE * max(width, 256) * max(height, 256) and is_tiled:
         return False
     num_pieces = -(-width // columns) * -(-height // rows)
     return (
@@ -224,11 +263,16 @@ def _with_few_tags(view: memoryview, where: str) -> bytes:
         tag, kind, count, value = struct.unpack(order + "HHII", entry)
         if tag not in _TAGS:
             continue
-        num_bytes = count * _TYPE_BYTES.get(kind, 0)
-        if not 0 < count <= _TAGS[tag] or not num_bytes or tag in kept:
+        if not 0 < count <= _TAGS[tag] or kind not in _TYPES or tag in kept:
             raise damage_error(where, f"its tag {tag} is invalid or repeated")
+        num_bytes = count * struct.calcsize(_TYPES[kind])
         if num_bytes > 4 and value + num_bytes > len(view):
             raise damage_error(where, "it ends too early")
+        if tag == _SAMPLES_PER_PIXEL:
+            (samples,) = struct.unpack_from(order + _TYPES[kind], entry, 8)
+            if samples > _MAX_SAMPLES:
+                expected = f"a TIFF of at most {_MAX_SAMPLES} samples per pixel"
+                raise IllPosed(where, expected, f"{samples}")
         kept[tag] = entry
     directory = b"".join(kept[tag] for tag in sorted(kept))
     padding = bytes(len(view) % 2)

@@ -17,7 +17,7 @@ Each tensor has the size of its shape. `dtype` is a key of `DTYPES`. Other dtype
 well-formed but not supported (`IllPosed`).
 
 The tensors share the memory of the body, with the exceptions of `npy`: read-only or misaligned
-memory is copied, and unsigned integers of 16 and 32 bits become wider signed ones.
+memory is copied.
 
 In written files, the payload begins at a multiple of 64 bytes, and each tensor at a multiple of its
 element size. Tensors are sorted by descending element size and then by name, so that equal tensors
@@ -51,6 +51,7 @@ DTYPES = {
     "U8": torch.uint8,
     "U16": torch.uint16,
     "U32": torch.uint32,
+    "U64": torch.uint64,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F32": torch.float32,

@@ -1,11 +1,11 @@
 """Admission control and the compute thread pool.
 
 A request is admitted before its body is read, with a reservation of the bytes that Content-Length
-announces. The reservation grows as a body without a length arrives, as a body is decompressed, and
-when the memory of maps and upsampling is known. It is released before the last bytes of the
-response are sent: a client that has received them may send its next request. A thread cannot be
-stopped, so after a timeout the reservation is released only when the thread has ended: its memory
-is in use until then.
+announces. The reservation grows as a body without a length arrives, as a body is decompressed,
+before a picture is decoded, and when the memory of maps and upsampling is known. It is released
+before the last bytes of the response are sent: a client that has received them may send its next
+request. A thread cannot be stopped, so after a timeout the reservation is released only when the
+thread has ended: its memory is in use until then.
 
 Computations run in threads so that the event loop can go on answering other requests. If a GPU has
 too little free memory, the request gets the same status as if the service had too little.
@@ -24,7 +24,7 @@ import torch
 
 from .. import devices
 from ..errors import TooLarge, Unavailable
-from ..settings import Settings
+from ..settings import PREFIX, Settings
 
 T = TypeVar("T")
 
@@ -96,6 +96,8 @@ class Workers:
     def grow(self, reservation: Reservation, num_bytes: int) -> None:
         """Adds bytes to those that are reserved for the request; may be called from any thread.
 
+        A negative number gives bytes back.
+
         Raises:
             TooLarge: if this request alone exceeds the limit.
             Unavailable: if all requests together would exceed the limit.
@@ -104,7 +106,11 @@ class Workers:
         if reservation.num_bytes + num_bytes > limit:
             left = limit - reservation.num_bytes
             raise TooLarge(
-                "memory", f"at most {left} bytes beside the body", f"{num_bytes}", limit=left
+                "memory",
+                f"at most {left} bytes beside the body",
+                f"{num_bytes}",
+                f"The service has {PREFIX}MAX_BYTES_IN_FLIGHT={limit}.",
+                limit=left,
             )
         with self._lock:
             if self._bytes + num_bytes > limit:

@@ -14,18 +14,19 @@ the body. `curl --http2` and the HTTP client of Java send the header with each r
 import asyncio
 import socket
 import struct
+from functools import partial
 from typing import Any, cast
 
 import httptools
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from ..errors import Malformed
+from ..errors import Malformed, MethodNotAllowed
 from ..settings import Settings
 
-_METHODS = "GET, HEAD, POST"
+_METHODS = ("GET", "HEAD", "POST")
 """The methods of all paths together."""
 
 
@@ -35,8 +36,6 @@ class HttpProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._settings: Settings = cast(FastAPI, self.config.app).state.service.settings
-        self._application = self.app
-        self.app = self._run
         self._is_reading_body = False
         self._has_failed = False
         self._write_timer: asyncio.TimerHandle | None = None
@@ -72,7 +71,10 @@ class HttpProtocol(HttpToolsProtocol):
                 data = data[upgrade.args[0] :]
             method = self.parser.get_method()
             if method == b"CONNECT":  # all later bytes belong to a tunnel
-                self._fail(HTTPException(405, headers={"Allow": _METHODS}))
+                allow = {"Allow": ", ".join(_METHODS)}
+                self._fail(
+                    MethodNotAllowed("method", " or ".join(_METHODS), "'CONNECT'", headers=allow)
+                )
                 return
             version = self.parser.get_http_version().encode()
             lines = [b"%b %b HTTP/%b" % (method, self.url, version)]
@@ -117,7 +119,17 @@ class HttpProtocol(HttpToolsProtocol):
 
     # Responses
 
-    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        super()._start_asgi_task(cycle, partial(self._run, cycle, app))
+
+    async def _run(
+        self,
+        cycle: RequestResponseCycle,
+        app: ASGI3Application,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
         """Runs the application with a `send` that waits until the socket has taken all bytes.
 
         An incomplete response resets the connection. Closing it would wait until the client has
@@ -128,14 +140,20 @@ class HttpProtocol(HttpToolsProtocol):
         async def flushing_send(message: Message) -> None:
             nonlocal has_started, is_complete
             has_started = True
+            await self.flow.drain()  # of the response to an earlier request
+            if self.transport.is_closing():
+                # Of several requests that have arrived, uvicorn marks the last one alone. It would
+                # write the responses to all others, which raises.
+                cycle.disconnected = True
             await send(message)
             await self.flow.drain()
             is_complete = message["type"] == "http.response.body" and not message.get("more_body")
 
         try:
-            await self._application(scope, receive, flushing_send)
+            await app(scope, receive, flushing_send)  # type: ignore[arg-type]
         finally:
             if has_started and not is_complete:
+                cycle.disconnected = True  # else uvicorn logs that the response is incomplete
                 self._reset()
 
     def pause_writing(self) -> None:

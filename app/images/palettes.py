@@ -49,8 +49,9 @@ class Palette:
 
     def paint(self, indices: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
         """Returns the colours [H,W,3] of indices [H,W], taken modulo 256."""
-        # int8 cannot hold the mask of `indices & 255`.
-        return np.take(self.colours, indices, axis=0, mode="wrap")
+        # Conversion drops the higher bits. The mode "wrap" of numpy.take subtracts 256 in a loop,
+        # which takes years for the largest indices.
+        return np.take(self.colours, indices.astype(np.uint8), axis=0)
 
     def fields(self) -> dict[str, object]:
         """Returns the names and the special indices as JSON fields."""

@@ -3,16 +3,21 @@
 import gzip
 import io
 import json
+import tracemalloc
+from collections.abc import Callable
+from itertools import accumulate
 
 import numpy as np
 import pytest
 import torch
 from examples import label_png, make_inputs, npy_file, safetensors_file
-from PIL import Image
+from PIL import Image, ImageFile
 
 from app import inputs
-from app.errors import RequestError
-from app.options import LossOptions, parse
+from app.errors import RequestError, TooLarge
+from app.formats import png
+from app.images.palettes import PALETTES
+from app.options import LossOptions, VisualizeOptions, parse
 from app.settings import Settings
 
 SETTINGS = Settings()
@@ -26,6 +31,12 @@ def assemble(**sources: inputs.Source) -> inputs.Inputs:
 
 def memory(content: bytes) -> memoryview:
     return memoryview(bytearray(content))
+
+
+def picture(pixels: np.ndarray, file_format: str, **options: object) -> memoryview:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, file_format, **options)
+    return memory(file.getvalue())
 
 
 def multipart_body(**files: bytes) -> tuple[memoryview, str]:
@@ -134,6 +145,19 @@ def test_warnings_of_a_label_map_are_kept():
     assert decoded.warnings == ("labels: transparency was dropped (translucent pixels: 42).",)
 
 
+def test_a_warning_about_several_inputs_is_given_once():
+    options = parse(VisualizeOptions, [("upsampling", "bilinear")])
+    large = np.zeros((32, 32, 3), np.uint8)
+    sources = {
+        "logits": torch.zeros(1, 16, 16, 4),
+        "labels": picture(large[:, :, 0], "PNG"),
+        "image": picture(large, "PNG"),
+    }
+    first, *others = inputs.assemble(sources, options, SETTINGS).warnings
+    assert "layout=nhwc" in first
+    assert first not in others
+
+
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF", "BMP"])
 def test_label_pictures_are_of_every_lossless_format(file_format):
     file = io.BytesIO()
@@ -174,3 +198,79 @@ def test_lossy_label_pictures_are_an_error(file_format):
 def test_prediction_files_are_read_like_label_files():
     decoded = assemble(prediction=memory(label_png(LABELS[0].numpy())))
     assert torch.equal(decoded.prediction, LABELS)
+
+
+INDICES = np.tile(np.arange(20, dtype=np.uint8), (300, 20))
+COLOURS = PALETTES["voc"].paint(INDICES)
+SIDEWAYS = Image.Exif()
+SIDEWAYS[0x0112] = 6
+PICTURES = {
+    "labels in grey": ("labels", "", 1, picture(INDICES, "PNG")),
+    "labels of 16 bits": ("labels", "", 2, picture(INDICES.astype(np.uint16), "PNG")),
+    "labels in colour": ("labels", "palette=voc", 4, picture(COLOURS, "PNG")),
+    "labels in a palette": (
+        "labels",
+        "palette=voc&label_encoding=rgb",
+        1,
+        memory(label_png(INDICES)),
+    ),
+    "labels of a space": ("labels", "label_space=ade_zero", 1, memory(label_png(INDICES))),
+    "labels in a TIFF": ("labels", "", 1, picture(INDICES, "TIFF", compression="tiff_lzw")),
+    "labels in a BMP": ("labels", "palette=voc", 4, picture(COLOURS, "BMP")),
+    "a prediction": ("prediction", "", 1, picture(INDICES, "PNG")),
+    "a photo in a PNG": ("image", "", 4, picture(COLOURS, "PNG")),
+    "a photo in a JPEG": ("image", "", 4, picture(COLOURS, "JPEG", exif=SIDEWAYS)),
+}
+"""An input, its options, the bytes of a pixel in Pillow's memory, and its file."""
+
+
+def read_picture(case: str, grow: Callable[[int], None]) -> torch.Tensor | np.ndarray:
+    name, query, _, file = PICTURES[case]
+    pairs = [tuple(pair.split("=")) for pair in query.split("&") if pair]
+    options = parse(VisualizeOptions, pairs)
+    return getattr(inputs.assemble({name: file}, options, SETTINGS, grow), name)
+
+
+def never(*_: object) -> None:
+    raise AssertionError("the pixels were decoded")
+
+
+@pytest.mark.parametrize("case", PICTURES)
+def test_the_memory_of_a_picture_is_reserved_before_it_is_decoded(case, monkeypatch):
+    _, _, pixel_bytes, file = PICTURES[case]
+
+    def grow(num_bytes: int) -> None:
+        if num_bytes != len(file):
+            assert num_bytes >= 3 * pixel_bytes * INDICES.size
+            raise TooLarge("memory", "less", f"{num_bytes}")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", never)
+    with pytest.raises(TooLarge):
+        read_picture(case, grow)
+
+
+@pytest.mark.parametrize("case", PICTURES)
+def test_a_picture_takes_no_more_memory_than_is_reserved(case, monkeypatch):
+    monkeypatch.setattr(png, "_BLOCK_PIXELS", 1 << 10)
+    grown: list[int] = []
+    read_picture(case, grown.append)  # imports the codec
+    grown.clear()
+    tracemalloc.start()
+    try:
+        pixels = read_picture(case, grown.append)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak <= max(accumulate(grown)) + (1 << 17)  # a block, and objects of Python
+    assert pixels.nbytes <= sum(grown) <= 2 * pixels.nbytes  # with the values of a space
+
+
+@pytest.mark.parametrize("name", ["labels", "image"])
+def test_the_size_of_upsampled_logits_is_checked_before_a_picture_is_decoded(name, monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", never)
+    limit = 5 * INDICES.size - 1
+    options = parse(VisualizeOptions, [("upsampling", "bilinear")])
+    file = picture(INDICES if name == "labels" else COLOURS, "PNG")
+    settings = Settings(max_upsampled_logits=limit)
+    with pytest.raises(TooLarge, match=f"{name}: expected at most {limit} upsampled logits"):
+        inputs.assemble({"logits": LOGITS, name: file}, options, settings)

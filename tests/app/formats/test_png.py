@@ -325,6 +325,17 @@ def test_at_most_ten_unknown_colours_are_listed() -> None:
     assert got.endswith("(9, 7, 7), …")
 
 
+@pytest.mark.parametrize("block_pixels", [1, 2, 5, 6, 7])
+def test_colours_are_looked_up_in_blocks(
+    monkeypatch: pytest.MonkeyPatch, block_pixels: int
+) -> None:
+    monkeypatch.setattr(png, "_BLOCK_PIXELS", block_pixels)
+    voc = PALETTES["voc"]
+    test_unknown_colours_are_counted_located_and_listed()
+    for data in (colour_png(voc.paint(INDICES)), label_png(INDICES)):
+        np.testing.assert_array_equal(read(data, encoding="rgb", colours=voc).indices, INDICES)
+
+
 def test_two_classes_of_one_colour_are_an_error() -> None:
     colours = PALETTES["voc"].colours.copy()
     colours[5] = colours[3]
@@ -619,8 +630,15 @@ PHOTOS = {
 
 @pytest.mark.parametrize("name", PHOTOS)
 def test_photos_are_turned_as_pillow_turns_them(name: str) -> None:
-    upright = png.read_photo(PHOTOS[name], where="image", max_pixels=99)
+    sizes: list[tuple[int, int]] = []
+    upright = png.read_photo(
+        PHOTOS[name],
+        where="image",
+        check_size=lambda height, width: sizes.append((height, width)),
+        max_pixels=99,
+    )
     np.testing.assert_array_equal(upright, as_pillow_turns(PHOTOS[name]))
+    assert sizes == [upright.shape[:2]]
 
 
 def test_some_of_these_photos_are_turned() -> None:

@@ -103,6 +103,21 @@ def run_lengths():
     return bytes(data)
 
 
+def tiff_of(width, height, *entries, samples=1):
+    """A TIFF that has one byte of pixels and more entries in its directory."""
+    rows = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (262, 3, 1, 1)]
+    rows += [(273, 4, 1, 8), (277, 3, 1, samples), (279, 4, 1, 1), *entries]
+    directory = b"".join(struct.pack("<HHII", *row) for row in sorted(rows))
+    return (
+        b"II*\0"
+        + struct.pack("<I", 10)
+        + b"\x07\0"
+        + struct.pack("<H", len(rows))
+        + directory
+        + bytes(4)
+    )
+
+
 COLOURS = Image.fromarray(PALETTES["voc"].paint(INDICES))
 REFUSED = {
     "TIFF of several pictures": (
@@ -123,6 +138,14 @@ REFUSED = {
     ),
     "TIFF in CMYK": (saved(COLOURS.convert("CMYK"), "TIFF"), "got other colours with 8 bits."),
     "TIFF with alpha": (saved(COLOURS.convert("LA"), "TIFF"), "got grey with 8 bits, mode LA."),
+    "TIFF of five samples": (
+        tiff_of(1, 1, samples=5),
+        "expected a TIFF of at most 4 samples per pixel, got 5.",
+    ),
+    "TIFF of 60000 samples": (
+        tiff_of(1, 1, samples=60000),
+        "expected a TIFF of at most 4 samples per pixel, got 60000.",
+    ),
     "TIFF without palette": (saved(COLOURS, "TIFF"), "got mode RGB and no palette."),
     "BMP of grey with 4 bits": (four_bits(), "got mode L with 4 bits."),
     "BMP of run lengths": (run_lengths(), "expected a BMP without compression, got run lengths."),
@@ -132,26 +155,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_all_others_are_an_error(case):
+def test_all_others_are_an_error(case, caplog):
     data, sentence = REFUSED[case]
     with pytest.raises(IllPosed) as error:
         read(data)
     assert sentence in error.value.detail
-
-
-def tiff_of(width, height, *entries):
-    """A TIFF that has one byte of pixels and more entries in its directory."""
-    rows = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (262, 3, 1, 1)]
-    rows += [(273, 4, 1, 8), (277, 3, 1, 1), (279, 4, 1, 1), *entries]
-    directory = b"".join(struct.pack("<HHII", *row) for row in sorted(rows))
-    return (
-        b"II*\0"
-        + struct.pack("<I", 10)
-        + b"\x07\0"
-        + struct.pack("<H", len(rows))
-        + directory
-        + bytes(4)
-    )
+    assert not caplog.records
 
 
 def test_the_smallest_tiff_is_read():
@@ -191,8 +200,10 @@ def test_the_size_is_checked_before_pixels_are_decoded(data):
         read(data)
 
 
-@pytest.mark.parametrize("name", ["TIFF raw", "TIFF tiff_lzw", "BMP"])
-def test_a_damaged_file_ends_with_a_sentence(name):
+@pytest.mark.parametrize(
+    "name", ["TIFF raw", "TIFF tiff_lzw", "TIFF tiff_deflate", "TIFF packbits", "BMP"]
+)
+def test_a_damaged_file_ends_with_a_sentence(name, capfd):
     file_format, *compression = name.split()
     options = {"compression": compression[0]} if compression else {}
     content = saved(palette_picture(), file_format, **options)
@@ -208,3 +219,4 @@ def test_a_damaged_file_ends_with_a_sentence(name):
     for end in range(len(content)):
         with suppress(RequestError):
             read(content[:end])
+    assert capfd.readouterr() == ("", "")

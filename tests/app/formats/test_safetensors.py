@@ -21,7 +21,7 @@ GOLDEN = (
 )
 LOGITS = torch.tensor([[1.0, -2.0]])
 LABELS = torch.tensor([255], dtype=torch.uint8)
-KNOWN = "a dtype among I8, I16, I32, I64, U8, U16, U32, F16, BF16, F32, F64"
+KNOWN = "a dtype among I8, I16, I32, I64, U8, U16, U32, U64, F16, BF16, F32, F64"
 
 
 def file_with_header(header: object, payload: bytes = b"", padding: int = 0) -> bytearray:
@@ -84,15 +84,12 @@ def test_tensors_pass_from_the_safetensors_package_and_back(dtype, shape):
             assert torch.equal(reference.load(by_app)[name], expected)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "wider"), [(torch.uint16, torch.int32), (torch.uint32, torch.int64)]
-)
-def test_unsigned_integers_become_the_next_wider_signed_ones(dtype, wider):
-    largest = torch.iinfo(dtype).max
-    body = bytearray(reference.save({"labels": torch.tensor([0, largest], dtype=dtype)}))
-    labels = safetensors.decode(body)[0]["labels"]
-    assert labels.dtype == wider
-    assert labels.tolist() == [0, largest]
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_unsigned_integers_are_read_as_they_are(dtype):
+    expected = torch.tensor([0, torch.iinfo(dtype).max], dtype=dtype)
+    labels = safetensors.decode(bytearray(reference.save({"labels": expected})))[0]["labels"]
+    assert labels.dtype == dtype
+    assert labels.tolist() == expected.tolist()
 
 
 def test_a_writable_body_is_not_copied():
@@ -264,7 +261,7 @@ def test_an_invalid_entry_is_malformed(invalid):
     assert isinstance(error_of(file_with_header({"labels": invalid}, bytes(4))), Malformed)
 
 
-@pytest.mark.parametrize("dtype", ["U64", "F8_E4M3", "C64", "F4"])
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "C64", "F4"])
 def test_an_unsupported_dtype_is_ill_posed(dtype):
     error = error_of(
         file_with_header({"labels": entry(dtype, [1], 0, 8)}, bytes(8)), "multipart labels"

@@ -96,7 +96,8 @@ def test_maps_and_upsampling_grow_the_reservation():
     with served(**limits) as client:
         problem = assert_problem(post(client), 413, "too_large")
         assert problem["detail"] == (
-            f"memory: expected at most {needed - 1} bytes beside the body, got {needed}."
+            f"memory: expected at most {needed - 1} bytes beside the body, got {needed}. "
+            f"The service has SEG_LOSS_MAX_BYTES_IN_FLIGHT={body + needed - 1}."
         )
         assert problem["limit"] == needed - 1
         assert client.app.state.service.workers.bytes_in_flight == 0

@@ -403,7 +403,7 @@ FILES = {
         {"labels": pickled_npy()},
         400,
         (
-            "labels: expected one of |i1, <i2, <i4, <i8, |u1, <u2, <u4, <f2, <f4, <f8, "
+            "labels: expected one of |i1, <i2, <i4, <i8, |u1, <u2, <u4, <u8, <f2, <f4, <f8, "
             "got Python objects. Pickled objects are never read: save numbers, array.astype('<f4')."
         ),
     ),
@@ -541,9 +541,14 @@ def test_an_input_that_is_like_a_known_one_suggests_it(client, name):
 def test_a_palette_and_a_media_type_that_are_like_known_ones_suggest_them(client):
     problem = assert_problem(client.get("/v1/palettes/cityscape"), 404, "not_found")
     assert problem["fix"] == "Did you mean cityscapes?"
-    response = client.post("/v1/loss", content=b"x", headers={"Content-Type": "application/jason"})
-    problem = assert_problem(response, 415, "unsupported_media")
-    assert problem["fix"] == "Did you mean application/json?"
+    for media_type, known in {
+        "application/jason": "application/json",
+        "application/safetensors": "application/x-safetensors",
+        "application/form-data": "multipart/form-data",
+    }.items():
+        response = client.post("/v1/loss", content=b"x", headers={"Content-Type": media_type})
+        problem = assert_problem(response, 415, "unsupported_media")
+        assert problem["fix"] == f"Did you mean {known}?"
 
 
 WRONG_INPUTS = {
@@ -833,7 +838,15 @@ def test_upsampled_logits_have_a_limit():
 
 
 def test_an_unknown_media_type_lists_the_known_ones(client):
-    for content_type in ("application/octet-stream", "text/plain; charset=utf-8", "\xff", ""):
+    for content_type in (
+        "application/octet-stream",
+        "application/x-npy",
+        "application/zip",
+        "image/png",
+        "text/plain; charset=utf-8",
+        "\xff",
+        "",
+    ):
         response = client.post(
             "/v1/loss", content=b"x", headers=[(b"Content-Type", content_type.encode("latin-1"))]
         )
@@ -841,6 +854,9 @@ def test_an_unknown_media_type_lists_the_known_ones(client):
         assert problem["got"] == safe_repr(content_type.partition(";")[0])
         accepted = ["application/x-safetensors", "multipart/form-data", "application/json"]
         assert problem["accepted"] == accepted
+        assert problem["fix"] == (
+            "Send files as multipart/form-data: curl -F logits=@... -F labels=@..."
+        )
         assert response.headers["Accept-Post"] == ", ".join(accepted)
 
 

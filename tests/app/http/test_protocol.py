@@ -97,6 +97,8 @@ class Transport(asyncio.Transport):
         self._is_closing = False
 
     def write(self, data: bytes) -> None:
+        if self._is_closing:
+            raise RuntimeError("The transport is closed.")  # as that of uvloop
         self.received += data
         if not self._is_read:
             self.protocol.pause_writing()
@@ -112,13 +114,14 @@ class Transport(asyncio.Transport):
 
     def close(self) -> None:
         if self._is_read:
-            self._lose()
+            self.lose()
 
     def abort(self) -> None:
         self.is_aborted = True
-        self._lose()
+        self.lose()
 
-    def _lose(self) -> None:
+    def lose(self) -> None:
+        """Ends the connection, as a client can at any time."""
         if not self._is_closing:
             self._is_closing = True
             asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
@@ -152,8 +155,10 @@ def config() -> Iterator[Config]:
         yield config
 
 
-def exchange(config: Config, packets: Sequence[bytes], is_read: bool = True) -> Transport:
-    """The connection when all requests in the packets are answered."""
+def exchange(
+    config: Config, packets: Sequence[bytes], is_read: bool = True, is_lost: bool = False
+) -> Transport:
+    """The connection when all requests in the packets are answered; or the client ends it."""
 
     async def run() -> Transport:
         transport, state = Transport(is_read), ServerState()
@@ -164,6 +169,8 @@ def exchange(config: Config, packets: Sequence[bytes], is_read: bool = True) -> 
                 protocol.data_received(packet)
             for _ in range(9):  # the application runs
                 await asyncio.sleep(0)
+        if is_lost:
+            transport.lose()
         while state.tasks:
             await asyncio.wait_for(asyncio.wait(state.tasks), 20)
         await asyncio.sleep(0)
@@ -251,8 +258,12 @@ def test_bytes_that_are_no_http_get_one_problem_behind_other_answers(config, cas
         assert problem["status"] == statuses[-1]
         if last.status == 405:
             assert last.headers["allow"] == "get, head, post"
-        if case == "no HTTP":
-            assert problem["detail"] == "request: expected HTTP/1.1, got other bytes."
+            sentence = "method: expected GET or HEAD or POST, got 'CONNECT'."
+        elif "body" in case:
+            continue
+        else:
+            sentence = "request: expected HTTP/1.1, got other bytes."
+        assert problem["detail"] == sentence
 
 
 def test_a_damaged_body_behind_its_answer_closes_the_connection(config):
@@ -272,6 +283,20 @@ def test_a_client_that_does_not_read_its_answer_loses_the_connection(path):
         assert transport.received.startswith(b"HTTP/1.1 200 OK")
         assert transport.is_aborted
         assert config.app.state.service.workers.bytes_in_flight == 0
+
+
+@pytest.mark.parametrize("num_requests", [1, 2, 5])
+@pytest.mark.parametrize("path", [b"/v1/gradient", b"/openapi.json"])
+@pytest.mark.parametrize("is_reset", [True, False])
+def test_a_lost_connection_is_no_error(caplog, is_reset, path, num_requests):
+    content, headers = safetensors_file(**make_inputs()), SAFETENSORS
+    request = with_length(content, headers, path) if b"v1" in path else without_body(path=path)
+    grace = 0.05 if is_reset else 20
+    with configured(body_timeout_seconds=grace, min_body_bytes_per_second=10**9) as config:
+        transport = exchange(config, [request * num_requests], is_read=False, is_lost=not is_reset)
+        assert transport.is_aborted == is_reset
+        assert config.app.state.service.workers.bytes_in_flight == 0
+    assert [record.message for record in caplog.records if record.levelname != "INFO"] == []
 
 
 # A server in another process

@@ -57,6 +57,50 @@ def test_loss_returns_the_fields_of_the_contract(client):
     assert loss["warnings"] == []
 
 
+REQUESTS = [
+    "loss",
+    "loss?label_space=ade_zero",
+    "loss?label_space=instance_1000",
+    "gradient",
+    "evaluate",
+    *(f"visualize?kind={kind}" for kind in KINDS),
+    "visualize?kind=prediction&prediction_space=ade_zero",
+]
+
+
+@pytest.mark.parametrize("request_path", REQUESTS)
+def test_labels_of_every_dtype_mean_the_same(client, request_path):
+    inputs = make_inputs()
+    inputs["prediction"] = inputs["labels"].flip(1)
+    inputs["image"] = make_photo(6, 7)
+    expected = client.post_tensors(f"/v1/{request_path}", **inputs)
+    assert expected.status_code == 200
+    for name in ("int16", "int32", "int64", "uint16", "uint32", "uint64"):
+        dtype = getattr(torch, name)
+        indices = {name: inputs[name].to(dtype) for name in ("labels", "prediction")}
+        tensors = {**inputs, **indices}
+        files = {name: npy_file(tensor.numpy()) for name, tensor in tensors.items()}
+        for response in (
+            client.post_tensors(f"/v1/{request_path}", **tensors),
+            client.post(f"/v1/{request_path}", files=files),
+        ):
+            assert response.status_code == 200, (name, response.text)
+            assert response.content == expected.content, name
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_the_largest_unsigned_label_is_no_negative_one(client, dtype):
+    inputs = {**make_inputs(), "labels": make_inputs()["labels"].to(dtype)}
+    largest = torch.iinfo(dtype).max
+    inputs["labels"].numpy()[0, 2, 3] = largest  # torch's own assignment overflows
+    for path in ("/v1/loss", "/v1/loss?ignore_index=-1,255"):
+        problem = assert_problem(client.post_tensors(path, **inputs), 422, "ill_posed")
+        assert problem["got"].startswith(f"{largest} at (0, 2, 3)")
+    if dtype == torch.uint16:
+        response = client.post_tensors("/v1/loss?ignore_index=255,65535", **inputs)
+        assert response.json()["ignored_pixels"] == 4
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_a_safetensors_gradient_has_the_loss_in_its_metadata(client, dtype):
     tensors = {**make_inputs(), "logits": make_inputs()["logits"].to(dtype)}

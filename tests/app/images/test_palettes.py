@@ -84,6 +84,12 @@ def test_the_colours_of_a_palette_are_read_only() -> None:
         PALETTES["voc"].colours[0] = 1
 
 
-def test_indices_are_painted_modulo_256() -> None:
-    painted = PALETTES["voc"].paint(np.array([[1, 257, -1]]))
-    assert painted.tolist() == [[[128, 0, 0], [128, 0, 0], [224, 224, 192]]]
+@pytest.mark.parametrize(
+    "name", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
+)
+def test_indices_of_every_dtype_are_painted_modulo_256(name: str) -> None:
+    limits = np.iinfo(name)
+    indices = [0, 1, 100, limits.min, limits.max]
+    painted = PALETTES["voc"].paint(np.array([indices], dtype=name))
+    modulo = [index % 256 for index in indices]
+    assert painted.tolist() == [PALETTES["voc"].colours[modulo].tolist()]
