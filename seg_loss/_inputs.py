@@ -70,7 +70,7 @@ class LossOptions:
         if self.upsampling is not None:
             check_upsampling(self.upsampling)
         normal = {
-            "ignore_index": ignored_values(self.ignore_index),
+            "ignore_index": _ignored_values(self.ignore_index),
             "label_smoothing": float(label_smoothing),
             "temperature": temperature,
         }
@@ -82,14 +82,24 @@ class LossOptions:
         """Returns the hash, computed once: each call of a loss looks up its plan with it."""
         return self._hash  # type: ignore[attr-defined, no-any-return]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The hash of a string differs from process to process, so that it cannot be pickled.
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def ignored_values(self) -> tuple[int, ...]:
+        """The values of `ignore_index`."""
+        values: Any = self.ignore_index
+        return values  # type: ignore[no-any-return]
+
     def ignored_labels(self, dtype: torch.dtype) -> tuple[int, ...]:
         """Returns the ignored values that labels of this dtype can hold, without repetitions.
 
         Any other value matches no pixel; a cast to the dtype would make it match a wrong one.
         """
         limits = torch.iinfo(dtype)
-        values: Any = self.ignore_index
-        return tuple(dict.fromkeys(v for v in values if limits.min <= v <= limits.max))
+        values = (v for v in self.ignored_values if limits.min <= v <= limits.max)
+        return tuple(dict.fromkeys(values))
 
 
 def loss_options(ignore_index: int | Sequence[int], *others: Any) -> LossOptions:
@@ -104,13 +114,11 @@ def loss_options(ignore_index: int | Sequence[int], *others: Any) -> LossOptions
         or torch.compiler.is_compiling()
     ):
         return LossOptions(ignore_index, *others)
-    try:
-        return _loss_options(ignore_index, *others)
-    except TypeError:  # a value without a hash, which is wrong
-        return LossOptions(ignore_index, *others)
+    return _loss_options(ignore_index, *others)
 
 
 _PYTHON_TYPES = {int, float, str, Bilinear, Deconvolution, type(None)}
+"""The types of values that have a hash and cannot change."""
 
 
 @functools.lru_cache(maxsize=256, typed=True)
@@ -466,7 +474,7 @@ def _check_pixel_weight(pixel_weight: Tensor, logits: Tensor, spatial: Sequence[
     return _check_map("pixel_weight", pixel_weight, logits, spatial, reference)
 
 
-def ignored_values(ignore_index: int | Sequence[int]) -> tuple[int, ...]:
+def _ignored_values(ignore_index: int | Sequence[int]) -> tuple[int, ...]:
     """Returns one ignored label, or several, as a tuple."""
     several = plain_number(ignore_index)
     values = []

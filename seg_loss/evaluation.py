@@ -110,7 +110,7 @@ class Evaluation:
     confusion: Tensor
     non_finite_pixels: int
     maps: dict[str, Tensor]
-    _ignore_index: int | Sequence[int] = field(repr=False)
+    _ignored_values: tuple[int, ...] = field(repr=False)
     _sums: EvaluationSums = field(repr=False)
 
     @cached_property
@@ -145,7 +145,7 @@ class Evaluation:
     @cached_property
     def metrics(self) -> FcnMetrics:
         """The metrics of the confusion matrix; ignored classes are in no mean."""
-        return fcn_metrics(self.confusion, ignore_index=self._ignore_index)
+        return fcn_metrics(self.confusion, ignore_index=self._ignored_values)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -240,7 +240,7 @@ def evaluate(
         confusion=sums.confusion,
         non_finite_pixels=sums.num_non_finite,
         maps={name: sums.maps[name] for name in maps},
-        _ignore_index=options.ignore_index,
+        _ignored_values=options.ignored_values,
         _sums=sums,
     )
 

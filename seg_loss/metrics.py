@@ -17,7 +17,7 @@ Long, Shelhamer, Darrell: Fully Convolutional Networks for Semantic Segmentation
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,8 +111,8 @@ def fcn_metrics(
             FCN does, "zero" counts it as 0, as CSAIL's ADE20K does, and "one" as 1. "gt_only"
             leaves out every class that is not in the truth.
         ignore_index: as in `confusion_matrix`. An ignored value may be a class. The pixels in its
-            row do not count, and the class is in no mean, whatever `absent` is. None is 255, the
-            default of `confusion_matrix`, if the row of class 255 is empty, else no class.
+            row do not count, and the class is in no mean, whatever `absent` is. None
+            ignores class 255, unless its row has pixels. Then no class is ignored.
 
     Raises:
         InvalidInput: for another shape or another `absent`.
@@ -127,7 +127,7 @@ def fcn_metrics(
     counts = confusion.double().cpu().numpy().copy()
     if ignore_index is None:
         ignore_index = () if counts[255:256].any() else 255
-    values = cast(tuple[int, ...], LossOptions(ignore_index).ignore_index)
+    values = LossOptions(ignore_index).ignored_values
     ignored = [value for value in values if 0 <= value < len(counts)]
     counts[ignored] = 0
     right, truth, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)

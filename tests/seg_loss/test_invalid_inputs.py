@@ -32,8 +32,9 @@ U8 = torch.uint8
 
 
 def assert_raises(call, message):
-    with pytest.raises(InvalidInput, match="^" + re.escape(message) + "$"):
+    with pytest.raises(InvalidInput, match="^" + re.escape(message) + "$") as raised:
         call()
+    assert raised.value.__context__ is None, "the traceback shows another error before this one"
 
 
 # -- labels ------------------------------------------------------------------------------------

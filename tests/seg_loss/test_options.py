@@ -1,7 +1,9 @@
 """The meaning of each option: as in torch where torch has it, otherwise by the formula."""
 
+import copy
 import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 
 import seg_loss
-from seg_loss import Deconvolution, InvalidInput, metrics, reference
+from seg_loss import Deconvolution, InvalidInput, SpatialCrossEntropy, metrics, reference
+from seg_loss._inputs import LossOptions
 from seg_loss.compat.caffe import SoftmaxWithLoss
 from tests.support.cases import (
     NORMALIZATIONS,
@@ -301,6 +304,21 @@ def test_every_optional_argument_accepts_its_default(inputs):
     assert evaluation_of(*inputs, **defaults, maps=()).loss == pytest.approx(
         float(expected), rel=1e-7
     )
+
+
+def test_pickled_options_are_equal_to_new_ones():
+    options = LossOptions((255, 1), 0.1, 2.0, "batch", "defer", seg_loss.Bilinear())
+    # Another process gives the strings of the options other hashes.
+    object.__setattr__(options, "_hash", hash(options) + 1)
+    module = SpatialCrossEntropy()
+    module.options = options
+    for restored in (
+        pickle.loads(pickle.dumps(options)),
+        copy.deepcopy(options),
+        pickle.loads(pickle.dumps(module)).options,
+    ):
+        new = LossOptions((255, 1), 0.1, 2.0, "batch", "defer", seg_loss.Bilinear())
+        assert {restored: True} == {new: True}
 
 
 # -- numbers of NumPy and torch ----------------------------------------------------------------
