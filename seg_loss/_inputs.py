@@ -224,7 +224,7 @@ def check_inputs(
         InvalidInput: naming the argument.
     """
     tensors = logits, labels, class_weight, pixel_weight
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or any(map(has_symbolic_sizes, tensors)):
         return _check_inputs(*tensors, options, where)
     # Shapes, dtypes and devices that have passed the checks pass them again.
     key = options, *((None if t is None else _metadata(t)) for t in tensors)
@@ -247,6 +247,14 @@ def check_inputs(
 
 _MAX_CHECKED = 1024
 _checked: set[Any] = set()
+
+
+def has_symbolic_sizes(value: object) -> bool:
+    """Returns whether a tensor has sizes or strides that are symbols, which have no hash.
+
+    torch traces programs with such tensors for inputs of any size.
+    """
+    return isinstance(value, Tensor) and value._has_symbolic_sizes_strides  # type: ignore[attr-defined, no-any-return]
 
 
 def _metadata(value: object) -> Any:
@@ -274,8 +282,9 @@ def _check_inputs(
         class_weight = class_weight.detach()  # the loss is differentiable in the logits alone
     if pixel_weight is not None:
         pixel_weight = _check_pixel_weight(pixel_weight, logits, spatial).detach()
-    # In a compiled program sizes are symbols, which a check would bound. The operator checks them.
-    if options.upsampling is not None and not torch.compiler.is_compiling():
+    # A check would bound sizes that are symbols. The operator checks them.
+    is_traced = torch.compiler.is_compiling() or has_symbolic_sizes(logits)
+    if options.upsampling is not None and not is_traced:
         check_size(options.upsampling, logits.shape[2:], labels.shape[1:])
     return LossInputs(logits, labels, class_weight, pixel_weight, options)
 
