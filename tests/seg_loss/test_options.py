@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 import seg_loss
 from seg_loss import Deconvolution, InvalidInput, SpatialCrossEntropy, metrics, reference
 from seg_loss._inputs import LossOptions
+from seg_loss.compat import torch as compat
 from seg_loss.compat.caffe import SoftmaxWithLoss
 from tests.support.cases import (
     NORMALIZATIONS,
@@ -374,6 +375,28 @@ def test_other_numbers_may_be_those_of_numpy_and_torch(logits, form):
     layer = SoftmaxWithLoss(integer(1), axis=integer(1), loss_weight=number(2.0))
     got, expected = layer(logits, labels), SoftmaxWithLoss(1, loss_weight=2.0)(logits, labels)
     assert same_bits(got, expected)
+
+
+@pytest.mark.parametrize("form", IN_EACH_FORM)
+def test_numbers_of_numpy_and_torch_can_be_compiled(logits, form):
+    integer, number = IN_EACH_FORM[form]
+    labels = make_labels(PLAIN.shape, ignored=0.0)
+    # Of numbers that a program finds, torch's compiler knows the values of 64 bits alone.
+    found = {"NumPy scalars": np.int64(1), "tensors without axes": torch.tensor(1)}
+    found = found.get(form, np.array(1))
+
+    def losses(x):
+        return (
+            seg_loss.spatial_cross_entropy(x, labels, ignore_index=integer(1)),
+            seg_loss.spatial_cross_entropy(x, labels, ignore_index=found),
+            seg_loss.pixel_nll(x, labels, ignore_index=(integer(1), 3)),
+            compat.cross_entropy(x, labels, ignore_index=integer(1)),
+            seg_loss.spatial_softmax(x, axis=integer(1), temperature=number(0.5)),
+        )
+
+    compiled = torch.compile(losses, backend="eager", fullgraph=True)
+    for got, expected in zip(compiled(logits), losses(logits), strict=True):
+        assert same_bits(got, expected)
 
 
 def test_a_tensor_as_option_is_read_at_each_call(logits):
