@@ -203,7 +203,7 @@ def valid_classes(inputs: LossInputs) -> tuple[Tensor, Tensor]:
     valid = (classes >= 0) & (classes < inputs.num_classes)
     for value in inputs.ignored_bits:
         valid = valid & (classes != value)
-    return valid, torch.where(valid, classes, 0)
+    return valid, classes.masked_fill(~valid, 0)
 
 
 def check_inputs(

@@ -33,6 +33,11 @@ DIFFERENTIABLE = {
         seg_loss.spatial_cross_entropy(x, y, class_weight, pixel_weight=pixel_weight)
     ),
     "upsampled_cross_entropy": lambda x, _, y, *weights: seg_loss.upsampled_cross_entropy(x, y),
+    "probability_cross_entropy": lambda x, y, _, class_weight, pixel_weight: (
+        seg_loss.probability_cross_entropy(
+            x.softmax(1), y, class_weight, pixel_weight=pixel_weight, normalization="weight"
+        )
+    ),
     "SpatialCrossEntropy": lambda x, y, *others: seg_loss.SpatialCrossEntropy()(x, y),
     "compat.torch, mean": lambda x, y, *others: compat.cross_entropy(x, y),
     "compat.torch, none": lambda x, y, *others: compat.cross_entropy(x, y, reduction="none"),
@@ -41,6 +46,9 @@ DIFFERENTIABLE = {
 WITH_GRADIENT = {
     "plain": lambda x, y, *others: seg_loss.loss_and_gradient(x, y),
     "upsampled": lambda x, _, y, *others: seg_loss.loss_and_gradient(x, y, upsampling=Bilinear()),
+    "probabilities": lambda x, y, *others: seg_loss.loss_and_gradient(
+        x.softmax(1), y, scores="probabilities"
+    ),
     "out": lambda x, y, *others: seg_loss.loss_and_gradient(x, y, out=torch.empty_like(x)),
     "in place": lambda x, y, *others: seg_loss.loss_and_gradient(x, y, out=x),
 }
