@@ -80,7 +80,7 @@ class LossOptions:
 
     def __hash__(self) -> int:
         """Returns the hash, computed once: each call of a loss looks up its plan with it."""
-        return self._hash  # type: ignore[attr-defined, no-any-return]
+        return self._hash
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The hash of a string differs from process to process, so that it cannot be pickled.
@@ -254,7 +254,7 @@ def has_symbolic_sizes(value: object) -> bool:
 
     torch traces programs with such tensors for inputs of any size.
     """
-    return isinstance(value, Tensor) and value._has_symbolic_sizes_strides  # type: ignore[attr-defined, no-any-return]
+    return isinstance(value, Tensor) and value._has_symbolic_sizes_strides
 
 
 def _metadata(value: object) -> Any:

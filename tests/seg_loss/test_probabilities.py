@@ -210,9 +210,9 @@ def test_probabilities_work_wherever_logits_do(context):
     labels[0, 3, 4] = 0
     invalid_probabilities, invalid_labels = probabilities.clone(), labels.clone()
     invalid_probabilities[0, 2, 3, 4] = invalid_labels[0, 3, 4] = 9
-    with pytest.raises(InvalidInput, match="^(probabilities|logits): expected probabilities from"):
+    with pytest.raises(InvalidInput, match=r"^(probabilities|logits): expected probabilities from"):
         call(invalid_probabilities, labels)
-    with pytest.raises(InvalidInput, match="^labels: "):
+    with pytest.raises(InvalidInput, match=r"^labels: "):
         call(probabilities, invalid_labels)
 
 
