@@ -80,7 +80,7 @@ class LossOptions:
 
     def __hash__(self) -> int:
         """Returns the hash, computed once: each call of a loss looks up its plan with it."""
-        return self._hash
+        return self._hash  # type: ignore[attr-defined, no-any-return]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The hash of a string differs from process to process, so that it cannot be pickled.
@@ -254,12 +254,12 @@ def has_symbolic_sizes(value: object) -> bool:
 
     torch traces programs with such tensors for inputs of any size.
     """
-    return isinstance(value, Tensor) and value._has_symbolic_sizes_strides
+    return isinstance(value, Tensor) and _has_strides(value) and value._has_symbolic_sizes_strides
 
 
 def _metadata(value: object) -> Any:
     """Returns shape, dtype and device of a tensor; else an object that is equal to no other."""
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or not _has_strides(value):
         return object()
     return value.shape, value.dtype, value.device
 
@@ -302,9 +302,17 @@ def check_logits(logits: Tensor, where: str = "logits") -> None:
 
 
 def check_tensor(where: str, value: object) -> None:
-    """Checks for a torch.Tensor."""
+    """Checks for a torch.Tensor with strides, which sparse and nested tensors lack."""
     if not isinstance(value, Tensor):
         raise InvalidInput(where, "a torch.Tensor", type(value).__name__)
+    if not _has_strides(value):
+        kind = "a nested tensor" if value.is_nested else f"the layout {value.layout}"
+        fix = "Pad it." if value.is_nested else "Call .to_dense()."
+        raise InvalidInput(where, "a dense tensor", kind, fix)
+
+
+def _has_strides(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_nested
 
 
 def check_choice(where: str, value: object, choices: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from seg_loss._errors import InvalidInput, dtype_name, shape_of
-from seg_loss._inputs import LABEL_DTYPES, LossOptions, check_choice, check_memory
+from seg_loss._inputs import LABEL_DTYPES, LossOptions, check_choice, check_memory, check_tensor
 from seg_loss.constants import ABSENT
 
 
@@ -76,6 +76,7 @@ def confusion_matrix(
     [[1, 0], [0, 1]]
     """
     for where, tensor in (("prediction", prediction), ("labels", labels)):
+        check_tensor(where, tensor)
         if tensor.dtype not in LABEL_DTYPES:
             raise InvalidInput(where, "class indices", dtype_name(tensor.dtype))
     if prediction.shape != labels.shape:
@@ -120,6 +121,7 @@ def fcn_metrics(
     >>> fcn_metrics(torch.tensor([[3, 1], [0, 4]])).pixel_accuracy
     0.875
     """
+    check_tensor("confusion", confusion)
     if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
         raise InvalidInput("confusion", "[C, C]", f"shape {shape_of(confusion)}")
     check_choice("absent", absent, ABSENT)
