@@ -335,10 +335,23 @@ def check_device(where: str, tensor: Tensor) -> None:
 def check_memory(**tensors: Tensor | None) -> None:
     """Checks for tensors whose elements can be read, by the names of the arguments."""
     for where, tensor in tensors.items():
-        if tensor is not None and not _has_memory(tensor):
-            got = "a meta tensor" if tensor.is_meta else f"a {type(tensor).__name__} without them"
+        if tensor is None:
+            continue
+        check_tensor(where, tensor)
+        if not _has_memory(tensor):
             fix = "Only the differentiable functions accept such tensors."
-            raise InvalidInput(where, "a tensor with elements in memory", got, fix)
+            raise InvalidInput(where, "a tensor with elements in memory", _kind(tensor), fix)
+
+
+def _kind(tensor: Tensor) -> str:
+    """Returns what a tensor without elements is."""
+    if torch._C._functorch.is_batchedtensor(tensor):
+        return "one inside of torch.func.vmap"
+    if torch._C._functorch.is_gradtrackingtensor(tensor):
+        return "one inside of torch.func.grad, vjp or jvp"
+    if tensor.is_meta:
+        return "a meta tensor"
+    return f"a {type(tensor).__name__} without them"
 
 
 def _has_memory(tensor: Tensor) -> bool:

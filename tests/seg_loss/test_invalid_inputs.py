@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import seg_loss
-from seg_loss import Bilinear, Deconvolution, InvalidInput
+from seg_loss import Bilinear, Deconvolution, InvalidInput, metrics
 from seg_loss.compat import torch as compat_torch
 from seg_loss.constants import MAPS
 from tests.support.cases import (
@@ -480,6 +480,24 @@ def test_unknown_maps_raise(upsampling):
             lambda maps=maps: seg_loss.evaluate(LOGITS, LABELS, upsampling=upsampling, maps=maps),
             f"maps: expected names among {names}, got {maps!r}.",
         )
+
+
+@pytest.mark.parametrize(
+    ("where", "call"),
+    [
+        ("prediction", lambda x: metrics.confusion_matrix(x, LABELS, 3)),
+        ("labels", lambda x: metrics.confusion_matrix(LABELS, x, 3)),
+        ("confusion", metrics.fcn_metrics),
+        ("scores", lambda x: seg_loss.scratch_bytes(x, (8, 8), upsampling=Bilinear())),
+        ("logits", seg_loss.spatial_softmax),
+        ("logits", lambda x: seg_loss.require_finite(x, LABELS)),
+        ("probabilities", lambda x: seg_loss.probability_cross_entropy(x, LABELS)),
+    ],
+)
+def test_every_function_refuses_what_is_no_dense_tensor(where, call):
+    assert_raises(lambda: call([[0]]), f"{where}: expected a torch.Tensor, got list.")
+    with pytest.raises(InvalidInput, match=f"^{where}: expected a dense tensor, got the layout"):
+        call(LOGITS.to_sparse())
 
 
 def test_invalid_input_is_a_value_error_that_keeps_its_fields():

@@ -174,6 +174,28 @@ def test_sizes_may_be_symbols(name):
     torch.testing.assert_close(traced(*larger), run(*larger), rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # of torch.func.jvp
+@pytest.mark.parametrize(
+    ("transform", "text"),
+    [("vmap", "vmap"), ("grad", "grad, vjp or jvp"), ("jvp", "grad, vjp or jvp")],
+)
+@pytest.mark.parametrize("name", ["evaluate", "require_finite"])
+def test_the_error_in_a_transform_names_it(name, transform, text):
+    x, y, *others = inputs()
+
+    def call(x):
+        READING[name](x, y, *others)
+        return x.sum()
+
+    run = {
+        "vmap": lambda: torch.func.vmap(call)(x[None]),
+        "grad": lambda: torch.func.grad(call)(x),
+        "jvp": lambda: torch.func.jvp(call, (x,), (x,)),
+    }[transform]
+    with pytest.raises(InvalidInput, match=rf"got one inside of torch\.func\.{text}\. "):
+        run()
+
+
 def test_weights_without_elements_are_not_read():
     x, y, _, class_weight, pixel_weight = inputs()
     with FakeTensorMode() as mode:
