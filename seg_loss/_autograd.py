@@ -121,7 +121,7 @@ def _call(function: type[Function], *arguments: Any) -> Any:
     return _apply(function, *arguments)
 
 
-class _Function(Function):
+class DifferentiableFunction(Function):
     """A Function whose only or first result has a derivative along tangents of its arguments."""
 
     @staticmethod
@@ -181,7 +181,7 @@ class _Function(Function):
         return empty, (0,) * len(empty)
 
 
-class CrossEntropy(_Function):
+class CrossEntropy(DifferentiableFunction):
     """Logits to loss, divisor and, if wanted, gradient; only the loss is differentiable."""
 
     @staticmethod
@@ -220,7 +220,7 @@ class CrossEntropy(_Function):
         return _inner_product_of_loss(tensors, divisor, options, tangents[0])
 
 
-class Gradient(_Function):
+class Gradient(DifferentiableFunction):
     """Logits to grad_output / D * d(sum of terms) / d(logits).
 
     A divisor or `grad_output` of None is 1. Differentiable in `grad_output` and pixel weights too.
@@ -272,7 +272,7 @@ class Gradient(_Function):
         return _sum(parts)
 
 
-class UpsampledCrossEntropy(_Function):
+class UpsampledCrossEntropy(DifferentiableFunction):
     """Scores to loss and, if wanted, gradient; only the loss is differentiable."""
 
     @staticmethod
@@ -313,7 +313,7 @@ class UpsampledCrossEntropy(_Function):
         return _inner_product(gradient, tangents[0])
 
 
-class UpsampledGradient(_Function):
+class UpsampledGradient(DifferentiableFunction):
     """Scores and the gradient of their loss, if it is stored, to its product with `grad_output`.
 
     A `grad_output` of None is 1.
@@ -363,7 +363,7 @@ class UpsampledGradient(_Function):
         return _sum(parts)
 
 
-class PixelTerms(_Function):
+class PixelTerms(DifferentiableFunction):
     """Logits to terms."""
 
     @staticmethod
@@ -388,7 +388,7 @@ class PixelTerms(_Function):
         return _products(gradient, tangents[0], loss_dtype(gradient)).sum(1)
 
 
-class Softmax(_Function):
+class Softmax(DifferentiableFunction):
     """Logits to probabilities."""
 
     @staticmethod
@@ -421,7 +421,7 @@ class Softmax(_Function):
         return cls.apply(batch, axis + 1, temperature), 0  # type: ignore[no-untyped-call]
 
 
-class SoftmaxGradient(_Function):
+class SoftmaxGradient(DifferentiableFunction):
     """A gradient in the softmax, and the logits, to weight * p (g - sum_c g_c p_c) / temperature.
 
     g is `grad_output`. A weight of None is 1.

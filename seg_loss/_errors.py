@@ -1,6 +1,6 @@
 """`InvalidInput` and the wording that its messages share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +27,13 @@ class InvalidInput(ValueError, IndexError, RuntimeError, TypeError):
         self.expected = expected
         self.got = got
         self.fix = fix
+
+    def renamed(self, names: Mapping[str, str]) -> "InvalidInput":
+        """Returns the error of a function whose arguments have other names."""
+        fix = self.fix
+        for name, other in names.items():
+            fix = fix.replace(name, other)
+        return type(self)(names.get(self.where, self.where), self.expected, self.got, fix)
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str, str]]:
         # Exceptions are pickled by their `args`, which hold the whole sentence.

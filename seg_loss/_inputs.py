@@ -70,7 +70,7 @@ class LossOptions:
         if self.upsampling is not None:
             check_upsampling(self.upsampling)
         normal = {
-            "ignore_index": ignored_values(self.ignore_index),
+            "ignore_index": _ignored_values(self.ignore_index),
             "label_smoothing": float(label_smoothing),
             "temperature": temperature,
         }
@@ -82,14 +82,24 @@ class LossOptions:
         """Returns the hash, computed once: each call of a loss looks up its plan with it."""
         return self._hash  # type: ignore[attr-defined, no-any-return]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The hash of a string differs from process to process, so that it cannot be pickled.
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def ignored_values(self) -> tuple[int, ...]:
+        """The values of `ignore_index`."""
+        values: Any = self.ignore_index
+        return values  # type: ignore[no-any-return]
+
     def ignored_labels(self, dtype: torch.dtype) -> tuple[int, ...]:
         """Returns the ignored values that labels of this dtype can hold, without repetitions.
 
         Any other value matches no pixel; a cast to the dtype would make it match a wrong one.
         """
         limits = torch.iinfo(dtype)
-        values: Any = self.ignore_index
-        return tuple(dict.fromkeys(v for v in values if limits.min <= v <= limits.max))
+        values = (v for v in self.ignored_values if limits.min <= v <= limits.max)
+        return tuple(dict.fromkeys(values))
 
 
 def loss_options(ignore_index: int | Sequence[int], *others: Any) -> LossOptions:
@@ -104,13 +114,11 @@ def loss_options(ignore_index: int | Sequence[int], *others: Any) -> LossOptions
         or torch.compiler.is_compiling()
     ):
         return LossOptions(ignore_index, *others)
-    try:
-        return _loss_options(ignore_index, *others)
-    except TypeError:  # a value without a hash, which is wrong
-        return LossOptions(ignore_index, *others)
+    return _loss_options(ignore_index, *others)
 
 
 _PYTHON_TYPES = {int, float, str, Bilinear, Deconvolution, type(None)}
+"""The types of values that have a hash and cannot change."""
 
 
 @functools.lru_cache(maxsize=256, typed=True)
@@ -195,7 +203,7 @@ def valid_classes(inputs: LossInputs) -> tuple[Tensor, Tensor]:
     valid = (classes >= 0) & (classes < inputs.num_classes)
     for value in inputs.ignored_bits:
         valid = valid & (classes != value)
-    return valid, torch.where(valid, classes, 0)
+    return valid, classes.masked_fill(~valid, 0)
 
 
 def check_inputs(
@@ -216,7 +224,7 @@ def check_inputs(
         InvalidInput: naming the argument.
     """
     tensors = logits, labels, class_weight, pixel_weight
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or any(map(has_symbolic_sizes, tensors)):
         return _check_inputs(*tensors, options, where)
     # Shapes, dtypes and devices that have passed the checks pass them again.
     key = options, *((None if t is None else _metadata(t)) for t in tensors)
@@ -241,9 +249,17 @@ _MAX_CHECKED = 1024
 _checked: set[Any] = set()
 
 
+def has_symbolic_sizes(value: object) -> bool:
+    """Returns whether a tensor has sizes or strides that are symbols, which have no hash.
+
+    torch traces programs with such tensors for inputs of any size.
+    """
+    return isinstance(value, Tensor) and _has_strides(value) and value._has_symbolic_sizes_strides
+
+
 def _metadata(value: object) -> Any:
     """Returns shape, dtype and device of a tensor; else an object that is equal to no other."""
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or not _has_strides(value):
         return object()
     return value.shape, value.dtype, value.device
 
@@ -266,8 +282,9 @@ def _check_inputs(
         class_weight = class_weight.detach()  # the loss is differentiable in the logits alone
     if pixel_weight is not None:
         pixel_weight = _check_pixel_weight(pixel_weight, logits, spatial).detach()
-    # In a compiled program sizes are symbols, which a check would bound. The operator checks them.
-    if options.upsampling is not None and not torch.compiler.is_compiling():
+    # A check would bound sizes that are symbols. The operator checks them.
+    is_traced = torch.compiler.is_compiling() or has_symbolic_sizes(logits)
+    if options.upsampling is not None and not is_traced:
         check_size(options.upsampling, logits.shape[2:], labels.shape[1:])
     return LossInputs(logits, labels, class_weight, pixel_weight, options)
 
@@ -285,9 +302,17 @@ def check_logits(logits: Tensor, where: str = "logits") -> None:
 
 
 def check_tensor(where: str, value: object) -> None:
-    """Checks for a torch.Tensor."""
+    """Checks for a torch.Tensor with strides, which sparse and nested tensors lack."""
     if not isinstance(value, Tensor):
         raise InvalidInput(where, "a torch.Tensor", type(value).__name__)
+    if not _has_strides(value):
+        kind = "a nested tensor" if value.is_nested else f"the layout {value.layout}"
+        fix = "Pad it." if value.is_nested else "Call .to_dense()."
+        raise InvalidInput(where, "a dense tensor", kind, fix)
+
+
+def _has_strides(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_nested
 
 
 def check_choice(where: str, value: object, choices: Sequence[str]) -> None:
@@ -310,10 +335,23 @@ def check_device(where: str, tensor: Tensor) -> None:
 def check_memory(**tensors: Tensor | None) -> None:
     """Checks for tensors whose elements can be read, by the names of the arguments."""
     for where, tensor in tensors.items():
-        if tensor is not None and not _has_memory(tensor):
-            got = "a meta tensor" if tensor.is_meta else f"a {type(tensor).__name__} without them"
+        if tensor is None:
+            continue
+        check_tensor(where, tensor)
+        if not _has_memory(tensor):
             fix = "Only the differentiable functions accept such tensors."
-            raise InvalidInput(where, "a tensor with elements in memory", got, fix)
+            raise InvalidInput(where, "a tensor with elements in memory", _kind(tensor), fix)
+
+
+def _kind(tensor: Tensor) -> str:
+    """Returns what a tensor without elements is."""
+    if torch._C._functorch.is_batchedtensor(tensor):
+        return "one inside of torch.func.vmap"
+    if torch._C._functorch.is_gradtrackingtensor(tensor):
+        return "one inside of torch.func.grad, vjp or jvp"
+    if tensor.is_meta:
+        return "a meta tensor"
+    return f"a {type(tensor).__name__} without them"
 
 
 def _has_memory(tensor: Tensor) -> bool:
@@ -478,7 +516,7 @@ def _check_pixel_weight(pixel_weight: Tensor, logits: Tensor, spatial: Sequence[
     return _check_map("pixel_weight", pixel_weight, logits, spatial, reference)
 
 
-def ignored_values(ignore_index: int | Sequence[int]) -> tuple[int, ...]:
+def _ignored_values(ignore_index: int | Sequence[int]) -> tuple[int, ...]:
     """Returns one ignored label, or several, as a tuple."""
     several = plain_number(ignore_index)
     values = []

@@ -1,6 +1,7 @@
 """Options that are numbers, in each form in which NumPy and torch pass them."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
 _ARRAYS = np.generic, np.ndarray, Tensor
@@ -13,6 +14,9 @@ def plain_number(value: object) -> object:
     the cache of options require Python's numbers.
     """
     if isinstance(value, _ARRAYS) and value.ndim == 0:
+        if torch.compiler.is_compiling():
+            # torch's compiler cannot read an integer of NumPy that the program itself makes.
+            value = torch.as_tensor(value, device="cpu")
         number: object = value.item()
         return number
     return value

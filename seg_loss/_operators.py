@@ -117,7 +117,7 @@ def unflatten(arguments: Sequence[Any]) -> LossInputs:
 _library = torch.library.Library("seg_loss", "DEF")  # type: ignore[no-untyped-call]
 
 
-def _operator(fake: Callable[..., Any]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def define_operator(fake: Callable[..., Any]) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Defines the operator `seg_loss::<name of the function>`, the same on all devices.
 
     An argument `inputs: LossInputs`, which must come first, becomes the arguments of
@@ -187,7 +187,7 @@ def _fake_cross_entropy(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor, T
     )
 
 
-@_operator(_fake_cross_entropy)
+@define_operator(_fake_cross_entropy)
 def full_size_cross_entropy(
     inputs: LossInputs, with_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -199,7 +199,7 @@ def _fake_gradient(logits: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(logits)
 
 
-@_operator(_fake_gradient)
+@define_operator(_fake_gradient)
 def cross_entropy_gradient(
     inputs: LossInputs, divisor: Tensor | None, grad_output: Tensor | None
 ) -> Tensor:
@@ -217,7 +217,7 @@ def _fake_upsampled_cross_entropy(scores: Tensor, *others: Any) -> tuple[Tensor,
     return scores.new_empty((), dtype=dtype), nothing if gradient is None else gradient
 
 
-@_operator(_fake_upsampled_cross_entropy)
+@define_operator(_fake_upsampled_cross_entropy)
 def upsampled_cross_entropy(
     inputs: LossInputs, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -225,7 +225,7 @@ def upsampled_cross_entropy(
     return _backends.compute_upsampled_loss(inputs, with_gradient=with_gradient)
 
 
-@_operator(_fake_gradient)
+@define_operator(_fake_gradient)
 def upsampled_gradient(inputs: LossInputs, gradient: Tensor, grad_output: Tensor) -> Tensor:
     """Returns grad_output * gradient, rounded to the scores' dtype.
 
@@ -241,7 +241,7 @@ def _fake_pixel_terms(logits: Tensor, labels: Tensor, *others: Any) -> Tensor:
     return logits.new_empty(labels.shape, dtype=loss_dtype(logits))
 
 
-@_operator(_fake_pixel_terms)
+@define_operator(_fake_pixel_terms)
 def pixel_terms(inputs: LossInputs) -> Tensor:
     """Returns the terms, [N, *spatial], 0 where ignored."""
     return _backends.compute_terms(inputs)
@@ -254,7 +254,7 @@ def _fake_softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
     return torch.empty_like(logits)
 
 
-@_operator(_fake_softmax)
+@define_operator(_fake_softmax)
 def softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
     """Returns softmax(logits / temperature) along `axis`."""
     return _backends.compute_softmax(logits, axis, temperature)
@@ -266,7 +266,7 @@ def _fake_softmax_gradient(
     return torch.empty_like(logits)
 
 
-@_operator(_fake_softmax_gradient)
+@define_operator(_fake_softmax_gradient)
 def softmax_gradient(
     grad_output: Tensor, logits: Tensor, weight: Tensor | None, axis: int, temperature: float
 ) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from seg_loss._backends import backend_of
-from seg_loss._inputs import check_device, check_memory
+from seg_loss._inputs import check_device, check_memory, check_tensor
 from seg_loss.upsampling import Upsampling, axes, check_upsampling
 
 
@@ -24,6 +24,7 @@ def scratch_bytes(scores: Tensor, size: Sequence[int], *, upsampling: Upsampling
     Raises:
         InvalidInput: if the sizes do not fit the upsampling.
     """
+    check_tensor("scores", scores)
     check_device("scores", scores)
     check_memory(scores=scores)
     check_upsampling(upsampling)

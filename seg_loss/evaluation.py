@@ -20,7 +20,7 @@ from seg_loss._inputs import LossInputs, check_inputs, check_memory, loss_dtype,
 from seg_loss.constants import MAPS, NUM_TOP_CLASSES, SATURATED_NLL
 from seg_loss.diagnosis import Diagnosis, diagnose
 from seg_loss.metrics import FcnMetrics, fcn_metrics
-from seg_loss.probabilities import check_scores, pixel_nll
+from seg_loss.probabilities import check_probabilities, check_scores, targets_of
 from seg_loss.upsampling import Upsampling
 
 
@@ -110,7 +110,7 @@ class Evaluation:
     confusion: Tensor
     non_finite_pixels: int
     maps: dict[str, Tensor]
-    _ignore_index: int | Sequence[int] = field(repr=False)
+    _ignored_values: tuple[int, ...] = field(repr=False)
     _sums: EvaluationSums = field(repr=False)
 
     @cached_property
@@ -145,7 +145,7 @@ class Evaluation:
     @cached_property
     def metrics(self) -> FcnMetrics:
         """The metrics of the confusion matrix; ignored classes are in no mean."""
-        return fcn_metrics(self.confusion, ignore_index=self._ignore_index)
+        return fcn_metrics(self.confusion, ignore_index=self._ignored_values)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -240,7 +240,7 @@ def evaluate(
         confusion=sums.confusion,
         non_finite_pixels=sums.num_non_finite,
         maps={name: sums.maps[name] for name in maps},
-        _ignore_index=options.ignore_index,
+        _ignored_values=options.ignored_values,
         _sums=sums,
     )
 
@@ -278,20 +278,20 @@ def _sums_of_probabilities(inputs: LossInputs, maps: Sequence[str]) -> Evaluatio
     Their nll is -ln p. That of the logits would be divided by the sum of the probabilities, which
     is 1 only up to rounding.
     """
-    nll, weight, valid = pixel_nll(inputs)
     logits = inputs.logits.to(loss_dtype(inputs.logits)).log()
-    # The labels have been checked, so that no error is raised or deferred twice.
-    unchecked = replace(inputs.options, check_labels="ignore")
-    inputs = replace(inputs, logits=logits, options=unchecked)
-    sums: EvaluationSums = backend_of(logits).evaluate(inputs, _empty_maps(inputs, maps))
+    of_logits = replace(inputs, logits=logits)
+    sums: EvaluationSums = backend_of(logits).evaluate(of_logits, _empty_maps(inputs, maps))
+    check_probabilities(inputs)
+    targets = targets_of(inputs)
+    nll = targets.nll
     if "nll" in maps:
         sums.maps["nll"].copy_(nll)
-    terms = nll if weight is None else nll * weight
     by_class = torch.bincount(
-        inputs.labels[valid].long().cpu(),
-        weights=nll[valid].double().cpu(),
+        targets.classes.flatten().cpu(),
+        weights=nll.double().flatten().cpu(),
         minlength=inputs.num_classes,
     )
+    terms = nll * targets.weight
     return replace(
         sums,
         loss=terms.unsqueeze(1).flatten(1).sum(dim=1, dtype=torch.float64).cpu(),

@@ -237,7 +237,7 @@ def loss_and_gradient(
         upsampling: None, or how the scores become as large as the labels, as in
             `upsampled_cross_entropy`.
         scores: "probabilities" if the logits are probabilities, as in `probability_cross_entropy`.
-            The gradient is then in the probabilities, and autograd computes it.
+            The gradient is then in the probabilities.
         out: memory for the gradient, like the logits. `out=logits` overwrites the logits. If a
             label is invalid, `out` keeps its contents on the CPU; on a GPU it is written before the
             labels have been checked.

@@ -17,14 +17,14 @@ Long, Shelhamer, Darrell: Fully Convolutional Networks for Semantic Segmentation
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from seg_loss._errors import InvalidInput, dtype_name, shape_of
-from seg_loss._inputs import LABEL_DTYPES, LossOptions, check_choice, check_memory
+from seg_loss._inputs import LABEL_DTYPES, LossOptions, check_choice, check_memory, check_tensor
 from seg_loss.constants import ABSENT
 
 
@@ -76,6 +76,7 @@ def confusion_matrix(
     [[1, 0], [0, 1]]
     """
     for where, tensor in (("prediction", prediction), ("labels", labels)):
+        check_tensor(where, tensor)
         if tensor.dtype not in LABEL_DTYPES:
             raise InvalidInput(where, "class indices", dtype_name(tensor.dtype))
     if prediction.shape != labels.shape:
@@ -111,8 +112,8 @@ def fcn_metrics(
             FCN does, "zero" counts it as 0, as CSAIL's ADE20K does, and "one" as 1. "gt_only"
             leaves out every class that is not in the truth.
         ignore_index: as in `confusion_matrix`. An ignored value may be a class. The pixels in its
-            row do not count, and the class is in no mean, whatever `absent` is. None is 255, the
-            default of `confusion_matrix`, if the row of class 255 is empty, else no class.
+            row do not count, and the class is in no mean, whatever `absent` is. None
+            ignores class 255, unless its row has pixels. Then no class is ignored.
 
     Raises:
         InvalidInput: for another shape or another `absent`.
@@ -120,6 +121,7 @@ def fcn_metrics(
     >>> fcn_metrics(torch.tensor([[3, 1], [0, 4]])).pixel_accuracy
     0.875
     """
+    check_tensor("confusion", confusion)
     if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
         raise InvalidInput("confusion", "[C, C]", f"shape {shape_of(confusion)}")
     check_choice("absent", absent, ABSENT)
@@ -127,7 +129,7 @@ def fcn_metrics(
     counts = confusion.double().cpu().numpy().copy()
     if ignore_index is None:
         ignore_index = () if counts[255:256].any() else 255
-    values = cast(tuple[int, ...], LossOptions(ignore_index).ignore_index)
+    values = LossOptions(ignore_index).ignored_values
     ignored = [value for value in values if 0 <= value < len(counts)]
     counts[ignored] = 0
     right, truth, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)

@@ -112,9 +112,8 @@ class UpsampledCrossEntropy(SpatialCrossEntropy):
 
 
 def _options_text(options: LossOptions) -> str:
-    ignored = options.ignore_index
-    if isinstance(ignored, tuple) and len(ignored) == 1:
-        (ignored,) = ignored
+    values = options.ignored_values
+    ignored = values[0] if len(values) == 1 else values
     return (
         f"ignore_index={ignored}, label_smoothing={options.label_smoothing}, "
         f"temperature={options.temperature}, normalization={options.normalization!r}, "

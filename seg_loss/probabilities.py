@@ -8,32 +8,41 @@ For a weight w, the gradient in the probabilities is -w / (D p_y) at the target 
 at all other classes. Where p_y = 0 the loss is infinite, as in torch. Caffe's
 MultinomialLogisticLoss raises p_y to at least 1e-20 instead.
 
-The functions consist of operations of torch, so that autograd differentiates them any number of
-times. Besides the gradient they allocate maps of one number per pixel, and on the CPU a float32
-copy of probabilities of 16 bits for their sum. The loss of logits is more accurate, because a
-softmax rounds small probabilities, some of them to 0.
+The functions consist of operations of torch, so that autograd and torch.func differentiate them any
+number of times, and of an operator, which checks all values and returns the divisor. Besides the
+gradient they allocate maps of one number per pixel, and on the CPU a float32 copy of probabilities
+of 16 bits for their sum. The loss of logits is more accurate, because a softmax rounds small
+probabilities, some of them to 0.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from seg_loss import _labels
-from seg_loss._backends import without_dynamo
+from seg_loss import _labels, _operators
+from seg_loss._autograd import DifferentiableFunction, is_transformed
+from seg_loss._compile import is_compiling
 from seg_loss._divisor import divisor
 from seg_loss._errors import InvalidInput, more_pixels, shape_text
-from seg_loss._inputs import LossInputs, LossOptions, check_choice, check_inputs, loss_dtype
-from seg_loss._inputs import loss_options as make_options
+from seg_loss._inputs import (
+    LossInputs,
+    LossOptions,
+    check_choice,
+    check_inputs,
+    loss_dtype,
+    loss_options,
+    valid_classes,
+)
 from seg_loss._labels import InvalidValues, LabelReport
 from seg_loss.constants import SCORES
 
 _FIX = "Are these logits? Then pass scores=logits; in Python, use spatial_cross_entropy."
 
 
-@without_dynamo
 def probability_cross_entropy(
     probabilities: Tensor,
     labels: Tensor,
@@ -73,70 +82,148 @@ def probability_cross_entropy(
     >>> f"{probability_cross_entropy(probabilities, torch.tensor([0])):.4f}"  # ln 4
     '1.3863'
     """
-    options = make_options(ignore_index, 0.0, 1.0, normalization, check_labels)
+    options = loss_options(ignore_index, 0.0, 1.0, normalization, check_labels)
     tensors = probabilities, labels, class_weight, pixel_weight
     where = "probabilities"
-    return _loss_of(check_inputs(*tensors, options, where=where), where)
+    return _probability_loss(check_inputs(*tensors, options, where=where), where)
 
 
-def _loss_of(inputs: LossInputs, where: str = "logits") -> Tensor:
+def _probability_loss(inputs: LossInputs, where: str) -> Tensor:
     """Returns the loss of checked inputs, whose `logits` are probabilities; differentiable."""
-    nll, weight, valid = pixel_nll(inputs, where)
-    terms = nll if weight is None else nll * weight
-    total = divisor(
-        inputs.options.normalization,
-        valid_pixels=int(valid.sum()),
-        weight_sum=None if weight is None else float(weight.double().sum()),
-        num_images=len(inputs.labels),
-        num_pixels=inputs.labels.numel(),
-    )
-    return (terms.sum(dtype=torch.float64) / total).to(terms.dtype)
+    divisor = _divisor(inputs, where)
+    return _mean(targets_of(inputs), divisor)
 
 
-@without_dynamo
 def probability_loss_and_gradient(
     inputs: LossInputs, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss and its gradient in the probabilities, in `out` if given."""
-    with torch.enable_grad():
-        probabilities = inputs.logits.detach().requires_grad_()
-        loss = _loss_of(replace(inputs, logits=probabilities))
-        (gradient,) = torch.autograd.grad(loss, probabilities)
-    return loss.detach(), gradient if out is None else out.copy_(gradient)
+    with torch.no_grad():
+        divisor = _divisor(inputs, "logits")
+        targets = targets_of(inputs)
+        loss = _mean(targets, divisor)
+        scale = targets.weight * divisor.reciprocal().to(loss.dtype)
+        # A negation would make 0 a -0.
+        values = (0 - scale / targets.probability).to(inputs.logits.dtype).unsqueeze(1)
+        index = targets.classes.unsqueeze(1)
+        if out is not None:
+            return loss, out.zero_().scatter_(1, index, values)
+        zeros = torch.zeros_like(inputs.logits)
+        if torch._C._are_functorch_transforms_active():  # `vmap` may be over the labels alone
+            return loss, zeros.scatter(1, index, values)
+        return loss, zeros.scatter_(1, index, values)
 
 
-def pixel_nll(inputs: LossInputs, where: str = "logits") -> tuple[Tensor, Tensor | None, Tensor]:
-    """Returns -ln p_y and the weight of each pixel, both 0 where ignored, and the valid pixels.
+class Targets(NamedTuple):
+    """The target class of each pixel, [N, *spatial].
 
-    The weight is None if there are no weights. Invalid labels, weights and probabilities are
-    reported as `check_labels` says; `where` is what messages call the probabilities.
+    Attributes:
+        classes: the class, int64; 0 where ignored.
+        probability: its probability, differentiable, in the loss's dtype; 1 where ignored.
+        weight: the weight of the pixel; 0 where ignored.
+    """
+
+    classes: Tensor
+    probability: Tensor
+    weight: Tensor
+
+    @property
+    def nll(self) -> Tensor:
+        """-ln p, 0 where ignored."""
+        return 0 - self.probability.log()  # a negation would make 0 a -0
+
+
+def targets_of(inputs: LossInputs) -> Targets:
+    """Returns the targets of checked inputs, whose `logits` are probabilities."""
+    valid, classes = valid_classes(inputs)
+    probability = inputs.logits.gather(1, classes.unsqueeze(1)).squeeze(1)
+    probability = probability.to(loss_dtype(probability)).masked_fill(~valid, 1)
+    return Targets(classes, probability, _weight(inputs, valid, classes))
+
+
+def _weight(inputs: LossInputs, valid: Tensor, classes: Tensor) -> Tensor:
+    dtype = loss_dtype(inputs.logits)
+    weight = valid.to(dtype)
+    if inputs.class_weight is not None:
+        weight = weight * inputs.class_weight.to(dtype)[classes]
+    if inputs.pixel_weight is not None:
+        weight = weight * inputs.pixel_weight.to(dtype)
+    return weight.masked_fill(~valid, 0).detach()
+
+
+def _mean(targets: Targets, divisor: Tensor) -> Tensor:
+    terms = targets.nll * targets.weight
+    return (terms.sum(dtype=torch.float64) / divisor).to(terms.dtype)
+
+
+def _divisor(inputs: LossInputs, where: str) -> Tensor:
+    """Returns the divisor of the loss, after a check of all values."""
+    inputs = replace(inputs, logits=inputs.logits.detach())
+    if is_transformed() and not is_compiling():
+        divisor: Tensor = _Divisor.apply(*inputs.tensors, where, inputs.options)  # type: ignore[no-untyped-call]
+        return divisor
+    return probability_divisor(inputs, where)
+
+
+def _fake_divisor(probabilities: Tensor, *others: Any) -> Tensor:
+    return probabilities.new_empty((), dtype=torch.float64)
+
+
+@_operators.define_operator(_fake_divisor)
+def probability_divisor(inputs: LossInputs, where: str) -> Tensor:
+    """Returns the divisor, float64, and reports what is invalid as `check_labels` says.
+
+    Args:
+        inputs: the inputs; their `logits` are probabilities.
+        where: what messages call the probabilities.
     """
     _labels.raise_deferred()
-    probabilities, dtype = inputs.logits, loss_dtype(inputs.logits)
-    y = inputs.labels.long()
-    ignored = torch.zeros_like(y, dtype=torch.bool)
-    for value in inputs.ignored_bits:
-        ignored |= y == value
-    is_class = (y >= 0) & (y < inputs.num_classes)
-    valid = is_class & ~ignored
-    if inputs.options.check_labels != "ignore":
-        with torch.no_grad():
-            report = _label_report(inputs, valid, ~is_class & ~ignored)
-            error = _labels.error_for(report, inputs.num_classes, inputs.ignored)
-            error = error or _error_in_probabilities(where, probabilities, valid)
-        _labels.raise_or_defer(error, inputs.options.check_labels)
-    y = torch.where(valid, y, 0)
-    of_target = probabilities.gather(1, y.unsqueeze(1)).squeeze(1).to(dtype)
-    nll = 0 - torch.where(valid, of_target, 1).log()  # a negation would make 0 a -0
-    weight = None
-    if inputs.is_weighted:
-        weight = torch.ones_like(nll)
-        if inputs.class_weight is not None:
-            weight = weight * inputs.class_weight.to(dtype)[y]
-        if inputs.pixel_weight is not None:
-            weight = weight * inputs.pixel_weight.to(dtype)
-        weight = torch.where(valid, weight, 0).detach()
-    return nll, weight, valid
+    inputs, options = inputs.resolve_neg(), inputs.options
+    valid, classes = valid_classes(inputs)
+    if options.check_labels != "ignore":
+        report = _label_report(inputs, valid)
+        error = _labels.error_for(report, inputs.num_classes, inputs.ignored)
+        error = error or _error_in_probabilities(where, inputs.logits, valid)
+        _labels.raise_or_defer(error, options.check_labels)
+    total = divisor(
+        options.normalization,
+        valid_pixels=int(valid.sum()),
+        weight_sum=float(_weight(inputs, valid, classes).double().sum()),
+        num_images=len(inputs.labels),
+        num_pixels=inputs.labels.numel(),
+    )
+    return torch.tensor(total, dtype=torch.float64, device=inputs.logits.device)
+
+
+class _Divisor(DifferentiableFunction):
+    """`probability_divisor` in the transforms of torch.func. It has no derivative."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> Tensor:
+        logits, labels, class_weight, pixel_weight, where, options = arguments
+        inputs = LossInputs(logits, labels, class_weight, pixel_weight, options)
+        return probability_divisor(inputs, where)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[None, ...]:
+        return (None,) * 6
+
+    @classmethod
+    def jvp(cls, ctx: Any, *tangents: Tensor | None) -> None:
+        """Returns no derivative."""
+
+
+def check_probabilities(inputs: LossInputs) -> None:
+    """Reports logits that are no probabilities, as `check_labels` says."""
+    if inputs.options.check_labels == "ignore":
+        return
+    valid, _ = valid_classes(inputs)
+    error = _error_in_probabilities("logits", inputs.logits, valid)
+    _labels.raise_or_defer(error, inputs.options.check_labels)
 
 
 def check_scores(scores: str, options: LossOptions) -> None:
@@ -155,7 +242,10 @@ def check_scores(scores: str, options: LossOptions) -> None:
             raise InvalidInput(name, expected, repr(value), fix)
 
 
-def _label_report(inputs: LossInputs, valid: Tensor, invalid: Tensor) -> LabelReport:
+def _label_report(inputs: LossInputs, valid: Tensor) -> LabelReport:
+    invalid = ~valid
+    for value in inputs.ignored_bits:
+        invalid &= inputs.labels.long() != value
     class_weight, pixel_weight = inputs.class_weight, inputs.pixel_weight
     return LabelReport(
         labels=_invalid_values(invalid, inputs.labels),

@@ -58,7 +58,6 @@ ARROWS = {
     ),
     "seg_loss._finite": BASE,
     "seg_loss.metrics": BASE,
-    "seg_loss.probabilities": (*BASE, "seg_loss._backends"),
     "seg_loss.reference": ("seg_loss.upsampling",),
     "seg_loss.cpu": (),
     "seg_loss.cpu.memory": (),
@@ -184,6 +183,9 @@ ARROWS = {
         *BASE, "seg_loss._autograd", "seg_loss._composition", "seg_loss._operators",
     ),
     "seg_loss._scratch": (*BASE, "seg_loss._backends"),
+    "seg_loss.probabilities": (
+        *BASE, "seg_loss._autograd", "seg_loss._compile", "seg_loss._operators",
+    ),
     "seg_loss.functional": (
         *BASE, "seg_loss._autograd", "seg_loss._backends", "seg_loss._compile",
         "seg_loss._operators",

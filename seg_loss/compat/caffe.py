@@ -33,6 +33,8 @@ from seg_loss.functional import loss_of, spatial_softmax
 _MAX_NLL = -math.log(torch.finfo(torch.float32).tiny)
 _NORMALIZATIONS = {"FULL": "full", "VALID": "valid", "BATCH_SIZE": "batch", "NONE": "none"}
 
+_ARGUMENTS = {"labels": "label", "ignore_index": "ignore_label"}
+
 
 class Softmax(nn.Module):
     """Caffe's Softmax layer, `softmax_param { axis }`.
@@ -97,11 +99,14 @@ class SoftmaxWithLoss(nn.Module):
             raise InvalidInput("label", expected, f"shape {shape_of(label)}")
         # Caffe's static_cast<int> truncates toward zero, and so does the conversion to int64.
         labels = label.to(torch.int64) if label.is_floating_point() else label
-        options = LossOptions(
-            ignore_index=() if self.ignore_label is None else self.ignore_label,
-            normalization=_NORMALIZATIONS[self.normalization],
-            max_nll=_MAX_NLL,
-        )
         x, labels = x.reshape(outer, num_classes, inner), labels.reshape(outer, inner)
-        loss = loss_of(check_inputs(x, labels, None, None, options))
+        try:
+            options = LossOptions(
+                ignore_index=() if self.ignore_label is None else self.ignore_label,
+                normalization=_NORMALIZATIONS[self.normalization],
+                max_nll=_MAX_NLL,
+            )
+            loss = loss_of(check_inputs(x, labels, None, None, options, where="x"))
+        except InvalidInput as error:
+            raise error.renamed(_ARGUMENTS) from None
         return loss * float(self.loss_weight)  # a tensor could have another dtype than the loss

@@ -8,15 +8,18 @@ float16 or bfloat16 logits is float32 there. Elsewhere it has the dtype of the l
 """
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from seg_loss._errors import InvalidInput, shape_of
 from seg_loss._inputs import LossOptions, check_choice, check_inputs, check_tensor
+from seg_loss._numbers import plain_number
 from seg_loss.functional import loss_of, terms_of
 
 _NORMALIZATIONS = {"mean": "weight", "sum": "none", "none": "none"}  # by reduction
+_ARGUMENTS = {"labels": "target", "class_weight": "weight"}
 
 
 def cross_entropy(
@@ -40,7 +43,7 @@ def cross_entropy(
         reduce: deprecated, as in torch.
         reduction: "mean" divides the sum by the weights of the valid targets, and is NaN if there
             are none; "sum"; or "none", the terms themselves.
-        label_smoothing: from 0 to 1.
+        label_smoothing: up to 1; a negative number or NaN is 0, as in torch.
 
     Raises:
         InvalidInput: if shapes, dtypes or options do not fit, or a target is out of range. It is
@@ -61,7 +64,7 @@ def cross_entropy(
         )
     options = LossOptions(
         ignore_index,
-        label_smoothing,
+        _smoothing(label_smoothing),
         normalization=_NORMALIZATIONS[reduction],
         has_divisor_floor=False,  # 0 / 0 = NaN where nothing is valid, as in torch
         checks_class_weight=False,
@@ -71,8 +74,11 @@ def cross_entropy(
         if target.numel() != 1 or target.ndim > 1:
             raise InvalidInput("target", "one class for logits [C]", f"shape {shape_of(target)}")
         input, target = input[None], target.reshape(1)  # noqa: A001 - torch's name
-    inputs = check_inputs(input, target, weight, None, options, where="input")
-    loss = terms_of(inputs) if reduction == "none" else loss_of(inputs)
+    try:
+        inputs = check_inputs(input, target, weight, None, options, where="input")
+        loss = terms_of(inputs) if reduction == "none" else loss_of(inputs)
+    except InvalidInput as error:  # in a compiled program, without those of the target's values
+        raise error.renamed(_ARGUMENTS) from None
     if not _is_autocast(input.device.type):
         loss = loss.to(input.dtype)
     return loss if is_batched else loss.reshape(())
@@ -97,10 +103,18 @@ def _is_autocast(device_type: str) -> bool:
     return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
+def _smoothing(label_smoothing: float) -> Any:
+    """Returns a smoothing of 0 for a negative number or NaN, and a bool as a number, as torch."""
+    number = plain_number(label_smoothing)
+    if not isinstance(number, int | float):
+        return number
+    return float(number) if number > 0 else 0.0
+
+
 def _legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
-    if reduce is False:
+    if reduce is not None and not reduce:
         return "none"
-    return "sum" if size_average is False else "mean"
+    return "mean" if size_average is None or size_average else "sum"
 
 
 def _warn(text: str) -> None:

@@ -22,7 +22,7 @@ from seg_loss.gpu.cross_entropy import (
 )
 from seg_loss.gpu.interpolation import interpolate, locate_sources
 from seg_loss.gpu.math import (
-    SUM_BLOCKS,
+    BLOCKS_PER_SUM,
     add_other_class,
     exponent_of_maximum,
     exponent_scale,
@@ -158,31 +158,31 @@ def many_classes_kernel(
     t = tl.zeros((BLOCK_P,), dtype)
     smoothing_sum = tl.zeros((BLOCK_P,), dtype)
     moment = tl.zeros((BLOCK_P,), dtype)
-    for first in range(0, K, SUM_BLOCKS):
-        t_of_blocks = tl.zeros((BLOCK_C, BLOCK_P), dtype)
-        smoothing_of_blocks = tl.zeros((BLOCK_C, BLOCK_P), dtype)
-        moment_of_blocks = tl.zeros((BLOCK_C, BLOCK_P), dtype)
-        for k in range(first, tl.minimum(first + SUM_BLOCKS, K)):
+    for first in range(0, K, BLOCKS_PER_SUM):
+        partial_t = tl.zeros((BLOCK_C, BLOCK_P), dtype)
+        partial_smoothing = tl.zeros((BLOCK_C, BLOCK_P), dtype)
+        partial_moment = tl.zeros((BLOCK_C, BLOCK_P), dtype)
+        for k in range(first, tl.minimum(first + BLOCKS_PER_SUM, K)):
             classes = c + k * BLOCK_C
             x = _load_block(logits, at, source_weights, classes, inside, strides, dtype, C)
             classes = classes[:, None]
             p = tl.fma(x, pixel_scale[None, :], -exponent[None, :])
             e = exponential(p)
-            t_of_blocks = add_other_class(t_of_blocks, e, classes, y[None, :])
+            partial_t = add_other_class(partial_t, e, classes, y[None, :])
             if IS_SMOOTHED:
                 if class_weight is None:
-                    smoothing_of_blocks += tl.where(classes < C, p, 0)
+                    partial_smoothing += tl.where(classes < C, p, 0)
                 else:
                     share = tl.load(class_weight + classes, classes < C, 0).to(dtype)
-                    smoothing_of_blocks += tl.where(share != 0, share * p, 0)
+                    partial_smoothing += tl.where(share != 0, share * p, 0)
             if entropy_map is not None:
                 p = tl.maximum(p, -2000.0, propagate_nan=tl.PropagateNan.ALL)
-                moment_of_blocks += e * p
-        t += tl.sum(t_of_blocks, axis=0)
+                partial_moment += e * p
+        t += tl.sum(partial_t, axis=0)
         if IS_SMOOTHED:
-            smoothing_sum += tl.sum(smoothing_of_blocks, axis=0)
+            smoothing_sum += tl.sum(partial_smoothing, axis=0)
         if entropy_map is not None:
-            moment += tl.sum(moment_of_blocks, axis=0)
+            moment += tl.sum(partial_moment, axis=0)
     target_exponent = tl.fma(target_logit, pixel_scale, -exponent)
     target_exponent = tl.where(valid, target_exponent, -float("inf"))
     target_exp = exponential(target_exponent)

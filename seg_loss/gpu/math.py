@@ -23,7 +23,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 # Blocks of classes that are added one after another. The error of a sum grows with the number of
 # its terms, so the sums of more blocks are added in a second stage.
-SUM_BLOCKS = tl.constexpr(16)
+BLOCKS_PER_SUM = tl.constexpr(16)
 # Above these exponents, by dtype, two different logits of a pixel are so far apart that one of the
 # exponentials is negligible, and the rounding of the maximum's exponent may exceed the range of the
 # exponentials.

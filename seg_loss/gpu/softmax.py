@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from seg_loss.gpu.cross_entropy import spatial_offsets
-from seg_loss.gpu.math import LN_2, LOG2_E, SUM_BLOCKS, float_from_bits
+from seg_loss.gpu.math import BLOCKS_PER_SUM, LN_2, LOG2_E, float_from_bits
 
 _LOG2_E_LOW = tl.constexpr(1.925963033500946e-08)  # the part of log2(e) that float32 drops
 
@@ -29,7 +29,7 @@ def _exp(d, IS_HALF: tl.constexpr):
 
 
 @triton.jit
-def _scale_logits(x, temperature, dtype: tl.constexpr, HAS_TEMPERATURE: tl.constexpr):
+def _scale_logits(x, inverse_temperature, dtype: tl.constexpr, HAS_TEMPERATURE: tl.constexpr):
     """Returns x / T, rounded.
 
     A plain product would be contracted with the subtraction of the maximum. The maximum minus
@@ -37,7 +37,7 @@ def _scale_logits(x, temperature, dtype: tl.constexpr, HAS_TEMPERATURE: tl.const
     """
     x = x.to(dtype)
     if HAS_TEMPERATURE:
-        x = tl.fma(x, temperature, tl.zeros_like(x))
+        x = tl.fma(x, inverse_temperature, tl.zeros_like(x))
     return x
 
 
@@ -104,18 +104,18 @@ def softmax_kernel(
     at = spatial_offsets(pixel, rows, columns, strides, AXES)[None, :]
     strides = (probabilities_slice_stride, probabilities_row_stride, probabilities_column_stride)
     to = spatial_offsets(pixel, rows, columns, strides, AXES)[None, :]
-    temperature = float_from_bits(inverse_temperature, dtype)
+    inverse_temperature = float_from_bits(inverse_temperature, dtype)
     blocks = ()
     m = tl.full((BLOCK_C, BLOCK_P), -float("inf"), dtype)
     if IN_REGISTERS:
         for k in tl.static_range(K):
             x = _load(logits, at, c + k * BLOCK_C, logits_class_stride, inside, C, -float("inf"))
-            blocks += (_scale_logits(x, temperature, dtype, HAS_TEMPERATURE),)
+            blocks += (_scale_logits(x, inverse_temperature, dtype, HAS_TEMPERATURE),)
             m = tl.maximum(m, blocks[k])
     else:
         for k in range(K):
             x = _load(logits, at, c + k * BLOCK_C, logits_class_stride, inside, C, -float("inf"))
-            m = tl.maximum(m, _scale_logits(x, temperature, dtype, HAS_TEMPERATURE))
+            m = tl.maximum(m, _scale_logits(x, inverse_temperature, dtype, HAS_TEMPERATURE))
     m = tl.max(m, axis=0)
     exponentials = ()
     s = tl.zeros((BLOCK_P,), dtype)
@@ -126,12 +126,12 @@ def softmax_kernel(
             total += exponentials[k]
         s += tl.sum(total, axis=0)
     else:
-        for first in range(0, K, SUM_BLOCKS):
+        for first in range(0, K, BLOCKS_PER_SUM):
             total = tl.zeros((BLOCK_C, BLOCK_P), dtype)
-            for k in range(first, tl.minimum(first + SUM_BLOCKS, K)):
+            for k in range(first, tl.minimum(first + BLOCKS_PER_SUM, K)):
                 classes = c + k * BLOCK_C
                 x = _load(logits, at, classes, logits_class_stride, inside, C, -float("inf"))
-                x = _scale_logits(x, temperature, dtype, HAS_TEMPERATURE)
+                x = _scale_logits(x, inverse_temperature, dtype, HAS_TEMPERATURE)
                 total += _exp(x - m[None, :], IS_HALF)
             s += tl.sum(total, axis=0)
     factor = 1 / s
@@ -149,17 +149,17 @@ def softmax_kernel(
                 total += grad_outputs[k] * exponentials[k]
             dot += tl.sum(total, axis=0)
         else:
-            for first in range(0, K, SUM_BLOCKS):
+            for first in range(0, K, BLOCKS_PER_SUM):
                 total = tl.zeros((BLOCK_C, BLOCK_P), dtype)
-                for k in range(first, tl.minimum(first + SUM_BLOCKS, K)):
+                for k in range(first, tl.minimum(first + BLOCKS_PER_SUM, K)):
                     classes = c + k * BLOCK_C
                     x = _load(logits, at, classes, logits_class_stride, inside, C, -float("inf"))
-                    x = _scale_logits(x, temperature, dtype, HAS_TEMPERATURE)
+                    x = _scale_logits(x, inverse_temperature, dtype, HAS_TEMPERATURE)
                     g = _load(grad_output, by, classes, grad_class_stride, inside, C, 0)
                     total += g.to(dtype) * _exp(x - m[None, :], IS_HALF)
                 dot += tl.sum(total, axis=0)
         if HAS_TEMPERATURE:
-            factor *= temperature
+            factor *= inverse_temperature
     is_read = inside
     if weight is not None:
         w = tl.load(weight + pixel, inside, 0)
@@ -178,7 +178,8 @@ def softmax_kernel(
         for k in range(K):
             classes = c + k * BLOCK_C
             x = _load(logits, at, classes, logits_class_stride, inside, C, -float("inf"))
-            e = _exp(_scale_logits(x, temperature, dtype, HAS_TEMPERATURE) - m[None, :], IS_HALF)
+            x = _scale_logits(x, inverse_temperature, dtype, HAS_TEMPERATURE)
+            e = _exp(x - m[None, :], IS_HALF)
             p = e * factor[None, :]
             if grad_output is not None:
                 g = _load(grad_output, by, classes, grad_class_stride, inside, C, 0)

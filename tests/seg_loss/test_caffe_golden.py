@@ -164,13 +164,13 @@ def test_float_labels_are_truncated_toward_zero():
         (
             # Caffe reads and writes outside its arrays here.
             lambda: SoftmaxWithLoss()(torch.zeros(2, 3), torch.tensor([0.0, 3.0])),
-            "labels: expected 0...2, got 3 at (1, 0). If 3 marks void pixels, pass ignore_index=3.",
+            "label: expected 0...2, got 3 at (1, 0). If 3 marks void pixels, pass ignore_label=3.",
         ),
         (
             lambda: SoftmaxWithLoss()(torch.zeros(2, 3), torch.tensor([math.nan, 0.0])),
             (
-                f"labels: expected 0...2, got {-(2**63)} at (0, 0). "
-                f"If {-(2**63)} marks void pixels, add it to ignore_index."
+                f"label: expected 0...2, got {-(2**63)} at (0, 0). "
+                f"If {-(2**63)} marks void pixels, add it to ignore_label."
             ),
         ),
     ],

@@ -124,8 +124,8 @@ def test_any_target_can_be_ignored():
         assert float(got) == pytest.approx(float(truth), rel=1e-6)
 
 
-@pytest.mark.parametrize("size_average", [None, True, False])
-@pytest.mark.parametrize("reduce", [None, True, False])
+@pytest.mark.parametrize("size_average", [None, True, False, 0, 1])
+@pytest.mark.parametrize("reduce", [None, True, False, 0])
 def test_deprecated_arguments_mean_the_same_as_in_torch(size_average, reduce):
     if size_average is None and reduce is None:
         return
@@ -176,7 +176,7 @@ def test_the_module_equals_the_function():
         (
             lambda x: ours.cross_entropy(x, torch.full((2, 4, 5), 3)),
             (
-                "labels: expected 0...2 or -100 (ignored), got 3 at (0, 0, 0) and 39 more pixels. "
+                "target: expected 0...2 or -100 (ignored), got 3 at (0, 0, 0) and 39 more pixels. "
                 "If 3 marks void pixels, pass ignore_index=3."
             ),
         ),
@@ -191,8 +191,8 @@ def test_what_only_torch_supports_raises(call, message):
 # -- autocast ----------------------------------------------------------------------------------
 
 
-def compiled(function):
-    return torch.compile(function, backend="eager", fullgraph=True)
+def compiled(function, fullgraph=True):
+    return torch.compile(function, backend="eager", fullgraph=fullgraph)
 
 
 def in_regions_of_autocast(function, logits, target):
@@ -314,6 +314,14 @@ def test_options_may_be_scalars_of_numpy_and_torch(numbers):
     assert torch.equal(module(logits, target), got)
 
 
+@pytest.mark.parametrize("smoothing", [-0.1, -5, -math.inf, math.nan, True, False, 1, 0.5], ids=str)
+def test_smoothing_below_zero_is_none_and_a_bool_is_a_number(smoothing):
+    logits, target = make_logits((2, 3, 4, 5)), targets((2, 3, 4, 5))
+    got = ours.cross_entropy(logits, target, label_smoothing=smoothing)
+    truth = F.cross_entropy(logits.double(), target, label_smoothing=smoothing)
+    assert float(got) == pytest.approx(float(truth), rel=1e-6)
+
+
 def test_one_class_is_the_target_of_logits_without_a_batch_axis():
     logits = make_logits((1, 7))[0]
     for target in (torch.tensor(3), torch.tensor([3])):
@@ -348,6 +356,9 @@ WRONG_CALLS = {
     "complex input": ((X + 1j, Y), {}),
     "weight of another size": ((X, Y, torch.ones(4)), {}),
     "weight of two axes": ((X, Y, torch.ones(3, 1)), {}),
+    "sparse input": ((X.to_sparse(), Y), {}),
+    "sparse target": ((X, Y.to_sparse()), {}),
+    "sparse weight": ((X, Y, torch.ones(3).to_sparse()), {}),
     "integer weight": ((X, Y, torch.ones(3).long()), {}),
     "target on another device": ((X, Y.to("meta")), {}),
     "input on another device": ((X.to("meta"), Y), {}),
@@ -362,6 +373,28 @@ WRONG_CALLS = {
     "a float as ignore_index": ((X, Y), {"ignore_index": 1.0}),
     "no ignore_index": ((X, Y), {"ignore_index": None}),
 }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "where"),
+    [
+        ((X, Y[:1]), {}, "target"),
+        ((X, Y.float()), {}, "target"),
+        ((X, [0, 2]), {}, "target"),
+        ((X, Y.to("meta")), {}, "target"),
+        ((X, Y, torch.ones(4)), {}, "weight"),
+        ((X, Y, [1.0, 1.0, 1.0]), {}, "weight"),
+        ((X.long(), Y), {}, "input"),
+        ((X, Y), {"ignore_index": None}, "ignore_index"),
+    ],
+)
+def test_errors_have_the_names_of_torchs_arguments(arguments, options, where):
+    for call in (ours.cross_entropy, compiled(ours.cross_entropy, fullgraph=False)):
+        with pytest.raises(seg_loss.InvalidInput, match=f"^{where}: ") as raised:
+            call(*arguments, **options)
+        assert raised.value.where == where
+        assert "labels" not in str(raised.value)
+        torch.compiler.reset()
 
 
 @pytest.mark.parametrize("name", WRONG_CALLS)

@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import seg_loss
-from seg_loss import Bilinear, Deconvolution, InvalidInput
+from seg_loss import Bilinear, Deconvolution, InvalidInput, metrics
 from seg_loss.compat import torch as compat_torch
 from seg_loss.constants import MAPS
 from tests.support.cases import (
@@ -32,8 +32,12 @@ U8 = torch.uint8
 
 
 def assert_raises(call, message):
-    with pytest.raises(InvalidInput, match="^" + re.escape(message) + "$"):
+    with pytest.raises(InvalidInput, match="^" + re.escape(message) + "$") as raised:
         call()
+    error = raised.value
+    assert error.__context__ is None or error.__suppress_context__, (
+        "the traceback shows another error before this one"
+    )
 
 
 # -- labels ------------------------------------------------------------------------------------
@@ -250,10 +254,16 @@ def test_invalid_weights_raise(case, value):
 # -- arguments ---------------------------------------------------------------------------------
 
 LOGITS, LABELS = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=U8)
+NESTED = torch.nested.nested_tensor([LOGITS[0], LOGITS[1]], layout=torch.jagged)
 WRONG_ARGUMENTS = [
     ((None, LABELS, {}), "logits: expected a torch.Tensor, got NoneType."),
     ((LOGITS.numpy(), LABELS, {}), "logits: expected a torch.Tensor, got ndarray."),
     ((LOGITS[0, 0, 0], LABELS, {}), "logits: expected [N, C, *spatial], got shape (5,). Add the batch and class axes."),
+    ((LOGITS.to_sparse(), LABELS, {}), "logits: expected a dense tensor, got the layout torch.sparse_coo. Call .to_dense()."),
+    ((LOGITS, LABELS.to_sparse(), {}), "labels: expected a dense tensor, got the layout torch.sparse_coo. Call .to_dense()."),
+    ((NESTED, LABELS, {}), "logits: expected a dense tensor, got a nested tensor. Pad it."),
+    ((LOGITS, LABELS, {"class_weight": torch.ones(3).to_sparse()}), "class_weight: expected a dense tensor, got the layout torch.sparse_coo. Call .to_dense()."),
+    ((LOGITS, LABELS, {"pixel_weight": torch.ones(2, 4, 5).to_mkldnn()}), "pixel_weight: expected a dense tensor, got the layout torch._mkldnn. Call .to_dense()."),
     ((LOGITS.int(), LABELS, {}), "logits: expected float32, float16, bfloat16 or float64, got int32."),
     ((LOGITS.to(torch.complex64), LABELS, {}), "logits: expected float32, float16, bfloat16 or float64, got complex64."),
     ((LOGITS[:, :0], LABELS, {}), "logits: expected at least one class, got shape (2, 0, 4, 5)."),
@@ -407,17 +417,20 @@ def test_tensors_on_another_device_than_the_scores_raise(upsampling):
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("call", [seg_loss.spatial_cross_entropy, compat_torch.cross_entropy])
-def test_labels_on_another_device_raise_in_compiled_programs_too(call):
+@pytest.mark.parametrize(
+    ("call", "where"),
+    [(seg_loss.spatial_cross_entropy, "labels"), (compat_torch.cross_entropy, "target")],
+)
+def test_labels_on_another_device_raise_in_compiled_programs_too(call, where):
     torch.compiler.reset()
     logits, labels = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=U8, **META)
     assert_raises(
         lambda: torch.compile(call, backend="aot_eager")(logits, labels),
-        "labels: expected a tensor on cpu, got one on meta.",
+        f"{where}: expected a tensor on cpu, got one on meta.",
     )
     # A full graph has no place for an exception, so that torch's compiler raises its own error.
     torch.compiler.reset()
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"InvalidInput\('labels', 'a tensor"):
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=rf"InvalidInput\('{where}', 'a tensor"):
         torch.compile(call, backend="aot_eager", fullgraph=True)(logits, labels)
 
 
@@ -441,6 +454,7 @@ def test_scores_on_a_device_without_kernels_raise(where, call):
 MEMORY = torch.zeros(2, 2, 3, 4, 5)
 WRONG_OUT = [
     (LOGITS, LOGITS.tolist(), "out: expected a torch.Tensor, got list."),
+    (LOGITS, LOGITS.to_sparse(), "out: expected a dense tensor, got the layout torch.sparse_coo. Call .to_dense()."),
     (LOGITS, LOGITS[:1].clone(), "out: expected shape (2, 3, 4, 5) of the logits, got shape (1, 3, 4, 5)."),
     (LOGITS, LOGITS.half(), "out: expected float32 as the logits, got float16."),
     (LOGITS, torch.empty(LOGITS.shape, device="meta"), "out: expected a tensor on cpu, got one on meta."),
@@ -483,6 +497,24 @@ def test_unknown_maps_raise(upsampling):
             lambda maps=maps: seg_loss.evaluate(LOGITS, LABELS, upsampling=upsampling, maps=maps),
             f"maps: expected names among {names}, got {maps!r}.",
         )
+
+
+@pytest.mark.parametrize(
+    ("where", "call"),
+    [
+        ("prediction", lambda x: metrics.confusion_matrix(x, LABELS, 3)),
+        ("labels", lambda x: metrics.confusion_matrix(LABELS, x, 3)),
+        ("confusion", metrics.fcn_metrics),
+        ("scores", lambda x: seg_loss.scratch_bytes(x, (8, 8), upsampling=Bilinear())),
+        ("logits", seg_loss.spatial_softmax),
+        ("logits", lambda x: seg_loss.require_finite(x, LABELS)),
+        ("probabilities", lambda x: seg_loss.probability_cross_entropy(x, LABELS)),
+    ],
+)
+def test_every_function_refuses_what_is_no_dense_tensor(where, call):
+    assert_raises(lambda: call([[0]]), f"{where}: expected a torch.Tensor, got list.")
+    with pytest.raises(InvalidInput, match=f"^{where}: expected a dense tensor, got the layout"):
+        call(LOGITS.to_sparse())
 
 
 def test_invalid_input_is_a_value_error_that_keeps_its_fields():

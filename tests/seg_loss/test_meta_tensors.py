@@ -3,6 +3,12 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
 
 import seg_loss
 from seg_loss import Bilinear, InvalidInput, metrics
@@ -27,6 +33,11 @@ DIFFERENTIABLE = {
         seg_loss.spatial_cross_entropy(x, y, class_weight, pixel_weight=pixel_weight)
     ),
     "upsampled_cross_entropy": lambda x, _, y, *weights: seg_loss.upsampled_cross_entropy(x, y),
+    "probability_cross_entropy": lambda x, y, _, class_weight, pixel_weight: (
+        seg_loss.probability_cross_entropy(
+            x.softmax(1), y, class_weight, pixel_weight=pixel_weight, normalization="weight"
+        )
+    ),
     "SpatialCrossEntropy": lambda x, y, *others: seg_loss.SpatialCrossEntropy()(x, y),
     "compat.torch, mean": lambda x, y, *others: compat.cross_entropy(x, y),
     "compat.torch, none": lambda x, y, *others: compat.cross_entropy(x, y, reduction="none"),
@@ -35,6 +46,9 @@ DIFFERENTIABLE = {
 WITH_GRADIENT = {
     "plain": lambda x, y, *others: seg_loss.loss_and_gradient(x, y),
     "upsampled": lambda x, _, y, *others: seg_loss.loss_and_gradient(x, y, upsampling=Bilinear()),
+    "probabilities": lambda x, y, *others: seg_loss.loss_and_gradient(
+        x.softmax(1), y, scores="probabilities"
+    ),
     "out": lambda x, y, *others: seg_loss.loss_and_gradient(x, y, out=torch.empty_like(x)),
     "in place": lambda x, y, *others: seg_loss.loss_and_gradient(x, y, out=x),
 }
@@ -53,6 +67,20 @@ def inputs(dtype=torch.float32):
         torch.zeros(2, *SIZE, dtype=torch.uint8),
         torch.ones(3),
         torch.ones(2, 4, 5),
+    )
+
+
+def inputs_of_any_size():
+    """Returns inputs of torch's fake mode whose sizes are symbols."""
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    return tuple(
+        mode.from_tensor(
+            tensor,
+            symbolic_context=StatelessSymbolicContext(
+                dynamic_sizes=[DimDynamic.DYNAMIC] * tensor.ndim
+            ),
+        )
+        for tensor in inputs()
     )
 
 
@@ -108,6 +136,64 @@ def test_functions_that_read_elements_raise(name, mode):
     if mode == "fake":  # the mode has ended, and its tensors still have no elements
         with pytest.raises(InvalidInput, match="expected a tensor with elements in memory, got"):
             call(*fake)
+
+
+@pytest.mark.parametrize("name", READING)
+def test_functions_that_read_elements_raise_for_any_size(name):
+    with pytest.raises(InvalidInput, match="expected a tensor with elements in memory, got"):
+        READING[name](*inputs_of_any_size())
+
+
+@pytest.mark.parametrize("name", [*DIFFERENTIABLE, *WITH_GRADIENT])
+def test_sizes_may_be_symbols(name):
+    call = {**DIFFERENTIABLE, **WITH_GRADIENT}[name]
+    x, *others = inputs_of_any_size()
+    if name in WITH_GRADIENT:
+        loss, gradient = call(x, *others)
+        assert loss.shape == ()
+    else:
+        x.requires_grad_()
+        (gradient,) = torch.autograd.grad(call(x, *others).sum(), x)
+    # Two symbols of the same size may be different, so that their hints are compared.
+    assert [size.node.hint for size in gradient.shape] == [*SHAPE]
+    assert gradient.dtype == x.dtype
+
+    def run(x, *others):
+        if name in WITH_GRADIENT:
+            return call(x.clone(), *others)
+        return torch.func.grad(lambda x: call(x, *others).sum())(x)
+
+    traced = make_fx(run, tracing_mode="symbolic")(*inputs())
+    larger = (
+        torch.randn(3, 5, 6, 7),
+        torch.randint(0, 5, (3, 6, 7), dtype=torch.uint8),
+        torch.randint(0, 5, (3, 9, 11), dtype=torch.uint8),
+        torch.rand(5),
+        torch.rand(3, 6, 7),
+    )
+    torch.testing.assert_close(traced(*larger), run(*larger), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # of torch.func.jvp
+@pytest.mark.parametrize(
+    ("transform", "text"),
+    [("vmap", "vmap"), ("grad", "grad, vjp or jvp"), ("jvp", "grad, vjp or jvp")],
+)
+@pytest.mark.parametrize("name", ["evaluate", "require_finite"])
+def test_the_error_in_a_transform_names_it(name, transform, text):
+    x, y, *others = inputs()
+
+    def call(x):
+        READING[name](x, y, *others)
+        return x.sum()
+
+    run = {
+        "vmap": lambda: torch.func.vmap(call)(x[None]),
+        "grad": lambda: torch.func.grad(call)(x),
+        "jvp": lambda: torch.func.jvp(call, (x,), (x,)),
+    }[transform]
+    with pytest.raises(InvalidInput, match=rf"got one inside of torch\.func\.{text}\. "):
+        run()
 
 
 def test_weights_without_elements_are_not_read():

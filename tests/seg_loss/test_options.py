@@ -1,7 +1,9 @@
 """The meaning of each option: as in torch where torch has it, otherwise by the formula."""
 
+import copy
 import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 
 import seg_loss
-from seg_loss import Deconvolution, InvalidInput, metrics, reference
+from seg_loss import Deconvolution, InvalidInput, SpatialCrossEntropy, metrics, reference
+from seg_loss._inputs import LossOptions
+from seg_loss.compat import torch as compat
 from seg_loss.compat.caffe import SoftmaxWithLoss
 from tests.support.cases import (
     NORMALIZATIONS,
@@ -303,6 +307,21 @@ def test_every_optional_argument_accepts_its_default(inputs):
     )
 
 
+def test_pickled_options_are_equal_to_new_ones():
+    options = LossOptions((255, 1), 0.1, 2.0, "batch", "defer", seg_loss.Bilinear())
+    # Another process gives the strings of the options other hashes.
+    object.__setattr__(options, "_hash", hash(options) + 1)
+    module = SpatialCrossEntropy()
+    module.options = options
+    for restored in (
+        pickle.loads(pickle.dumps(options)),
+        copy.deepcopy(options),
+        pickle.loads(pickle.dumps(module)).options,
+    ):
+        new = LossOptions((255, 1), 0.1, 2.0, "batch", "defer", seg_loss.Bilinear())
+        assert {restored: True} == {new: True}
+
+
 # -- numbers of NumPy and torch ----------------------------------------------------------------
 
 IN_EACH_FORM = {
@@ -356,6 +375,28 @@ def test_other_numbers_may_be_those_of_numpy_and_torch(logits, form):
     layer = SoftmaxWithLoss(integer(1), axis=integer(1), loss_weight=number(2.0))
     got, expected = layer(logits, labels), SoftmaxWithLoss(1, loss_weight=2.0)(logits, labels)
     assert same_bits(got, expected)
+
+
+@pytest.mark.parametrize("form", IN_EACH_FORM)
+def test_numbers_of_numpy_and_torch_can_be_compiled(logits, form):
+    integer, number = IN_EACH_FORM[form]
+    labels = make_labels(PLAIN.shape, ignored=0.0)
+    # Of numbers that a program finds, torch's compiler knows the values of 64 bits alone.
+    found = {"NumPy scalars": np.int64(1), "tensors without axes": torch.tensor(1)}
+    found = found.get(form, np.array(1))
+
+    def losses(x):
+        return (
+            seg_loss.spatial_cross_entropy(x, labels, ignore_index=integer(1)),
+            seg_loss.spatial_cross_entropy(x, labels, ignore_index=found),
+            seg_loss.pixel_nll(x, labels, ignore_index=(integer(1), 3)),
+            compat.cross_entropy(x, labels, ignore_index=integer(1)),
+            seg_loss.spatial_softmax(x, axis=integer(1), temperature=number(0.5)),
+        )
+
+    compiled = torch.compile(losses, backend="eager", fullgraph=True)
+    for got, expected in zip(compiled(logits), losses(logits), strict=True):
+        assert same_bits(got, expected)
 
 
 def test_a_tensor_as_option_is_read_at_each_call(logits):

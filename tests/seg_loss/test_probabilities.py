@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from torch.func import grad, jvp, vmap
 from torch.nn.functional import nll_loss, one_hot
 
 import seg_loss
@@ -118,17 +119,108 @@ def test_every_derivative_is_that_of_the_definition():
     assert torch.allclose(gradient, expected, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which Dynamo reads
-def test_a_compiled_program_may_call_it():
+def compiled(function):
+    return torch.compile(function, backend="aot_eager", fullgraph=True)
+
+
+def loss_of_one(probabilities, labels):
+    """Returns the loss of one image."""
+    weight = torch.arange(1.0, 8)
+    return probability_cross_entropy(probabilities[None], labels[None], weight)
+
+
+def gradient_of_one(probabilities, labels):
+    weight = torch.arange(1.0, 8)
+    tensors = probabilities[None], labels[None], weight
+    return seg_loss.loss_and_gradient(*tensors, **PROBABILITIES)[1][0]
+
+
+def values_and_gradients(function):
+    """Returns the results of a function of one image for each of them."""
+    return lambda p, y: torch.stack([function(*one) for one in zip(p, y, strict=True)])
+
+
+def in_inference_mode(p, y):
+    with torch.inference_mode():
+        return seg_loss.loss_and_gradient(p, y, **PROBABILITIES)[1]
+
+
+def to_a_leaf(p, y):
+    leaf = p.clone().requires_grad_()
+    return seg_loss.loss_and_gradient(leaf, y, **PROBABILITIES, out=leaf)[1].detach()
+
+
+def exported(p, y):
+    class Loss(torch.nn.Module):
+        def forward(self, p, y):
+            return probability_cross_entropy(p, y)
+
+    return torch.export.export(Loss(), (p, y)).module()(p, y)
+
+
+def gradient(p, y):
+    return seg_loss.loss_and_gradient(p, y, **PROBABILITIES)[1]
+
+
+def along_ones(p, y):
+    return gradient(p, y).sum()
+
+
+# Each has a function of probabilities and labels, and one with the same result in eager mode.
+CONTEXTS = {
+    "inference mode": (in_inference_mode, gradient),
+    "out is a leaf": (to_a_leaf, gradient),
+    "vmap": (vmap(loss_of_one), values_and_gradients(loss_of_one)),
+    "vmap over the labels": (
+        lambda p, y: vmap(loss_of_one, (None, 0))(p[0], y),
+        lambda p, y: values_and_gradients(loss_of_one)(p[:1].expand_as(p), y),
+    ),
+    "vmap of loss_and_gradient": (vmap(gradient_of_one), values_and_gradients(gradient_of_one)),
+    "its vmap over the labels": (
+        lambda p, y: vmap(gradient_of_one, (None, 0))(p[0], y),
+        lambda p, y: values_and_gradients(gradient_of_one)(p[:1].expand_as(p), y),
+    ),
+    "grad": (grad(probability_cross_entropy), gradient),
+    "vmap of grad": (vmap(grad(loss_of_one)), values_and_gradients(gradient_of_one)),
+    "jvp": (
+        lambda p, y: jvp(lambda p: probability_cross_entropy(p, y), (p,), (torch.ones_like(p),))[1],
+        along_ones,
+    ),
+    "grad of loss_and_gradient": (
+        grad(lambda p, y: seg_loss.loss_and_gradient(p, y, **PROBABILITIES)[0]),
+        lambda p, y: torch.zeros_like(p),
+    ),
+    "compile": (compiled(probability_cross_entropy), probability_cross_entropy),
+    "compile loss_and_gradient": (compiled(gradient), gradient),
+    "compile grad": (compiled(grad(probability_cross_entropy)), gradient),
+    "export": (exported, probability_cross_entropy),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # of torch.func.jvp
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_probabilities_work_wherever_logits_do(context):
+    call, in_eager_mode = CONTEXTS[context]
     probabilities, labels = make_probabilities(), make_labels(SHAPE)
+    got, expected = call(probabilities, labels), in_eager_mode(probabilities, labels)
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
+    # All values are checked there.
+    if "grad of" in context:
+        return
+    labels[0, 3, 4] = 0
+    invalid_probabilities, invalid_labels = probabilities.clone(), labels.clone()
+    invalid_probabilities[0, 2, 3, 4] = invalid_labels[0, 3, 4] = 9
+    with pytest.raises(InvalidInput, match=r"^(probabilities|logits): expected probabilities from"):
+        call(invalid_probabilities, labels)
+    with pytest.raises(InvalidInput, match=r"^labels: "):
+        call(probabilities, invalid_labels)
 
-    def loss(x):
-        return probability_cross_entropy(x, labels) * 2
 
-    x = probabilities.requires_grad_()
-    compiled = torch.compile(loss, backend="eager")(x)
-    assert torch.equal(compiled, loss(x))
-    assert compiled.requires_grad
+def test_a_compiled_loss_has_its_gradient():
+    probabilities, labels = make_probabilities().requires_grad_(), make_labels(SHAPE)
+    loss = compiled(probability_cross_entropy)(probabilities, labels)
+    (got,) = torch.autograd.grad(loss, probabilities)
+    assert torch.equal(got, gradient(probabilities, labels))
 
 
 def test_a_probability_of_zero_is_an_infinite_loss():
