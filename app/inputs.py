@@ -111,8 +111,9 @@ def media_type(content_type: str | None) -> str:
     # Whole names are alike if they only begin with application/.
     subtype = name.rpartition("/")[2]
     like = [known for known in accepted if did_you_mean(subtype, [known.rpartition("/")[2]])]
-    of_files = f"Send files as {multipart.MEDIA_TYPE}: curl -F logits=@FILE -F labels=@FILE."
-    fix = did_you_mean(name, like) or of_files
+    fix = f"Send files as {multipart.MEDIA_TYPE}: curl -F logits=@FILE -F labels=@FILE."
+    if like:
+        fix = f"Did you mean {like[0]}?"
     if name == "application/x-www-form-urlencoded":  # the default of curl
         fix = f"With curl, add -H 'Content-Type: {safetensors.MEDIA_TYPE}'."
     raise UnsupportedMedia(
@@ -448,9 +449,6 @@ DECODERS: Mapping[str, Callable[[memoryview, str, _FixFor], Mapping[str, Source]
 }
 """The media types of a body, with functions of the body, the whole Content-Type, and a function
 that returns the fix for an input with the name of an option."""
-
-
-_FILE_MEDIA_TYPES = (npy.MEDIA_TYPE, "application/octet-stream", "application/zip")
 
 
 def _tensor(where: str, source: Source, *other_types: str) -> Tensor:

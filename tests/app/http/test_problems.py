@@ -855,7 +855,7 @@ def test_an_unknown_media_type_lists_the_known_ones(client):
         accepted = ["application/x-safetensors", "multipart/form-data", "application/json"]
         assert problem["accepted"] == accepted
         assert problem["fix"] == (
-            "Send files as multipart/form-data: curl -F logits=@... -F labels=@..."
+            "Send files as multipart/form-data: curl -F logits=@FILE -F labels=@FILE."
         )
         assert response.headers["Accept-Post"] == ", ".join(accepted)
 
