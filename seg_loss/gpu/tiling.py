@@ -341,7 +341,9 @@ def interpolated_tile_shape(num_classes: int, *, is_double: bool) -> TileShape:
     Addresses and weights of the source pixels take registers as well.
     """
     row = tile_shape(num_classes, channels_last=False, itemsize=8 if is_double else 4)
-    return replace(row, pixels=row.pixels // 2, max_registers=None)
+    # Without a limit, Triton 3.6 spills some registers in the kernel for more classes.
+    max_registers = None if num_classes <= MAX_CLASSES_IN_REGISTERS else MAX_REGISTERS
+    return replace(row, pixels=row.pixels // 2, max_registers=max_registers)
 
 
 class Strides(NamedTuple):
