@@ -165,7 +165,8 @@ def assemble(
         for name, read in READERS.items()
         if name in sources
     }
-    return Inputs(**tensors, warnings=tuple(dict.fromkeys(reader.warnings)))  # each once
+    # Each once: the layout is checked with every input, and before a picture is decoded.
+    return Inputs(**tensors, warnings=tuple(dict.fromkeys(reader.warnings)))
 
 
 def _fix_for_option(options: LossOptions, name: str) -> str:
@@ -344,9 +345,7 @@ class _Reader:
             fix = f"Scores of lower resolution? Use upsampling=bilinear and layout={other}."
             raise IllPosed("logits", expected, f"{got}, which {fit}", fix)
         choice = f"Use layout={other}, or layout={layout} if the classes are {axis}."
-        warning = f"logits: {got} {fit}. {choice}"
-        if warning not in self.warnings:  # a picture is checked before and after it is decoded
-            self.warnings.append(warning)
+        self.warnings.append(f"logits: {got} {fit}. {choice}")
 
     def _add_advice(self, labels: Tensor) -> None:
         """Adds warnings about labels that have one entry per pixel."""

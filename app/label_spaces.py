@@ -258,11 +258,11 @@ def shift_advice(confusion: npt.NDArray[np.integer]) -> list[str]:
     Args:
         confusion: [C,C], a row for each class of the labels and a column for each predicted one.
     """
-    num_pixels = int(confusion.sum())
+    pixels_by_class = confusion.sum(axis=1)
+    num_pixels = int(pixels_by_class.sum())
     for shift, name, fix in _SHIFTS:
         agreeing = np.diagonal(confusion, shift)
-        rows = confusion.sum(axis=1)
-        rows = rows[-shift:] if shift < 0 else rows[: len(rows) - shift]
+        rows = pixels_by_class[-shift:] if shift < 0 else pixels_by_class[:-shift]
         # A network that predicts one class alone agrees with a shift of another.
         num_shifted_classes = np.count_nonzero(2 * agreeing > rows)
         if 2 * agreeing.sum() > num_pixels and num_shifted_classes >= _MIN_SHIFTED_CLASSES:

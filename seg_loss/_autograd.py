@@ -242,15 +242,15 @@ class Gradient(DifferentiableFunction):
         logits, labels, class_weight, pixel_weight, divisor, grad_output, options = _saved(ctx)
         grad_logits = grad_weight = grad_factor = None
         needs = _needs_input_grad(ctx)
+        tensors = logits, labels, class_weight, pixel_weight
         if needs[0]:
-            inputs = LossInputs(logits, labels, class_weight, pixel_weight, options)
+            inputs = _inputs(tensors, options)
             grad_logits = _second_derivative(v, inputs, divisor, grad_output)
         if needs[3]:
             unweighted = logits, labels, class_weight, None, divisor, grad_output
             unit = _call(Gradient, *unweighted, options)
             grad_weight = _products(unit, v, pixel_weight.dtype).sum(1)
         if needs[5]:
-            tensors = logits, labels, class_weight, pixel_weight
             product = _inner_product_of_loss(tensors, divisor, options, v)
             grad_factor = product.to(grad_output.dtype)
         return grad_logits, None, None, grad_weight, None, grad_factor, None
@@ -563,10 +563,9 @@ def _third_derivative(
     """Returns the derivative of `SoftmaxGradient` in the logits, along u for a `grad_output` v."""
     dtype = loss_dtype(logits)
     p: Tensor = _apply(Softmax, logits.to(dtype), axis, temperature)
-    centred = (
-        tensor.to(dtype) - (p * tensor.to(dtype)).sum(axis, keepdim=True) for tensor in (u, v)
-    )
-    q = p * next(centred) * next(centred)
+    u, v = u.to(dtype), v.to(dtype)
+    u_centred, v_centred = (x - (p * x).sum(axis, keepdim=True) for x in (u, v))
+    q = p * u_centred * v_centred
     product = (q - p * q.sum(axis, keepdim=True)) / temperature**2
     if weight is not None:
         weight = weight.unsqueeze(axis)

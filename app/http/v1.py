@@ -27,7 +27,7 @@ from ..formats import json
 from ..formats.compression import decompress
 from ..images.palettes import PALETTES
 from ..inputs import Inputs
-from ..options import EvaluateOptions, GradientOptions, LossOptions, VisualizeOptions, parse
+from ..options import MODELS, EvaluateOptions, LossOptions, parse
 from ..results import GradientResult, Result
 from ..settings import Settings
 from . import body, openapi, responses
@@ -67,44 +67,43 @@ class Operation:
     Attributes:
         name: the last part of the path.
         summary: what the API pages show.
-        options: the options that the query may hold.
         run: the computation, a function of `operations`.
         encoders: the media types of the response, the default first.
     """
 
     name: str
     summary: str
-    options: type[LossOptions]
     run: Callable[[Inputs, Any], Any]
     encoders: Mapping[str, Callable[[Any], Encoded]]
+
+    @property
+    def options(self) -> type[LossOptions]:
+        """The options that the query may hold."""
+        return MODELS[self.name]
 
 
 OPERATIONS = (
     Operation(
         "loss",
         "The loss of the batch, of each image and of each class",
-        LossOptions,
         operations.loss,
         responses.LOSS_ENCODERS,
     ),
     Operation(
         "gradient",
         "The gradient of the loss in the logits",
-        GradientOptions,
         operations.gradient,
         responses.GRADIENT_ENCODERS,
     ),
     Operation(
         "evaluate",
         "The loss with confusion matrix, metrics, calibration and maps",
-        EvaluateOptions,
         operations.evaluate,
         responses.EVALUATE_ENCODERS,
     ),
     Operation(
         "visualize",
         "A picture of labels, prediction, error or loss",
-        VisualizeOptions,
         operations.visualize,
         responses.VISUALIZE_ENCODERS,
     ),
