@@ -79,8 +79,8 @@ class Settings(BaseSettings):
         default=4096 * MEBIBYTE,
         ge=1,
         title=f"an integer of at least {PREFIX}MAX_BODY_BYTES",
-        description="Memory for the bodies, upsampling and results of all requests at a time; "
-        "beyond it, 503.",
+        description="Memory for the bodies, pictures, upsampling and results of all requests at a "
+        "time; beyond it, 503.",
     )
     max_pixels: int = Field(default=1 << 26, ge=1, description="Most pixels of one image.")
     max_images: int = Field(default=4096, ge=1, description="Most images of one request.")

@@ -57,7 +57,7 @@ class Metrics:
         requests.set_function(lambda: workers.requests_in_flight)
         reserved = Gauge(
             "seg_loss_bytes_in_flight",
-            "Memory reserved for bodies, maps and upsampling.",
+            "Memory reserved for bodies, pictures, upsampling and results.",
             registry=self.registry,
         )
         reserved.set_function(lambda: workers.bytes_in_flight)

@@ -66,7 +66,7 @@ class Workers:
 
     @property
     def bytes_in_flight(self) -> int:
-        """Bytes reserved for their bodies, maps and upsampling."""
+        """Bytes reserved for their bodies, pictures, upsampling and results."""
         return self._bytes
 
     @contextmanager
