@@ -80,7 +80,7 @@ $(SERVING): pyproject.toml constraints.txt
 	@touch $@
 
 $(TESTING): $(SERVING)
-	$(INSTALL) -e ".[app,lint,test]"
+	$(INSTALL) -e ".[app,train,lint,test]"
 	test "$$(uname -s)" != Linux || $(PIP) install --no-deps triton==$(TRITON)
 	@touch $@
 
