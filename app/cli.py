@@ -47,6 +47,8 @@ STDIN = Path("-")
 """Standard input. A file of that name is another path, ./-, which is equal."""
 _OPTION = re.compile(rf"\b(?<!')({'|'.join(OPTION_NAMES)})=(?=\w|-\d)")
 """An option with a value, as messages name it; not in quotes, which hold what the user wrote."""
+_HELD_OUT = 40
+"""Default number of scenes to validate with."""
 METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -433,12 +435,35 @@ def sample(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Created if it does not exist.")],
     height: Annotated[int, typer.Option("--height", min=32)] = 256,
     width: Annotated[int, typer.Option("--width", min=32)] = 512,
+    scenes: Annotated[
+        int | None,
+        typer.Option("--scenes", min=1, help="Number of scenes of a data set to train with."),
+    ] = None,
+    held_out: Annotated[
+        int | None,
+        typer.Option("--held-out", min=1, help="Number of further scenes, to validate with. [40]"),
+    ] = None,
 ) -> None:
-    """Writes a synthetic scene: photo, labels and logits."""
-    from .images.sample import make_sample
+    """Writes a synthetic scene: photo, labels and logits; or a data set of scenes."""
+    paths: tuple[Path, ...]
+    if scenes is None:
+        if held_out is not None:
+            raise UsageError("--held-out: expected --scenes too, the number of scenes to train on.")
+        from .images.sample import make_sample
 
-    files = make_sample(directory, height=height, width=width)
-    for path in (files.photo, files.labels, files.logits):
+        files = make_sample(directory, height=height, width=width)
+        paths = files.photo, files.labels, files.logits
+    else:
+        from .images.scenes import write_scenes
+
+        paths = write_scenes(
+            directory,
+            scenes,
+            _HELD_OUT if held_out is None else held_out,
+            height=height,
+            width=width,
+        )
+    for path in paths:
         _print(f"{path}")
 
 

@@ -1,11 +1,12 @@
-"""Many synthetic street scenes: a data set to train and test a network with, free of any licence.
+"""Many synthetic street scenes: a data set to train a network with, free of any licence.
 
-`draw_scene` draws the scene of a number. Layout, buildings, vehicles, people, colours, light and fog
-are random; the random numbers come from the number alone, so that the same number and size give the
-same scene. Held-out scenes come from other random numbers than those to train on.
+`draw_scene` draws the scene of a number. Layout, buildings, vehicles, people, colours, light and
+fog are random. The random numbers come from the number alone, so that the same number and size give
+the same scene. The held-out scenes of the split `val` come from other random numbers than those of
+`train`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -85,9 +86,9 @@ class Scene:
 
 
 def draw_scene(
-    number: int, split: Split = "train", *, height: int = 128, width: int = 256
+    number: int, split: Split = "train", *, height: int = 256, width: int = 512
 ) -> Scene:
-    """Returns the scene of a number; the scenes of the two splits differ.
+    """Returns the scene of a number, from 0.
 
     Raises:
         ValueError: if height or width is below 32 pixels, where no object is recognisable.
@@ -104,26 +105,25 @@ def draw_scene(
 
 
 def write_scenes(
-    directory: Path, counts: dict[Split, int], *, height: int = 128, width: int = 256
-) -> Iterator[Path]:
-    """Writes a data set in the folders of VOC, and yields the path of each file written.
+    directory: Path, num_train: int, num_val: int, *, height: int = 256, width: int = 512
+) -> tuple[Path, ...]:
+    """Writes a data set in the folders of PASCAL VOC, and returns the paths of its two lists.
 
     | path | content |
     |---|---|
     | `JPEGImages/train_0000.jpg` | photo, RGB |
     | `SegmentationClass/train_0000.png` | labels, a PNG of mode P; 255 is void |
-    | `ImageSets/Segmentation/train.txt` | the names of the scenes to train on, one a line |
-    | `ImageSets/Segmentation/val.txt` | the names of the held-out scenes |
-    | `class_names.txt` | the names of the classes, one a line, in the order of their indices |
+    | `ImageSets/Segmentation/train.txt` | names of the scenes to train on, one a line |
+    | `ImageSets/Segmentation/val.txt` | names of the held-out scenes |
+    | `class_names.txt` | names of the classes, one a line, in the order of their indices |
 
     Each file is replaced in one step. The lists are written last, so that they name no file that
     does not exist yet. Files of other names are not changed.
 
     Args:
         directory: is created if it does not exist.
-        counts: the number of scenes of each split.
-        height: of the scenes in pixels.
-        width: of the scenes in pixels.
+        num_train, num_val: number of scenes of each split.
+        height, width: size of the scenes in pixels.
 
     Raises:
         ValueError: if height or width is below 32 pixels.
@@ -132,25 +132,22 @@ def write_scenes(
     photos, labels, lists = (
         directory / name for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
     )
+    counts = zip(SPLITS, (num_train, num_val), strict=True)
+    names = {split: [f"{split}_{number:04}" for number in range(count)] for split, count in counts}
     for folder in (photos, labels, lists):
         folder.mkdir(parents=True, exist_ok=True)
-    for split, count in counts.items():
-        for number in range(count):
+    for split in names:
+        for number, name in enumerate(names[split]):
             scene = draw_scene(number, split, height=height, width=width)
-            name = scene_name(number, split)
             photo = Image.fromarray(scene.photo)
             label_map = indexed_picture(scene.labels, PALETTE)
-            yield _save(photo, photos / f"{name}.jpg", "JPEG", quality=_JPEG_QUALITY)
-            yield _save(label_map, labels / f"{name}.png", "PNG")
-    for split, count in counts.items():
-        names = [scene_name(number, split) for number in range(count)]
-        yield _write_lines(lists / f"{split}.txt", names)
-    yield _write_lines(directory / "class_names.txt", PALETTE.class_names)
-
-
-def scene_name(number: int, split: Split) -> str:
-    """Returns the name of a scene, without the suffix of a file."""
-    return f"{split}_{number:04}"
+            _save(photo, photos / f"{name}.jpg", "JPEG", quality=_JPEG_QUALITY)
+            _save(label_map, labels / f"{name}.png", "PNG")
+    _write_lines(directory / "class_names.txt", PALETTE.class_names)
+    paths = {split: lists / f"{split}.txt" for split in names}
+    for split, path in paths.items():
+        _write_lines(path, names[split])
+    return tuple(paths.values())
 
 
 class _Layout:
@@ -176,7 +173,7 @@ class _Layout:
 
     def colour(self, choices: Sequence[Colour], spread: float = 18) -> Colour:
         """Returns one of the colours, changed a little."""
-        chosen = choices[self.random.integers(len(choices))]
+        chosen = choices[int(self.random.integers(len(choices)))]
         return self.changed(chosen, self.random.uniform(-spread, spread, 3))
 
     def changed(self, colour: Colour, by: npt.ArrayLike) -> Colour:
@@ -224,11 +221,14 @@ class _Layout:
                 street.polygon(grass, street.strip(low, high, 0.0, self.uniform(0.7, 0.95)))
         asphalt = self.changed((96, 97, 101), self.uniform(-24, 20))
         street.road(self.left, self.right, asphalt, self.changed(sidewalk, 26))
-        lanes = ((self.left + 0.07, self.left + 0.09), (-0.075, -0.045))
         if self.happens(0.8):
             paint = self.changed((222, 222, 216), -self.uniform(0, 40))
-            edge = (self.right - 0.08, self.right - 0.06)
-            street.lane_markings((*lanes, edge), (paint, self.changed(paint, -8)))
+            lines = (
+                (self.left + 0.07, self.left + 0.09),
+                (-0.075, -0.045),
+                (self.right - 0.08, self.right - 0.06),
+            )
+            street.lane_markings(lines, (paint, self.changed(paint, -8)))
         if self.happens(0.4):
             near = self.uniform(0.3, 0.6)
             street.zebra_crossing(self.left + 0.14, self.right - 0.1, near, near + 0.09)
@@ -372,12 +372,10 @@ def _with_weather(
     return np.rint(np.clip(colours, 0, 1) * 255).astype(np.uint8)
 
 
-def _save(picture: Image.Image, path: Path, form: str, **options: int) -> Path:
+def _save(picture: Image.Image, path: Path, form: str, **options: int) -> None:
     replace_file(path, lambda file: picture.save(file, form, **options))
-    return path
 
 
-def _write_lines(path: Path, lines: Sequence[str]) -> Path:
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
     content = "".join(f"{line}\n" for line in lines).encode()
     replace_file(path, lambda file: file.write(content))
-    return path

@@ -211,6 +211,26 @@ def test_the_sample_is_a_valid_input_of_loss(run, tmp_path):
     assert json.loads(out)["diagnosis"]["state"] == "learning"
 
 
+def test_a_data_set_of_scenes_has_lists_of_both_splits(run, tmp_path):
+    size = ("--height", "32", "--width", "64")
+    status, out, _ = run("sample", tmp_path, "--scenes", "2", "--held-out", "1", *size)
+    assert status == 0
+    lists = [tmp_path / "ImageSets" / "Segmentation" / f"{name}.txt" for name in ("train", "val")]
+    assert out.split() == [str(path) for path in lists]
+    assert [path.read_text().split() for path in lists] == [
+        ["train_0000", "train_0001"],
+        ["val_0000"],
+    ]
+    assert not (tmp_path / "logits.npy").exists()
+
+
+def test_held_out_scenes_without_scenes_are_wrong_usage(run, tmp_path):
+    status, _, err = run("sample", tmp_path / "s", "--held-out", "3")
+    assert status == 2
+    assert "--held-out: expected --scenes too" in err
+    assert not (tmp_path / "s").exists()
+
+
 @pytest.mark.parametrize("upsampling", ["none", "bilinear"])
 def test_logits_with_nan_have_a_loss_of_null_and_a_diagnosis(run, empty_directory, upsampling):
     inputs = make_inputs(upsampling)
