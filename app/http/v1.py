@@ -27,7 +27,7 @@ from ..formats import json
 from ..formats.compression import decompress
 from ..images.palettes import PALETTES
 from ..inputs import Inputs
-from ..options import MODELS, EvaluateOptions, LossOptions, parse
+from ..options import MODELS, EvaluateOptions, LossOptions, PredictOptions, parse
 from ..results import GradientResult, Result
 from ..settings import Settings
 from . import body, openapi, responses
@@ -107,6 +107,12 @@ OPERATIONS = (
         operations.visualize,
         responses.VISUALIZE_ENCODERS,
     ),
+    Operation(
+        "predict",
+        "The class of each pixel as a label map, maps, or the number of pixels of each class",
+        operations.predict,
+        responses.PREDICT_ENCODERS,
+    ),
 )
 
 
@@ -128,6 +134,10 @@ async def handle(request: Request, operation: Operation) -> Response:
     media_type = responses.choose_media_type(_accept(request), tuple(operation.encoders))
     if isinstance(options, EvaluateOptions):
         responses.check_can_hold_maps(media_type, options.maps)
+    if isinstance(options, PredictOptions):
+        # Every response tells of the prediction.
+        maps = [name for name in options.maps if name != "prediction"]
+        responses.check_can_hold_maps(media_type, maps)
     content_type = request.headers.get("content-type", "")
     body_headers = body.parse_headers(request.headers, _max_body_bytes(content_type, settings))
 
