@@ -231,7 +231,8 @@ def tensor_bytes(inputs: Inputs, options: LossOptions) -> int:
 def require_finite(inputs: Inputs, options: LossOptions, result: Result) -> None:
     """Raises if the logits of a valid pixel hold NaN or +inf, or are all -inf.
 
-    Without labels, all pixels of a prediction are valid. The search reads the logits once more, and only if the result is not finite.
+    Without labels, all pixels of a prediction are valid. The search reads the logits once more, and
+    only if the result is not finite.
 
     Raises:
         seg_loss.InvalidInput: with the number of such pixels, and the index of the first.

@@ -27,6 +27,7 @@ from ..options import (
     choices_of,
     option_text,
 )
+from ..preprocessing import PREPROCESSINGS
 from ..results import EVALUATION_FIELDS, LOSS_FIELDS, MAX_MATRIX_CLASSES, PredictedClass
 from . import problems
 
@@ -253,6 +254,15 @@ def _schemas() -> Json:
         "ignore_index": _INTEGER,
         "background_index": {"type": ["integer", "null"]},
     }
+    model = {
+        "network": {**_STRING, "description": "fcn8s and the like, or package.module:callable."},
+        "num_classes": _INTEGER,
+        "class_names": {"type": "array", "items": _STRING},
+        "preprocessing": {"type": "string", "enum": [*PREPROCESSINGS]},
+        "max_photo_pixels": _INTEGER,
+        "tile_side_pixels": _INTEGER,
+        "tile_overlap_pixels": _INTEGER,
+    }
     colours = {
         "type": "array",
         "items": {**counts, "minItems": 3, "maxItems": 3},
@@ -283,6 +293,14 @@ def _schemas() -> Json:
         ),
         "Palettes": _answer({"palettes": {"type": "array", "items": _answer(palette)}}),
         "Palette": _answer({**palette, "colours": colours}),
+        "Model": _answer(
+            {
+                "model": {
+                    "description": "The network, which computes the logits of photos, or null.",
+                    "oneOf": [_answer(model), {"type": "null"}],
+                }
+            }
+        ),
         "Status": _answer({"status": {"type": "string", "enum": ["live", "ready"]}}),
         "Problem": _problem(),
     }
