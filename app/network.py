@@ -15,6 +15,7 @@ side of a pixel, its scores are those of the whole photo. Otherwise they differ,
 Nothing in a checkpoint is unpickled, and no name in it is imported.
 """
 
+import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,9 +86,10 @@ def spans_of(length: int, side: int, overlap: int, alignment: int) -> tuple[Span
     begins = [0]
     while begins[-1] + side < length:
         begins.append(begins[-1] + step)
-    # The ramps of two neighbours must not meet, however much the tiles overlap.
-    half = min((side - step) / 4, step / 2)
-    middles = [begin + (side - step) / 2 for begin in begins[1:]]
+    # Ramps must not meet, however much the tiles overlap. Without an overlap, they lie between the
+    # last pixel of a tile and the first of the next.
+    half = max(0.25, min((side - step) / 4, step / 2))
+    middles = [begin + (side - step) / 2 - 0.5 for begin in begins[1:]]
     fades = [(middle - half, middle + half) for middle in middles]
     return tuple(
         Span(begin, min(begin + side, length), fade_in, fade_out)
@@ -333,12 +335,9 @@ def load(
 
 
 def _checkpoints() -> ModuleType:
-    """Returns `models.checkpoints`, which an installed wheel has under another name."""
-    if __package__ == "app":
-        from models import checkpoints
-    else:
-        from seg_loss_models import checkpoints
-    return checkpoints
+    """Returns `checkpoints` of the folder `models`, which is installed as `seg_loss_models`."""
+    package = "models" if __package__ == "app" else "seg_loss_models"
+    return importlib.import_module(f"{package}.checkpoints")
 
 
 def _weights(span: Span, positions: Tensor) -> Tensor:
@@ -356,4 +355,4 @@ def _weights(span: Span, positions: Tensor) -> Tensor:
 def _support(weights: Tensor) -> slice:
     """Returns the indices at which weights are not 0, which are adjacent."""
     indices = weights.nonzero().flatten().tolist()
-    return slice(indices[0], indices[-1] + 1)
+    return slice(indices[0], indices[-1] + 1) if indices else slice(0, 0)

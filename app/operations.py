@@ -166,6 +166,8 @@ def needs_network(inputs: Inputs, options: LossOptions) -> bool:
         return False
     if isinstance(options, VisualizeOptions):
         name = KINDS[options.kind].map
+        if options.kind in ("error", "nll") and inputs.labels is None:
+            return False  # an error of `render`
         shows_labels = options.kind == "overlay" and inputs.labels is not None
         has_prediction = name == "prediction" and inputs.prediction is not None
         return name is not None and not shows_labels and not has_prediction

@@ -90,7 +90,9 @@ class Batcher:
                     await asyncio.to_thread(mosaic.add, index, *await result)
             finally:
                 for result in waiting:
-                    result.cancel()
+                    # asyncio reports errors that nobody has asked for.
+                    if not result.cancel() and not result.cancelled():
+                        result.exception()
         return mosaic.finish()
 
     async def close(self) -> None:
