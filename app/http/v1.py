@@ -9,7 +9,7 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from time import perf_counter
 from typing import Any
@@ -27,10 +27,11 @@ from ..formats import json
 from ..formats.compression import decompress
 from ..images.palettes import PALETTES
 from ..inputs import Inputs
-from ..options import MODELS, EvaluateOptions, LossOptions, parse
+from ..options import MODELS, EvaluateOptions, LossOptions, PredictOptions, parse
 from ..results import GradientResult, Result
 from ..settings import Settings
 from . import body, openapi, responses
+from .batching import Batcher
 from .middleware import Metrics
 from .pool import Reservation, Workers
 from .responses import ChunkedResponse, Encoded
@@ -47,6 +48,7 @@ class Service:
         metrics: the Prometheus metrics.
         device: the device that computes.
         staging: the pinned memory for copies to the device and back.
+        batcher: the network for photos; None if there is none.
         is_warm: whether the kernels are loaded.
         is_draining: whether the service is about to stop.
     """
@@ -56,6 +58,7 @@ class Service:
     metrics: Metrics
     device: torch.device
     staging: StagingPool
+    batcher: Batcher | None = None
     is_warm: bool = False
     is_draining: bool = False
 
@@ -107,6 +110,12 @@ OPERATIONS = (
         operations.visualize,
         responses.VISUALIZE_ENCODERS,
     ),
+    Operation(
+        "predict",
+        "The class of each pixel as a label map, maps, or the number of pixels of each class",
+        operations.predict,
+        responses.PREDICT_ENCODERS,
+    ),
 )
 
 
@@ -115,7 +124,8 @@ async def handle(request: Request, operation: Operation) -> Response:
 
     The headers are checked first, so that many invalid requests are rejected before their body is
     sent. Then memory is reserved and the body is read. All else happens in a worker thread, so that
-    the event loop can answer other requests.
+    the event loop can answer other requests. A photo waits for the network between two calls in
+    worker threads, so that those of several requests can be computed together.
 
     Raises:
         RequestError: if the request is invalid, or the service too busy.
@@ -128,6 +138,10 @@ async def handle(request: Request, operation: Operation) -> Response:
     media_type = responses.choose_media_type(_accept(request), tuple(operation.encoders))
     if isinstance(options, EvaluateOptions):
         responses.check_can_hold_maps(media_type, options.maps)
+    if isinstance(options, PredictOptions):
+        # Every response tells of the prediction.
+        maps = [name for name in options.maps if name != "prediction"]
+        responses.check_can_hold_maps(media_type, maps)
     content_type = request.headers.get("content-type", "")
     body_headers = body.parse_headers(request.headers, _max_body_bytes(content_type, settings))
 
@@ -137,23 +151,50 @@ async def handle(request: Request, operation: Operation) -> Response:
         timings = _Timings()
         content = await body.read(request, body_headers, settings, grow)
         timings.end("read")
+        deadline = workers.deadline()
 
-        def compute() -> Encoded:
+        def begin() -> Inputs | Encoded:
             encoding, limit = body_headers.content_encoding, body_headers.limit
             decompressed = decompress(content, encoding, limit, grow)
             timings.end("wait")  # for a thread, and the decompression
             decoded = inputs.decode(decompressed, content_type, options, settings, grow)
             timings.end("decode")
+            if service.batcher is not None and operations.needs_network(decoded, options):
+                return decoded
+            return finish(decoded)
+
+        def finish(decoded: Inputs) -> Encoded:
             result = _compute(service, operation, decoded, options, reservation)
             timings.end("compute")
             encoded = operation.encoders[media_type](result)
             timings.end("encode")
             return encoded
 
-        encoded = await workers.run(compute, reservation)
+        encoded = await workers.run(begin, reservation, deadline)
+        if isinstance(encoded, Inputs):
+            async with workers.until(deadline):
+                scored = await _with_scores(service, encoded, options, grow)
+            timings.end("network")
+            encoded = await workers.run(partial(finish, scored), reservation, deadline)
         headers = {"Server-Timing": timings.header(), "Vary": "Accept"}
         # The response releases the reservation before its last bytes are sent.
         return ChunkedResponse(encoded, headers, stack.pop_all(), settings)
+
+
+async def _with_scores(
+    service: Service, decoded: Inputs, options: LossOptions, grow: inputs.Grow
+) -> Inputs:
+    """Returns the inputs with the scores that the network computes for their photo as logits.
+
+    Raises:
+        RequestError: if the photo is too large, or options do not fit it.
+    """
+    assert service.batcher is not None
+    assert decoded.image is not None
+    operations.check_photo(decoded, options, service.settings.max_photo_pixels)
+    grow(service.batcher.network.working_bytes(*decoded.image.shape[:2]))
+    scores, output = await service.batcher.scores(decoded.image)
+    return replace(decoded, logits=scores, network=output)
 
 
 def _compute(
@@ -266,6 +307,12 @@ async def _palette(request: Request) -> Response:
     return _negotiated_json(request, _palette_json(name))
 
 
+async def _model(request: Request) -> Response:
+    service: Service = request.app.state.service
+    fields = None if service.batcher is None else service.batcher.network.fields()
+    return _negotiated_json(request, results.json_bytes({"model": fields}))
+
+
 async def _openapi(request: Request) -> Response:
     return _negotiated_json(request, _openapi_json())
 
@@ -340,6 +387,13 @@ RESOURCES = (
         openapi.json_content("Palette"),
         (404, 406),
         (openapi.PALETTE_NAME,),
+    ),
+    Resource(
+        "/v1/model",
+        "The network that is served, or null",
+        _model,
+        openapi.json_content("Model"),
+        (406,),
     ),
     Resource("/livez", "Whether the process answers", _livez, openapi.json_content("Status")),
     Resource(

@@ -62,7 +62,7 @@ def test_the_inputs_that_an_operation_needs_are_required(operation):
     content = entry_of(operation)["requestBody"]["content"]
     for media_type in ("multipart/form-data", "application/json"):
         schema = content[media_type]["schema"]
-        needed = {"minProperties": 1} if operation.name == "visualize" else {}
+        needed = {"minProperties": 1} if operation.name in ("visualize", "predict") else {}
         needed = needed or {"required": ["logits", "labels"]}
         assert needed.items() <= schema.items()
         assert schema["properties"].keys() <= READERS.keys()
