@@ -1,0 +1,1 @@
+"""Training: data sets, recipes, the loop, checkpoints. `recipes` imports no torch."""
