@@ -1,1 +1,1 @@
-"""Training: data sets, recipes, the loop, checkpoints. `recipes` imports no torch."""
+"""Training: data sets, recipes, the loop, checkpoints. `options` imports no torch."""

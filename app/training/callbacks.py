@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import torch
@@ -22,8 +22,10 @@ from ..errors import IllPosed
 from ..images.palettes import Palette
 from ..terminal import printable
 from .recipes import FCN_RATES, Recipe
-from .samples import Samples
-from .validation import Validation
+
+if TYPE_CHECKING:
+    from .samples import Samples
+    from .validation import Validation
 
 Say = Callable[[str], None]
 """Writes one line to standard error."""
@@ -69,7 +71,7 @@ class Callback:
     def on_log(self, record: LogRecord) -> None:
         """Is called after every `log_interval` steps."""
 
-    def on_validation(self, step: int, validation: Validation) -> None:
+    def on_validation(self, step: int, validation: "Validation") -> None:
         """Is called after each validation."""
 
     def on_end(self) -> None:
@@ -89,15 +91,17 @@ class Terminal(Callback):
 
     Args:
         stream: standard error, or None if the process has none.
-        num_steps: number of steps of the training.
+
+    Attributes:
+        num_steps: number of steps of the training, which must be set before the first.
     """
 
     _WIDTH = 24
     _SECONDS = 0.2
 
-    def __init__(self, stream: TextIO | None, num_steps: int) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
-        self._num_steps = num_steps
+        self.num_steps = 0
         self._has_bar = stream is not None and stream.isatty()
         self._bar = ""
         self._drawn = 0.0
@@ -110,7 +114,7 @@ class Terminal(Callback):
         self._erase()
         print(printable(line), file=self._stream, flush=True)
 
-    def checked(self, done: int, total: int) -> None:
+    def on_checked(self, done: int, total: int) -> None:
         """Shows how many images of the data set have been checked."""
         self._show(f"checking images {self._bar_of(done, total)}", force=done == total)
         if done == total:
@@ -124,20 +128,20 @@ class Terminal(Callback):
         first, begin = self._begin
         left = ""
         if step > first:
-            seconds = (self._num_steps - step) * (now - begin) / (step - first)
+            seconds = (self.num_steps - step) * (now - begin) / (step - first)
             left = f"  {_duration(seconds)} left"
-        self._show(f"{self._bar_of(step, self._num_steps)}  loss {loss:.5g}{left}")
+        self._show(f"{self._bar_of(step, self.num_steps)}  loss {loss:.5g}{left}")
 
     def on_log(self, record: LogRecord) -> None:
         """Writes loss, rates and memory."""
         self.say(
-            f"step {record.step}/{self._num_steps}  epoch {record.epoch:.2f}  "
+            f"step {record.step}/{self.num_steps}  epoch {record.epoch:.2f}  "
             f"loss {record.loss:.5g} ({record.mean_nll:.4f} a pixel)  lr {record.learning_rate:.3g}"
             f"  {record.images_per_second:.3g} images/s"
             f"  {record.data_share:.0%} waiting for images  {record.memory_bytes / 2**30:.2f} GiB"
         )
 
-    def on_validation(self, step: int, validation: Validation) -> None:
+    def on_validation(self, step: int, validation: "Validation") -> None:
         """Writes the loss and the four metrics."""
         names = ("pixel acc.", "mean acc.", "mean IU", "f.w. IU")
         values = (getattr(validation.metrics, name) for name in METRICS)
@@ -154,7 +158,11 @@ class Terminal(Callback):
 
     def _show(self, text: str, *, force: bool = False) -> None:
         now = time.monotonic()
-        if self._stream is None or not self._has_bar or (now - self._drawn < self._SECONDS and not force):
+        if (
+            self._stream is None
+            or not self._has_bar
+            or (now - self._drawn < self._SECONDS and not force)
+        ):
             return
         self._drawn = now
         padding = " " * max(len(self._bar) - len(text), 0)
@@ -189,7 +197,7 @@ class MetricsFile(Callback):
         """Adds a line of kind train."""
         self._add({"kind": "train", **asdict(record)})
 
-    def on_validation(self, step: int, validation: Validation) -> None:
+    def on_validation(self, step: int, validation: "Validation") -> None:
         """Adds a line of kind val."""
         metrics = validation.metrics
         self._add(
@@ -251,7 +259,7 @@ class TensorBoard(Callback):
     """
 
     def __init__(
-        self, folder: Path, step: int, photos: Samples | None, palette: Palette, say: Say
+        self, folder: Path, step: int, photos: "Samples | None", palette: Palette, say: Say
     ) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -272,7 +280,7 @@ class TensorBoard(Callback):
             ]
         )
 
-    def on_validation(self, step: int, validation: Validation) -> None:
+    def on_validation(self, step: int, validation: "Validation") -> None:
         """Adds the curves of the validation, and photo, labels and prediction of some images."""
 
         def write() -> None:
@@ -360,7 +368,7 @@ class DiagnosisAdvice(Callback):
             if has_blown_up or record.step >= self._first:
                 self._report(record.step, record.valid_pixels, record.mean_nll)
 
-    def on_validation(self, step: int, validation: Validation) -> None:
+    def on_validation(self, step: int, validation: "Validation") -> None:
         """Says what the loss of a validation means, if no training loss has said so."""
         if step >= self._first and validation.diagnosis.state != self._state:
             self._speak(step, validation.diagnosis.state, validation.diagnosis.advice)
@@ -403,12 +411,12 @@ class DiagnosisAdvice(Callback):
 
     def _lower_rate(self) -> str:
         rate = self._recipe.learning_rate
-        if self._recipe.normalization in ("batch", "none") and rate > 1e-7:
-            if self._recipe.optimizer == "sgd":
-                return (
-                    f"The loss is a sum over the pixels of an image, and {rate:g} is a rate for a "
-                    "mean: try --learning-rate 1e-10 or --normalization valid."
-                )
+        is_sum = self._recipe.normalization in ("batch", "none")
+        if is_sum and rate > 1e-7 and self._recipe.optimizer == "sgd":
+            return (
+                f"The loss is a sum over the pixels of an image, and {rate:g} is a rate for a "
+                "mean: try --learning-rate 1e-10 or --normalization valid."
+            )
         return f"Try --learning-rate {rate / 10:g}, --warmup-steps, or --clip-grad-norm 1."
 
 

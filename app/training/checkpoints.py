@@ -36,9 +36,6 @@ from ..errors import IllPosed, Malformed, dtype_name, safe_repr
 from ..formats import safetensors
 from .networks import NetworkSpec, load_network, save_network
 
-
-
-
 _WEIGHTS, _TRAINING = "weights.safetensors", "training.safetensors"
 _NUMBER = re.compile(r"[0-9]{8,12}")
 _TENSOR = re.compile(r"optimizer\.([0-9]{1,9})\.(\w{1,64})")

@@ -257,7 +257,9 @@ def _listed(
     for name, count in Counter(listed).items():
         if count > 1:
             where = f"{names.relative_to(root)}"
-            problems.append(Problem("repeated names", where, f"{safe_repr(name)} is in {count} lines."))
+            problems.append(
+                Problem("repeated names", where, f"{safe_repr(name)} is in {count} lines.")
+            )
     return tuple(pairs)
 
 
@@ -301,10 +303,11 @@ def _in_folders(
     """Returns the pairs of the files in two folders, by their paths without the suffix."""
     photo_of = _files_by_name(root, photos, PHOTO_SUFFIXES, problems)
     label_of = _files_by_name(root, labels, LABEL_SUFFIXES, problems)
-    for name in sorted(photo_of.keys() - label_of.keys()):
-        problems.append(_missing("label map", labels.relative_to(root), name))
-    for name in sorted(label_of.keys() - photo_of.keys()):
-        problems.append(_missing("photo", photos.relative_to(root), name))
+    for what, folder, lacking in (
+        ("label map", labels, photo_of.keys() - label_of.keys()),
+        ("photo", photos, label_of.keys() - photo_of.keys()),
+    ):
+        problems.extend(_missing(what, folder.relative_to(root), name) for name in sorted(lacking))
     names = sorted(photo_of.keys() & label_of.keys())
     return tuple(Pair(name, photo_of[name], label_of[name]) for name in names)
 
@@ -395,9 +398,7 @@ def _checked(
 
 
 def _check_pair(root: Path, pair: Pair, labels: LabelFormat) -> _Checked:
-    photo_name, label_name = (
-        f"{path.relative_to(root)}" for path in (pair.photo, pair.labels)
-    )
+    photo_name, label_name = (f"{path.relative_to(root)}" for path in (pair.photo, pair.labels))
     try:
         size = read_photo(pair.photo).shape[:2]
     except (RequestError, OSError) as error:
@@ -413,7 +414,9 @@ def _check_pair(root: Path, pair: Pair, labels: LabelFormat) -> _Checked:
         values = labels.read(pair.labels, check_size)
     except (RequestError, OSError) as error:
         if other:
-            sentence = f"its size is {_size_text(*other[0])}, that of the photo {_size_text(*size)}."
+            sentence = (
+                f"its size is {_size_text(*other[0])}, that of the photo {_size_text(*size)}."
+            )
             return _Checked(Problem("labels of another size", label_name, sentence))
         kind = "unreadable label maps" if isinstance(error, OSError) else "invalid label maps"
         return _Checked(Problem(kind, label_name, _sentence_of(error)))

@@ -10,7 +10,8 @@ that number.)
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -61,7 +62,9 @@ class Ranks:
             tensor.copy_(on_device)
         return tensor
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter], has_gradient: Sequence[bool]) -> None:
+    def sum_gradients(
+        self, parameters: Iterable[nn.Parameter], has_gradient: Sequence[bool]
+    ) -> None:
         """Adds the gradients of all processes.
 
         Args:
@@ -84,6 +87,25 @@ class Ranks:
         if self.group is not None:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, src=0, group=self.group)
+
+    def in_first(self, action: Callable[[], object]) -> None:
+        """Calls a function in the first process; if it raises there, the others end.
+
+        Raises:
+            Exception: what the function raises, in the first process.
+            SystemExit: in the others.
+        """
+        error = None
+        if self.is_first:
+            try:
+                action()
+            except Exception as raised:
+                error = raised
+        (num_failed,) = self.sum([float(error is not None)])
+        if error is not None:
+            raise error
+        if num_failed:
+            sys.exit(1)
 
     def wait(self) -> None:
         """Waits until all processes are here."""

@@ -87,7 +87,7 @@ class Trainer:
         self._run = run
         self._ranks = ranks
         self._validator = validator
-        self._callbacks = [*callbacks, advice]
+        self._callbacks: list[Callback] = [*callbacks, advice]
         self._advice = advice
         self._say = say
         self._workers = workers
@@ -97,6 +97,10 @@ class Trainer:
         self._objective = Objective(model, recipe, labels.ignore_index, ranks)
         self._has_gradient: list[bool] | None = None
         self.progress = Progress()
+
+    def add(self, callback: Callback) -> None:
+        """Adds a callback, which is called before the advice on the loss."""
+        self._callbacks.insert(-1, callback)
 
     def load(self) -> bool:
         """Goes on from the newest checkpoint of the run; returns whether there is one.
@@ -208,9 +212,7 @@ class Trainer:
     def _validate(self, validator: Validator) -> None:
         # Statistics of normalisation layers are those of the first process, which writes them.
         self._ranks.copy_from_first(self._model)
-        result = validator(
-            self._model, self._objective.autocast(), pictures=self._draws_pictures
-        )
+        result = validator(self._model, self._objective.autocast(), pictures=self._draws_pictures)
         call_all(self._callbacks, "on_validation", self.progress.step, result)
         self._keep_best(result)
 

@@ -7,10 +7,11 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from models.checkpoints import NetworkSpec
+    from models.checkpoints import NetworkSpec as NetworkSpec
+    from seg_loss.upsampling import Upsampling
 else:
     NetworkSpec = Any
 
@@ -20,6 +21,12 @@ _PACKAGE = "models" if __name__.partition(".")[0] == "app" else "seg_loss_models
 def import_models(name: str) -> Any:
     """Returns a module of the folder `models`."""
     return importlib.import_module(f"{_PACKAGE}.{name}")
+
+
+def scores_of(model: nn.Module, image: Tensor) -> "tuple[Tensor, Upsampling | None]":
+    """Returns the scores of an image, and how they are upsampled; None if they are not."""
+    scores, upsampling = model.scores(image)  # type: ignore[operator]
+    return scores, upsampling
 
 
 def save_network(path: Path, model: nn.Module, spec: NetworkSpec) -> None:

@@ -10,6 +10,7 @@ the size. A mean of A means would weigh the pixels of a micro-batch with few of 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ import seg_loss
 from seg_loss import InvalidInput
 
 from .distributed import Ranks
+from .networks import scores_of
 from .recipes import Recipe
 
 Batch = tuple[Tensor, Tensor]
@@ -94,8 +96,8 @@ class Objective:
             if self._recipe.head == "plain":
                 scores, upsampling = self._model(image), None
             else:
-                scores, upsampling = self._model.scores(image)
-        arguments = {
+                scores, upsampling = scores_of(self._model, image)
+        arguments: dict[str, Any] = {
             "ignore_index": self._ignored,
             "label_smoothing": self._recipe.label_smoothing,
             "normalization": "none",
@@ -106,8 +108,8 @@ class Objective:
             terms = seg_loss.upsampled_cross_entropy(
                 scores, labels, self._class_weight, upsampling=upsampling, **arguments
             )
-        loss = terms / divisor
-        self.scaler.scale(loss).backward()
+        loss: Tensor = terms / divisor
+        torch.autograd.backward(self.scaler.scale(loss))
         return float(loss.detach())
 
     def _num_valid(self, labels: Tensor) -> int:

@@ -12,6 +12,7 @@ Epochs follow each other without a gap, as in Caffe, so that no batch is smaller
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -86,13 +87,13 @@ class Augmentation:
 
 
 def _resized(
-    array: npt.NDArray[np.integer],
+    array: npt.NDArray[Any],
     size: tuple[int, int],
     resampling: Image.Resampling,
     box: tuple[float, float, float, float],
-) -> npt.NDArray[np.integer]:
+) -> npt.NDArray[Any]:
     picture = Image.fromarray(array)  # uint8 [H,W,3] or [H,W], or int32 [H,W]
-    return np.asarray(picture.resize(size[::-1], resampling, box=box))
+    return np.array(picture.resize(size[::-1], resampling, box=box))
 
 
 class Samples(Dataset[tuple[Tensor, Tensor]]):
@@ -215,7 +216,9 @@ class Stream(Sampler[list[Key]]):
             for sample in range(first, first + self._batch_size):
                 if sample // self._num_pairs != epoch:
                     epoch = sample // self._num_pairs
-                    order = _generator(_ORDER, self._seed, epoch).permutation(self._num_pairs).tolist()
+                    order = (
+                        _generator(_ORDER, self._seed, epoch).permutation(self._num_pairs).tolist()
+                    )
                 keys.append((epoch, order[sample % self._num_pairs]))
             yield keys
 

@@ -21,6 +21,7 @@ from seg_loss.metrics import fcn_metrics
 
 from .data import LabelFormat
 from .distributed import Ranks
+from .networks import scores_of
 from .samples import Key, Samples, make_loader
 
 NUM_PICTURES = 4
@@ -158,7 +159,7 @@ class Validator:
     ) -> seg_loss.Evaluation:
         device = self._ranks.device
         with autocast:
-            scores, upsampling = model.scores(image.to(device, non_blocking=True))
+            scores, upsampling = scores_of(model, image.to(device, non_blocking=True))
         return seg_loss.evaluate(
             scores,
             labels.to(device, non_blocking=True),
