@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, TypeVar
 
 import typer
+from pydantic import BaseModel
 
 from seg_loss import __version__
 
@@ -28,6 +29,7 @@ from .options import (
     EvaluateOptions,
     GradientOptions,
     LossOptions,
+    Options,
     PredictOptions,
     VisualizeOptions,
     option_text,
@@ -36,6 +38,7 @@ from .options import (
 from .report import FORMATS, METRICS, Report, Table, render
 from .settings import PREFIX, Settings, for_commands, invalid_setting, misspelt_variables
 from .terminal import configure_streams, printable
+from .training.options import TrainOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -169,7 +172,7 @@ DeviceName = Annotated[
 FormatName = Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")]
 
 
-def _with_options(model: type[LossOptions]) -> Callable[[Command], Command]:
+def _with_options(model: type[BaseModel]) -> Callable[[Command], Command]:
     """Returns a decorator that registers a command with a flag for each option of `model`.
 
     The command gets the parsed options as the argument `options`.
@@ -203,14 +206,14 @@ def _with_options(model: type[LossOptions]) -> Callable[[Command], Command]:
     return decorate
 
 
-def _flag(name: str, model: type[LossOptions]) -> Any:
+def _flag(name: str, model: type[BaseModel]) -> Any:
     row = model.model_fields[name]
     default = option_text(row.default)
     text = f"{row.description} Expected: {row.title}." + (f" [{default}]" if default else "")
     return typer.Option(f"--{name.replace('_', '-')}", help=text, metavar="VALUE")
 
 
-def _parse_options(model: type[LossOptions], pairs: Iterable[tuple[str, str]]) -> LossOptions:
+def _parse_options(model: type[Options], pairs: Iterable[tuple[str, str]]) -> Options:
     try:
         return parse(model, pairs)
     except RequestError as error:
@@ -632,6 +635,56 @@ def _with_progress(tasks: "Sequence[FileTask]") -> "Iterator[FileTask]":
     from rich.progress import track
 
     yield from track(tasks, "Predicting", console=Console(stderr=True), transient=True)
+
+
+@_with_options(TrainOptions)
+def train(
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="DATA", help="Data set: VOC, or folders of images and labels."),
+    ],
+    options: TrainOptions,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder RUN of checkpoints and metrics.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="PACKAGE.MODULE:CALLABLE",
+            help="A network of your own instead of --network; called with num_classes=.",
+        ),
+    ] = None,
+    init: Annotated[
+        str,
+        typer.Option(
+            "--init",
+            metavar="PATH",
+            help="First weights: random, VGG16 or FCN as .caffemodel, torchvision's VGG16 or a "
+            "checkpoint as .safetensors.",
+        ),
+    ] = "random",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the training in RUN, if there is one.")
+    ] = False,
+    device: DeviceName = None,
+    format_name: FormatName = "table",
+) -> None:
+    """Trains a network on photos and label maps."""
+    _check_format(format_name)
+    settings = _settings(for_commands, device=device)
+    choice = _choose_device(settings, device)
+    _warn([choice.warning] if choice.warning else [])
+    from .training import command
+
+    request = command.Request(data, output, options, model, init, resume)
+    result = command.train(request, choice.device)
+    if result.fields is not None:
+        rows = tuple((name, value) for name, value in result.fields.items() if value is not None)
+        table = Table("training", ("quantity", "value"), rows)
+        _print(render(Report((table,), result.fields), format_name))
+    if result.status:
+        raise typer.Exit(result.status)
 
 
 def _settings_help() -> str:

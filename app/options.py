@@ -60,7 +60,7 @@ def _check_number(text: object) -> object:
     return text
 
 
-def _parse_integers(text: object) -> object:
+def parse_integers(text: object) -> object:
     """Returns the integers in `255` or `0,255`; none in `none`."""
     if not isinstance(text, str):
         return text
@@ -118,7 +118,7 @@ class LossOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    ignore_index: Annotated[tuple[int, ...], BeforeValidator(_parse_integers)] = Field(
+    ignore_index: Annotated[tuple[int, ...], BeforeValidator(parse_integers)] = Field(
         default=(255,),
         title="an integer, several with commas between them, or none",
         description="Labels of pixels that do not count.",
@@ -252,7 +252,7 @@ MODELS: Mapping[str, type[LossOptions]] = {
 OPTION_NAMES = tuple(dict.fromkeys(name for row in MODELS.values() for name in row.model_fields))
 """The names of all options."""
 
-Options = TypeVar("Options", bound=LossOptions)
+Options = TypeVar("Options", bound=BaseModel)
 
 
 def parse(model: type[Options], pairs: Iterable[tuple[str, str]]) -> Options:

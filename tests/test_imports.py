@@ -219,6 +219,7 @@ ARROWS = {
     "app.settings": ("app.errors",),
     "app.report": ("app.terminal",),
     "app.terminal": (),
+    "app.preprocessing": (),
     "app.devices": ("seg_loss", "app.errors"),
     "app.images": ("app.errors",),
     "app.formats": ("app.errors", "app.images.palettes"),
@@ -249,11 +250,44 @@ ARROWS = {
         "app.results", "app.operations", "app.formats", "app.images.palettes", "app.network",
         "app.preprocessing",
     ),
+    # training: command -> loop -> objective, validation, checkpoints, callbacks -> samples -> data.
+    # `options` is imported by the command line, and imports no torch.
+    "app.training": (),
+    "app.training.recipes": (),
+    "app.training.options": (
+        "seg_loss", "app.errors", "app.options", "app.formats.rasters", "app.images.palettes",
+        "app.label_spaces", "app.training.recipes",
+    ),
+    "app.training.data": (
+        "app.errors", "app.formats", "app.images.palettes", "app.label_spaces", "app.terminal",
+    ),
+    "app.training.samples": ("app.errors", "app.preprocessing", "app.training.data"),
+    "app.training.networks": ("seg_loss", "models"),  # which it imports by name, on first use
+    "app.training.distributed": (),
+    "app.training.interrupts": (),
+    "app.training.optimization": ("app.training.recipes",),
+    "app.training.objective": (
+        "seg_loss", "app.training.distributed", "app.training.networks", "app.training.recipes",
+    ),
+    "app.training.validation": (
+        "seg_loss", "app.training.data", "app.training.distributed", "app.training.networks",
+        "app.training.samples",
+    ),
+    "app.training.checkpoints": ("app.errors", "app.formats.safetensors", "app.training.networks"),
+    "app.training.initialization": ("app.errors", "app.training.networks"),
+    "app.training.callbacks": (
+        "seg_loss", "app.errors", "app.images.palettes", "app.terminal", "app.training.recipes",
+        "app.training.samples", "app.training.validation",
+    ),
+    "app.training.loop": ("app.training",),
+    "app.training.command": (
+        "seg_loss", "app.devices", "app.errors", "app.images.palettes", "app.training",
+    ),
     "app.cli": (
         "seg_loss", "app.errors", "app.settings", "app.report", "app.devices", "app.options",
         "app.inputs", "app.results", "app.operations", "app.formats.npy", "app.formats.npz",
         "app.images", "app.http.server", "app.terminal", "app.folders", "app.network",
-        "app.prediction_report",
+        "app.prediction_report", "app.training",
     ),
     # Nothing imports app but app, and nothing imports the tests.
     "benchmarks": ("seg_loss",),
@@ -279,7 +313,7 @@ ONLY_IN = {
                        "upsampled")),
         "benchmarks",
     ),
-    "torch.distributed": ("seg_loss._divisor",),
+    "torch.distributed": ("seg_loss._divisor", "app.training.distributed"),
     "seg_loss.reference": ("benchmarks",),
     "fastapi": ("app.http",),
     "starlette": ("app.http",),
@@ -293,7 +327,7 @@ ONLY_IN = {
 OTHERS = {
     "seg_loss": {"torch", "numpy", "numba", "llvmlite", "triton"},
     "models": {"torch", "numpy", "google", "safetensors"},
-    "app": {"torch", "numpy", *entry_point.EXTRA},
+    "app": {"torch", "numpy", "models", *entry_point.EXTRA},
 }
 MAX_APP_LEVEL = 7
 
@@ -377,7 +411,7 @@ def test_each_package_needs_few_packages_of_others(package):
 
 @pytest.mark.parametrize("name", [name for name in MODULES if is_in(name, ("app", "models"))])
 def test_app_and_models_use_public_names_of_the_library(name):
-    public = {*seg_loss.__all__, "constants", "metrics", "upsampling"}
+    public = {*seg_loss.__all__, "constants", "diagnosis", "metrics", "upsampling"}
     for full in imports_of(name):
         package, _, path = full.partition(".")
         if package == "seg_loss" and path:

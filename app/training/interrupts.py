@@ -1,0 +1,49 @@
+"""Ctrl-C and SIGTERM end a training after the step that is running, with a checkpoint."""
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """Notes the first signal; a second Ctrl-C aborts, as Ctrl-C does without this class.
+
+    A second SIGTERM does not: torchrun sends one after the terminal has sent SIGINT.
+
+    Args:
+        on_first: is called in the handler of the first signal.
+
+    Attributes:
+        received: the number of the first signal, or 0.
+    """
+
+    def __init__(self, on_first: Callable[[], None] = lambda: None) -> None:
+        self.received = 0
+        self._on_first = on_first
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {name: signal.signal(name, self._handle) for name in SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for name, handler in self._previous.items():
+            signal.signal(name, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        self.received = number
+        self._on_first()
