@@ -16,6 +16,7 @@ from safetensors.torch import save
 
 import models
 import seg_loss
+from benchmarks import example
 from tests.documents import (
     PAGES,
     ROOT,
@@ -57,7 +58,12 @@ def test_the_python_examples_print_what_their_comments_say(page, url):
     run_python(page, url)
 
 
-@pytest.mark.parametrize("page", pages_with("sh"), ids=name_of)
+def pages_with_commands():
+    # test_example.py runs the commands of the worked example, which take minutes, in a short form.
+    return [page for page in pages_with("sh") if page != example.PAGE]
+
+
+@pytest.mark.parametrize("page", pages_with_commands(), ids=name_of)
 def test_the_commands_and_requests_succeed(page, url, tmp_path):
     run_shell(page, url, tmp_path)
     for name in re.findall(r"(?:-o|--output) (\S+)", "".join(blocks(page, "sh"))):

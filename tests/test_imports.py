@@ -291,6 +291,7 @@ ARROWS = {
     ),
     # Nothing imports app but app, and nothing imports the tests.
     "benchmarks": ("seg_loss",),
+    "benchmarks.example": ("models", "benchmarks.cpu"),
 }  # fmt: skip
 # Packages of others, and the only modules or packages that may import them.
 ONLY_IN = {
