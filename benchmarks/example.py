@@ -247,7 +247,7 @@ def _diagram(title: str, curves: Sequence[Curve], top: float, tick: float, shift
         path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in curve.points)
         dash = ' stroke-dasharray="5 4"' if curve.is_dashed else ""
         style = f'fill="none" stroke="{curve.colour}" stroke-width="2"{dash}'
-        key = upper + 12 + 15 * row + (lower - upper) * (0.5 if top == 1.0 else 0.12)
+        key = upper + 12 + 15 * row + (lower - upper) * (0.74 if top == 1.0 else 0.12)
         lines += [
             f'<polyline points="{path}" {style}/>',
             f'<path d="M{right - 112} {key:.1f}h18" {style}/>',
