@@ -54,7 +54,7 @@ def test_the_training_leaves_the_loss_of_a_uniform_prediction(shortened):
 def test_held_out_scenes_are_predicted_better_than_by_chance(shortened):
     assert shortened.before["mean_iu"] < 0.03  # one class everywhere
     assert shortened.after["mean_iu"] > 3 * shortened.before["mean_iu"]
-    assert shortened.after["pixel_accuracy"] > shortened.before["pixel_accuracy"] + 0.2
+    assert shortened.after["pixel_accuracy"] > shortened.before["pixel_accuracy"] + 0.1
 
 
 def test_predict_and_train_agree_on_the_metrics(shortened):
