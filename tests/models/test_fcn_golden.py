@@ -1,4 +1,4 @@
-"""The networks against Caffe: thin FCNs with the weights, scores, loss and gradients of `golden`."""
+"""The networks against Caffe: weights, scores, loss and gradients of the thin FCNs in `golden`."""
 
 from pathlib import Path
 
