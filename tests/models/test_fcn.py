@@ -288,6 +288,15 @@ def test_a_deconvolution_can_be_made_to_learn():
     assert gradient[0, 1].any()  # off the diagonal too
 
 
+def test_scores_leave_no_gradient_to_a_deconvolution_that_learns():
+    network = random_network("fcn32s").requires_grad_()
+    image = torch.randn(1, 3, 20, 20)
+    with pytest.raises(InvalidInput, match=r"upscore\.weight: .*, got weights that learn\."):
+        network.scores(image)
+    with torch.no_grad():
+        network.scores(image)
+
+
 def test_the_networks_compute_in_bfloat16():
     network = random_network("fcn8s").bfloat16()
     scores, upsampling = network.scores(torch.randn(1, 3, 30, 30).bfloat16())
