@@ -13,9 +13,10 @@ Fields that are not in this list are skipped. The schema below declares messages
 protobuf library, in which packed numbers are bytes. That is the same on the wire, and protobuf
 makes no Python object of each number.
 
-The published FCNs have 537 MB, 411 of them in fc6. A file is therefore read one layer at a time, and
-the numbers are written straight from the tensors. No length in a file is trusted: each is compared
-with the bytes that are there, and the shape of a blob with its numbers, before memory is allocated.
+The published FCNs have 537 MB, 411 of them in fc6. A file is therefore read one layer at a time,
+and the numbers are written straight from the tensors. No length in a file is trusted: each is
+compared with the bytes that are there, and the shape of a blob with its numbers, before memory is
+allocated.
 """
 
 import io
