@@ -290,8 +290,7 @@ ARROWS = {
         "app.prediction_report", "app.training",
     ),
     # Nothing imports app but app, and nothing imports the tests.
-    "benchmarks": ("seg_loss",),
-    "benchmarks.example": ("models", "benchmarks.cpu"),
+    "benchmarks": ("seg_loss", "models"),
 }  # fmt: skip
 # Packages of others, and the only modules or packages that may import them.
 ONLY_IN = {
