@@ -548,7 +548,7 @@ def _predict_file(
     from dataclasses import replace
 
     from . import folders, operations, results
-    from .inputs import assemble
+    from .inputs import NetworkOutput, assemble
 
     name = "logits" if network is None else "image"
     paths = {name: task.source, "labels": labels}
@@ -557,7 +557,8 @@ def _predict_file(
     if network is not None:
         assert inputs.image is not None
         operations.check_photo(inputs, options, settings.max_photo_pixels)
-        scores, output = network.scores(inputs.image)
+        scores, upsampling = network.scores(inputs.image)
+        output = NetworkOutput(upsampling, network.class_names)
         inputs = replace(inputs, logits=scores, network=output)
 
     def to_device(tensor: "Tensor") -> "Tensor":

@@ -229,8 +229,8 @@ ARROWS = {
     "app.preprocessing": (),
     "app.folders": ("app.errors",),
     "app.inputs": (
-        "seg_loss", "app.errors", "app.settings", "app.options", "app.formats", "app.images.palettes",
-        "app.label_spaces",
+        "seg_loss", "app.errors", "app.settings", "app.options", "app.formats",
+        "app.images.palettes", "app.label_spaces",
     ),
     "app.results": ("seg_loss", "app.errors", "app.formats", "app.images"),
     "app.prediction_report": (
@@ -238,7 +238,7 @@ ARROWS = {
     ),
     # It imports `models` by name, which an installed wheel has under another one.
     "app.network": (
-        "seg_loss", "app.devices", "app.errors", "app.inputs", "app.preprocessing", "app.settings",
+        "seg_loss", "app.devices", "app.errors", "app.preprocessing", "app.settings",
     ),
     "app.operations": (
         "seg_loss", "app.errors", "app.options", "app.inputs", "app.results", "app.formats.npy",

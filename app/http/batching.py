@@ -21,7 +21,6 @@ from torch import Tensor
 
 from seg_loss.upsampling import Upsampling
 
-from ..inputs import NetworkOutput
 from ..network import Network, Photo
 from ..settings import Settings
 from .pool import Workers
@@ -69,9 +68,10 @@ class Batcher:
         self._wait_seconds = settings.batch_wait_seconds
         self._observe = observe
         self._queue: list[_Tile] = []
+        self._arrival = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    async def scores(self, photo: Photo) -> tuple[Tensor, NetworkOutput]:
+    async def scores(self, photo: Photo) -> _Scores:
         """Returns the scores [1,C,h,w] of a photo, and their upsampling.
 
         Raises:
@@ -108,6 +108,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         tile = _Tile(pixels, loop.time(), loop.create_future())
         self._queue.append(tile)
+        self._arrival.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work())
         return tile.result
@@ -121,10 +122,14 @@ class Batcher:
                 await self._compute(batch)
 
     async def _wait_for_others(self) -> None:
-        """Waits if there are requests whose photos may still come."""
-        wait = self._queue[0].arrival + self._wait_seconds - asyncio.get_running_loop().time()
-        if wait > 0 and self._workers.requests_in_flight > len(self._queue):
-            await asyncio.sleep(wait)
+        """Waits while there are requests whose photos may still come, for some milliseconds."""
+        deadline = self._queue[0].arrival + self._wait_seconds
+        max_batch = self.network.max_batch(*self._queue[0].pixels.shape[:2])
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                while len(self._queue) < min(max_batch, self._workers.requests_in_flight):
+                    self._arrival.clear()
+                    await self._arrival.wait()
 
     def _next_batch(self) -> list[_Tile]:
         """Takes the oldest tile out of the queue, with others of the same size."""

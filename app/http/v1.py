@@ -26,7 +26,7 @@ from ..errors import NotFound, Unavailable, did_you_mean, safe_repr
 from ..formats import json
 from ..formats.compression import decompress
 from ..images.palettes import PALETTES
-from ..inputs import Inputs
+from ..inputs import Inputs, NetworkOutput
 from ..options import MODELS, EvaluateOptions, LossOptions, PredictOptions, parse
 from ..results import GradientResult, Result
 from ..settings import Settings
@@ -193,7 +193,8 @@ async def _with_scores(
     assert decoded.image is not None
     operations.check_photo(decoded, options, service.settings.max_photo_pixels)
     grow(service.batcher.network.working_bytes(*decoded.image.shape[:2]))
-    scores, output = await service.batcher.scores(decoded.image)
+    scores, upsampling = await service.batcher.scores(decoded.image)
+    output = NetworkOutput(upsampling, service.batcher.network.class_names)
     return replace(decoded, logits=scores, network=output)
 
 
