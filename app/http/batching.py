@@ -11,8 +11,8 @@ requests whose own tiles fail get the error. Tiles of requests that have ended a
 """
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -68,8 +68,19 @@ class Batcher:
         self._wait_seconds = settings.batch_wait_seconds
         self._observe = observe
         self._queue: list[_Tile] = []
+        self._num_announced = 0
         self._arrival = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def announced(self) -> Iterator[None]:
+        """Lets the queue wait for the photo of a request that is still read."""
+        self._num_announced += 1
+        try:
+            yield
+        finally:
+            self._num_announced -= 1
+            self._arrival.set()
 
     async def scores(self, photo: Photo) -> _Scores:
         """Returns the scores [1,C,h,w] of a photo, and their upsampling.
@@ -122,12 +133,12 @@ class Batcher:
                 await self._compute(batch)
 
     async def _wait_for_others(self) -> None:
-        """Waits while there are requests whose photos may still come, for some milliseconds."""
+        """Waits while requests are read whose photos may fit the batch, for some milliseconds."""
         deadline = self._queue[0].arrival + self._wait_seconds
         max_batch = self.network.max_batch(*self._queue[0].pixels.shape[:2])
         with suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
-                while len(self._queue) < min(max_batch, self._workers.requests_in_flight):
+                while self._num_announced and len(self._queue) < max_batch:
                     self._arrival.clear()
                     await self._arrival.wait()
 

@@ -8,7 +8,7 @@ routes: it parses no body and no option. `openapi` describes the tables.
 import asyncio
 import re
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from time import perf_counter
@@ -27,7 +27,14 @@ from ..formats import json
 from ..formats.compression import decompress
 from ..images.palettes import PALETTES
 from ..inputs import Inputs, NetworkOutput
-from ..options import MODELS, EvaluateOptions, LossOptions, PredictOptions, parse
+from ..options import (
+    MODELS,
+    EvaluateOptions,
+    LossOptions,
+    PredictOptions,
+    VisualizeOptions,
+    parse,
+)
 from ..results import GradientResult, Result
 from ..settings import Settings
 from . import body, openapi, responses
@@ -61,6 +68,13 @@ class Service:
     batcher: Batcher | None = None
     is_warm: bool = False
     is_draining: bool = False
+
+    def announced(self, options: LossOptions) -> AbstractContextManager[None]:
+        """Tells the queue of the network that a request may have a photo for it."""
+        takes_photos = isinstance(options, (PredictOptions, VisualizeOptions))
+        if self.batcher is None or not takes_photos:
+            return nullcontext()
+        return self.batcher.announced()
 
 
 @dataclass(frozen=True)
@@ -149,9 +163,6 @@ async def handle(request: Request, operation: Operation) -> Response:
         reservation = stack.enter_context(workers.reserve(body_headers.length or 0))
         grow = partial(workers.grow, reservation)
         timings = _Timings()
-        content = await body.read(request, body_headers, settings, grow)
-        timings.end("read")
-        deadline = workers.deadline()
 
         def begin() -> Inputs | Encoded:
             encoding, limit = body_headers.content_encoding, body_headers.limit
@@ -170,7 +181,11 @@ async def handle(request: Request, operation: Operation) -> Response:
             timings.end("encode")
             return encoded
 
-        encoded = await workers.run(begin, reservation, deadline)
+        with service.announced(options):
+            content = await body.read(request, body_headers, settings, grow)
+            timings.end("read")
+            deadline = workers.deadline()
+            encoded = await workers.run(begin, reservation, deadline)
         if isinstance(encoded, Inputs):
             async with workers.until(deadline):
                 scored = await _with_scores(service, encoded, options, grow)
