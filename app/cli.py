@@ -455,7 +455,8 @@ def predict(
         output,
         suffixes=PHOTO_SUFFIXES if model else LOGITS_SUFFIXES,
         with_maps="maps" in options.model_fields_set,
-        others=[path for path in (labels, model) if path is not None],
+        labels=labels,
+        others=[] if model is None else [model],
     )
     settings = _settings(for_commands, device=device, network=factory)
     choice = _choose_device(settings, device)

@@ -228,7 +228,7 @@ ILL_POSED = {
 
 
 @pytest.mark.parametrize("case", ILL_POSED)
-@pytest.mark.parametrize("operation", ["loss", "gradient", "evaluate"])
+@pytest.mark.parametrize("operation", ["loss", "gradient", "evaluate", "predict"])
 def test_an_ill_posed_input_is_named_with_expected_got_and_fix(client, case, operation):
     upsampling, tensors, sentence = ILL_POSED[case]
     path = f"/v1/{operation}?upsampling={upsampling}"
@@ -321,7 +321,7 @@ def test_non_finite_scores_of_ignored_pixels_do_not_matter(client):
     )
 
 
-@pytest.mark.parametrize("operation", ["loss", "gradient", "evaluate", "visualize"])
+@pytest.mark.parametrize("operation", ["loss", "gradient", "evaluate", "visualize", "predict"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_non_finite_score_is_named_with_its_pixel(client, operation, value):
     inputs = make_inputs("bilinear")
@@ -872,6 +872,7 @@ def test_an_accept_without_an_offered_type_lists_the_offered_ones(client):
         ("loss", ["application/json"]),
         ("gradient", ["application/x-safetensors", "application/x-npy"]),
         ("visualize", ["image/png"]),
+        ("predict", ["image/png", "application/x-safetensors", "application/json"]),
     ):
         response = client.post(
             f"/v1/{path}",
@@ -972,7 +973,7 @@ def test_no_damage_to_a_valid_body_causes_an_internal_error(client, data):
 @given(
     query=st.binary(max_size=60),
     name=st.sampled_from(
-        ["", "ignore_index=", "temperature=", "upsampling=", "palette=", "kind=", "maps="]
+        ["", "ignore_index=", "temperature=", "upsampling=", "palette=", "kind=", "maps=", "size="]
     ),
     operation=st.sampled_from([operation.name for operation in OPERATIONS]),
 )
@@ -996,7 +997,10 @@ def test_no_query_causes_an_internal_error(client, query, name, operation):
         },
     ),
     operation=st.sampled_from(
-        ["loss?", "gradient?", "evaluate?", *(f"visualize?kind={kind}&" for kind in KINDS)]
+        [
+            *("loss?", "gradient?", "evaluate?", "predict?", "predict?size=2,5&"),
+            *(f"visualize?kind={kind}&" for kind in KINDS),
+        ]
     ),
     upsampling=st.sampled_from([*UPSAMPLINGS]),
 )
