@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -13,12 +14,15 @@ import safetensors.torch
 import torch
 from examples import label_png, npy_file, safetensors_file
 from PIL import Image
-from small_networks import CLASS_NAMES, make_photos, write_checkpoint
+from small_networks import CLASS_NAMES, FCN_CHANNELS, make_photos, write_checkpoint
 
 import seg_loss
 from app import network as networks
 from app.devices import CPU
 from app.settings import Settings
+from models import caffe_weights
+from models.fcn import FCN8s
+from models.surgery import initialize
 
 NAMES = ("a", "b", "sub/c")
 
@@ -257,7 +261,7 @@ USAGE = {
     ),
     "labels/a.png -o out": "--model: expected a checkpoint, since photos need a network.",
     "logits -o out --network a:b": "--network: expected --model too.",
-    "labels/a.png -o out --model a.safetensors --network a": "--network: expected package.module:call",
+    "labels/a.png -o out --model a.safetensors --network a": "--network: expected package.module",
     "logits -o out --fail-under mean_iu=1": "--fail-under: expected --labels too.",
     "logits -o out --maps nll": "Ask evaluate for nll, which needs labels.",
     "logits -o out --size 5": "size: expected height and width with a comma between them",
@@ -323,3 +327,21 @@ def test_a_terminal_has_a_progress_bar(folder, run, monkeypatch):
     assert status == 0
     assert "Predicting" in err
     assert "Predicting" not in out
+
+
+DOCUMENTED = Path(__file__).parents[2] / "docs" / "serving-a-network.md"
+
+
+def test_the_documented_command_runs_with_a_caffemodel_of_that_name(empty_directory, run):
+    (line,) = re.findall(
+        r"^seg-loss (predict \S+ --model \S+\.caffemodel .*)$", DOCUMENTED.read_text(), re.MULTILINE
+    )
+    arguments = line.split()
+    Image.fromarray(make_photos((40, 50))[0]).save(arguments[1], quality=95)
+    model = FCN8s(21, FCN_CHANNELS)
+    initialize(model, 0)
+    caffe_weights.save(model, arguments[arguments.index("--model") + 1])
+    status, out, err = run(*arguments)
+    assert (status, err) == (0, "")
+    assert "background" in out  # of the palette; such a file has no names
+    assert indices_in(arguments[-1]).shape == (40, 50)
