@@ -25,9 +25,7 @@ from seg_loss.upsampling import Axes
 _MAPS = tuple(name for name in MAPS if name != "nll")
 
 
-def predict(
-    scores: Tensor, axes: Axes | None, temperature: float, maps: dict[str, Tensor]
-) -> None:
+def predict(scores: Tensor, axes: Axes | None, temperature: float, maps: dict[str, Tensor]) -> None:
     """Fills the maps [N, *spatial] of the scores [N, C, *spatial], or of upsampled scores."""
     if axes is None and tile_logits(scores, None, merges=False) is None:
         scores = scores.contiguous()
