@@ -142,11 +142,11 @@ def _is_length(value: object) -> bool:
 
 def _tensor_of(scores: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> Tensor:
     """Returns a tensor with the memory of an array, or of a copy if torch cannot read it."""
-    dtype = scores.dtype.newbyteorder("=")
-    has_other_order = scores.dtype != dtype
-    # torch has no negative strides, and warns about memory that must not be written.
-    if has_other_order or not scores.flags.writeable or min(scores.strides, default=0) < 0:
-        scores = scores.astype(dtype)
+    dtype, size = scores.dtype.newbyteorder("="), scores.dtype.itemsize
+    has_other_strides = any(stride < 0 or stride % size for stride in scores.strides)
+    # torch warns about memory that must not be written.
+    if has_other_strides or scores.dtype != dtype or not scores.flags.writeable:
+        scores = scores.astype(dtype, order="C")
     try:
         return torch.from_numpy(scores)
     except TypeError as error:

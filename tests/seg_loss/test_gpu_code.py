@@ -12,9 +12,19 @@ from benchmarks import gpu_code
 from benchmarks.gpu_code import CHANNELS_LAST, PLANES, Logits, Scores
 from seg_loss import Bilinear
 from seg_loss._inputs import loss_dtype
-from seg_loss.gpu import backend, cross_entropy, evaluate, labels, many_classes, softmax, tiling
+from seg_loss.gpu import (
+    backend,
+    cross_entropy,
+    evaluate,
+    labels,
+    many_classes,
+    predict,
+    softmax,
+    tiling,
+)
 from seg_loss.gpu import upsampled as upsampled_kernels
 from seg_loss.gpu.arguments import TRITON
+from seg_loss.prediction import PREDICTION_MAPS
 from tests.support.cases import ALL_LABEL_DTYPES, FLOATS, NORMALIZATIONS
 
 if not (gpu_code.TOOLS / "cuobjdump").exists():
@@ -207,6 +217,23 @@ def test_all_maps_of_upsampled_scores_compile_without_spills(case, architecture)
     scores = Scores(case.num_classes, case.dtype)
     compile_all_without_spills(
         architecture, lambda: gpu_code.launch_evaluation(scores.tensor(), scores.size)
+    )
+
+
+@pytest.mark.parametrize("maps", [("prediction",), PREDICTION_MAPS], ids=["prediction", "all maps"])
+@pytest.mark.parametrize(("case", "architecture"), SOME_LOGITS)
+def test_predictions_compile_without_spills(case, architecture, maps):
+    compile_all_without_spills(
+        architecture, lambda: gpu_code.launch_prediction(case.tensor(), maps=maps)
+    )
+
+
+@pytest.mark.parametrize("maps", [("prediction",), PREDICTION_MAPS], ids=["prediction", "all maps"])
+@pytest.mark.parametrize(("case", "architecture"), those_of_planes(SOME_LOGITS))
+def test_predictions_of_upsampled_scores_compile_without_spills(case, architecture, maps):
+    scores = Scores(case.num_classes, case.dtype)
+    compile_all_without_spills(
+        architecture, lambda: gpu_code.launch_prediction(scores.tensor(), scores.size, maps)
     )
 
 
@@ -511,6 +538,21 @@ PATHS = {
     "evaluate, odd planes": lambda: gpu_code.launch_evaluation(empty(2, 40, 15, 17)),
     "evaluate, float64": lambda: evaluation(5, torch.float64),
     "evaluate, not in registers": lambda: evaluation(5000),
+    **{
+        f"predict {name}, {number} classes{', upsampled' if size else ''}, {dtype}": (
+            lambda maps=maps, number=number, size=size, dtype=dtype: gpu_code.launch_prediction(
+                empty(2, number, 3, 5, dtype=dtype), size, maps
+            )
+        )
+        for name, maps in (
+            ("classes", ("prediction",)),
+            ("confidence", ("prediction", "confidence")),
+            ("top", ("top_classes", "top_probabilities")),
+            ("entropy", ("entropy",)),
+        )
+        for number, dtype in ((2, FLOAT32), (5, BFLOAT16), (5000, FLOAT32), (5000, FLOAT64))
+        for size in (None, (16, 24))
+    },
     "softmax, not in registers": lambda: backend.softmax(empty(2, 5000, 4, 4), 1, 2.0),
     "softmax, float64": lambda: backend.softmax(empty(5, 4, dtype=torch.float64), 1, 2.0),
     "softmax gradient": lambda: backend.softmax_gradient(
@@ -540,7 +582,15 @@ def test_every_path_compiles_without_spills(path):
 def test_the_paths_launch_every_kernel():
     kernels = {
         name
-        for module in (cross_entropy, evaluate, labels, many_classes, softmax, upsampled_kernels)
+        for module in (
+            cross_entropy,
+            evaluate,
+            labels,
+            many_classes,
+            predict,
+            softmax,
+            upsampled_kernels,
+        )  # fmt: skip
         for name in vars(module)
         if name.endswith("_kernel") and isinstance(getattr(module, name), JITFunction)
     }
