@@ -256,7 +256,7 @@ ARROWS = {
         "app.prediction_report",
     ),
     # Nothing imports app but app, and nothing imports the tests.
-    "benchmarks": ("seg_loss",),
+    "benchmarks": ("seg_loss", "models"),
 }  # fmt: skip
 # Packages of others, and the only modules or packages that may import them.
 ONLY_IN = {
