@@ -549,7 +549,7 @@ def _predict_file(
     from dataclasses import replace
 
     from . import folders, operations, results
-    from .inputs import NetworkOutput, assemble
+    from .inputs import assemble
 
     name = "logits" if network is None else "image"
     paths = {name: task.source, "labels": labels}
@@ -559,8 +559,8 @@ def _predict_file(
         assert inputs.image is not None
         operations.check_photo(inputs, options, settings.max_photo_pixels)
         scores, upsampling = network.scores(inputs.image)
-        output = NetworkOutput(upsampling, network.class_names)
-        inputs = replace(inputs, logits=scores, network=output)
+        names = network.class_names
+        inputs = operations.with_scores(inputs, options, scores, upsampling, names)
 
     def to_device(tensor: "Tensor") -> "Tensor":
         return tensor.to(choice.device)

@@ -10,6 +10,7 @@ with which the result is not finite, operations raise.
 """
 
 import math
+from dataclasses import replace
 from typing import TypedDict
 
 import numpy as np
@@ -28,7 +29,7 @@ from .formats import npy, png
 from .images import render
 from .images.palettes import PALETTES, Palette
 from .images.render import KINDS, Layers
-from .inputs import Inputs
+from .inputs import Inputs, NetworkOutput
 from .options import (
     LAYOUTS,
     UPSAMPLINGS,
@@ -91,10 +92,9 @@ def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
     palette = _palette(inputs, options)
     labels = _indices("labels", inputs.labels)
     prediction = _indices("prediction", inputs.prediction)
-    evaluation = None
+    tensors, is_finite = dict[str, Tensor](), True
     if prediction is None or KINDS[options.kind].map != "prediction":
-        evaluation = _evaluate_for_picture(inputs, options)
-    tensors = {} if evaluation is None else evaluation.maps
+        tensors, is_finite = _maps_for_picture(inputs, options)
     maps = {name: tensor[0].cpu().numpy() for name, tensor in tensors.items()}
     if prediction is None:
         prediction = maps.get("prediction")
@@ -118,7 +118,6 @@ def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
         alpha=options.alpha,
     )
     picture = render.draw(options.kind, layers)
-    is_finite = evaluation is None or evaluation.non_finite_pixels == 0
     return PictureResult(png.encode(picture), inputs.warnings, is_finite)
 
 
@@ -199,6 +198,29 @@ def check_photo(inputs: Inputs, options: LossOptions, max_photo_pixels: int) -> 
         rows, columns = inputs.labels.shape[-2:]
         expected = f"{height} x {width} (height x width) to match the image"
         raise IllPosed("labels", expected, f"{rows} x {columns}")
+
+
+def with_scores(
+    inputs: Inputs,
+    options: LossOptions,
+    scores: Tensor,
+    upsampling: Upsampling | None,
+    class_names: tuple[str, ...],
+) -> Inputs:
+    """Returns the inputs with the scores of a network for their photo as logits.
+
+    Raises:
+        IllPosed: if labels are invalid, and a request can name what they look like.
+    """
+    advice: list[str] = []
+    if inputs.labels is not None and dtype_name(inputs.labels.dtype) in LABEL_DTYPES:
+        space = options.label_space if "label_space" in options.model_fields_set else ""
+        advice = label_spaces.advice_for(
+            inputs.labels.numpy(), scores.shape[1], options.ignore_index, space
+        )
+    network = NetworkOutput(upsampling, class_names)
+    warnings = (*inputs.warnings, *advice)
+    return replace(inputs, logits=scores, network=network, warnings=warnings)
 
 
 def working_bytes(inputs: Inputs, options: LossOptions, device: torch.device) -> int:
@@ -491,7 +513,7 @@ def _palette(inputs: Inputs, options: LossOptions) -> Palette:
 
 
 def _predict(
-    inputs: Inputs, options: PredictOptions, logits: Tensor, names: tuple[str, ...]
+    inputs: Inputs, options: LossOptions, logits: Tensor, names: tuple[str, ...]
 ) -> dict[str, Tensor]:
     upsampling = _upsampling(inputs, options)
     try:
@@ -538,17 +560,23 @@ def _logits_and_labels(inputs: Inputs) -> tuple[Tensor, Tensor]:
     return inputs.logits, inputs.labels
 
 
-def _evaluate_for_picture(inputs: Inputs, options: VisualizeOptions) -> Evaluation | None:
-    """Returns an evaluation with the map of the kind; None if none is needed or possible."""
+def _maps_for_picture(inputs: Inputs, options: VisualizeOptions) -> tuple[dict[str, Tensor], bool]:
+    """Returns the map of the kind, and whether all valid pixels have a softmax.
+
+    Without labels no pixel is valid. There is no map if none is needed or possible.
+    """
     name, logits, labels = KINDS[options.kind].map, inputs.logits, inputs.labels
     if name is None or logits is None or (name == "nll" and labels is None):
-        return None
+        return {}, True
     if logits.ndim != 4 or len(logits) != 1:
         expected = "[1,C,H,W], the logits of one image"
         raise IllPosed("logits", expected, f"shape {tuple(logits.shape)}")
     if labels is not None:
-        return _evaluation(inputs, options, logits, labels, maps=(name,))
-    return _evaluate_without_labels(inputs, options, logits, (name,))
+        evaluation = _evaluation(inputs, options, logits, labels, maps=(name,))
+        return evaluation.maps, evaluation.non_finite_pixels == 0
+    if options.scores == "logits":
+        return _predict(inputs, options, logits, (name,)), True
+    return _evaluate_without_labels(inputs, options, logits, (name,)).maps, True
 
 
 def _evaluate_without_labels(

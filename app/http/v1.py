@@ -9,7 +9,7 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from time import perf_counter
 from typing import Any
@@ -20,13 +20,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
+from torch import Tensor
+
+from seg_loss.upsampling import Upsampling
 
 from .. import devices, inputs, operations, results
 from ..errors import NotFound, Unavailable, did_you_mean, safe_repr
 from ..formats import json
 from ..formats.compression import decompress
 from ..images.palettes import PALETTES
-from ..inputs import Inputs, NetworkOutput
+from ..inputs import Inputs
 from ..options import (
     MODELS,
     EvaluateOptions,
@@ -187,19 +190,20 @@ async def handle(request: Request, operation: Operation) -> Response:
             deadline = workers.deadline()
             encoded = await workers.run(begin, reservation, deadline)
         if isinstance(encoded, Inputs):
+            with_scores = partial(operations.with_scores, encoded, options)
             async with workers.until(deadline):
-                scored = await _with_scores(service, encoded, options, grow)
+                scores = await _scores(service, encoded, options, grow)
             timings.end("network")
-            encoded = await workers.run(partial(finish, scored), reservation, deadline)
+            encoded = await workers.run(lambda: finish(with_scores(*scores)), reservation, deadline)
         headers = {"Server-Timing": timings.header(), "Vary": "Accept"}
         # The response releases the reservation before its last bytes are sent.
         return ChunkedResponse(encoded, headers, stack.pop_all(), settings)
 
 
-async def _with_scores(
+async def _scores(
     service: Service, decoded: Inputs, options: LossOptions, grow: inputs.Grow
-) -> Inputs:
-    """Returns the inputs with the scores that the network computes for their photo as logits.
+) -> tuple[Tensor, Upsampling | None, tuple[str, ...]]:
+    """Returns the network's scores of a photo, their upsampling, and the names of the classes.
 
     Raises:
         RequestError: if the photo is too large, or options do not fit it.
@@ -209,8 +213,7 @@ async def _with_scores(
     operations.check_photo(decoded, options, service.settings.max_photo_pixels)
     grow(service.batcher.network.working_bytes(*decoded.image.shape[:2]))
     scores, upsampling = await service.batcher.scores(decoded.image)
-    output = NetworkOutput(upsampling, service.batcher.network.class_names)
-    return replace(decoded, logits=scores, network=output)
+    return scores, upsampling, service.batcher.network.class_names
 
 
 def _compute(

@@ -234,7 +234,7 @@ def test_photos_are_cut_into_tiles_as_the_settings_say(photos, run, monkeypatch)
 def test_labels_of_photos_have_their_size(photos, run):
     Path("labels").mkdir()
     for name, size in (("first", (40, 50)), ("second", (9, 9))):
-        Image.fromarray(np.zeros(size, np.uint8)).save(f"labels/{name}.png")
+        Image.fromarray(np.eye(*size, dtype=np.uint8)).save(f"labels/{name}.png")
     status, out, err = run("predict", "photos", "-o", "out", *photos, "--labels", "labels")
     assert status == 1
     assert "photos/first.png" in out

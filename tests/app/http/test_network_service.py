@@ -186,6 +186,14 @@ def test_pictures_that_need_no_network_stay_what_they_are(service, client):
     assert after == before
 
 
+def test_labels_of_a_photo_have_the_usual_warnings(service):
+    (photo,) = make_photos((40, 50))
+    labels = torch.full((40, 50), 3, dtype=torch.uint8)
+    body = safetensors_file(image=torch.from_numpy(photo), labels=labels)
+    summary = service.post("/v1/predict", content=body, headers=AS_JSON).json()
+    assert "labels: all pixels that are not ignored have the class 3." in summary["warnings"]
+
+
 def test_scores_with_a_photo_are_not_those_of_the_network(service):
     (photo,) = make_photos((40, 50))
     logits = torch.randn(1, 3, 10, 10)
@@ -221,6 +229,22 @@ ERRORS = {
         "",
         {"labels": torch.full((1, 40, 50), 7, dtype=torch.uint8)},
         "labels: expected 0...4 or 255 (ignored), got 7 at (0, 0, 0) and 1999 more pixels.",
+    ),
+    "float labels": (
+        "",
+        {"labels": torch.zeros(1, 40, 50)},
+        (
+            "labels: expected uint8, int8, int16, int32, int64, uint16, uint32 or uint64, "
+            "got float32. Class indices are integers."
+        ),
+    ),
+    "a mask": (
+        "ignore_index=none",
+        {"labels": torch.full((1, 40, 50), 255, dtype=torch.uint8)},
+        (
+            "labels: expected 0...4, got 255 at (0, 0, 0) and 1999 more pixels. "
+            "If 255 marks void pixels, add it to ignore_index."
+        ),
     ),
 }
 

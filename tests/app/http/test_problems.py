@@ -128,6 +128,11 @@ ILL_POSED = {
         {"logits": torch.zeros(1, 5, 0, 7)},
         "logits: expected at least one number, got shape (1, 5, 0, 7).",
     ),
+    "labels without axes": (
+        "none",
+        {"labels": torch.tensor(1, dtype=torch.uint8)},
+        "labels: expected shape (1, 6, 7) to match logits (1, 5, 6, 7), got shape ().",
+    ),
     "labels without pixels": (
         "none",
         {"labels": LABELS[:, :0]},
