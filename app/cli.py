@@ -448,8 +448,13 @@ def predict(
         raise UsageError(f"--labels: expected a folder for several files, got {labels}.")
     if model is None and any(path.suffix.lower() in PHOTO_SUFFIXES for path in inputs):
         raise UsageError("--model: expected a checkpoint, since photos need a network.")
-    from . import folders, prediction_report
+    from . import folders, operations, prediction_report
 
+    if model is not None:
+        try:
+            operations.check_options_of_photo(options)
+        except RequestError as error:
+            raise UsageError(error.detail) from None
     tasks = folders.tasks_of(
         inputs,
         output,

@@ -327,9 +327,17 @@ def load(
         got = f"{path}: {error.strerror or error}"
         raise InvalidInput(where[0], "a checkpoint that can be read", got) from error
     except Exception as error:
-        # A factory of the user may raise anything.
-        lines = f"{type(error).__name__}: {error}".splitlines()
-        raise InvalidInput(where[0], "a network that computes", lines[0].rstrip(".")) from error
+        # A network of the user may raise anything.
+        side = _PROBE_PIXELS
+        expected = f"a network that computes a photo of {side} x {side}"
+        raise InvalidInput(where[0], expected, reason_of(error)) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Returns type and first line of an error, or of the one that a network has raised."""
+    cause = error.__cause__ or error
+    text = f"{type(cause).__name__}: {cause}"
+    return text.partition("\n")[0].rstrip(".: ")
 
 
 def _checkpoints() -> ModuleType:

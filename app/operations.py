@@ -186,6 +186,19 @@ def check_photo(inputs: Inputs, options: LossOptions, max_photo_pixels: int) -> 
         expected = f"at most {max_photo_pixels} pixels for a network"
         got = f"{height} x {width} = {height * width}"
         raise TooLarge("image", expected, got, "Send a smaller photo.", limit=max_photo_pixels)
+    check_options_of_photo(options)
+    if inputs.labels is not None and tuple(inputs.labels.shape[-2:]) != (height, width):
+        got = " x ".join(map(str, inputs.labels.shape[-2:]))
+        expected = f"{height} x {width} (height x width) to match the image"
+        raise IllPosed("labels", expected, got or "no axes")
+
+
+def check_options_of_photo(options: LossOptions) -> None:
+    """Checks that no option describes scores, which come from a network.
+
+    Raises:
+        IllPosed: if one does.
+    """
     if options.upsampling != "none":
         expected = "none with a photo, since the network has its own"
         raise IllPosed("upsampling", expected, options.upsampling)
@@ -194,10 +207,6 @@ def check_photo(inputs: Inputs, options: LossOptions, max_photo_pixels: int) -> 
     if isinstance(options, PredictOptions) and options.size is not None:
         got = "{} x {}".format(*options.size)
         raise IllPosed("size", "none with a photo, whose maps have its size", got)
-    if inputs.labels is not None and tuple(inputs.labels.shape[-2:]) != (height, width):
-        rows, columns = inputs.labels.shape[-2:]
-        expected = f"{height} x {width} (height x width) to match the image"
-        raise IllPosed("labels", expected, f"{rows} x {columns}")
 
 
 def with_scores(

@@ -11,6 +11,7 @@ requests whose own tiles fail get the error. Tiles of requests that have ended a
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ from torch import Tensor
 
 from seg_loss.upsampling import Upsampling
 
-from ..network import Network, Photo
+from ..network import Network, Photo, reason_of
 from ..settings import Settings
 from .pool import Workers
+
+_log = logging.getLogger("seg_loss_app")
 
 _Scores = tuple[Tensor, Upsampling | None]
 
@@ -164,6 +167,8 @@ class Batcher:
                 for tile in batch:
                     await self._compute([tile])
             elif not batch[0].result.done():
+                height, width = batch[0].pixels.shape[:2]
+                _log.warning("No scores of a photo %d x %d: %s", height, width, reason_of(error))
                 batch[0].result.set_exception(error)
             return
         for tile, tile_scores in zip(batch, scores, strict=True):

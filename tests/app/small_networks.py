@@ -76,6 +76,13 @@ class Waiting(Strided):
         return super().forward(image)
 
 
+class Broken(Strided):
+    """Fails for every photo."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        raise RuntimeError("needs 65 pixels.\nand more")
+
+
 class Diverged(Strided):
     """Scores of NaN."""
 

@@ -262,6 +262,8 @@ USAGE = {
     "labels/a.png -o out": "--model: expected a checkpoint, since photos need a network.",
     "logits -o out --network a:b": "--network: expected --model too.",
     "labels/a.png -o out --model a.safetensors --network a": "--network: expected package.module",
+    "logits -o out --model a.safetensors --size 5,5": "size: expected none with a photo",
+    "logits -o out --model a.caffemodel --upsampling fcn": "upsampling: expected none with a",
     "logits -o out --fail-under mean_iu=1": "--fail-under: expected --labels too.",
     "logits -o out --maps nll": "Ask evaluate for nll, which needs labels.",
     "logits -o out --size 5": "size: expected height and width with a comma between them",

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from functools import partial
 
@@ -13,7 +14,7 @@ from examples import npy_file, png_bomb, safetensors_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from serving import SAFETENSORS, Client, assert_problem, served
+from serving import SAFETENSORS, Client, assert_problem, running, served
 from small_networks import CLASS_NAMES, NUM_CLASSES, Waiting, make_photos, write_checkpoint
 
 import seg_loss
@@ -301,7 +302,7 @@ def test_photos_sent_together_have_the_answers_of_each_alone(no_white):
         torch.testing.assert_close(confidence, confidence_alone, rtol=1e-5, atol=1e-6)
 
 
-def test_a_photo_that_fails_does_not_hurt_those_beside_it(no_white):
+def test_a_photo_that_fails_does_not_hurt_those_beside_it(no_white, caplog):
     photos = make_photos(*[(40, 50)] * 3)
     photos[1][:] = 255
     responses = no_white.post_all("/v1/predict", [file_of(photo) for photo in photos], "*/*")
@@ -311,6 +312,8 @@ def test_a_photo_that_fails_does_not_hurt_those_beside_it(no_white):
         "image: expected a size that the network small_networks:NoWhite can process, got 40 x 50."
     )
     assert "secret" not in responses[1].text
+    (line,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert line == "No scores of a photo 40 x 50: RuntimeError: a secret of the network"
     assert no_white.app.state.service.workers.requests_in_flight == 0
 
 
@@ -396,12 +399,34 @@ def test_a_service_with_a_bad_checkpoint_does_not_start(run, monkeypatch, tmp_pa
     path=st.sampled_from(["predict?", "predict?maps=entropy&", "visualize?kind=overlay&"]),
     palette=st.sampled_from(["voc", "cityscapes"]),
     accept=st.sampled_from(["*/*", "application/json", "application/x-safetensors"]),
+    labels=st.none() | st.lists(st.integers(0, 3), max_size=4) | st.just("those of the photo"),
 )
-def test_no_photo_causes_an_internal_error(no_white, shape, dtype, channels, path, palette, accept):
-    image = torch.ones((*shape, channels), dtype=dtype)
-    body = safetensors_file(image=image)
+def test_no_photo_causes_an_internal_error(
+    no_white, shape, dtype, channels, path, palette, accept, labels
+):
+    tensors = {"image": torch.ones((*shape, channels), dtype=dtype)}
+    if labels is not None:
+        size = shape[-2:] if labels == "those of the photo" else labels
+        tensors["labels"] = torch.ones(size, dtype=torch.uint8)
+    body = safetensors_file(**tensors)
     (response,) = no_white.post_all(f"/v1/{path}palette={palette}", [body], accept)
     assert response.status_code in (200, 406, 422), response.text
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_posts_a_photo_to_a_process_with_a_network(checkpoints, tmp_path):
+    (photo,) = make_photos((40, 50))
+    (tmp_path / "photo.png").write_bytes(png_of(photo))
+    (tmp_path / "labels.npy").write_bytes(npy_file(np.ones((40, 50), np.uint8)))
+    with running(model=f"{checkpoints / 'fcn8s.safetensors'}") as server:
+        image = ("-F", f"image=@{tmp_path}/photo.png")
+        status, body = server.curl("/v1/predict", *image)
+        assert status == 200, body
+        assert np.array(Image.open(io.BytesIO(body))).shape == (40, 50)
+        labels = ("-F", f"labels=@{tmp_path}/labels.npy", "-H", "Accept: application/json")
+        status, body = server.curl("/v1/predict", *image, *labels)
+        assert status == 200, body
+        assert json.loads(body)["evaluation"]["valid_pixels"] == 2000
 
 
 def test_a_network_is_loaded_on_the_device_of_the_service(checkpoints):
