@@ -23,6 +23,7 @@ from app.settings import Settings
 from models import caffe_weights
 from models.fcn import FCN8s
 from models.surgery import initialize
+from tests.models import thin
 
 NAMES = ("a", "b", "sub/c")
 
@@ -347,3 +348,22 @@ def test_the_documented_command_runs_with_a_caffemodel_of_that_name(empty_direct
     assert (status, err) == (0, "")
     assert "background" in out  # of the palette; such a file has no names
     assert indices_in(arguments[-1]).shape == (40, 50)
+
+
+@pytest.mark.parametrize("name", ["fcn32s", "fcn8s", "fcn8s-atonce"])
+def test_a_photo_through_caffes_weights_has_caffes_classes_and_loss(empty_directory, run, name):
+    golden = thin.arrays(name)
+    bgr = golden["image"][0].byte().permute(1, 2, 0).numpy()
+    Image.fromarray(np.ascontiguousarray(bgr[:, :, ::-1])).save("photo.png")
+    Path("labels.png").write_bytes(label_png(golden["label"].reshape(97, 121).byte().numpy()))
+    Path("fcn.caffemodel").write_bytes(thin.caffemodel(name))
+    line = "predict photo.png --model fcn.caffemodel --labels labels.png -o out.png --format json"
+    status, out, err = run(*line.split(), "--normalization", "batch")
+    assert (status, err) == (0, "")
+    (row,) = json.loads(out)["files"]
+    assert row["loss"] == pytest.approx(float(golden["loss"]), rel=2e-5)
+    best = golden["score"].topk(2, dim=1)
+    is_clear = (best.values[0, 0] - best.values[0, 1]).numpy() > 1e-3
+    assert is_clear.mean() > 0.99
+    prediction = indices_in("out.png")[::3, ::3]
+    assert np.array_equal(prediction[is_clear], best.indices[0, 0].numpy()[is_clear])
