@@ -15,7 +15,7 @@ from seg_loss import _operators
 from seg_loss._errors import InvalidInput, shape_of
 from seg_loss._inputs import check_logits, check_memory, check_temperature, is_integer
 from seg_loss._numbers import plain_number
-from seg_loss.constants import MAPS
+from seg_loss.constants import PREDICTION_MAPS
 from seg_loss.upsampling import (
     Bilinear,
     Deconvolution,
@@ -25,9 +25,6 @@ from seg_loss.upsampling import (
     check_upsampling,
     encode,
 )
-
-PREDICTION_MAPS = tuple(name for name in MAPS if name != "nll")
-"""Names of the maps that `predict` can return."""
 
 _Array = TypeVar("_Array", Tensor, "np.ndarray[tuple[int, ...], np.dtype[np.generic]]")
 

@@ -298,7 +298,7 @@ def make_prediction(*, element, phases, skips_zero_weights):
 
     @inner(types.void)
     def process_strip(job, scratch, image, interval_row, strip, upper, lower, count, candidates):
-        grid, num_classes = job.grid, job.logits.num_classes
+        grid = job.grid
         edges = pointer(scratch + grid.edges, element)
         classes = pointer(scratch + grid.pixel_classes, np.int32)
         words = at(classes, (grid.num_phases + PACKED_PIXELS) * LANES)

@@ -8,7 +8,7 @@ from typing import Any
 import triton.language as tl
 from torch import Tensor
 
-from seg_loss.constants import MAPS
+from seg_loss.constants import PREDICTION_MAPS
 from seg_loss.gpu import predict as predict_kernels
 from seg_loss.gpu import tiling
 from seg_loss.gpu.arguments import (
@@ -22,14 +22,12 @@ from seg_loss.gpu.arguments import (
 from seg_loss.gpu.plan import Launch, current_stream, layout, on_device
 from seg_loss.upsampling import Axes
 
-_MAPS = tuple(name for name in MAPS if name != "nll")
-
 
 def predict(scores: Tensor, axes: Axes | None, temperature: float, maps: dict[str, Tensor]) -> None:
     """Fills the maps [N, *spatial] of the scores [N, C, *spatial], or of upsampled scores."""
     if axes is None and tile_logits(scores, None, merges=False) is None:
         scores = scores.contiguous()
-    written = [maps.get(name) for name in _MAPS]
+    written = [maps.get(name) for name in PREDICTION_MAPS]
     key = "predict", scores.device, layout(scores), axes, temperature, *map(layout, written)
     with on_device(scores):
         launch: Launch = plans.get(key, lambda: _plan(scores, axes, temperature, written))

@@ -12,6 +12,7 @@ from benchmarks import gpu_code
 from benchmarks.gpu_code import CHANNELS_LAST, PLANES, Logits, Scores
 from seg_loss import Bilinear
 from seg_loss._inputs import loss_dtype
+from seg_loss.constants import PREDICTION_MAPS
 from seg_loss.gpu import (
     backend,
     cross_entropy,
@@ -24,7 +25,6 @@ from seg_loss.gpu import (
 )
 from seg_loss.gpu import upsampled as upsampled_kernels
 from seg_loss.gpu.arguments import TRITON
-from seg_loss.prediction import PREDICTION_MAPS
 from tests.support.cases import ALL_LABEL_DTYPES, FLOATS, NORMALIZATIONS
 
 if not (gpu_code.TOOLS / "cuobjdump").exists():
@@ -220,17 +220,37 @@ def test_all_maps_of_upsampled_scores_compile_without_spills(case, architecture)
     )
 
 
-@pytest.mark.parametrize("maps", [("prediction",), PREDICTION_MAPS], ids=["prediction", "all maps"])
-@pytest.mark.parametrize(("case", "architecture"), SOME_LOGITS)
+# Few for each run, and all of them with the other matrices.
+PREDICTED = those_of_planes(cases_for(logits, (FLOAT32, (90,)), **ROWS))
+MORE_PREDICTED = [case for case in SOME_LOGITS if case.id not in {few.id for few in PREDICTED}]
+EACH_PREDICTED = pytest.mark.parametrize(
+    ("case", "architecture"),
+    [
+        *PREDICTED,
+        *(
+            pytest.param(*case.values, id=case.id, marks=pytest.mark.matrix)
+            for case in MORE_PREDICTED
+        ),
+    ],
+)
+EACH_MAPS = pytest.mark.parametrize(
+    "maps", [("prediction",), PREDICTION_MAPS], ids=["prediction", "all maps"]
+)
+
+
+@EACH_MAPS
+@EACH_PREDICTED
 def test_predictions_compile_without_spills(case, architecture, maps):
     compile_all_without_spills(
         architecture, lambda: gpu_code.launch_prediction(case.tensor(), maps=maps)
     )
 
 
-@pytest.mark.parametrize("maps", [("prediction",), PREDICTION_MAPS], ids=["prediction", "all maps"])
-@pytest.mark.parametrize(("case", "architecture"), those_of_planes(SOME_LOGITS))
+@EACH_MAPS
+@EACH_PREDICTED
 def test_predictions_of_upsampled_scores_compile_without_spills(case, architecture, maps):
+    if case.layout != PLANES:
+        pytest.skip("upsampled scores have one table")
     scores = Scores(case.num_classes, case.dtype)
     compile_all_without_spills(
         architecture, lambda: gpu_code.launch_prediction(scores.tensor(), scores.size, maps)
@@ -539,20 +559,21 @@ PATHS = {
     "evaluate, float64": lambda: evaluation(5, torch.float64),
     "evaluate, not in registers": lambda: evaluation(5000),
     **{
-        f"predict {name}, {number} classes{', upsampled' if size else ''}, {dtype}": (
-            lambda maps=maps, number=number, size=size, dtype=dtype: gpu_code.launch_prediction(
+        f"predict {', '.join(maps)}, {number} classes{', upsampled' if size else ''}, {dtype}": (
+            lambda maps=maps, number=number, dtype=dtype, size=size: gpu_code.launch_prediction(
                 empty(2, number, 3, 5, dtype=dtype), size, maps
             )
         )
-        for name, maps in (
-            ("classes", ("prediction",)),
-            ("confidence", ("prediction", "confidence")),
-            ("top", ("top_classes", "top_probabilities")),
-            ("entropy", ("entropy",)),
+        for maps, number, dtype in (
+            (("prediction",), 5000, FLOAT32),
+            (("prediction",), 5, BFLOAT16),
+            (PREDICTION_MAPS, 5000, FLOAT32),
+            (PREDICTION_MAPS, 2, FLOAT64),
+            (("prediction", "confidence"), 19, FLOAT32),
         )
-        for number, dtype in ((2, FLOAT32), (5, BFLOAT16), (5000, FLOAT32), (5000, FLOAT64))
         for size in (None, (16, 24))
     },
+    "predict, channels_last": lambda: gpu_code.launch_prediction(channels_last(19)),
     "softmax, not in registers": lambda: backend.softmax(empty(2, 5000, 4, 4), 1, 2.0),
     "softmax, float64": lambda: backend.softmax(empty(5, 4, dtype=torch.float64), 1, 2.0),
     "softmax gradient": lambda: backend.softmax_gradient(
@@ -590,7 +611,7 @@ def test_the_paths_launch_every_kernel():
             predict,
             softmax,
             upsampled_kernels,
-        )  # fmt: skip
+        )
         for name in vars(module)
         if name.endswith("_kernel") and isinstance(getattr(module, name), JITFunction)
     }

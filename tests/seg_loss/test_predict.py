@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import seg_loss
 from seg_loss import Bilinear, Deconvolution, InvalidInput
+from seg_loss.constants import PREDICTION_MAPS
 from seg_loss.cpu import threads
-from seg_loss.prediction import PREDICTION_MAPS
 from tests.support.cases import (
     FLOATS,
     UPSAMPLED_CASES,

@@ -5,7 +5,7 @@ import torch
 
 import seg_loss
 from seg_loss import Bilinear
-from seg_loss.prediction import PREDICTION_MAPS
+from seg_loss.constants import PREDICTION_MAPS
 from tests.support.backends import DEFAULT_SHAPE, IS_SMALL, MANY_CLASSES
 from tests.support.cases import (
     FLOATS,
