@@ -27,8 +27,8 @@ from app import operations, options, results
 from app.devices import CPU
 from app.images.palettes import PALETTES
 from app.inputs import Inputs
-from app.options import MAPS_WITHOUT_LABELS
 from seg_loss import Bilinear
+from seg_loss.constants import PREDICTION_MAPS
 
 LOGITS, LABELS = make_inputs()["logits"], make_inputs()["labels"]
 SIZE = "{},{}".format(*UPSAMPLED_SIZE)
@@ -111,15 +111,15 @@ def test_maps_are_those_of_the_library(client, upsampling):
         logits,
         size=size,
         upsampling=UPSAMPLINGS[upsampling],
-        maps=MAPS_WITHOUT_LABELS,
+        maps=PREDICTION_MAPS,
         temperature=2.0,
     )
-    query = f"temperature=2&upsampling={upsampling}&maps={','.join(MAPS_WITHOUT_LABELS)}"
+    query = f"temperature=2&upsampling={upsampling}&maps={','.join(PREDICTION_MAPS)}"
     query += "" if size is None else f"&size={SIZE}"
     content = safetensors_file(logits=logits)
     response = client.post(f"/v1/predict?{query}", content=content, headers=AS_SAFETENSORS)
     maps = safetensors.torch.load(response.content)
-    assert maps.keys() == set(MAPS_WITHOUT_LABELS)
+    assert maps.keys() == set(PREDICTION_MAPS)
     for name, values in expected.items():
         assert torch.equal(maps[name], values), name
     length = int.from_bytes(response.content[:8], "little")
@@ -307,7 +307,7 @@ def test_working_bytes_are_those_of_maps_and_the_label_map():
     needed = partial(operations.working_bytes, device=CPU)
     logits = Inputs(logits=LOGITS)
     assert needed(logits, options.PredictOptions()) == (4 + results.LABEL_MAP_BYTES) * 42
-    every = options.PredictOptions(maps=MAPS_WITHOUT_LABELS)
+    every = options.PredictOptions(maps=PREDICTION_MAPS)
     assert needed(logits, every) == (4 * 9 + results.LABEL_MAP_BYTES) * 42
     upsampled = options.PredictOptions(size=(20, 30))
     scratch = seg_loss.scratch_bytes(LOGITS, (20, 30), upsampling=Bilinear())
