@@ -562,7 +562,7 @@ def _predict_file(
     inputs = assemble(files, options, settings)
     if network is not None:
         assert inputs.image is not None
-        operations.check_photo(inputs, options, settings.max_photo_pixels)
+        operations.check_photo(inputs, options, settings, network.num_classes)
         scores, upsampling = network.scores(inputs.image)
         names = network.class_names
         inputs = operations.with_scores(inputs, options, scores, upsampling, names)

@@ -29,7 +29,7 @@ from .formats import npy, png
 from .images import render
 from .images.palettes import PALETTES, Palette
 from .images.render import KINDS, Layers
-from .inputs import Inputs, NetworkOutput
+from .inputs import MAX_UPSAMPLED_SIDE, Inputs, NetworkOutput
 from .options import (
     LAYOUTS,
     UPSAMPLINGS,
@@ -48,11 +48,13 @@ from .results import (
     Result,
     max_json_bytes,
 )
-from .settings import PREFIX
+from .settings import PREFIX, Settings
 
 DEFAULT_PALETTE = "voc"
 """The palette of pictures if the request names none."""
 
+MIN_PHOTO_SIDE = 256
+"""Height and width that the limit on photos counts for narrower ones."""
 
 PICTURE_BYTES = 48
 """The most bytes that a pixel takes while its picture is drawn, in float32 and as a PNG."""
@@ -173,19 +175,37 @@ def needs_network(inputs: Inputs, options: LossOptions) -> bool:
     return isinstance(options, PredictOptions)
 
 
-def check_photo(inputs: Inputs, options: LossOptions, max_photo_pixels: int) -> None:
+def check_photo(inputs: Inputs, options: LossOptions, settings: Settings, num_classes: int) -> None:
     """Checks a request whose logits a network will compute, before it does.
 
+    Args:
+        inputs: the photo, and labels if there are any.
+        options: the options.
+        settings: the limits.
+        num_classes: C of the network.
+
     Raises:
-        TooLarge: if the photo has more than `max_photo_pixels`.
+        TooLarge: if the photo has more pixels, rows, columns or upsampled logits than allowed.
         IllPosed: if options about logits are set, or the labels have another size.
     """
     assert inputs.image is not None
     height, width = inputs.image.shape[:2]
-    if height * width > max_photo_pixels:
-        expected = f"at most {max_photo_pixels} pixels for a network"
-        got = f"{height} x {width} = {height * width}"
-        raise TooLarge("image", expected, got, "Send a smaller photo.", limit=max_photo_pixels)
+    # Networks pad photos, so that the time for a narrow one does not depend on its pixels.
+    num_pixels = max(height, MIN_PHOTO_SIDE) * max(width, MIN_PHOTO_SIDE)
+    padded = "" if num_pixels == height * width else f", counted as {num_pixels}"
+    got = f"{height} x {width} = {height * width}{padded}"
+    for count, limit, unit in (
+        (num_pixels, settings.max_photo_pixels, "pixels for a network"),
+        (max(height, width), MAX_UPSAMPLED_SIDE, "rows and columns"),
+        (
+            num_classes * height * width,
+            settings.max_upsampled_logits,
+            f"upsampled logits of {num_classes} classes",
+        ),
+    ):
+        if count > limit:
+            expected = f"at most {limit} {unit}"
+            raise TooLarge("image", expected, got, "Send a smaller photo.", limit=limit)
     check_options_of_photo(options)
     if inputs.labels is not None and tuple(inputs.labels.shape[-2:]) != (height, width):
         got = " x ".join(map(str, inputs.labels.shape[-2:]))

@@ -210,10 +210,11 @@ async def _scores(
     """
     assert service.batcher is not None
     assert decoded.image is not None
-    operations.check_photo(decoded, options, service.settings.max_photo_pixels)
-    grow(service.batcher.network.working_bytes(*decoded.image.shape[:2]))
+    network = service.batcher.network
+    operations.check_photo(decoded, options, service.settings, network.num_classes)
+    grow(network.working_bytes(*decoded.image.shape[:2]))
     scores, upsampling = await service.batcher.scores(decoded.image)
-    return scores, upsampling, service.batcher.network.class_names
+    return scores, upsampling, network.class_names
 
 
 def _compute(

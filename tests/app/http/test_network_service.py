@@ -45,7 +45,7 @@ def settings_of(directory, name, **others):
 @pytest.fixture(scope="module")
 def service(checkpoints) -> Iterator[Client]:
     """A service of an FCN-8s, whose photos of more than 64 pixels are cut into tiles."""
-    limits = {"max_photo_pixels": 1 << 13, "max_pixels": 1 << 14, "max_body_bytes": 1 << 20}
+    limits = {"max_photo_pixels": 70_000, "max_pixels": 1 << 18, "max_body_bytes": 1 << 20}
     tiles = {"tile_side_pixels": 64, "tile_overlap_pixels": 32}
     with served(**settings_of(checkpoints, "fcn8s"), **limits, **tiles) as client:
         client.wait_until_warm()
@@ -259,16 +259,31 @@ def test_what_does_not_fit_a_photo_is_an_error(service, case):
 
 
 def test_photos_for_the_network_have_a_limit_of_their_own(service):
-    (photo,) = make_photos((100, 100))
-    response = service.post("/v1/predict", content=file_of(photo), headers=SAFETENSORS)
-    problem = assert_problem(response, 413, "too_large")
-    assert problem["detail"] == (
-        "image: expected at most 8192 pixels for a network, got 100 x 100 = 10000. "
-        "Send a smaller photo."
-    )
-    assert problem["limit"] == 8192
+    for size, got in (
+        ((265, 265), "265 x 265 = 70225"),
+        ((1, 300), "1 x 300 = 300, counted as 76800"),
+    ):
+        (photo,) = make_photos(size)
+        response = service.post("/v1/predict", content=file_of(photo), headers=SAFETENSORS)
+        problem = assert_problem(response, 413, "too_large")
+        assert problem["detail"] == (
+            f"image: expected at most 70000 pixels for a network, got {got}. Send a smaller photo."
+        )
+        assert problem["limit"] == 70_000
     bomb = service.post("/v1/predict", files={"image": png_bomb()})
     assert assert_problem(bomb, 413, "too_large")["where"] == "image"
+
+
+def test_the_limits_on_upsampled_logits_hold_for_photos(checkpoints):
+    limits = {"max_upsampled_logits": 5 * 40 * 50, "max_photo_pixels": 1 << 30}
+    with served(**settings_of(checkpoints, "Strided"), **limits) as client:
+        for size, limit in (((40, 50), None), ((40, 51), 10_000), ((65537, 1), 65536)):
+            (photo,) = make_photos(size)
+            response = client.post("/v1/predict", content=file_of(photo), headers=SAFETENSORS)
+            if limit is None:
+                assert response.status_code == 200
+            else:
+                assert assert_problem(response, 413, "too_large")["limit"] == limit
 
 
 def test_the_scores_of_a_photo_are_reserved_before_the_network_computes(checkpoints):
@@ -366,7 +381,7 @@ def test_the_served_network_is_described(service, client):
     model = service.get("/v1/model").json()["model"]
     assert (model["network"], model["preprocessing"]) == ("fcn8s", "caffe")
     assert model["class_names"] == list(CLASS_NAMES)
-    assert model["max_photo_pixels"] == 1 << 13
+    assert model["max_photo_pixels"] == 70_000
     assert str(service.app.state.service.settings.model) not in service.get("/v1/model").text
 
 
