@@ -451,14 +451,20 @@ def predict(
         raise UsageError(f"--labels: expected a folder for several files, got {labels}.")
     if model is None and any(path.suffix.lower() in PHOTO_SUFFIXES for path in inputs):
         raise UsageError("--model: expected a checkpoint, since photos need a network.")
-    from . import folders, prediction_report
+    from . import folders, operations, prediction_report
 
+    if model is not None:
+        try:
+            operations.check_options_of_photo(options)
+        except RequestError as error:
+            raise UsageError(error.detail) from None
     tasks = folders.tasks_of(
         inputs,
         output,
         suffixes=PHOTO_SUFFIXES if model else LOGITS_SUFFIXES,
         with_maps="maps" in options.model_fields_set,
-        others=[path for path in (labels, model) if path is not None],
+        labels=labels,
+        others=[] if model is None else [model],
     )
     settings = _settings(for_commands, device=device, network=factory)
     choice = _choose_device(settings, device)
@@ -586,9 +592,10 @@ def _predict_file(
     inputs = assemble(files, options, settings)
     if network is not None:
         assert inputs.image is not None
-        operations.check_photo(inputs, options, settings.max_photo_pixels)
-        scores, output = network.scores(inputs.image)
-        inputs = replace(inputs, logits=scores, network=output)
+        operations.check_photo(inputs, options, settings, network.num_classes)
+        scores, upsampling = network.scores(inputs.image)
+        names = network.class_names
+        inputs = operations.with_scores(inputs, options, scores, upsampling, names)
 
     def to_device(tensor: "Tensor") -> "Tensor":
         return tensor.to(choice.device)

@@ -37,6 +37,7 @@ def tasks_of(
     *,
     suffixes: Sequence[str],
     with_maps: bool,
+    labels: Path | None = None,
     others: Iterable[Path] = (),
 ) -> list[FileTask]:
     """Returns the files of inputs, in order, with the files that will be written for them.
@@ -47,6 +48,7 @@ def tasks_of(
             maps alone.
         suffixes: of the files that are taken from a folder.
         with_maps: whether maps are written beside each label map.
+        labels: the file or folder of the labels; None without labels.
         others: further files that must not be replaced.
 
     Raises:
@@ -68,7 +70,8 @@ def tasks_of(
             base = output.with_suffix("") if is_file else output / place
             outputs = {suffix: base.with_name(f"{base.name}{suffix}") for suffix in written}
             tasks.append(FileTask(source, place, outputs))
-    _check_outputs(tasks, others)
+    read = [path for task in tasks for path in (task.source, *_candidates(task, labels))]
+    _check_outputs(tasks, [*read, *others])
     return tasks
 
 
@@ -80,12 +83,18 @@ def labels_for(task: FileTask, labels: Path) -> Path:
     """
     if not labels.is_dir():
         return labels
-    candidates = [labels / f"{task.place}{suffix}" for suffix in LABEL_SUFFIXES]
-    found = [path for path in candidates if path.is_file()]
+    found = [path for path in _candidates(task, labels) if path.is_file()]
     if len(found) == 1:
         return found[0]
     expected = f"one file {labels / task.place} with one of {', '.join(LABEL_SUFFIXES)}"
     raise IllPosed("labels", expected, " and ".join(map(str, found)) or "none")
+
+
+def _candidates(task: FileTask, labels: Path | None) -> list[Path]:
+    """Returns the paths that the labels of a task may have."""
+    if labels is None or not labels.is_dir():
+        return [] if labels is None else [labels]
+    return [labels / f"{task.place}{suffix}" for suffix in LABEL_SUFFIXES]
 
 
 def _files_in(path: Path, suffixes: Sequence[str]) -> list[tuple[Path, Path]]:
@@ -104,8 +113,8 @@ def _files_in(path: Path, suffixes: Sequence[str]) -> list[tuple[Path, Path]]:
     return [(file, file.relative_to(path).with_suffix("")) for file in found]
 
 
-def _check_outputs(tasks: Sequence[FileTask], others: Iterable[Path]) -> None:
-    kept = {path.resolve() for path in (*(task.source for task in tasks), *others)}
+def _check_outputs(tasks: Sequence[FileTask], inputs: Iterable[Path]) -> None:
+    kept = {path.resolve() for path in inputs}
     writers: dict[Path, Path] = {}
     for task in tasks:
         for output in task.outputs.values():

@@ -370,8 +370,10 @@ class _Reader:
     def _add_advice(self, labels: Tensor) -> None:
         """Adds warnings about labels that have one entry per pixel."""
         logits, options = self.logits, self.options
-        if logits is None or labels.dtype.is_floating_point or len(labels) != len(logits):
+        if logits is None or labels.dtype.is_floating_point:
             return
+        if labels.ndim == 0 or len(labels) != len(logits):
+            return  # an error of `seg_loss`
         size = labels.shape[labels.ndim - (logits.ndim - 2) :]
         if size != logits.shape[2:] and not self.is_upsampled:
             return

@@ -33,7 +33,6 @@ from seg_loss.upsampling import Upsampling
 
 from . import devices
 from .errors import IllPosed
-from .inputs import NetworkOutput
 from .preprocessing import PREPROCESSINGS, Preprocessing
 from .settings import Settings
 
@@ -192,7 +191,7 @@ class Network:
             raise InvalidInput(self.name, expected, f"shape {tuple(scores.shape)}")
         return list(scores.float().cpu()), upsampling
 
-    def scores(self, photo: Photo) -> tuple[Tensor, NetworkOutput]:
+    def scores(self, photo: Photo) -> tuple[Tensor, Upsampling | None]:
         """Returns the scores [1,C,h,w] of a photo, and their upsampling.
 
         Raises:
@@ -265,11 +264,10 @@ class Mosaic:
         weight = weights[0][rows, None] * weights[1][columns]
         target += scores[:, rows, columns] * weight
 
-    def finish(self) -> tuple[Tensor, NetworkOutput]:
-        """Returns the scores [1,C,h,w] of the photo, after those of all tiles."""
+    def finish(self) -> tuple[Tensor, Upsampling | None]:
+        """Returns the scores [1,C,h,w] of the photo, and their upsampling, after all tiles."""
         assert self._total is not None
-        output = NetworkOutput(self._upsampling, self._network.class_names)
-        return self._total[None], output
+        return self._total[None], self._upsampling
 
     def _of(self, index: tuple[int, int]) -> tuple[Span, Span]:
         return self._spans[0][index[0]], self._spans[1][index[1]]
@@ -329,9 +327,17 @@ def load(
         got = f"{path}: {error.strerror or error}"
         raise InvalidInput(where[0], "a checkpoint that can be read", got) from error
     except Exception as error:
-        # A factory of the user may raise anything.
-        lines = f"{type(error).__name__}: {error}".splitlines()
-        raise InvalidInput(where[0], "a network that computes", lines[0].rstrip(".")) from error
+        # A network of the user may raise anything.
+        side = _PROBE_PIXELS
+        expected = f"a network that computes a photo of {side} x {side}"
+        raise InvalidInput(where[0], expected, reason_of(error)) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Returns type and first line of an error, or of the one that a network has raised."""
+    cause = error.__cause__ or error
+    text = f"{type(cause).__name__}: {cause}"
+    return text.partition("\n")[0].rstrip(".: ")
 
 
 def _checkpoints() -> ModuleType:

@@ -10,6 +10,7 @@ with which the result is not finite, operations raise.
 """
 
 import math
+from dataclasses import replace
 from typing import TypedDict
 
 import numpy as np
@@ -28,7 +29,7 @@ from .formats import npy, png
 from .images import render
 from .images.palettes import PALETTES, Palette
 from .images.render import KINDS, Layers
-from .inputs import Inputs
+from .inputs import MAX_UPSAMPLED_SIDE, Inputs, NetworkOutput
 from .options import (
     LAYOUTS,
     UPSAMPLINGS,
@@ -47,11 +48,13 @@ from .results import (
     Result,
     max_json_bytes,
 )
-from .settings import PREFIX
+from .settings import PREFIX, Settings
 
 DEFAULT_PALETTE = "voc"
 """The palette of pictures if the request names none."""
 
+MIN_PHOTO_SIDE = 256
+"""Height and width that the limit on photos counts for narrower ones."""
 
 PICTURE_BYTES = 48
 """The most bytes that a pixel takes while its picture is drawn, in float32 and as a PNG."""
@@ -91,10 +94,9 @@ def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
     palette = _palette(inputs, options)
     labels = _indices("labels", inputs.labels)
     prediction = _indices("prediction", inputs.prediction)
-    evaluation = None
+    tensors, is_finite = dict[str, Tensor](), True
     if prediction is None or KINDS[options.kind].map != "prediction":
-        evaluation = _evaluate_for_picture(inputs, options)
-    tensors = {} if evaluation is None else evaluation.maps
+        tensors, is_finite = _maps_for_picture(inputs, options)
     maps = {name: tensor[0].cpu().numpy() for name, tensor in tensors.items()}
     if prediction is None:
         prediction = maps.get("prediction")
@@ -118,7 +120,6 @@ def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
         alpha=options.alpha,
     )
     picture = render.draw(options.kind, layers)
-    is_finite = evaluation is None or evaluation.non_finite_pixels == 0
     return PictureResult(png.encode(picture), inputs.warnings, is_finite)
 
 
@@ -174,19 +175,50 @@ def needs_network(inputs: Inputs, options: LossOptions) -> bool:
     return isinstance(options, PredictOptions)
 
 
-def check_photo(inputs: Inputs, options: LossOptions, max_photo_pixels: int) -> None:
+def check_photo(inputs: Inputs, options: LossOptions, settings: Settings, num_classes: int) -> None:
     """Checks a request whose logits a network will compute, before it does.
 
+    Args:
+        inputs: the photo, and labels if there are any.
+        options: the options.
+        settings: the limits.
+        num_classes: C of the network.
+
     Raises:
-        TooLarge: if the photo has more than `max_photo_pixels`.
+        TooLarge: if the photo has more pixels, rows, columns or upsampled logits than allowed.
         IllPosed: if options about logits are set, or the labels have another size.
     """
     assert inputs.image is not None
     height, width = inputs.image.shape[:2]
-    if height * width > max_photo_pixels:
-        expected = f"at most {max_photo_pixels} pixels for a network"
-        got = f"{height} x {width} = {height * width}"
-        raise TooLarge("image", expected, got, "Send a smaller photo.", limit=max_photo_pixels)
+    # Networks pad photos, so that the time for a narrow one does not depend on its pixels.
+    num_pixels = max(height, MIN_PHOTO_SIDE) * max(width, MIN_PHOTO_SIDE)
+    padded = "" if num_pixels == height * width else f", counted as {num_pixels}"
+    got = f"{height} x {width} = {height * width}{padded}"
+    for count, limit, unit in (
+        (num_pixels, settings.max_photo_pixels, "pixels for a network"),
+        (max(height, width), MAX_UPSAMPLED_SIDE, "rows and columns"),
+        (
+            num_classes * height * width,
+            settings.max_upsampled_logits,
+            f"upsampled logits of {num_classes} classes",
+        ),
+    ):
+        if count > limit:
+            expected = f"at most {limit} {unit}"
+            raise TooLarge("image", expected, got, "Send a smaller photo.", limit=limit)
+    check_options_of_photo(options)
+    if inputs.labels is not None and tuple(inputs.labels.shape[-2:]) != (height, width):
+        got = " x ".join(map(str, inputs.labels.shape[-2:]))
+        expected = f"{height} x {width} (height x width) to match the image"
+        raise IllPosed("labels", expected, got or "no axes")
+
+
+def check_options_of_photo(options: LossOptions) -> None:
+    """Checks that no option describes scores, which come from a network.
+
+    Raises:
+        IllPosed: if one does.
+    """
     if options.upsampling != "none":
         expected = "none with a photo, since the network has its own"
         raise IllPosed("upsampling", expected, options.upsampling)
@@ -195,10 +227,29 @@ def check_photo(inputs: Inputs, options: LossOptions, max_photo_pixels: int) -> 
     if isinstance(options, PredictOptions) and options.size is not None:
         got = "{} x {}".format(*options.size)
         raise IllPosed("size", "none with a photo, whose maps have its size", got)
-    if inputs.labels is not None and tuple(inputs.labels.shape[-2:]) != (height, width):
-        rows, columns = inputs.labels.shape[-2:]
-        expected = f"{height} x {width} (height x width) to match the image"
-        raise IllPosed("labels", expected, f"{rows} x {columns}")
+
+
+def with_scores(
+    inputs: Inputs,
+    options: LossOptions,
+    scores: Tensor,
+    upsampling: Upsampling | None,
+    class_names: tuple[str, ...],
+) -> Inputs:
+    """Returns the inputs with the scores of a network for their photo as logits.
+
+    Raises:
+        IllPosed: if labels are invalid, and a request can name what they look like.
+    """
+    advice: list[str] = []
+    if inputs.labels is not None and dtype_name(inputs.labels.dtype) in LABEL_DTYPES:
+        space = options.label_space if "label_space" in options.model_fields_set else ""
+        advice = label_spaces.advice_for(
+            inputs.labels.numpy(), scores.shape[1], options.ignore_index, space
+        )
+    network = NetworkOutput(upsampling, class_names)
+    warnings = (*inputs.warnings, *advice)
+    return replace(inputs, logits=scores, network=network, warnings=warnings)
 
 
 def working_bytes(inputs: Inputs, options: LossOptions, device: torch.device) -> int:
@@ -491,7 +542,7 @@ def _palette(inputs: Inputs, options: LossOptions) -> Palette:
 
 
 def _predict(
-    inputs: Inputs, options: PredictOptions, logits: Tensor, names: tuple[str, ...]
+    inputs: Inputs, options: LossOptions, logits: Tensor, names: tuple[str, ...]
 ) -> dict[str, Tensor]:
     upsampling = _upsampling(inputs, options)
     try:
@@ -538,17 +589,23 @@ def _logits_and_labels(inputs: Inputs) -> tuple[Tensor, Tensor]:
     return inputs.logits, inputs.labels
 
 
-def _evaluate_for_picture(inputs: Inputs, options: VisualizeOptions) -> Evaluation | None:
-    """Returns an evaluation with the map of the kind; None if none is needed or possible."""
+def _maps_for_picture(inputs: Inputs, options: VisualizeOptions) -> tuple[dict[str, Tensor], bool]:
+    """Returns the map of the kind, and whether all valid pixels have a softmax.
+
+    Without labels no pixel is valid. There is no map if none is needed or possible.
+    """
     name, logits, labels = KINDS[options.kind].map, inputs.logits, inputs.labels
     if name is None or logits is None or (name == "nll" and labels is None):
-        return None
+        return {}, True
     if logits.ndim != 4 or len(logits) != 1:
         expected = "[1,C,H,W], the logits of one image"
         raise IllPosed("logits", expected, f"shape {tuple(logits.shape)}")
     if labels is not None:
-        return _evaluation(inputs, options, logits, labels, maps=(name,))
-    return _evaluate_without_labels(inputs, options, logits, (name,))
+        evaluation = _evaluation(inputs, options, logits, labels, maps=(name,))
+        return evaluation.maps, evaluation.non_finite_pixels == 0
+    if options.scores == "logits":
+        return _predict(inputs, options, logits, (name,)), True
+    return _evaluate_without_labels(inputs, options, logits, (name,)).maps, True
 
 
 def _evaluate_without_labels(

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
 import seg_loss
-from seg_loss.constants import MAPS, NORMALIZATIONS, SCORES
+from seg_loss.constants import MAPS, NORMALIZATIONS, PREDICTION_MAPS, SCORES
 
 from .errors import IllPosed, Malformed, did_you_mean, safe_repr
 from .formats.rasters import ENCODINGS, Encoding
@@ -38,9 +38,6 @@ UPSAMPLINGS: Mapping[str, Callable[["Size", "Size"], "Upsampling"] | None] = {
 
 LAYOUTS: Mapping[str, int] = {"nchw": 1, "nhwc": -1}
 """The axis of the classes in logits and their gradient."""
-
-MAPS_WITHOUT_LABELS = tuple(name for name in MAPS if name != "nll")
-"""The maps that need no labels."""
 
 MAX_IGNORED = 256
 """Largest number of values of `ignore_index`."""
@@ -225,12 +222,10 @@ class VisualizeOptions(LossOptions):
 class PredictOptions(LossOptions):
     """The options of `predict`."""
 
-    maps: Annotated[tuple[str, ...], OneOf(MAPS_WITHOUT_LABELS), BeforeValidator(_parse_names)] = (
-        Field(
-            default=("prediction",),
-            title=f"some of {', '.join(MAPS_WITHOUT_LABELS)}, with commas between them",
-            description="Maps [N,H,W] to return; the maps top_* are [N,3,H,W].",
-        )
+    maps: Annotated[tuple[str, ...], OneOf(PREDICTION_MAPS), BeforeValidator(_parse_names)] = Field(
+        default=("prediction",),
+        title=f"some of {', '.join(PREDICTION_MAPS)}, with commas between them",
+        description="Maps [N,H,W] to return; the maps top_* are [N,3,H,W].",
     )
     size: Annotated[tuple[int, int] | None, BeforeValidator(_parse_size)] = Field(
         default=None,

@@ -81,7 +81,10 @@ class Settings(BaseSettings):
         "not one of FCN's, or none. A name in the checkpoint alone is never imported.",
     )
     max_photo_pixels: int = Field(
-        default=1 << 24, ge=1, description="Most pixels of a photo for the network."
+        default=1 << 24,
+        ge=1,
+        description="Most pixels of a photo for the network. A side of less than 256 pixels counts "
+        "as 256.",
     )
     tile_side_pixels: int = Field(
         default=1024,

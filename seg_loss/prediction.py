@@ -15,7 +15,7 @@ from seg_loss import _operators
 from seg_loss._errors import InvalidInput, shape_of
 from seg_loss._inputs import check_logits, check_memory, check_temperature, is_integer
 from seg_loss._numbers import plain_number
-from seg_loss.constants import MAPS
+from seg_loss.constants import PREDICTION_MAPS
 from seg_loss.upsampling import (
     Bilinear,
     Deconvolution,
@@ -25,9 +25,6 @@ from seg_loss.upsampling import (
     check_upsampling,
     encode,
 )
-
-PREDICTION_MAPS = tuple(name for name in MAPS if name != "nll")
-"""Names of the maps that `predict` can return."""
 
 _Array = TypeVar("_Array", Tensor, "np.ndarray[tuple[int, ...], np.dtype[np.generic]]")
 
@@ -142,11 +139,11 @@ def _is_length(value: object) -> bool:
 
 def _tensor_of(scores: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> Tensor:
     """Returns a tensor with the memory of an array, or of a copy if torch cannot read it."""
-    dtype = scores.dtype.newbyteorder("=")
-    has_other_order = scores.dtype != dtype
-    # torch has no negative strides, and warns about memory that must not be written.
-    if has_other_order or not scores.flags.writeable or min(scores.strides, default=0) < 0:
-        scores = scores.astype(dtype)
+    dtype, size = scores.dtype.newbyteorder("="), scores.dtype.itemsize
+    has_other_strides = any(stride < 0 or stride % size for stride in scores.strides)
+    # torch warns about memory that must not be written.
+    if has_other_strides or scores.dtype != dtype or not scores.flags.writeable:
+        scores = scores.astype(dtype, order="C")
     try:
         return torch.from_numpy(scores)
     except TypeError as error:

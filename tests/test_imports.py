@@ -29,6 +29,7 @@ BASE = (
     "_inputs",
     "_divisor",
     "_evaluation_sums",
+    "_maps",
     "upsampling",
 )
 BASE = tuple(f"seg_loss.{name}" for name in BASE)
@@ -50,6 +51,7 @@ ARROWS = {
     "seg_loss._numbers": (),
     "seg_loss._divisor": (),
     "seg_loss._evaluation_sums": (),
+    "seg_loss._maps": ("seg_loss.constants",),
     "seg_loss.diagnosis": (),
     "seg_loss._labels": ("seg_loss._errors", "seg_loss.constants"),
     "seg_loss.upsampling": ("seg_loss._errors", "seg_loss._numbers", "seg_loss.constants"),
@@ -103,6 +105,13 @@ ARROWS = {
         *CPU_KERNEL_BASE, "seg_loss.cpu.evaluate", "seg_loss.cpu.region", "seg_loss.cpu.rows",
         "seg_loss.cpu.tiles",
     ),
+    "seg_loss.cpu.predict": (
+        *CPU_KERNEL_BASE, "seg_loss.cpu.region", "seg_loss.cpu.rows", "seg_loss.cpu.tiles",
+        "seg_loss.cpu.upsampled",
+    ),
+    "seg_loss.cpu.best_class": (
+        *CPU_KERNEL_BASE, "seg_loss.cpu.region", "seg_loss.cpu.upsampled",
+    ),
     "seg_loss.cpu.interval_columns": (
         *CPU_KERNEL_BASE, "seg_loss.cpu.region", "seg_loss.cpu.rows", "seg_loss.cpu.target",
         "seg_loss.cpu.upsampled",
@@ -124,8 +133,12 @@ ARROWS = {
     "seg_loss.cpu.evaluation": (
         *BASE, *CPU_PLAN, "seg_loss.cpu.arguments", "seg_loss.cpu.upsampled_loss",
     ),
+    "seg_loss.cpu.prediction": (
+        *BASE, *CPU_PLAN, "seg_loss.cpu.arguments", "seg_loss.cpu.upsampled_loss",
+    ),
     "seg_loss.cpu.backend": (
-        "seg_loss.cpu.evaluation", "seg_loss.cpu.loss", "seg_loss.cpu.probabilities",
+        "seg_loss.cpu.evaluation", "seg_loss.cpu.loss", "seg_loss.cpu.prediction",
+        "seg_loss.cpu.probabilities",
         "seg_loss.cpu.upsampled_loss",
     ),
     "seg_loss.gpu": (),
@@ -145,6 +158,10 @@ ARROWS = {
     "seg_loss.gpu.many_classes": (
         "seg_loss.constants", "seg_loss.gpu.cross_entropy", "seg_loss.gpu.interpolation",
         "seg_loss.gpu.math",
+    ),
+    "seg_loss.gpu.predict": (
+        "seg_loss.gpu.cross_entropy", "seg_loss.gpu.evaluate", "seg_loss.gpu.interpolation",
+        "seg_loss.gpu.many_classes", "seg_loss.gpu.math",
     ),
     "seg_loss.gpu.arguments": (*BASE, "seg_loss.gpu.plan", "seg_loss.gpu.tiling"),
     "seg_loss.gpu.label_check": (
@@ -168,8 +185,13 @@ ARROWS = {
         *BASE, "seg_loss.gpu.arguments", "seg_loss.gpu.plan", "seg_loss.gpu.softmax",
         "seg_loss.gpu.tiling",
     ),
+    "seg_loss.gpu.prediction": (
+        *BASE, "seg_loss.gpu.arguments", "seg_loss.gpu.plan", "seg_loss.gpu.predict",
+        "seg_loss.gpu.tiling",
+    ),
     "seg_loss.gpu.backend": (
-        "seg_loss.gpu.evaluation", "seg_loss.gpu.loss", "seg_loss.gpu.probabilities",
+        "seg_loss.gpu.evaluation", "seg_loss.gpu.loss", "seg_loss.gpu.prediction",
+        "seg_loss.gpu.probabilities",
         "seg_loss.gpu.upsampled_loss",
     ),
     "seg_loss._backends": (*BASE, "seg_loss.cpu.memory"),
@@ -195,9 +217,12 @@ ARROWS = {
         *BASE, "seg_loss._backends", "seg_loss.diagnosis", "seg_loss.metrics",
         "seg_loss.probabilities",
     ),
+    "seg_loss.prediction": (*BASE, "seg_loss._operators"),
     "seg_loss.modules": (*BASE, "seg_loss.functional"),
     "seg_loss.compat": (*BASE, "seg_loss.functional"),
-    "seg_loss.warmup": (*BASE, "seg_loss.evaluation", "seg_loss.functional"),
+    "seg_loss.warmup": (
+        *BASE, "seg_loss.evaluation", "seg_loss.functional", "seg_loss.prediction",
+    ),
     # The networks.
     # checkpoints -> networks, wrap, caffe_weights; surgery -> caffe_weights; networks -> fcn.
     "models": (),
@@ -230,8 +255,8 @@ ARROWS = {
     "app.preprocessing": (),
     "app.folders": ("app.errors",),
     "app.inputs": (
-        "seg_loss", "app.errors", "app.settings", "app.options", "app.formats", "app.images.palettes",
-        "app.label_spaces",
+        "seg_loss", "app.errors", "app.settings", "app.options", "app.formats",
+        "app.images.palettes", "app.label_spaces",
     ),
     "app.results": ("seg_loss", "app.errors", "app.formats", "app.images"),
     "app.prediction_report": (
@@ -239,7 +264,7 @@ ARROWS = {
     ),
     # It imports `models` by name, which an installed wheel has under another one.
     "app.network": (
-        "seg_loss", "app.devices", "app.errors", "app.inputs", "app.preprocessing", "app.settings",
+        "seg_loss", "app.devices", "app.errors", "app.preprocessing", "app.settings",
     ),
     "app.operations": (
         "seg_loss", "app.errors", "app.options", "app.inputs", "app.results", "app.formats.npy",
@@ -296,21 +321,21 @@ ARROWS = {
 ONLY_IN = {
     "numba": (
         *(f"seg_loss.cpu.{name}"
-          for name in ("columns", "compiler", "cross_entropy", "dtypes", "evaluate", "exponential",
-                       "interval_columns", "many_classes", "region", "rows", "simd", "softmax",
-                       "sums", "tiles", "upsampled")),
+          for name in ("best_class", "columns", "compiler", "cross_entropy", "dtypes", "evaluate",
+                       "exponential", "interval_columns", "many_classes", "predict", "region",
+                       "rows", "simd", "softmax", "sums", "tiles", "upsampled")),
         "benchmarks",
     ),
     "llvmlite": tuple(
         f"seg_loss.cpu.{name}"
-        for name in ("cache", "compiler", "dtypes", "exponential", "interval_columns", "simd",
-                     "sums", "target")
+        for name in ("best_class", "cache", "compiler", "dtypes", "exponential",
+                     "interval_columns", "simd", "sums", "target")
     ),
     "triton": (
         *(f"seg_loss.gpu.{name}"
           for name in ("arguments", "cross_entropy", "evaluate", "evaluation", "interpolation",
-                       "label_check", "labels", "loss", "many_classes", "math", "plan", "softmax",
-                       "upsampled")),
+                       "label_check", "labels", "loss", "many_classes", "math", "plan", "predict",
+                       "prediction", "softmax", "upsampled")),
         "benchmarks",
     ),
     "torch.distributed": ("seg_loss._divisor", "app.training.distributed"),

@@ -11,8 +11,9 @@ requests whose own tiles fail get the error. Tiles of requests that have ended a
 """
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -21,10 +22,11 @@ from torch import Tensor
 
 from seg_loss.upsampling import Upsampling
 
-from ..inputs import NetworkOutput
-from ..network import Network, Photo
+from ..network import Network, Photo, reason_of
 from ..settings import Settings
 from .pool import Workers
+
+_log = logging.getLogger("seg_loss_app")
 
 _Scores = tuple[Tensor, Upsampling | None]
 
@@ -69,9 +71,21 @@ class Batcher:
         self._wait_seconds = settings.batch_wait_seconds
         self._observe = observe
         self._queue: list[_Tile] = []
+        self._num_announced = 0
+        self._arrival = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    async def scores(self, photo: Photo) -> tuple[Tensor, NetworkOutput]:
+    @contextmanager
+    def announced(self) -> Iterator[None]:
+        """Lets the queue wait for the photo of a request that is still read."""
+        self._num_announced += 1
+        try:
+            yield
+        finally:
+            self._num_announced -= 1
+            self._arrival.set()
+
+    async def scores(self, photo: Photo) -> _Scores:
         """Returns the scores [1,C,h,w] of a photo, and their upsampling.
 
         Raises:
@@ -108,6 +122,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         tile = _Tile(pixels, loop.time(), loop.create_future())
         self._queue.append(tile)
+        self._arrival.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work())
         return tile.result
@@ -121,10 +136,14 @@ class Batcher:
                 await self._compute(batch)
 
     async def _wait_for_others(self) -> None:
-        """Waits if there are requests whose photos may still come."""
-        wait = self._queue[0].arrival + self._wait_seconds - asyncio.get_running_loop().time()
-        if wait > 0 and self._workers.requests_in_flight > len(self._queue):
-            await asyncio.sleep(wait)
+        """Waits while requests are read whose photos may fit the batch, for some milliseconds."""
+        deadline = self._queue[0].arrival + self._wait_seconds
+        max_batch = self.network.max_batch(*self._queue[0].pixels.shape[:2])
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                while self._num_announced and len(self._queue) < max_batch:
+                    self._arrival.clear()
+                    await self._arrival.wait()
 
     def _next_batch(self) -> list[_Tile]:
         """Takes the oldest tile out of the queue, with others of the same size."""
@@ -148,6 +167,8 @@ class Batcher:
                 for tile in batch:
                     await self._compute([tile])
             elif not batch[0].result.done():
+                height, width = batch[0].pixels.shape[:2]
+                _log.warning("No scores of a photo %d x %d: %s", height, width, reason_of(error))
                 batch[0].result.set_exception(error)
             return
         for tile, tile_scores in zip(batch, scores, strict=True):

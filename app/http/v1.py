@@ -8,8 +8,8 @@ routes: it parses no body and no option. `openapi` describes the tables.
 import asyncio
 import re
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
 from functools import cache, partial
 from time import perf_counter
 from typing import Any
@@ -20,6 +20,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
+from torch import Tensor
+
+from seg_loss.upsampling import Upsampling
 
 from .. import devices, inputs, operations, results
 from ..errors import NotFound, Unavailable, did_you_mean, safe_repr
@@ -27,7 +30,14 @@ from ..formats import json
 from ..formats.compression import decompress
 from ..images.palettes import PALETTES
 from ..inputs import Inputs
-from ..options import MODELS, EvaluateOptions, LossOptions, PredictOptions, parse
+from ..options import (
+    MODELS,
+    EvaluateOptions,
+    LossOptions,
+    PredictOptions,
+    VisualizeOptions,
+    parse,
+)
 from ..results import GradientResult, Result
 from ..settings import Settings
 from . import body, openapi, responses
@@ -61,6 +71,13 @@ class Service:
     batcher: Batcher | None = None
     is_warm: bool = False
     is_draining: bool = False
+
+    def announced(self, options: LossOptions) -> AbstractContextManager[None]:
+        """Tells the queue of the network that a request may have a photo for it."""
+        takes_photos = isinstance(options, (PredictOptions, VisualizeOptions))
+        if self.batcher is None or not takes_photos:
+            return nullcontext()
+        return self.batcher.announced()
 
 
 @dataclass(frozen=True)
@@ -149,9 +166,6 @@ async def handle(request: Request, operation: Operation) -> Response:
         reservation = stack.enter_context(workers.reserve(body_headers.length or 0))
         grow = partial(workers.grow, reservation)
         timings = _Timings()
-        content = await body.read(request, body_headers, settings, grow)
-        timings.end("read")
-        deadline = workers.deadline()
 
         def begin() -> Inputs | Encoded:
             encoding, limit = body_headers.content_encoding, body_headers.limit
@@ -170,31 +184,37 @@ async def handle(request: Request, operation: Operation) -> Response:
             timings.end("encode")
             return encoded
 
-        encoded = await workers.run(begin, reservation, deadline)
+        with service.announced(options):
+            content = await body.read(request, body_headers, settings, grow)
+            timings.end("read")
+            deadline = workers.deadline()
+            encoded = await workers.run(begin, reservation, deadline)
         if isinstance(encoded, Inputs):
+            with_scores = partial(operations.with_scores, encoded, options)
             async with workers.until(deadline):
-                scored = await _with_scores(service, encoded, options, grow)
+                scores = await _scores(service, encoded, options, grow)
             timings.end("network")
-            encoded = await workers.run(partial(finish, scored), reservation, deadline)
+            encoded = await workers.run(lambda: finish(with_scores(*scores)), reservation, deadline)
         headers = {"Server-Timing": timings.header(), "Vary": "Accept"}
         # The response releases the reservation before its last bytes are sent.
         return ChunkedResponse(encoded, headers, stack.pop_all(), settings)
 
 
-async def _with_scores(
+async def _scores(
     service: Service, decoded: Inputs, options: LossOptions, grow: inputs.Grow
-) -> Inputs:
-    """Returns the inputs with the scores that the network computes for their photo as logits.
+) -> tuple[Tensor, Upsampling | None, tuple[str, ...]]:
+    """Returns the network's scores of a photo, their upsampling, and the names of the classes.
 
     Raises:
         RequestError: if the photo is too large, or options do not fit it.
     """
     assert service.batcher is not None
     assert decoded.image is not None
-    operations.check_photo(decoded, options, service.settings.max_photo_pixels)
-    grow(service.batcher.network.working_bytes(*decoded.image.shape[:2]))
-    scores, output = await service.batcher.scores(decoded.image)
-    return replace(decoded, logits=scores, network=output)
+    network = service.batcher.network
+    operations.check_photo(decoded, options, service.settings, network.num_classes)
+    grow(network.working_bytes(*decoded.image.shape[:2]))
+    scores, upsampling = await service.batcher.scores(decoded.image)
+    return scores, upsampling, network.class_names
 
 
 def _compute(

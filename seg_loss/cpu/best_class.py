@@ -202,9 +202,7 @@ def _make_find_best(element, phases, skips_zero_weights):
                 return tops + best
 
             lowest, first = constant(dtype, -np.inf), constant(types.int32, 0)
-            values = emit_loop(
-                builder, count, [lowest] * phases + [first] * phases, of_candidate
-            )
+            values = emit_loop(builder, count, [lowest] * phases + [first] * phases, of_candidate)
             for k, best in enumerate(values[phases:]):
                 address = builder.add(classes, classes.type(4 * LANES * k))
                 target = builder.inttoptr(address, best.type.as_pointer())
@@ -284,14 +282,13 @@ def _write_pixels(address, dtype_code, starts, intervals, num_phases, classes, w
                     target_of_words[offset + k] = c
 
 
-def make_prediction(*, element, phases, skips_zero_weights, has_candidates):
+def make_prediction(*, element, phases, skips_zero_weights):
     """Returns the kernel of the prediction; a chunk is a block of interval rows.
 
     Args:
         element: dtype of the scores in scratch memory.
         phases: the phases of a group, whose highest scores are in registers.
         skips_zero_weights: whether some weight is 0.
-        has_candidates: whether candidates are looked for; else all classes are interpolated.
     """
     find_best = _make_find_best(element, phases, skips_zero_weights)
     itemsize = np.dtype(element).itemsize
@@ -301,7 +298,7 @@ def make_prediction(*, element, phases, skips_zero_weights, has_candidates):
 
     @inner(types.void)
     def process_strip(job, scratch, image, interval_row, strip, upper, lower, count, candidates):
-        grid, num_classes = job.grid, job.logits.num_classes
+        grid = job.grid
         edges = pointer(scratch + grid.edges, element)
         classes = pointer(scratch + grid.pixel_classes, np.int32)
         words = at(classes, (grid.num_phases + PACKED_PIXELS) * LANES)
@@ -368,6 +365,7 @@ def make_prediction(*, element, phases, skips_zero_weights, has_candidates):
         all_classes = at(candidates, num_classes)
         row_starts = pointer(grid.row_starts, np.int64)
         column_starts = pointer(grid.column_starts, np.int64)
+        has_candidates = grid.has_candidates != 0
         for c in range(num_classes):
             all_classes[c] = c
         upper_has_nan = lower_has_nan = False

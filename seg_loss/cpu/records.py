@@ -74,7 +74,7 @@ GRID = np.dtype(
         " row_starts row_weights column_starts column_weights halo_rows"
         " pixel_classes pixel_weights sources corners"
         " edges exponentials phase_vectors exponent_weights weight_steps"
-        " distances tops highest candidates strip_pixels"
+        " has_candidates distances tops highest candidates strip_pixels"
     )
 )
 
