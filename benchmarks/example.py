@@ -5,8 +5,8 @@
 Runs the commands of the page as they stand there, in an empty folder: a data set of made-up street
 scenes, a thin FCN-8s that is trained on it from random weights, and the label maps of the held-out
 scenes. Writes example.md, example.csv, example.png and example-curves.svg, and the measurements in
-the tables of the page. `--shorten` takes few scenes and steps, to try it out, and leaves the page as
-it is.
+the tables of the page. `--shorten` takes few scenes and steps, to try it out, and does not change
+the page.
 """
 
 import argparse
@@ -258,8 +258,10 @@ def _diagram(title: str, curves: Sequence[Curve], top: float, tick: float, shift
 
 def rows_of_times(timings: Sequence[Timing]) -> list[str]:
     """Returns the rows of a table: the seconds of each command, and of all together."""
-    rows = [(row.command.split()[1], row.seconds, row.cpu_seconds) for row in timings]
-    rows.append(("all", *(sum(row[column] for row in rows) for column in (1, 2))))  # type: ignore
+    rows = [(" ".join(row.command.split()[:2]), row.seconds, row.cpu_seconds) for row in timings]
+    rows.append(
+        ("all", sum(row.seconds for row in timings), sum(row.cpu_seconds for row in timings))
+    )
     return [f"| {name} | {seconds:.0f} | {cpu:.0f} |" for name, seconds, cpu in rows]
 
 

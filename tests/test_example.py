@@ -89,7 +89,7 @@ def test_the_report_has_times_metrics_and_classes(shortened):
     )
     text = "\n".join(lines)
     assert text.count("    seg-loss ") == 3
-    assert text.count("| train |") == 1
+    assert text.count("| seg-loss train |") == 1
     assert f"| trained | {shortened.after['pixel_accuracy']:.3f} |" in text
     assert "| traffic light | " in text
 
@@ -120,7 +120,7 @@ def test_the_committed_result_is_at_least_a_mean_iu_of_a_half():
 def test_the_page_quotes_the_committed_results():
     text = (RESULTS / "example.md").read_text()
     assert re.findall(r"^    (seg-loss .*)$", text, re.MULTILINE) == example.commands(PAGE)
-    names = ("sample", "train", "predict", "all", "untrained", "trained")
+    names = ("seg-loss sample", "seg-loss train", "seg-loss predict", "all", "untrained", "trained")
     rows = re.findall(rf"^\| (?:{'|'.join(names)}) \|.*$", text, re.MULTILINE)
     assert len(rows) == len(names)
     assert example.with_rows(PAGE, rows) == PAGE
