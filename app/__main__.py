@@ -10,6 +10,7 @@ from typing import NoReturn
 EXTRA = (
     "PIL",
     "fastapi",
+    "google",  # protobuf
     "httptools",
     "prometheus_client",
     "pydantic",
@@ -17,12 +18,13 @@ EXTRA = (
     "pydantic_settings",
     "python_multipart",
     "rich",
+    "safetensors",
     "starlette",
     "typer",
     "uvicorn",
     "zstandard",
 )
-"""Packages that only the extra `app` installs."""
+"""Packages that only the extra `app` installs, for `app` and `models`."""
 
 
 def main() -> NoReturn:
