@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,10 +20,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(8)}.tmp")
-    with open(temporary, "xb"):
-        pass
+    with open(temporary, "xb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     try:
         yield temporary
+        os.chmod(temporary, mode)  # safetensors replaces it by a file that only its owner may read
         _synchronize(temporary, os.O_RDWR)
         os.replace(temporary, target)
     except BaseException:
