@@ -220,16 +220,25 @@ def test_saved_layers_have_caffes_types(tmp_path):
     assert types["scale_pool3"] == "Scale"
 
 
-def test_caffe_lists_the_types_that_we_write():
-    types = {}
-    for number, content in records(caffemodel("fcn8s-atonce")):
-        if number == 100:
-            fields = dict(records(content))
-            if 7 in fields:
-                types[fields[1].decode()] = fields[2].decode()
-    assert {types["conv1_1"], types["upscore2"], types["scale_pool3"]} == {
-        "Convolution", "Deconvolution", "Scale",
-    }  # fmt: skip
+def layers_with_blobs(data):
+    """The type and the fields of each blob of the layers with weights, by name."""
+    found = {}
+    for number, content in records(data):
+        fields = list(records(content)) if number == 100 else []
+        blobs = [dict(records(blob)) for key, blob in fields if key == 7]
+        if blobs:
+            found[dict(fields)[1]] = dict(fields)[2], blobs
+    return found
+
+
+@pytest.mark.parametrize("name", ["fcn32s", "fcn8s", "fcn8s-atonce"])
+def test_a_saved_network_has_the_fields_that_caffe_writes(name, tmp_path):
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(caffemodel(name))
+    network = random_network(name)
+    caffe_weights.load(network, path)
+    caffe_weights.save(network, path)
+    assert layers_with_blobs(path.read_bytes()) == layers_with_blobs(caffemodel(name))
 
 
 def test_loading_keeps_what_learns(tmp_path):

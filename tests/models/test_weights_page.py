@@ -8,9 +8,24 @@ from safetensors.torch import save_file
 from models import caffe_weights
 from models.checkpoints import load_network
 from tests.documents import ROOT, blocks
+from tests.models.test_caffe_weights import legacy, v1_layer
 from tests.models.thin import CHANNELS, NUM_CLASSES, caffemodel, torchvision_state
 
 PAGE = ROOT / "docs" / "weights.md"
+
+
+def in_v1_format(layers):
+    """The bytes of a file of 2014, in which each blob has four axes."""
+    return b"".join(
+        v1_layer(
+            name.encode(),
+            *(
+                legacy(*(1,) * (4 - blob.dim()), *blob.shape, values=blob.flatten().tolist())
+                for blob in blobs
+            ),
+        )
+        for name, blobs in layers.items()
+    )
 
 
 def test_the_examples_run_with_files_of_the_published_names(tmp_path, monkeypatch, capsys):
@@ -22,7 +37,7 @@ def test_the_examples_run_with_files_of_the_published_names(tmp_path, monkeypatc
         for name, blobs in layers.items()
         if name.startswith(("conv", "fc"))
     }
-    caffe_weights.write("VGG_ILSVRC_16_layers.caffemodel", vgg16)
+    (tmp_path / "VGG_ILSVRC_16_layers.caffemodel").write_bytes(in_v1_format(vgg16))
     state = torchvision_state(vgg16)
     torch.save(state, "vgg16-397923af.pth")
     for old, new, layer in (("0", "fc1", "fc6"), ("3", "fc2", "fc7")):
