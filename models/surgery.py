@@ -111,7 +111,8 @@ def transplant(source: nn.Module | Layers, model: nn.Module) -> tuple[str, ...]:
     begins with the scores of the FCN-32s.
 
     Scores of another number of classes are no shared layers: a network for other classes gets
-    VGG16's layers alone.
+    VGG16's layers alone. Nor are score_pool4 and score_pool3 of FCN-8s-at-once, which scores scaled
+    pools, those of the other networks.
 
     Args:
         source: a network, or layers as `caffe_weights.read` returns them.
@@ -130,6 +131,7 @@ def transplant(source: nn.Module | Layers, model: nn.Module) -> tuple[str, ...]:
         for name, blobs in targets.items()
         if name in layers
         and (name in _VGG16_LAYERS or _num_outputs(layers[name]) == _num_outputs(blobs))
+        and (_scale_of(name) in layers) == (_scale_of(name) in targets)
     ]
     if not shared:
         names = ", ".join(list(targets)[:3])
@@ -207,6 +209,11 @@ def _convolutional(layers: Layers) -> dict[str, list[Tensor]]:
         if not is_convolution and (len(shape) == 2 or shape[:-2] == (1, 1)):
             blobs[0] = fc_to_conv(blobs[0], kernel_size)
     return converted
+
+
+def _scale_of(score_layer: str) -> str:
+    """Returns the name of the layer that scales the input of a score layer in FCN-8s-at-once."""
+    return score_layer.replace("score_", "scale_")
 
 
 def _num_outputs(blobs: Sequence[Tensor]) -> int:

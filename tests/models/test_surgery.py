@@ -175,6 +175,26 @@ def test_a_file_is_transplanted_as_a_network_is(tmp_path):
     assert same(before, network, copied)
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "scores"),
+    [
+        ("fcn8s-atonce", FCN8s, ("score_fr", "upscore2", "upscore_pool4", "upscore8")),
+        ("fcn16s", FCN8sAtOnce, ("score_fr", "upscore2")),
+    ],
+)
+def test_scores_of_scaled_pools_are_not_those_of_others(source, target, scores):
+    network = target(NUM_CLASSES, CHANNELS)
+    assert surgery.transplant(random_network(source), network)[15:] == scores
+    assert not network.score_pool4.weight.any()
+
+
+def test_scores_of_scaled_pools_are_shared_by_networks_that_scale():
+    before, network = random_network("fcn8s-atonce"), FCN8sAtOnce(NUM_CLASSES, CHANNELS)
+    surgery.transplant(before, network)
+    with torch.no_grad():
+        assert torch.equal(network.eval()(IMAGE), before(IMAGE))
+
+
 def test_a_network_for_other_classes_gets_the_base_alone():
     copied = surgery.transplant(random_network("fcn8s"), FCN8sAtOnce(3, CHANNELS))
     assert copied == (*CONVOLUTIONS, "fc6", "fc7")
