@@ -32,7 +32,7 @@ from seg_loss._divisor import (
     check_process_group,
 )
 from seg_loss._errors import InvalidInput
-from seg_loss._inputs import LossInputs, LossOptions, check_memory
+from seg_loss._inputs import LossInputs, LossOptions, check_memory, check_out
 from seg_loss._labels import LabelCount
 
 CountLabels = Callable[[LossInputs], LabelCount]
@@ -44,6 +44,16 @@ def report_failure(group: ProcessGroup | None) -> None:
     """Tells the other ranks that this one raises an error before it computes a loss."""
     if group is not None and has_several_ranks(group):
         DivisorReduction(group, 0.0, FAILED, None).wait()
+
+
+@_backends.without_dynamo
+def check_out_of_ranks(out: Tensor, logits: Tensor, group: ProcessGroup) -> None:
+    """Checks memory for the gradient; an error is raised on the other ranks too."""
+    try:
+        check_out(out, logits)
+    except Exception:
+        report_failure(group)
+        raise
 
 
 @_backends.without_dynamo

@@ -281,11 +281,15 @@ def loss_and_gradient(
         )
         check_scores(scores, options)
         inputs = check_inputs(logits, labels, class_weight, pixel_weight, options)
-        if out is not None:
-            check_out(out, logits)
     except Exception:
         _distributed.report_failure(process_group)
         raise
+    if out is not None:
+        # Not above: Dynamo breaks the graph in `check_out`, and compiles no `try` with a break.
+        if process_group is None:
+            check_out(out, logits)
+        else:
+            _distributed.check_out_of_ranks(out, logits, process_group)
     if scores == "probabilities":
         return probability_loss_and_gradient(inputs, out, process_group)
     if process_group is not None and _distributed.has_several_ranks(process_group):
