@@ -40,9 +40,9 @@ CountLabels = Callable[[LossInputs], LabelCount]
 
 
 @_backends.without_dynamo
-def report_failure(group: ProcessGroup | None) -> None:
+def report_failure(group: ProcessGroup) -> None:
     """Tells the other ranks that this one raises an error before it computes a loss."""
-    if group is not None and has_several_ranks(group):
+    if has_several_ranks(group):
         DivisorReduction(group, 0.0, FAILED, None).wait()
 
 
@@ -250,7 +250,7 @@ def _check_is_eager() -> None:
         raise InvalidInput("process_group", expected, "a group", "Compute the loss eagerly.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Pending:
     """A label check whose error a later call raises.
 
