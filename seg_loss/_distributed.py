@@ -230,8 +230,7 @@ def _start_check(inputs: LossInputs, group: ProcessGroup, count_labels: CountLab
                 raise error
         _labels.raise_deferred()
         _check_is_eager()
-        names = "logits", "labels", "class_weight", "pixel_weight"
-        check_memory(**dict(zip(names, inputs.tensors, strict=True)))
+        _check_memory(inputs)
         count = count_labels(inputs)
     except Exception:
         DivisorReduction(group, 0.0, status, None).wait()
@@ -241,6 +240,16 @@ def _start_check(inputs: LossInputs, group: ProcessGroup, count_labels: CountLab
         group, options.normalization, labels, count.total, count.is_invalid
     )
     return _Check(reduction, group, count.error, labels.device, options.check_labels)
+
+
+def _check_memory(inputs: LossInputs) -> None:
+    """Checks for tensors whose elements can be counted."""
+    names = "logits", "labels", "class_weight", "pixel_weight"
+    try:
+        check_memory(**dict(zip(names, inputs.tensors, strict=True)))
+    except InvalidInput as error:
+        fix = "With a process_group the labels are counted."
+        raise InvalidInput(error.where, error.expected, error.got, fix) from None
 
 
 def _check_is_eager() -> None:

@@ -468,7 +468,9 @@ CHANGES = {
     "no tensor": lambda a: a.update(logits=None),
     "shape": lambda a: a.update(labels=a["labels"][:1]),
     "option": lambda a: a.update(normalization="mean"),
-    "meta": lambda a: a.update(logits=a["logits"].to("meta")),
+    "meta": lambda a: a.update(
+        {name: value.to("meta") for name, value in a.items() if isinstance(value, torch.Tensor)}
+    ),
     "out": lambda a: a.update(out=torch.zeros(2)),
 }
 OWN_ERRORS = {
@@ -479,7 +481,7 @@ OWN_ERRORS = {
     "no tensor": ": expected a torch.Tensor, got NoneType.",
     "shape": "labels: expected shape (6, ",
     "option": "normalization: expected one of ",
-    "meta": "labels: expected a tensor on meta, got one on cpu.",
+    "meta": "logits: expected a tensor with elements in memory, got a meta tensor. With a ",
     "out": "out: expected shape (6, ",
 }
 
