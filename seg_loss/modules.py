@@ -134,5 +134,5 @@ def _options_text(options: LossOptions, process_group: ProcessGroup | None) -> s
         f"ignore_index={ignored}, label_smoothing={options.label_smoothing}, "
         f"temperature={options.temperature}, normalization={options.normalization!r}, "
         f"check_labels={options.check_labels!r}"
-        + ("" if process_group is None else f", process_group=<{process_group.size()} ranks>")
+        + ("" if process_group is None else f", process_group=<size {process_group.size()}>")
     )

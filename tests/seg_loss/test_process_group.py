@@ -301,7 +301,7 @@ def modules_of_rank(rank):
 
 def test_the_modules_take_a_group(processes):
     for text in processes.run(modules_of_rank):
-        assert text.endswith("check_labels='raise', process_group=<4 ranks>)")
+        assert text.endswith("check_labels='raise', process_group=<size 4>)")
 
 
 # -- derivatives -----------------------------------------------------------------------------------
