@@ -8,7 +8,7 @@ make them differentiable.
 import functools
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import ParamSpec, TypeVar
@@ -20,7 +20,9 @@ from seg_loss import _labels
 from seg_loss._errors import InvalidInput
 from seg_loss._inputs import LossInputs, loss_dtype
 from seg_loss._labels import LabelCount
+from seg_loss._maps import empty_maps
 from seg_loss.cpu.memory import empty_gradient
+from seg_loss.upsampling import Upsampling, axes
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -216,3 +218,27 @@ def compute_softmax_gradient(
         weight = weight.resolve_neg()
     gradient: Tensor = backend.softmax_gradient(grad_output, logits, weight, axis, temperature)
     return gradient
+
+
+def compute_maps(
+    scores: Tensor,
+    size: Sequence[int],
+    upsampling: Upsampling | None,
+    names: Sequence[str],
+    temperature: float,
+) -> list[Tensor]:
+    """Returns the maps of these names, without labels.
+
+    Args:
+        scores: [N, C, *spatial].
+        size: spatial size of the maps.
+        upsampling: how the scores become that large; None if they are.
+        names: names of maps, without repetitions.
+        temperature: divides the scores.
+    """
+    scores = scores.resolve_neg()
+    maps = empty_maps(names, scores.shape[1], (scores.shape[0], *size), scores.device)
+    grid = None if upsampling is None else axes(upsampling, scores.shape[2:], size)
+    if any(values.numel() for values in maps.values()):
+        backend_of(scores).predict(scores, grid, temperature, maps)
+    return [maps[name] for name in names]

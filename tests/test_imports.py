@@ -29,6 +29,7 @@ BASE = (
     "_inputs",
     "_divisor",
     "_evaluation_sums",
+    "_maps",
     "upsampling",
 )
 BASE = tuple(f"seg_loss.{name}" for name in BASE)
@@ -50,6 +51,7 @@ ARROWS = {
     "seg_loss._numbers": (),
     "seg_loss._divisor": ("seg_loss._errors",),
     "seg_loss._evaluation_sums": (),
+    "seg_loss._maps": ("seg_loss.constants",),
     "seg_loss.diagnosis": (),
     "seg_loss._labels": ("seg_loss._errors", "seg_loss.constants"),
     "seg_loss.upsampling": ("seg_loss._errors", "seg_loss._numbers", "seg_loss.constants"),
@@ -104,6 +106,13 @@ ARROWS = {
         *CPU_KERNEL_BASE, "seg_loss.cpu.evaluate", "seg_loss.cpu.region", "seg_loss.cpu.rows",
         "seg_loss.cpu.tiles",
     ),
+    "seg_loss.cpu.predict": (
+        *CPU_KERNEL_BASE, "seg_loss.cpu.region", "seg_loss.cpu.rows", "seg_loss.cpu.tiles",
+        "seg_loss.cpu.upsampled",
+    ),
+    "seg_loss.cpu.best_class": (
+        *CPU_KERNEL_BASE, "seg_loss.cpu.region", "seg_loss.cpu.upsampled",
+    ),
     "seg_loss.cpu.interval_columns": (
         *CPU_KERNEL_BASE, "seg_loss.cpu.region", "seg_loss.cpu.rows", "seg_loss.cpu.target",
         "seg_loss.cpu.upsampled",
@@ -126,9 +135,12 @@ ARROWS = {
     "seg_loss.cpu.evaluation": (
         *BASE, *CPU_PLAN, "seg_loss.cpu.arguments", "seg_loss.cpu.upsampled_loss",
     ),
+    "seg_loss.cpu.prediction": (
+        *BASE, *CPU_PLAN, "seg_loss.cpu.arguments", "seg_loss.cpu.upsampled_loss",
+    ),
     "seg_loss.cpu.backend": (
         "seg_loss.cpu.evaluation", "seg_loss.cpu.label_check", "seg_loss.cpu.loss",
-        "seg_loss.cpu.probabilities", "seg_loss.cpu.upsampled_loss",
+        "seg_loss.cpu.prediction", "seg_loss.cpu.probabilities", "seg_loss.cpu.upsampled_loss",
     ),
     "seg_loss.gpu": (),
     "seg_loss.gpu.math": (),
@@ -147,6 +159,10 @@ ARROWS = {
     "seg_loss.gpu.many_classes": (
         "seg_loss.constants", "seg_loss.gpu.cross_entropy", "seg_loss.gpu.interpolation",
         "seg_loss.gpu.math",
+    ),
+    "seg_loss.gpu.predict": (
+        "seg_loss.gpu.cross_entropy", "seg_loss.gpu.evaluate", "seg_loss.gpu.interpolation",
+        "seg_loss.gpu.many_classes", "seg_loss.gpu.math",
     ),
     "seg_loss.gpu.arguments": (*BASE, "seg_loss.gpu.plan", "seg_loss.gpu.tiling"),
     "seg_loss.gpu.label_check": (
@@ -170,9 +186,13 @@ ARROWS = {
         *BASE, "seg_loss.gpu.arguments", "seg_loss.gpu.plan", "seg_loss.gpu.softmax",
         "seg_loss.gpu.tiling",
     ),
+    "seg_loss.gpu.prediction": (
+        *BASE, "seg_loss.gpu.arguments", "seg_loss.gpu.plan", "seg_loss.gpu.predict",
+        "seg_loss.gpu.tiling",
+    ),
     "seg_loss.gpu.backend": (
         "seg_loss.gpu.evaluation", "seg_loss.gpu.label_check", "seg_loss.gpu.loss",
-        "seg_loss.gpu.probabilities", "seg_loss.gpu.upsampled_loss",
+        "seg_loss.gpu.prediction", "seg_loss.gpu.probabilities", "seg_loss.gpu.upsampled_loss",
     ),
     "seg_loss._backends": (*BASE, "seg_loss.cpu.memory"),
     "seg_loss._operators": (*BASE, "seg_loss._backends"),
@@ -201,8 +221,11 @@ ARROWS = {
         "seg_loss.probabilities",
     ),
     "seg_loss.modules": (*BASE, "seg_loss._distributed", "seg_loss.functional"),
+    "seg_loss.prediction": (*BASE, "seg_loss._operators"),
     "seg_loss.compat": (*BASE, "seg_loss.functional"),
-    "seg_loss.warmup": (*BASE, "seg_loss.evaluation", "seg_loss.functional"),
+    "seg_loss.warmup": (
+        *BASE, "seg_loss.evaluation", "seg_loss.functional", "seg_loss.prediction",
+    ),
     # The networks.
     # checkpoints -> networks, wrap, caffe_weights; surgery -> caffe_weights; networks -> fcn.
     "models": (),
@@ -256,22 +279,21 @@ ARROWS = {
 ONLY_IN = {
     "numba": (
         *(f"seg_loss.cpu.{name}"
-          for name in ("columns", "compiler", "cross_entropy", "dtypes", "evaluate", "exponential",
-                       "interval_columns", "labels", "many_classes", "region", "rows", "simd",
-                       "softmax",
-                       "sums", "tiles", "upsampled")),
+          for name in ("best_class", "columns", "compiler", "cross_entropy", "dtypes", "evaluate",
+                       "exponential", "interval_columns", "labels", "many_classes", "predict",
+                       "region", "rows", "simd", "softmax", "sums", "tiles", "upsampled")),
         "benchmarks",
     ),
     "llvmlite": tuple(
         f"seg_loss.cpu.{name}"
-        for name in ("cache", "compiler", "dtypes", "exponential", "interval_columns", "simd",
-                     "sums", "target")
+        for name in ("best_class", "cache", "compiler", "dtypes", "exponential",
+                     "interval_columns", "simd", "sums", "target")
     ),
     "triton": (
         *(f"seg_loss.gpu.{name}"
           for name in ("arguments", "cross_entropy", "evaluate", "evaluation", "interpolation",
-                       "label_check", "labels", "loss", "many_classes", "math", "plan", "softmax",
-                       "upsampled")),
+                       "label_check", "labels", "loss", "many_classes", "math", "plan", "predict",
+                       "prediction", "softmax", "upsampled")),
         "benchmarks",
     ),
     "torch.distributed": ("seg_loss._divisor",),

@@ -5,6 +5,7 @@
     loss             the loss of full-size logits, its gradient, and the terms of the pixels
     upsampled_loss   the loss of upsampled scores, with its gradient
     evaluation       all sums and maps of `evaluate`, from one read of the logits
+    prediction       the maps of `predict`, without labels
     probabilities    the softmax and its gradient
     label_check      the label check without a loss, for a divisor over several processes
 
@@ -17,6 +18,7 @@ other images of the batch.
 from seg_loss.cpu.evaluation import evaluate
 from seg_loss.cpu.label_check import count_labels
 from seg_loss.cpu.loss import cross_entropy, cross_entropy_gradient, pixel_terms
+from seg_loss.cpu.prediction import predict
 from seg_loss.cpu.probabilities import softmax, softmax_gradient
 from seg_loss.cpu.upsampled_loss import scale_gradient, scratch_bytes, upsampled_cross_entropy
 
@@ -26,6 +28,7 @@ __all__ = [
     "cross_entropy_gradient",
     "evaluate",
     "pixel_terms",
+    "predict",
     "scale_gradient",
     "scratch_bytes",
     "softmax",

@@ -66,7 +66,7 @@ def test_public_names_are_those_of_the_contract():
         "Evaluation", "FcnMetrics", "ImageLoss", "InvalidInput", "SpatialCrossEntropy",
         "__version__",
         "SpatialSoftmax", "UpsampledCrossEntropy", "check", "evaluate", "loss_and_gradient",
-        "pixel_nll", "probability_cross_entropy", "require_finite", "scratch_bytes",
+        "pixel_nll", "predict", "probability_cross_entropy", "require_finite", "scratch_bytes",
         "spatial_cross_entropy", "spatial_softmax", "upsampled_cross_entropy", "warm_up",
     }  # fmt: skip
     for name in seg_loss.__all__:
@@ -87,6 +87,8 @@ SIGNATURES = [
     (seg_loss.evaluate, ["logits", "labels", "class_weight"],
      {**{name: value for name, value in LOSS.items() if name != "process_group"},
       "upsampling": None, "scores": "logits", "maps": ()}),
+    (seg_loss.predict, ["scores"],
+     {"size": None, "upsampling": None, "maps": ("prediction",), "temperature": 1.0}),
     (seg_loss.probability_cross_entropy, ["probabilities", "labels", "class_weight"],
      {"pixel_weight": None, "ignore_index": 255, "normalization": "valid",
       "process_group": None, "check_labels": "raise"}),
