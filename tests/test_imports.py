@@ -254,23 +254,34 @@ ARROWS = {
     "app.options": (
         "seg_loss", "app.errors", "app.formats.rasters", "app.images", "app.label_spaces",
     ),
+    "app.preprocessing": (),
+    "app.folders": ("app.errors",),
     "app.inputs": (
-        "app.errors", "app.settings", "app.options", "app.formats", "app.images.palettes",
-        "app.label_spaces",
+        "seg_loss", "app.errors", "app.settings", "app.options", "app.formats",
+        "app.images.palettes", "app.label_spaces",
     ),
-    "app.results": ("seg_loss", "app.errors", "app.formats"),
+    "app.results": ("seg_loss", "app.errors", "app.formats", "app.images"),
+    "app.prediction_report": (
+        "seg_loss", "app.errors", "app.folders", "app.report", "app.results",
+    ),
+    # It imports `models` by name, which an installed wheel has under another one.
+    "app.network": (
+        "seg_loss", "app.devices", "app.errors", "app.preprocessing", "app.settings",
+    ),
     "app.operations": (
         "seg_loss", "app.errors", "app.options", "app.inputs", "app.results", "app.formats.npy",
-        "app.formats.png", "app.images", "app.label_spaces",
+        "app.formats.png", "app.images", "app.label_spaces", "app.settings",
     ),
     "app.http": (
         "seg_loss", "app.errors", "app.settings", "app.devices", "app.options", "app.inputs",
-        "app.results", "app.operations", "app.formats", "app.images.palettes",
+        "app.results", "app.operations", "app.formats", "app.images.palettes", "app.network",
+        "app.preprocessing",
     ),
     "app.cli": (
         "seg_loss", "app.errors", "app.settings", "app.report", "app.devices", "app.options",
         "app.inputs", "app.results", "app.operations", "app.formats.npy", "app.formats.npz",
-        "app.images", "app.http.server", "app.terminal",
+        "app.images", "app.http.server", "app.terminal", "app.folders", "app.network",
+        "app.prediction_report",
     ),
     # Nothing imports app but app, and nothing imports the tests.
     "benchmarks": ("seg_loss", "models"),
