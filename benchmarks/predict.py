@@ -205,8 +205,8 @@ def main() -> None:
             lines += [
                 "",
                 f"Scores and prediction are {megabytes[0]:.1f} MB, with a confidence",
-                f"{megabytes[1]:.1f} MB. Of {problem.num_pixels} classes {different} are others than",
-                f"in float64, none where the best two scores differ by more than {_MOST_ULP} ulp.",
+                f"{megabytes[1]:.1f} MB. Of {problem.num_pixels} classes {different} are others",
+                f"than in float64, none where the best two differ by more than {_MOST_ULP} ulp.",
                 "",
             ]
     arguments.output.mkdir(parents=True, exist_ok=True)

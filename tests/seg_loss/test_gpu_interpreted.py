@@ -47,7 +47,7 @@ GROUPS = {
     "some predictions": [
         f"{BACKENDS}/test_backend_prediction.py",
         "-k",
-        "those_of_float64 and (plain or bilinear or gaps)",
+        "those_of_float64 and (plain or bilinear)",
     ],
     "Caffe": ["tests/seg_loss/test_caffe_golden.py"],
     "process groups": ["tests/seg_loss/test_process_group.py", "-k", _PROCESS_GROUPS],
