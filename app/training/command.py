@@ -41,6 +41,7 @@ from .samples import Augmentation, Samples
 from .validation import Validation, Validator
 
 _CONFIG_FORMAT = 1
+_STOPPING = "stopping after this step, with a checkpoint; Ctrl-C again aborts"
 _ABORTED = 130
 """Exit status after a second Ctrl-C, as a shell reports SIGINT."""
 
@@ -188,9 +189,7 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
                 trainer.add(board)
         say(_description(model, spec, recipe, ranks))
         terminal.num_steps = recipe.steps
-        interrupts = stack.enter_context(
-            Interrupts(lambda: say("stopping after this step; press Ctrl-C again to abort"))
-        )
+        interrupts = stack.enter_context(Interrupts(_STOPPING if ranks.is_first else None))
         outcome = trainer.train(interrupts)
     _say_end(outcome, run, recipe, say)
     status = 128 + outcome.signal if outcome.signal else int(not outcome.is_saved)

@@ -439,7 +439,7 @@ def _check_values(values: Labels, labels: LabelFormat, name: str) -> _Checked:
         if 0 <= value < num_classes:
             pixels[value] = count
         else:
-            invalid.append(f"{value} ({count} pixels)")
+            invalid.append(f"{value} ({count} pixel{'s' if count > 1 else ''})")
     if invalid:
         ignored = ", ".join(map(str, labels.ignore_index))
         expected = f"0...{num_classes - 1}" + (f" or {ignored}" if ignored else "")

@@ -1,11 +1,13 @@
 """Ctrl-C and SIGTERM end a training after the step that is running, with a checkpoint."""
 
+import os
 import signal
 import threading
-from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
+_STDERR = 2
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -15,15 +17,15 @@ class Interrupts:
     A second SIGTERM does not: torchrun sends one after the terminal has sent SIGINT.
 
     Args:
-        on_first: is called in the handler of the first signal.
+        notice: is written to standard error at the first signal; None in quiet processes.
 
     Attributes:
         received: the number of the first signal, or 0.
     """
 
-    def __init__(self, on_first: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, notice: str | None = None) -> None:
         self.received = 0
-        self._on_first = on_first
+        self._notice = notice
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interrupts":
@@ -46,4 +48,7 @@ class Interrupts:
                 raise KeyboardInterrupt
             return
         self.received = number
-        self._on_first()
+        if self._notice is not None:
+            # Not print, which the signal may have interrupted.
+            with suppress(OSError):
+                os.write(_STDERR, f"\n{self._notice}\n".encode())

@@ -156,7 +156,7 @@ class Trainer:
                 call_all(self._callbacks, "on_log", record)
             has_ended = is_last or progress.step % recipe.val_interval == 0
             if self._validator is not None and has_ended and not received:
-                self._validate(self._validator)
+                self._validate(self._validator, interrupts)
                 log.restart()
             if is_last or received or progress.step % recipe.checkpoint_interval == 0:
                 is_saved = self._save()
@@ -209,10 +209,17 @@ class Trainer:
             self._has_gradient = [count > 0 for count in used]
         self._ranks.sum_gradients(self._parameters, self._has_gradient)
 
-    def _validate(self, validator: Validator) -> None:
+    def _validate(self, validator: Validator, interrupts: Interrupts) -> None:
         # Statistics of normalisation layers are those of the first process, which writes them.
         self._ranks.copy_from_first(self._model)
-        result = validator(self._model, self._objective.autocast(), pictures=self._draws_pictures)
+        result = validator(
+            self._model,
+            self._objective.autocast(),
+            pictures=self._draws_pictures,
+            is_cancelled=lambda: interrupts.received != 0,
+        )
+        if result is None:
+            return
         call_all(self._callbacks, "on_validation", self.progress.step, result)
         self._keep_best(result)
 

@@ -251,15 +251,31 @@ class Collate:
 
 
 def make_loader(
-    samples: Samples, batches: Sampler[list[Key]], labels: LabelFormat, workers: int, *, pin: bool
+    samples: Samples,
+    batches: Sampler[list[Key]],
+    labels: LabelFormat,
+    workers: int,
+    *,
+    pin: bool,
+    keep_workers: bool = False,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Returns the loader of these batches, which reads them in `workers` processes."""
+    """Returns the loader of these batches.
+
+    Args:
+        samples: the images.
+        batches: the keys of each batch.
+        labels: how label files are read.
+        workers: number of processes that read images; 0 for this one.
+        pin: whether batches are in memory that a GPU can copy from.
+        keep_workers: whether the processes wait for another pass over the batches.
+    """
     return DataLoader(
         samples,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=Collate(label_dtype(labels)[1]),
         pin_memory=pin,
+        persistent_workers=keep_workers and workers > 0,
         worker_init_fn=_leave_signals_to_the_trainer if workers else None,
         # A fork would copy the threads' locks of torch and Numba.
         multiprocessing_context="forkserver" if workers else None,
