@@ -48,7 +48,7 @@ ARROWS = {
     "seg_loss.constants": (),
     "seg_loss._errors": (),
     "seg_loss._numbers": (),
-    "seg_loss._divisor": (),
+    "seg_loss._divisor": ("seg_loss._errors",),
     "seg_loss._evaluation_sums": (),
     "seg_loss.diagnosis": (),
     "seg_loss._labels": ("seg_loss._errors", "seg_loss.constants"),
@@ -78,6 +78,7 @@ ARROWS = {
     ),
     "seg_loss.cpu.rows": CPU_KERNEL_BASE,
     "seg_loss.cpu.region": (*CPU_KERNEL_BASE, "seg_loss._divisor", "seg_loss.cpu.rows"),
+    "seg_loss.cpu.labels": (*CPU_KERNEL_BASE, "seg_loss.cpu.region"),
     "seg_loss.cpu.columns": CPU_KERNEL_BASE,
     "seg_loss.cpu.tiles": (
         *CPU_KERNEL_BASE, "seg_loss.constants", "seg_loss.cpu.region", "seg_loss.cpu.rows",
@@ -114,6 +115,7 @@ ARROWS = {
         *BASE, "seg_loss.cpu.cache", "seg_loss.cpu.records", "seg_loss.cpu.threads",
     ),
     "seg_loss.cpu.arguments": (*BASE, *CPU_PLAN),
+    "seg_loss.cpu.label_check": (*BASE, *CPU_PLAN, "seg_loss.cpu.arguments"),
     "seg_loss.cpu.loss": (*BASE, *CPU_PLAN, "seg_loss.cpu.arguments"),
     "seg_loss.cpu.probabilities": (
         *BASE, *CPU_PLAN, "seg_loss.cpu.arguments", "seg_loss.cpu.memory",
@@ -125,8 +127,8 @@ ARROWS = {
         *BASE, *CPU_PLAN, "seg_loss.cpu.arguments", "seg_loss.cpu.upsampled_loss",
     ),
     "seg_loss.cpu.backend": (
-        "seg_loss.cpu.evaluation", "seg_loss.cpu.loss", "seg_loss.cpu.probabilities",
-        "seg_loss.cpu.upsampled_loss",
+        "seg_loss.cpu.evaluation", "seg_loss.cpu.label_check", "seg_loss.cpu.loss",
+        "seg_loss.cpu.probabilities", "seg_loss.cpu.upsampled_loss",
     ),
     "seg_loss.gpu": (),
     "seg_loss.gpu.math": (),
@@ -169,8 +171,8 @@ ARROWS = {
         "seg_loss.gpu.tiling",
     ),
     "seg_loss.gpu.backend": (
-        "seg_loss.gpu.evaluation", "seg_loss.gpu.loss", "seg_loss.gpu.probabilities",
-        "seg_loss.gpu.upsampled_loss",
+        "seg_loss.gpu.evaluation", "seg_loss.gpu.label_check", "seg_loss.gpu.loss",
+        "seg_loss.gpu.probabilities", "seg_loss.gpu.upsampled_loss",
     ),
     "seg_loss._backends": (*BASE, "seg_loss.cpu.memory"),
     "seg_loss._operators": (*BASE, "seg_loss._backends"),
@@ -183,19 +185,22 @@ ARROWS = {
         *BASE, "seg_loss._autograd", "seg_loss._composition", "seg_loss._operators",
     ),
     "seg_loss._scratch": (*BASE, "seg_loss._backends"),
+    "seg_loss._distributed": (
+        *BASE, "seg_loss._autograd", "seg_loss._backends", "seg_loss._compile",
+    ),
     "seg_loss.probabilities": (
-        *BASE, "seg_loss._autograd", "seg_loss._compile", "seg_loss._operators",
+        *BASE, "seg_loss._autograd", "seg_loss._compile", "seg_loss._distributed",
+        "seg_loss._operators",
     ),
     "seg_loss.functional": (
         *BASE, "seg_loss._autograd", "seg_loss._backends", "seg_loss._compile",
-        "seg_loss._operators",
-        "seg_loss.probabilities",
+        "seg_loss._distributed", "seg_loss._operators", "seg_loss.probabilities",
     ),
     "seg_loss.evaluation": (
         *BASE, "seg_loss._backends", "seg_loss.diagnosis", "seg_loss.metrics",
         "seg_loss.probabilities",
     ),
-    "seg_loss.modules": (*BASE, "seg_loss.functional"),
+    "seg_loss.modules": (*BASE, "seg_loss._distributed", "seg_loss.functional"),
     "seg_loss.compat": (*BASE, "seg_loss.functional"),
     "seg_loss.warmup": (*BASE, "seg_loss.evaluation", "seg_loss.functional"),
     # The networks.
@@ -286,7 +291,8 @@ ONLY_IN = {
     "numba": (
         *(f"seg_loss.cpu.{name}"
           for name in ("columns", "compiler", "cross_entropy", "dtypes", "evaluate", "exponential",
-                       "interval_columns", "many_classes", "region", "rows", "simd", "softmax",
+                       "interval_columns", "labels", "many_classes", "region", "rows", "simd",
+                       "softmax",
                        "sums", "tiles", "upsampled")),
         "benchmarks",
     ),
