@@ -143,9 +143,7 @@ def test_a_long_list_ends_with_the_number_of_the_others(tmp_path):
     report = check(find(root, val_split=None), LABELS)
     lines = list(report.lines())
     assert len(lines) == MAX_LISTED + 1
-    assert lines[0] == (
-        "  SegmentationClass/2007_000000: there is no label map of this name."
-    )
+    assert lines[0] == ("  SegmentationClass/2007_000000: there is no label map of this name.")
     assert lines[-1] == "  ... and 5 more missing label maps"
     error = report.error(25)
     assert f"{error}" == (

@@ -49,9 +49,7 @@ UNEVEN = [make_batch(1, share, seed) for seed, share in enumerate((0.0, 0.95, 1.
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_micro_batches_add_up_to_the_joined_batch(model, normalization):
-    recipe = dataclasses.replace(
-        RECIPE, normalization=normalization, class_weight=(0.5, 1.0, 3.0)
-    )
+    recipe = dataclasses.replace(RECIPE, normalization=normalization, class_weight=(0.5, 1.0, 3.0))
     loss, gradient = gradient_of(model, UNEVEN, recipe)
     expected, expected_gradient = gradient_of(model, joined(UNEVEN), recipe)
     assert loss.loss == pytest.approx(expected.loss, rel=1e-6)

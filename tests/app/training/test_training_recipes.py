@@ -1,4 +1,4 @@
-"""Recipes and options: the published numbers, what replaces them, and what they do to parameters."""
+"""Recipes and options: the published numbers, what replaces them, groups of parameters."""
 
 import dataclasses
 
@@ -105,7 +105,10 @@ def test_a_short_training_has_a_short_warm_up():
         ({"learning_rate": "nan"}, "learning_rate: expected a positive number, got 'nan'"),
         ({"momentum": "1"}, "momentum: expected a number from 0 to below 1"),
         ({"flip": "perhaps"}, "flip: expected yes or no"),
-        ({"recipe": "modem"}, "recipe: expected one of fcn, modern, got 'modem'. Did you mean modern"),
+        (
+            {"recipe": "modem"},
+            "recipe: expected one of fcn, modern, got 'modem'. Did you mean modern",
+        ),
         ({"network": "fcn8"}, "network: expected one of fcn32s.*got 'fcn8'"),
         ({"amp": "half"}, "amp: expected one of auto, none, bfloat16, float16"),
         ({"batchsize": "3"}, "options: expected names among .*batchsize.*Did you mean batch_size"),

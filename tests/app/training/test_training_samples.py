@@ -183,7 +183,7 @@ def test_processes_share_the_joined_batch():
 def test_micro_batches_divide_the_joined_batch():
     joined = list(stream_of(7, batch_size=6, num_steps=4))
     parts = list(stream_of(7, batch_size=2, accumulation=3, num_steps=4))
-    assert [sum(parts[3 * step : 3 * step + 3], []) for step in range(4)] == joined
+    assert [[*a, *b, *c] for a, b, c in zip(*[iter(parts)] * 3, strict=True)] == joined
 
 
 def test_a_batch_is_as_large_as_its_largest_image():
