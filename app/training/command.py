@@ -239,7 +239,9 @@ def _check_data(
     """Writes what is wrong with the data, and raises if anything is."""
     if options.check_data == "none":
         if data.problems:
-            terminal.say(f"warning: {len(data.problems)} images without a partner are left out")
+            terminal.say(
+                f"warning: images without a partner, which are left out: {len(data.problems)}"
+            )
         return
     report = check(data, labels, workers=max(options.workers, 1), progress=terminal.on_checked)
     for line in report.lines():

@@ -162,7 +162,7 @@ class DataReport:
     def error(self, num_pairs: int) -> IllPosed:
         """Returns the error that counts the problems of each kind."""
         counts = Counter(problem.kind for problem in self.problems)
-        got = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        got = ", ".join(f"{kind}: {count}" for kind, count in counts.items())
         return IllPosed("data", f"{num_pairs} images and labels that fit", got)
 
 

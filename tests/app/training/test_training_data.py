@@ -147,7 +147,7 @@ def test_a_long_list_ends_with_the_number_of_the_others(tmp_path):
     assert lines[-1] == "  ... and 5 more missing label maps"
     error = report.error(25)
     assert f"{error}" == (
-        "data: expected 25 images and labels that fit, got 25 missing label maps."
+        "data: expected 25 images and labels that fit, got missing label maps: 25."
     )
 
 

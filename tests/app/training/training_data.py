@@ -10,7 +10,8 @@ COLOURS = np.array([(60, 60, 60), (220, 40, 40), (40, 60, 220)], dtype=np.uint8)
 """The colours of the classes 0, 1 and 2 in photos."""
 NUM_CLASSES = len(COLOURS)
 TINY = f"{__name__}:tiny_network"
-"""The name of a network of the user."""
+PLAIN = f"{__name__}:PlainNetwork"
+"""The names of networks of the user."""
 
 
 def make_labels(seed, height=20, width=24):
@@ -59,3 +60,17 @@ def tiny_network(num_classes):
         nn.Dropout2d(0.25),
         nn.Conv2d(8, num_classes, 1),
     )
+
+
+class PlainNetwork(nn.Module):
+    """A network without dropout, with a layer that nothing uses and one with the image's size."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.score = nn.Conv2d(8, num_classes, 1)
+        self.auxiliary = nn.Conv2d(8, num_classes, 1)
+
+    def forward(self, image):
+        """Returns scores of the image's size."""
+        return self.score(self.conv(image).relu())

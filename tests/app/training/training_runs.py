@@ -40,14 +40,17 @@ class Said(list):
         self.append(line)
 
 
-def make_trainer(data, folder, recipe=TINY_RECIPE, *, callbacks=(), say=None, labels=LABELS):
-    """Returns a trainer of the tiny network on a data set."""
-    pairs = find(data)
+def make_trainer(
+    data, folder, recipe=TINY_RECIPE, *, callbacks=(), say=None, ranks=CPU, network=TINY
+):
+    """Returns a trainer of a tiny network on a data set."""
+    pairs, labels = find(data), LABELS
+    spec = dataclasses.replace(SPEC, network=network)
     say = Said() if say is None else say
     torch.manual_seed(recipe.seed)
     return Trainer(
-        build(SPEC),
-        SPEC,
+        build(spec),
+        spec,
         recipe,
         Samples(
             pairs.train,
@@ -58,10 +61,10 @@ def make_trainer(data, folder, recipe=TINY_RECIPE, *, callbacks=(), say=None, la
         ),
         labels,
         Run(folder),
-        CPU,
-        validator=Validator(Samples(pairs.val, labels, "imagenet"), labels, CPU),
+        ranks,
+        validator=Validator(Samples(pairs.val, labels, "imagenet"), labels, ranks),
         callbacks=callbacks,
-        advice=DiagnosisAdvice(NUM_CLASSES, TINY, recipe, True, say),
+        advice=DiagnosisAdvice(NUM_CLASSES, network, recipe, True, say),
         say=say,
     )
 
