@@ -1,1 +1,1 @@
-"""Parts of segmentation networks. Imports torch and `seg_loss`, not `app`."""
+"""Segmentation networks and their weights. Imports torch and `seg_loss`, not `app`."""

@@ -49,7 +49,9 @@ _MAX_FIELDS = 10_000
 _MAX_AXES = 32  # Caffe's kMaxBlobAxes
 _MAX_SHAPE_BYTES = _MAX_AXES * 12
 _MAX_MESSAGE_BYTES = 2**31 - 1  # Caffe and protobuf read no larger message
+_MAX_NUMBERS = 2**31 - 1  # Caffe counts the numbers of a blob in an int
 _MAX_NAMES_SHOWN = 20
+_BINARY = "A .caffemodel holds the weights, in binary; a .prototxt holds none."
 _CAFFE_TYPES = {
     "Conv2d": "Convolution",
     "ConvTranspose2d": "Deconvolution",
@@ -143,8 +145,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, list[Tensor]]:
             # `pop` frees the bytes of a blob when its tensor is made.
             layers[name] = [blobs.pop(0).tensor() for _ in range(len(blobs))]
     if not layers:
-        fix = "A .caffemodel holds the weights; a .prototxt does not."
-        raise InvalidInput(where, "layers with weights", "none", fix)
+        raise InvalidInput(where, "layers with weights", "none", _BINARY)
     return layers
 
 
@@ -302,7 +303,8 @@ def _fields(stream: BinaryIO, where: str) -> Iterator[tuple[int, int, int]]:
         else:
             length = _SKIPPED_BYTES.get(wire_type, -1)
         if number == 0 or length < 0:
-            raise InvalidInput(where, "a .caffemodel", f"invalid bytes at {stream.tell()}")
+            got = f"invalid bytes at {stream.tell()}"
+            raise InvalidInput(where, "a .caffemodel", got, _BINARY)
         available = size - stream.tell()
         if length > available:
             fix = "The file may be truncated: compare its size with the original."
@@ -323,7 +325,8 @@ def _read_varint(stream: BinaryIO, where: str, *, may_end: bool = False) -> int 
         value |= (byte[0] & 0x7F) << (7 * index)
         if byte[0] < 0x80:
             return value
-    raise InvalidInput(where, "a .caffemodel", f"invalid or missing bytes at {stream.tell()}")
+    got = f"invalid or missing bytes at {stream.tell()}"
+    raise InvalidInput(where, "a .caffemodel", got, _BINARY)
 
 
 def _parse_layer(record: bytes, where: str, *, is_v1: bool) -> tuple[str, list[_Blob]]:
@@ -382,6 +385,8 @@ def _shape_of(blob: Any, where: str) -> tuple[int, ...]:
         raise InvalidInput(where, f"at most {_MAX_AXES} axes", f"{len(shape)}")
     if any(size < 0 for size in shape):
         raise InvalidInput(where, "a shape without negative sizes", f"{shape}")
+    if math.prod(max(size, 1) for size in shape) > _MAX_NUMBERS:  # torch overflows at 2^63
+        raise InvalidInput(where, f"at most {_MAX_NUMBERS} numbers", f"the shape {shape}")
     return shape
 
 

@@ -223,12 +223,14 @@ def _load_safetensors(
                     if name.endswith(".weight")
                 }
                 found = _recognize(weights, where)
-                sizes = (spec.num_classes, spec.channels or VGG16_CHANNELS)
-                if (found.num_classes, found.channels) != sizes:
-                    got = f"{found.num_classes} classes and channels {found.channels}"
-                    raise InvalidInput(
-                        where, f"{sizes[0]} classes and channels {sizes[1]}, as it says", got
+                said = (spec.network, spec.num_classes, spec.channels or VGG16_CHANNELS)
+                sizes = (found.network, found.num_classes, found.channels)
+                if sizes != said:
+                    expected, got = (
+                        f"{network} with {num_classes} classes and channels {channels}"
+                        for network, num_classes, channels in (said, sizes)
                     )
+                    raise InvalidInput(where, f"{expected}, as it says", got)
                 model = _build_like(spec, weights, where)
             else:
                 # Some layer scores the classes, so that a file bounds what its network takes.
@@ -267,7 +269,8 @@ def _copy_state(
         for name, target in state.items():
             source = file.get_tensor(name)  # type: ignore[no-untyped-call]
             if source.is_floating_point() != target.is_floating_point():
-                raise InvalidInput(f"{where}: {name}", f"{target.dtype}", f"{source.dtype}")
+                expected, got = (str(x.dtype).removeprefix("torch.") for x in (target, source))
+                raise InvalidInput(f"{where}: {name}", expected, got)
             target.copy_(source)
 
 

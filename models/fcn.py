@@ -13,7 +13,7 @@ Shelhamer, Long and Darrell, "Fully Convolutional Networks for Semantic Segmenta
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
@@ -105,8 +105,10 @@ class FCN(VGG16, ABC):
         InvalidInput: if a number is not a positive integer, or `channels` are not six.
     """
 
-    stride: int
+    stride: ClassVar[int]
     """Stride of the last deconvolution."""
+    last_layer: ClassVar[str]
+    """Name of the last deconvolution."""
 
     def __init__(self, num_classes: int = 21, channels: Sequence[int] = VGG16_CHANNELS) -> None:
         super().__init__(channels)
@@ -115,13 +117,8 @@ class FCN(VGG16, ABC):
         self.num_classes = num_classes
 
     @abstractmethod
-    def low_resolution_scores(self, image: Tensor) -> Tensor:
+    def _low_resolution_scores(self, image: Tensor) -> Tensor:
         """Returns the input of the last deconvolution, [N,C,h,w]."""
-
-    @property
-    @abstractmethod
-    def last_deconvolution(self) -> "BilinearDeconvolution":
-        """The layer that upsamples the scores to the image: upscore, upscore16 or upscore8."""
 
     def forward(self, image: Tensor) -> Tensor:
         """Returns the logits of an image, FCN's blob `score`.
@@ -135,7 +132,8 @@ class FCN(VGG16, ABC):
         Raises:
             InvalidInput: if the image has another shape or no pixels.
         """
-        upscore = self.last_deconvolution(self.low_resolution_scores(image))
+        deconvolution = self.get_submodule(self.last_layer)
+        upscore = deconvolution(self._low_resolution_scores(image))
         return _crop(upscore, image, FCN_CROPS[self.stride])
 
     def scores(self, image: Tensor) -> tuple[Tensor, Deconvolution]:
@@ -152,19 +150,20 @@ class FCN(VGG16, ABC):
 
         Raises:
             InvalidInput: if the image has another shape, or if the weights of the last
-                deconvolution are not the bilinear filter, which `Deconvolution` has.
+                deconvolution learn, or are not the bilinear filter that `Deconvolution` has.
         """
-        deconvolution = self.last_deconvolution
-        if not deconvolution.is_bilinear():
-            (name,) = (n for n, module in self.named_modules() if module is deconvolution)
+        deconvolution = self.get_submodule(self.last_layer)
+        assert isinstance(deconvolution, BilinearDeconvolution)
+        learns = deconvolution.weight.requires_grad and torch.is_grad_enabled()
+        if learns or not deconvolution.is_bilinear():
             raise InvalidInput(
-                f"{name}.weight",
+                f"{self.last_layer}.weight",
                 "the bilinear filter on its diagonal, and zeros elsewhere",
-                "other weights",
+                "weights that learn" if learns else "other weights",
                 "Take the loss of the logits that forward returns.",
             )
         upsampling = Deconvolution(self.stride, crop=FCN_CROPS[self.stride])
-        return self.low_resolution_scores(image), upsampling
+        return self._low_resolution_scores(image), upsampling
 
 
 class FCN32s(FCN):
@@ -176,6 +175,7 @@ class FCN32s(FCN):
     """
 
     stride = 32
+    last_layer = "upscore"
 
     def __init__(self, num_classes: int = 21, channels: Sequence[int] = VGG16_CHANNELS) -> None:
         super().__init__(num_classes, channels)
@@ -183,11 +183,7 @@ class FCN32s(FCN):
         self.score_fr = _score_layer(fc, num_classes)
         self.upscore = BilinearDeconvolution(num_classes, kernel_size=64, stride=32)
 
-    @property
-    def last_deconvolution(self) -> "BilinearDeconvolution":
-        return self.upscore
-
-    def low_resolution_scores(self, image: Tensor) -> Tensor:
+    def _low_resolution_scores(self, image: Tensor) -> Tensor:
         _, _, fc7 = self.pools_and_fc7(image)
         return cast(Tensor, self.score_fr(fc7))
 
@@ -201,6 +197,7 @@ class FCN16s(FCN):
     """
 
     stride = 16
+    last_layer = "upscore16"
 
     def __init__(self, num_classes: int = 21, channels: Sequence[int] = VGG16_CHANNELS) -> None:
         super().__init__(num_classes, channels)
@@ -210,11 +207,7 @@ class FCN16s(FCN):
         self.score_pool4 = _score_layer(c4, num_classes)
         self.upscore16 = BilinearDeconvolution(num_classes, kernel_size=32, stride=16)
 
-    @property
-    def last_deconvolution(self) -> "BilinearDeconvolution":
-        return self.upscore16
-
-    def low_resolution_scores(self, image: Tensor) -> Tensor:
+    def _low_resolution_scores(self, image: Tensor) -> Tensor:
         _, pool4, fc7 = self.pools_and_fc7(image)
         score_fr = self.score_fr(fc7)
         upscore2 = self.upscore2(score_fr)
@@ -233,6 +226,7 @@ class FCN8s(FCN):
     """
 
     stride = 8
+    last_layer = "upscore8"
 
     def __init__(self, num_classes: int = 21, channels: Sequence[int] = VGG16_CHANNELS) -> None:
         super().__init__(num_classes, channels)
@@ -244,11 +238,7 @@ class FCN8s(FCN):
         self.score_pool3 = _score_layer(c3, num_classes)
         self.upscore8 = BilinearDeconvolution(num_classes, kernel_size=16, stride=8)
 
-    @property
-    def last_deconvolution(self) -> "BilinearDeconvolution":
-        return self.upscore8
-
-    def low_resolution_scores(self, image: Tensor) -> Tensor:
+    def _low_resolution_scores(self, image: Tensor) -> Tensor:
         pool3, pool4, fc7 = self.pools_and_fc7(image)
         return self._fuse(pool3, pool4, fc7)
 
@@ -282,7 +272,7 @@ class FCN8sAtOnce(FCN8s):
         self.scale_pool4 = ConstantScale(c4, 0.01)
         self.scale_pool3 = ConstantScale(c3, 0.0001)
 
-    def low_resolution_scores(self, image: Tensor) -> Tensor:
+    def _low_resolution_scores(self, image: Tensor) -> Tensor:
         pool3, pool4, fc7 = self.pools_and_fc7(image)
         return self._fuse(self.scale_pool3(pool3), self.scale_pool4(pool4), fc7)
 

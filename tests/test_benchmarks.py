@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from benchmarks import cold_start
+from benchmarks import cold_start, networks
 from benchmarks.gpu_report import CASES, REFERENCE, Measurement, accuracy_failures
 
 LOGITS = [case.name for case in CASES if case.stride is None and "float32" in case.name]
@@ -61,3 +61,28 @@ def test_a_cold_start_is_measured_in_a_process_of_its_own(tmp_path):
     assert len(times) == 4
     assert min(times) > 0
     assert list((tmp_path / "seg_loss").iterdir())
+
+
+@pytest.mark.parametrize("name", networks.NAMES)
+def test_the_curves_of_both_heads_of_a_network_are_compared(name):
+    runs = {(name, head): networks.train(name, head, "thin", 60, 2) for head in networks.HEADS}
+    fused, plain = runs.values()
+    assert fused.losses[0] == pytest.approx(math.log(networks.CLASSES))
+    assert fused.losses[1] != fused.losses[0]
+    assert networks.curve_error(fused, plain) <= networks.TOLERANCE
+    header, _, *rows = networks.step_table(runs)
+    assert {row.count("|") for row in rows} == {header.count("|")}
+
+
+def test_the_difference_of_two_curves_is_the_largest_of_a_step():
+    fused = networks.Run([2.0, 1.0, 0.5], [1.0, 1.0, 1.0], 0)
+    plain = networks.Run([2.0, 1.1, 0.5], [9.0, 3.0, 2.0], 0)
+    assert networks.curve_error(fused, plain) == pytest.approx(0.1 / 1.1)
+    assert plain.step_seconds == 2.0
+
+
+@pytest.mark.parametrize("name", networks.NAMES)
+def test_the_last_layers_of_a_network_have_one_loss(name):
+    scores, losses = networks.last_layers(name, 40)
+    values = [float(loss(scores)) for loss in losses.values()]
+    assert values == pytest.approx([values[0]] * 3, rel=1e-5)

@@ -110,7 +110,8 @@ def test_the_command_is_declared(wheel):
 
 def test_the_installed_packages_are_imported_from_where_they_are_installed(installed, tmp_path):
     script = (
-        "import seg_loss, seg_loss_models, seg_loss_app.cli\n"
+        "import seg_loss, seg_loss_app.cli\n"
+        "import seg_loss_models.checkpoints, seg_loss_models.surgery\n"
         "for module in (seg_loss, seg_loss_models, seg_loss_app): print(module.__file__)"
     )
     printed = run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(installed))
