@@ -256,7 +256,9 @@ ARROWS = {
     "app.training.data": (
         "app.errors", "app.formats", "app.images.palettes", "app.label_spaces", "app.terminal",
     ),
-    "app.training.samples": ("app.errors", "app.preprocessing", "app.training.data"),
+    "app.training.samples": (
+        "app.errors", "app.preprocessing", "app.training.data", "app.training.recipes",
+    ),
     "app.training.networks": ("seg_loss", "models"),  # which it imports by name, on first use
     "app.training.distributed": (),
     "app.training.interrupts": (),
@@ -271,8 +273,9 @@ ARROWS = {
     "app.training.checkpoints": ("app.errors", "app.formats.safetensors", "app.training.networks"),
     "app.training.initialization": ("app.errors", "app.training.networks"),
     "app.training.callbacks": (
-        "seg_loss", "app.errors", "app.images.palettes", "app.terminal", "app.training.recipes",
-        "app.training.samples", "app.training.validation",
+        "seg_loss", "app.errors", "app.images.palettes", "app.terminal",
+        "app.training.checkpoints", "app.training.recipes", "app.training.samples",
+        "app.training.validation",
     ),
     "app.training.loop": ("app.training",),
     "app.training.command": (

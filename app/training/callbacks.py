@@ -5,7 +5,7 @@ A callback cannot change the training. One that cannot write says so once, and t
 
 import json
 import math
-import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +21,7 @@ from seg_loss.diagnosis import diagnose
 from ..errors import IllPosed
 from ..images.palettes import Palette
 from ..terminal import printable
+from .checkpoints import write_atomically
 from .recipes import FCN_RATES, Recipe
 
 if TYPE_CHECKING:
@@ -82,6 +83,10 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Returns the most memory that a GPU has allocated, or that this process has had."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -165,6 +170,8 @@ class Terminal(Callback):
         ):
             return
         self._drawn = now
+        # A line that wraps could not be erased.
+        text = text[: shutil.get_terminal_size().columns - 1]
         padding = " " * max(len(self._bar) - len(text), 0)
         self._stream.write(f"\r{text}{padding}")
         self._stream.flush()
@@ -191,7 +198,10 @@ class MetricsFile(Callback):
         self._say = say
         self._failed = False
         if path.exists():
-            self._write("w", _lines_until(path, step))
+            try:
+                write_atomically(path, [_lines_until(path, step).encode()])
+            except OSError as error:
+                self._warn(error)
 
     def on_log(self, record: LogRecord) -> None:
         """Adds a line of kind train."""
@@ -218,16 +228,18 @@ class MetricsFile(Callback):
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in fields.items()
         }
-        self._write("a", json.dumps(finite, allow_nan=False) + "\n")
-
-    def _write(self, mode: str, text: str) -> None:
+        # A line that was cut off must not run into this one.
+        text = ("\n" if self._failed else "") + json.dumps(finite, allow_nan=False) + "\n"
         try:
-            with self._path.open(mode) as file:
+            with self._path.open("a") as file:
                 file.write(text)
         except OSError as error:
-            if not self._failed:
-                self._say(f"warning: {self._path}: {error.strerror or error}; metrics are missing.")
-            self._failed = True
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._failed:
+            self._say(f"warning: {self._path}: {error.strerror or error}; metrics are missing.")
+        self._failed = True
 
 
 def _lines_until(path: Path, step: int) -> str:

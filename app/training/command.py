@@ -37,7 +37,7 @@ from .loop import Outcome, Trainer
 from .networks import NetworkSpec, import_models
 from .options import TrainOptions, resolve
 from .recipes import Recipe
-from .samples import Augmentation, Samples
+from .samples import Augmentation, SampleError, Samples
 from .validation import Validation, Validator
 
 _CONFIG_FORMAT = 1
@@ -104,11 +104,14 @@ def train(request: Request, device: torch.device) -> Result:
 
 @contextmanager
 def _in_first_alone(ranks: Ranks) -> Iterator[None]:
-    """Lets only the first process raise an error that all of them have found."""
+    """Lets only the first process raise an error that all of them have found.
+
+    A file that cannot be read is found by the process that reads it.
+    """
     try:
         yield
-    except (RequestError, InvalidInput):
-        if ranks.is_first:
+    except (RequestError, InvalidInput) as error:
+        if ranks.is_first or isinstance(error, SampleError):
             raise
         sys.exit(1)
 
@@ -173,10 +176,10 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
             advice=advice,
             say=say,
             workers=options.workers,
-            draws_pictures=options.tensorboard != "no",
         )
         if request.resume:
             if trainer.load():
+                _warn_of_other_data(run, data, say)
                 say(f"resumed after step {trainer.progress.step} of {recipe.steps}")
             else:
                 say(f"{run.folder} has no checkpoint: the training begins with step 1")
@@ -187,6 +190,7 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
             board = _tensorboard(options, run, step, validation, say)
             if board is not None:
                 trainer.add(board)
+                trainer.draws_pictures = True
         say(_description(model, spec, recipe, ranks))
         terminal.num_steps = recipe.steps
         interrupts = stack.enter_context(Interrupts(_STOPPING if ranks.is_first else None))
@@ -223,6 +227,13 @@ def _options(request: Request, run: Run) -> TrainOptions:
         expected = f"{safe_repr(f'{saved_name}')}, which {where} names"
         raise IllPosed("network", expected, safe_repr(wanted), fix)
     return options
+
+
+def _warn_of_other_data(run: Run, data: DataSet, say: Say) -> None:
+    """Says that the order of the images is another one."""
+    before = run.read_config().get("num_train") if run.config.exists() else None
+    if before is not None and before != len(data.train):
+        say(f"warning: the training had {before} images, and now has {len(data.train)}")
 
 
 def _check_output(request: Request, run: Run) -> None:

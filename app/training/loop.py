@@ -24,7 +24,7 @@ from .networks import NetworkSpec, save_network
 from .objective import Batch, Objective
 from .optimization import make_optimizer, rate_at, set_rate, trained_parameters
 from .recipes import Recipe
-from .samples import Samples, Stream, make_loader, step_seed
+from .samples import Samples, Stream, make_loader, read_batches, step_seed
 from .validation import Validation, Validator
 
 
@@ -59,6 +59,9 @@ class Trainer:
         advice: the callback that can tell why a training diverges.
         say: writes a line; does nothing in other processes than the first.
         workers: number of processes that read images.
+
+    Attributes:
+        progress: how far the training is.
         draws_pictures: whether validations return pictures.
     """
 
@@ -77,7 +80,6 @@ class Trainer:
         advice: DiagnosisAdvice,
         say: Say,
         workers: int = 0,
-        draws_pictures: bool = False,
     ) -> None:
         self._model = model
         self._spec = spec
@@ -91,7 +93,7 @@ class Trainer:
         self._advice = advice
         self._say = say
         self._workers = workers
-        self._draws_pictures = draws_pictures
+        self.draws_pictures = False
         self._optimizer: Optimizer = make_optimizer(model, recipe)
         self._parameters = trained_parameters(self._optimizer)
         self._objective = Objective(model, recipe, labels.ignore_index, ranks)
@@ -181,7 +183,9 @@ class Trainer:
             seed=recipe.seed,
         )
         pin = self._ranks.device.type == "cuda"
-        return iter(make_loader(self._samples, stream, self._labels, self._workers, pin=pin))
+        return read_batches(
+            make_loader(self._samples, stream, self._labels, self._workers, pin=pin)
+        )
 
     def _update(self, micro_batches: Sequence[Batch], log: "_Log") -> float:
         """Changes the weights by the gradient of these batches, and returns the loss."""
@@ -215,7 +219,7 @@ class Trainer:
         result = validator(
             self._model,
             self._objective.autocast(),
-            pictures=self._draws_pictures,
+            pictures=self.draws_pictures,
             is_cancelled=lambda: interrupts.received != 0,
         )
         if result is None:

@@ -132,7 +132,7 @@ class Objective:
         labels = batch[1]
         valid = torch.ones_like(labels, dtype=torch.bool)
         for value in self._ignored:
-            valid &= labels.int() != value
+            valid &= labels.long() != value  # which may not fit the labels' dtype
         num_valid = float(valid.sum())
         weight = num_valid
         if self._recipe.normalization == "weight" and self._recipe.class_weight:

@@ -30,6 +30,7 @@ from .recipes import (
     RECIPES,
     SCHEDULES,
     Recipe,
+    fits_labels,
 )
 
 PREPROCESSINGS = ("caffe", "imagenet")
@@ -397,6 +398,7 @@ def _check(recipe: Recipe, options: TrainOptions) -> None:
         if values and len(values) != num_classes:
             raise IllPosed(name, f"one for each of {num_classes} classes", f"{len(values)}")
     pads = recipe.crop is not None or recipe.batch_size > 1
-    if pads and not options.ignore_index:
+    if pads and not any(map(fits_labels, options.ignore_index)):
         fix = "Padding has an ignored label: pass ignore_index=255, or batch_size=1 and crop=none."
-        raise IllPosed("ignore_index", "a value for padded pixels", "none", fix)
+        got = ",".join(map(str, options.ignore_index)) or "none"
+        raise IllPosed("ignore_index", "a value for padded pixels", got, fix)

@@ -22,7 +22,7 @@ from seg_loss.metrics import fcn_metrics
 from .data import LabelFormat
 from .distributed import Ranks
 from .networks import scores_of
-from .samples import Key, Samples, make_loader
+from .samples import Key, Samples, make_loader, read_batches
 
 NUM_PICTURES = 4
 
@@ -130,7 +130,8 @@ class Validator:
         model.eval()
         try:
             # Not strict: a loader that is cancelled has more images.
-            for index, (image, labels) in zip(self._shares.indices, self._loader, strict=False):
+            batches = read_batches(self._loader)
+            for index, (image, labels) in zip(self._shares.indices, batches, strict=False):
                 if is_cancelled():
                     break
                 is_drawn = pictures and len(drawn) < NUM_PICTURES

@@ -385,7 +385,7 @@ def test_tensorboard_gets_scalars_and_pictures(voc, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     trainer = make_trainer(voc, tmp_path)
-    trainer._draws_pictures = True
+    trainer.draws_pictures = True
     photos = trainer._validator.samples
     trainer.add(TensorBoard(tmp_path / "events", 0, photos, PALETTES["voc"], Said()))
     run(trainer)

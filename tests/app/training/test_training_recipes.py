@@ -95,6 +95,10 @@ def test_a_short_training_has_a_short_warm_up():
             {"ignore_index": "none", "batch_size": "2"},
             "ignore_index: expected a value for padded pixels, got none. Padding has",
         ),
+        (
+            {"ignore_index": "4294967295", "batch_size": "2"},
+            "ignore_index: expected a value for padded pixels, got 4294967295",
+        ),
         ({"crop": "5x"}, "crop: expected HEIGHTxWIDTH, one number, or none, got '5x'"),
         ({"crop": "0"}, "crop: expected HEIGHTxWIDTH"),
         ({"scale": "2,1"}, "scale: expected two numbers with a comma between them, or none"),

@@ -5,16 +5,18 @@ import pytest
 import torch
 from training_data import COLOURS, NUM_CLASSES, make_labels, photo_of
 
-from app.errors import IllPosed
 from app.preprocessing import PREPROCESSINGS
 from app.training.data import LabelFormat, Pair, find
 from app.training.samples import (
     Augmentation,
+    SampleError,
     Samples,
     Stream,
+    Unreadable,
     collate,
     label_dtype,
     make_loader,
+    read_batches,
     step_seed,
 )
 
@@ -121,6 +123,7 @@ def test_padded_pixels_are_the_mean_colour_and_ignored(pairs):
         (LabelFormat(21, ignore_index=(0, 255)), np.uint8, 0),
         (LabelFormat(21, ignore_index=(-1,)), np.int32, -1),
         (LabelFormat(300), np.int32, 255),
+        (LabelFormat(21, ignore_index=(2**32 - 1, 65535)), np.int32, 65535),
         (LabelFormat(21, ignore_index=()), np.int32, 0),
     ],
 )
@@ -134,12 +137,22 @@ def test_a_pair_of_different_sizes_is_an_error_without_a_check_too(voc, tmp_path
     path = tmp_path / "labels.png"
     Image.fromarray(make_labels(0, height=10)).save(path)
     pair = Pair("a", find(voc).train[0].photo, path)
-    with pytest.raises(IllPosed, match=r"labels 'a': expected 20 x 24 as the photo, got 10 x 24"):
-        Samples([pair], LABELS, "caffe")[0, 0]
+    for workers in (0, 1):
+        loader = make_loader(
+            Samples([pair], LABELS, "caffe"), [[(0, 0)]], LABELS, workers, pin=False
+        )
+        with pytest.raises(
+            SampleError,
+            match=r"image 'a': .* got labels: expected 20 x 24 as the photo, got 10 x 24\.$",
+        ):
+            list(read_batches(loader))
     Image.fromarray(np.full((20, 24), 300, np.int32)).save(tmp_path / "wide.tif")
     pair = Pair("b", find(voc).train[0].photo, tmp_path / "wide.tif")
-    with pytest.raises(IllPosed, match=r"labels 'b': expected 0...2, got values above 255"):
-        Samples([pair], LABELS, "caffe")[0, 0]
+    sample = Samples([pair], LABELS, "caffe")[0, 0]
+    assert sample == Unreadable("b", "labels: expected 0...2, got values above 255")
+    pair = Pair("c", pair.photo, tmp_path / "missing.png")
+    sample = Samples([pair], LABELS, "caffe")[0, 0]
+    assert sample == Unreadable("c", "No such file or directory")
 
 
 def stream_of(num_pairs, begin=0, num_steps=10, batch_size=2, accumulation=1, **options):
