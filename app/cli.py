@@ -10,7 +10,6 @@ for it. Each option of `options` becomes a flag. Commands continue in `inputs` a
 
 import inspect
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,8 +30,10 @@ from .options import (
     LossOptions,
     Options,
     VisualizeOptions,
+    flag_pattern,
     option_text,
     parse,
+    with_flags,
 )
 from .report import FORMATS, Report, Table, render
 from .settings import PREFIX, Settings, for_commands, invalid_setting, misspelt_variables
@@ -48,8 +49,7 @@ PROGRAM = "seg-loss"
 STDOUT = "standard output"
 STDIN = Path("-")
 """Standard input. A file of that name is another path, ./-, which is equal."""
-_OPTION = re.compile(rf"\b(?<!')({'|'.join(OPTION_NAMES)})=(?=\w|-\d)")
-"""An option with a value, as messages name it; not in quotes, which hold what the user wrote."""
+_FLAGS = flag_pattern((*OPTION_NAMES, *TrainOptions.model_fields))
 METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -708,8 +708,7 @@ def _check_suffix(output: Path, *suffixes: str) -> None:
 
 
 def _with_flags(sentence: str) -> str:
-    """Returns a sentence that names options as flags: --layout nhwc instead of layout=nhwc."""
-    return _OPTION.sub(lambda match: f"--{match[1].replace('_', '-')} ", sentence)
+    return with_flags(sentence, _FLAGS)
 
 
 def _warn(warnings: Iterable[str]) -> None:

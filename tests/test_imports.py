@@ -273,9 +273,9 @@ ARROWS = {
     "app.training.checkpoints": ("app.errors", "app.formats.safetensors", "app.training.networks"),
     "app.training.initialization": ("app.errors", "app.training.networks"),
     "app.training.callbacks": (
-        "seg_loss", "app.errors", "app.images.palettes", "app.terminal",
-        "app.training.checkpoints", "app.training.recipes", "app.training.samples",
-        "app.training.validation",
+        "seg_loss", "app.errors", "app.images.palettes", "app.options", "app.terminal",
+        "app.training.checkpoints", "app.training.options", "app.training.recipes",
+        "app.training.samples", "app.training.validation",
     ),
     "app.training.loop": ("app.training",),
     "app.training.command": (

@@ -20,8 +20,10 @@ from seg_loss.diagnosis import diagnose
 
 from ..errors import IllPosed
 from ..images.palettes import Palette
+from ..options import with_flags
 from ..terminal import printable
 from .checkpoints import write_atomically
+from .options import FLAGS
 from .recipes import FCN_RATES, Recipe
 
 if TYPE_CHECKING:
@@ -117,7 +119,7 @@ class Terminal(Callback):
         if self._stream is None:
             return
         self._erase()
-        print(printable(line), file=self._stream, flush=True)
+        print(printable(with_flags(line, FLAGS)), file=self._stream, flush=True)
 
     def on_checked(self, done: int, total: int) -> None:
         """Shows how many images of the data set have been checked."""

@@ -244,7 +244,7 @@ def _load_optimizer(
     name = type(optimizer).__name__
     if metadata.get("optimizer") != name:
         got = safe_repr(metadata.get("optimizer", ""))
-        fix = "Resume with the optimizer of the checkpoint, or start another training with init=."
+        fix = "Resume with the optimizer of the checkpoint, or begin another training."
         raise IllPosed(where, f"the state of {name}", got, fix)
     parameters = [row for group in optimizer.param_groups for row in group["params"]]
     state: dict[int, dict[str, object]] = {}

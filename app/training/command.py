@@ -134,6 +134,7 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
         train_split=options.train_split,
         val_split=options.val_split,
         val_fraction=options.val_fraction,
+        label_space=options.label_space,
         seed=options.seed or 0,
     )
     say(f"{data.layout}: {len(data.train)} training and {len(data.val)} validation images")

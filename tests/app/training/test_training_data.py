@@ -71,6 +71,24 @@ def test_a_flat_folder_may_have_lists(tmp_path):
     assert (names(data.train), names(data.val)) == (["2", "0"], ["1"])
 
 
+def test_cityscapes_has_two_kinds_of_labels(tmp_path):
+    for seed, split in enumerate(("train", "val")):
+        photo = tmp_path / "leftImg8bit" / split / "ulm" / "ulm_0_leftImg8bit.png"
+        labels = tmp_path / "gtFine" / split / "ulm" / "ulm_0_gtFine_labelTrainIds.png"
+        write_pair(photo, labels, seed)
+        write_pair(photo, labels.with_name("ulm_0_gtFine_labelIds.png"), seed)
+        write_pair(photo, labels.with_name("ulm_0_gtFine_color.png"), seed)
+    data = find(tmp_path)
+    assert data.layout == "Cityscapes"
+    assert names(data.train) == names(data.val) == ["ulm/ulm_0"]
+    assert data.train[0].labels.name == "ulm_0_gtFine_labelTrainIds.png"
+    data = find(tmp_path, label_space="cityscapes_ids")
+    assert data.val[0].labels.name == "ulm_0_gtFine_labelIds.png"
+    assert data.problems == ()
+    with pytest.raises(IllPosed, match=r"the folder leftImg8bit/test, got no such folder"):
+        find(tmp_path, val_split="test")
+
+
 def test_a_folder_of_no_layout_is_an_error_that_names_them(tmp_path):
     with pytest.raises(IllPosed, match=r"data: expected a data set, got .*JPEGImages.*images"):
         find(tmp_path)

@@ -61,6 +61,7 @@ def test_each_option_replaces_one_value():
         modern, crop=(100, 200), flip=False, scale=None, batch_size=3
     )
     assert resolved(recipe="modern", crop="96").crop == (96, 96)
+    assert resolved(recipe="modern", crop="96, 32").crop == (96, 32)
     assert resolved(recipe="modern", crop="none").crop is None
     assert resolved(class_weight="1,0.5," + "1," * 18 + "0").class_weight[1] == 0.5
     assert resolved(clip_grad_norm="2").clip_grad_norm == 2
@@ -99,8 +100,8 @@ def test_a_short_training_has_a_short_warm_up():
             {"ignore_index": "4294967295", "batch_size": "2"},
             "ignore_index: expected a value for padded pixels, got 4294967295",
         ),
-        ({"crop": "5x"}, "crop: expected HEIGHTxWIDTH, one number, or none, got '5x'"),
-        ({"crop": "0"}, "crop: expected HEIGHTxWIDTH"),
+        ({"crop": "5x"}, "crop: expected height and width with a comma between them, .*, got '5x'"),
+        ({"crop": "0"}, "crop: expected height and width"),
         ({"scale": "2,1"}, "scale: expected two numbers with a comma between them, or none"),
         ({"scale": "1"}, "scale: expected two numbers"),
         ({"channels": "1,2,3"}, "channels: expected 6 positive integers"),
