@@ -489,8 +489,13 @@ def train(
     result = command.train(request, choice.device)
     if result.fields is not None:
         rows = tuple((name, value) for name, value in result.fields.items() if value is not None)
-        table = Table("training", ("quantity", "value"), rows)
-        _print(render(Report((table,), result.fields), format_name))
+        tables = [Table("training", ("quantity", "value"), rows)]
+        columns = ("class", "name", "iu", "accuracy")
+        if result.classes:
+            tables.append(Table("class", columns, result.classes))
+        per_class = [dict(zip(columns, row, strict=True)) for row in result.classes]
+        fields = {**result.fields, "per_class": per_class}
+        _print(render(Report(tuple(tables), fields), format_name))
     if result.status:
         raise typer.Exit(result.status)
 

@@ -384,8 +384,10 @@ class DiagnosisAdvice(Callback):
 
     def on_validation(self, step: int, validation: "Validation") -> None:
         """Says what the loss of a validation means, if no training loss has said so."""
-        if step >= self._first and validation.diagnosis.state != self._state:
-            self._speak(step, validation.diagnosis.state, validation.diagnosis.advice)
+        diagnosis = validation.diagnosis
+        is_certain = step >= self._first or diagnosis.state in ("non_finite", "nothing_valid")
+        if is_certain and diagnosis.state != self._state:
+            self._speak(step, diagnosis.state, diagnosis.advice)
 
     def _report(self, step: int, valid_pixels: int, mean_nll: float) -> None:
         diagnosis = diagnose(

@@ -3,6 +3,7 @@
 find, check the data -> resolve the recipe -> build the network -> Trainer
 """
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -53,10 +54,12 @@ class Result:
     Attributes:
         status: the exit status of the command.
         fields: names and values; None if nothing is printed, as in all processes but the first.
+        classes: index, name, IU and accuracy of each class in the last validation.
     """
 
     status: int
     fields: dict[str, Any] | None = None
+    classes: tuple[tuple[int, str, float | None, float | None], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,9 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
         outcome = trainer.train(interrupts)
     _say_end(outcome, run, recipe, say)
     status = 128 + outcome.signal if outcome.signal else int(not outcome.is_saved)
-    return Result(status, _results(outcome, run, results.last) if ranks.is_first else None)
+    if not ranks.is_first:
+        return Result(status)
+    return Result(status, _results(outcome, run, results.last), _classes(results.last, spec))
 
 
 def _options(request: Request, run: Run) -> TrainOptions:
@@ -263,6 +268,9 @@ def _check_data(
         raise report.error(num_pairs)
     for sentence in report.advice:
         terminal.say(f"warning: {sentence}")
+    num_shared = len(set(data.train) & set(data.val))
+    if num_shared:
+        terminal.say(f"warning: images that are trained and validated on: {num_shared}")
     absent = [index for index, count in enumerate(report.pixels) if not count]
     if absent:
         names = ", ".join(map(str, absent[:20])) + (", ..." if len(absent) > 20 else "")
@@ -354,5 +362,17 @@ def _results(outcome: Outcome, run: Run, last: Validation | None) -> dict[str, A
     }
     if last is not None:
         fields |= {name: getattr(last.metrics, name) for name in METRICS}
-        fields["mean_nll"] = last.mean_nll
+        mean_nll = last.mean_nll
+        fields["mean_nll"] = mean_nll if mean_nll and math.isfinite(mean_nll) else None
     return fields
+
+
+def _classes(
+    last: Validation | None, spec: NetworkSpec
+) -> tuple[tuple[int, str, float | None, float | None], ...]:
+    if last is None:
+        return ()
+    names = spec.class_names or ("",) * spec.num_classes
+    metrics = last.metrics
+    rows = zip(names, metrics.iu, metrics.accuracy, strict=True)
+    return tuple((index, *row) for index, row in enumerate(rows))

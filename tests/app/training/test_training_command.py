@@ -41,6 +41,9 @@ def test_a_training_writes_weights_that_are_served(voc, tmp_path, run):
     assert result["step"] == 2
     assert result["checkpoint"] == f"{output / 'checkpoints' / '00000002'}"
     assert 0 <= result["best_mean_iu"] == result["mean_iu"] <= 1
+    assert [row["name"] for row in result["per_class"]] == ["a", "b", "c"]
+    ious = [row["iu"] for row in result["per_class"] if row["iu"] is not None]
+    assert sum(ious) / len(ious) == pytest.approx(result["mean_iu"])
     assert {path.name for path in output.iterdir()} == {
         *("config.json", "best.safetensors", "checkpoints", "metrics.jsonl", "events")
     }
@@ -136,6 +139,15 @@ def test_bad_data_is_listed_before_the_first_step(tmp_path, run):
     assert status == 1
     assert "warning: images without a partner, which are left out: 1" in err
     assert "labels: expected 0...2 or 255 (ignored), got 7" in err
+
+
+def test_images_of_both_splits_get_a_warning(tmp_path, run):
+    root = write_voc(tmp_path / "voc", 3, 1)
+    lists = root / "ImageSets" / "Segmentation"
+    (lists / "val.txt").write_text((lists / "train.txt").read_text())
+    status, _, err = run("train", root, "-o", tmp_path / "run", *OWN)
+    assert status == 0
+    assert "warning: images that are trained and validated on: 3" in err
 
 
 def test_wrong_usage_has_status_2(voc, tmp_path, run):

@@ -359,6 +359,21 @@ def test_advice_is_given_once_for_each_state():
     assert advice_on(AT_CHANCE, label_smoothing=0.1) == []
 
 
+def test_a_validation_without_numbers_gets_advice_at_once(voc, tmp_path):
+    said = Said()
+    trainer = make_trainer(voc, tmp_path, say=said)
+    with torch.no_grad():
+        for parameter in trainer._model.parameters():
+            parameter.fill_(math.nan)
+    result = trainer._validator(trainer._model, trainer._objective.autocast())
+    trainer._advice.on_validation(2, result)
+    (line,) = said
+    assert line.startswith("step 2: non_finite: The logits of 912 of 912 valid pixels hold NaN")
+    path = tmp_path / "metrics.jsonl"
+    MetricsFile(path, 0, said).on_validation(2, result)
+    assert json.loads(path.read_text())["mean_nll"] is None
+
+
 def test_a_resumed_training_repeats_no_line_of_the_metrics(voc, tmp_path):
     path = tmp_path / "metrics.jsonl"
     run(make_trainer(voc, tmp_path, callbacks=[MetricsFile(path, 0, Said())]))
