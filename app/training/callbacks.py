@@ -1,6 +1,7 @@
 """What happens beside the loop: lines on standard error, metrics in a file, curves, advice.
 
-A callback cannot change the training. One that cannot write says so once, and the training goes on.
+A callback cannot change the training. If it cannot write, there is one warning, and the training
+goes on.
 """
 
 import json
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from .samples import Samples
     from .validation import Validation
 
-Say = Callable[[str], None]
+WriteLine = Callable[[str], None]
 """Writes one line to standard error."""
 
 METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
@@ -114,7 +115,7 @@ class Terminal(Callback):
         self._drawn = 0.0
         self._begin: tuple[int, float] | None = None
 
-    def say(self, line: str) -> None:
+    def write_line(self, line: str) -> None:
         """Writes a line, above the bar."""
         if self._stream is None:
             return
@@ -141,7 +142,7 @@ class Terminal(Callback):
 
     def on_log(self, record: LogRecord) -> None:
         """Writes loss, rates and memory."""
-        self.say(
+        self.write_line(
             f"step {record.step}/{self.num_steps}  epoch {record.epoch:.2f}  "
             f"loss {record.loss:.5g} ({record.mean_nll:.4f} a pixel)  lr {record.learning_rate:.3g}"
             f"  {record.images_per_second:.3g} images/s"
@@ -153,7 +154,9 @@ class Terminal(Callback):
         names = ("pixel acc.", "mean acc.", "mean IU", "f.w. IU")
         values = (getattr(validation.metrics, name) for name in METRICS)
         metrics = "  ".join(f"{name} {_number(v)}" for name, v in zip(names, values, strict=True))
-        self.say(f"validation {step}  loss {_number(validation.mean_nll)} a pixel  {metrics}")
+        self.write_line(
+            f"validation {step}  loss {_number(validation.mean_nll)} a pixel  {metrics}"
+        )
 
     def on_end(self) -> None:
         """Removes the bar."""
@@ -192,12 +195,12 @@ class MetricsFile(Callback):
     Args:
         path: the file.
         step: the lines of later steps are removed, which a training that is resumed repeats.
-        say: writes a warning.
+        write_line: writes a warning.
     """
 
-    def __init__(self, path: Path, step: int, say: Say) -> None:
+    def __init__(self, path: Path, step: int, write_line: WriteLine) -> None:
         self._path = path
-        self._say = say
+        self._write_line = write_line
         self._failed = False
         if path.exists():
             try:
@@ -240,7 +243,9 @@ class MetricsFile(Callback):
 
     def _warn(self, error: OSError) -> None:
         if not self._failed:
-            self._say(f"warning: {self._path}: {error.strerror or error}; metrics are missing.")
+            self._write_line(
+                f"warning: {self._path}: {error.strerror or error}; metrics are missing."
+            )
         self._failed = True
 
 
@@ -266,14 +271,19 @@ class TensorBoard(Callback):
         step: TensorBoard hides what was written for later steps.
         photos: the images of the validation.
         palette: the colours of the classes.
-        say: writes a warning.
+        write_line: writes a warning.
 
     Raises:
         IllPosed: if TensorBoard is not installed.
     """
 
     def __init__(
-        self, folder: Path, step: int, photos: "Samples | None", palette: Palette, say: Say
+        self,
+        folder: Path,
+        step: int,
+        photos: "Samples | None",
+        palette: Palette,
+        write_line: WriteLine,
     ) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -282,7 +292,7 @@ class TensorBoard(Callback):
             raise IllPosed("tensorboard", "TensorBoard to be installed", "none", fix) from None
         self._photos = photos
         self._palette = palette
-        self._say = say
+        self._write_line = write_line
         self._writer: Any = SummaryWriter(str(folder), purge_step=step or None)
 
     def on_log(self, record: LogRecord) -> None:
@@ -327,7 +337,7 @@ class TensorBoard(Callback):
         try:
             write()
         except OSError as error:
-            self._say(f"warning: TensorBoard: {error.strerror or error}; curves end here.")
+            self._write_line(f"warning: TensorBoard: {error.strerror or error}; curves end here.")
             self._writer = None
 
 
@@ -336,14 +346,14 @@ class Diverged(IllPosed):
 
 
 class DiagnosisAdvice(Callback):
-    """Says when the loss sits at ln C, is worse than chance, or is no number, and what to try.
+    """Advice on a loss that sits at ln C, is worse than chance, or is no number.
 
     Args:
         num_classes: C.
         network: the name of the network.
         recipe: the recipe.
         is_new: whether the weights are random.
-        say: writes a line.
+        write_line: writes a line.
     """
 
     PATIENCE = 200
@@ -352,13 +362,13 @@ class DiagnosisAdvice(Callback):
     """A mean loss of more than this many ln C is unusual at any step."""
 
     def __init__(
-        self, num_classes: int, network: str, recipe: Recipe, is_new: bool, say: Say
+        self, num_classes: int, network: str, recipe: Recipe, is_new: bool, write_line: WriteLine
     ) -> None:
         self._num_classes = num_classes
         self._network = network
         self._recipe = recipe
         self._is_new = is_new
-        self._say = say
+        self._write_line = write_line
         self._state = ""
         self._first = max(self.PATIENCE, 2 * recipe.warmup_steps)
 
@@ -373,7 +383,7 @@ class DiagnosisAdvice(Callback):
         return Diverged("loss", f"a finite number in step {step}", got, advice)
 
     def on_log(self, record: LogRecord) -> None:
-        """Says what the mean loss of the last steps means, once for each state."""
+        """Gives advice on the mean loss of the last steps, once for each state."""
         if not record.valid_pixels:
             self._report(record.step, 0, 0.0)
         # With smoothing or weights the terms are no nll, which ln C could be compared with.
@@ -383,11 +393,11 @@ class DiagnosisAdvice(Callback):
                 self._report(record.step, record.valid_pixels, record.mean_nll)
 
     def on_validation(self, step: int, validation: "Validation") -> None:
-        """Says what the loss of a validation means, if no training loss has said so."""
+        """Gives advice on the loss of a validation, unless that of the training had the state."""
         diagnosis = validation.diagnosis
         is_certain = step >= self._first or diagnosis.state in ("non_finite", "nothing_valid")
         if is_certain and diagnosis.state != self._state:
-            self._speak(step, diagnosis.state, diagnosis.advice)
+            self._advise(step, diagnosis.state, diagnosis.advice)
 
     def _report(self, step: int, valid_pixels: int, mean_nll: float) -> None:
         diagnosis = diagnose(
@@ -398,15 +408,15 @@ class DiagnosisAdvice(Callback):
             non_finite_pixels=0,
         )
         if diagnosis.state != self._state:
-            self._speak(step, diagnosis.state, diagnosis.advice)
+            self._advise(step, diagnosis.state, diagnosis.advice)
 
-    def _speak(self, step: int, state: str, advice: str) -> None:
+    def _advise(self, step: int, state: str, advice: str) -> None:
         is_new = not self._state
         self._state = state
         if state == "learning" and is_new:
             return  # as it should be
         more = {"at_chance": self._raise_rate, "worse_than_chance": self._lower_rate}.get(state)
-        self._say(f"step {step}: {state}: {advice}{' ' + more() if more else ''}")
+        self._write_line(f"step {step}: {state}: {advice}{' ' + more() if more else ''}")
 
     def _raise_rate(self) -> str:
         rate = self._recipe.learning_rate

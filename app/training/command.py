@@ -25,9 +25,9 @@ from .callbacks import (
     Callback,
     DiagnosisAdvice,
     MetricsFile,
-    Say,
     TensorBoard,
     Terminal,
+    WriteLine,
 )
 from .checkpoints import Run
 from .data import DataSet, LabelFormat, check, find
@@ -101,7 +101,7 @@ def train(request: Request, device: torch.device) -> Result:
                 return _train(request, ranks, terminal)
     except KeyboardInterrupt:
         if terminal is not None:
-            terminal.say("Aborted. The newest checkpoint is unchanged.")
+            terminal.write_line("Aborted. The newest checkpoint is unchanged.")
         return Result(_ABORTED)
 
 
@@ -120,7 +120,7 @@ def _in_first_alone(ranks: Ranks) -> Iterator[None]:
 
 
 def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
-    say = terminal.say
+    write_line = terminal.write_line
     run = Run(request.output)
     options = _options(request, run)
     is_resumed = request.resume and bool(run.checkpoints())
@@ -140,7 +140,7 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
         label_space=options.label_space,
         seed=options.seed or 0,
     )
-    say(f"{data.layout}: {len(data.train)} training and {len(data.val)} validation images")
+    write_line(f"{data.layout}: {len(data.train)} training and {len(data.val)} validation images")
     ranks.in_first(lambda: _check_data(data, labels, options, terminal))
     network = request.model or options.network
     recipe = resolve(options, network, len(data.train), ranks.world_size)
@@ -148,7 +148,7 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
     torch.manual_seed(recipe.seed)  # a network of the user initialises itself
     model = import_models("checkpoints").build(spec)
     if not is_resumed:
-        say(initialize(model, spec, request.init, recipe.seed))
+        write_line(initialize(model, spec, request.init, recipe.seed))
     model.to(ranks.device)
     samples = Samples(
         data.train,
@@ -159,7 +159,11 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
     )
     validation = Samples(data.val, labels, recipe.preprocessing) if data.val else None
     advice = DiagnosisAdvice(
-        options.num_classes, network, recipe, request.init == "random" and not is_resumed, say
+        options.num_classes,
+        network,
+        recipe,
+        request.init == "random" and not is_resumed,
+        write_line,
     )
     with ExitStack() as stack:
         validator = (
@@ -178,28 +182,28 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
             validator=validator,
             callbacks=callbacks,
             advice=advice,
-            say=say,
+            write_line=write_line,
             workers=options.workers,
         )
         if request.resume:
             if trainer.load():
-                _warn_of_other_data(run, data, say)
-                say(f"resumed after step {trainer.progress.step} of {recipe.steps}")
+                _warn_of_other_data(run, data, write_line)
+                write_line(f"resumed after step {trainer.progress.step} of {recipe.steps}")
             else:
-                say(f"{run.folder} has no checkpoint: the training begins with step 1")
+                write_line(f"{run.folder} has no checkpoint: the training begins with step 1")
         ranks.in_first(lambda: run.write_config(_config(request, options, recipe, spec, data)))
         if ranks.is_first:
             step = trainer.progress.step
-            trainer.add(MetricsFile(run.metrics, step, say))
-            board = _tensorboard(options, run, step, validation, say)
+            trainer.add(MetricsFile(run.metrics, step, write_line))
+            board = _tensorboard(options, run, step, validation, write_line)
             if board is not None:
                 trainer.add(board)
                 trainer.draws_pictures = True
-        say(_description(model, spec, recipe, ranks))
+        write_line(_description(model, spec, recipe, ranks))
         terminal.num_steps = recipe.steps
         interrupts = stack.enter_context(Interrupts(_STOPPING if ranks.is_first else None))
         outcome = trainer.train(interrupts)
-    _say_end(outcome, run, recipe, say)
+    _write_end(outcome, run, recipe, write_line)
     status = 128 + outcome.signal if outcome.signal else int(not outcome.is_saved)
     if not ranks.is_first:
         return Result(status)
@@ -235,11 +239,11 @@ def _options(request: Request, run: Run) -> TrainOptions:
     return options
 
 
-def _warn_of_other_data(run: Run, data: DataSet, say: Say) -> None:
-    """Says that the order of the images is another one."""
+def _warn_of_other_data(run: Run, data: DataSet, write_line: WriteLine) -> None:
+    """Warns that the order of the images is another one."""
     before = run.read_config().get("num_train") if run.config.exists() else None
     if before is not None and before != len(data.train):
-        say(f"warning: the training had {before} images, and now has {len(data.train)}")
+        write_line(f"warning: the training had {before} images, and now has {len(data.train)}")
 
 
 def _check_output(request: Request, run: Run) -> None:
@@ -256,25 +260,25 @@ def _check_data(
     """Writes what is wrong with the data, and raises if anything is."""
     if options.check_data == "none":
         if data.problems:
-            terminal.say(
+            terminal.write_line(
                 f"warning: images without a partner, which are left out: {len(data.problems)}"
             )
         return
     report = check(data, labels, workers=max(options.workers, 1), progress=terminal.on_checked)
     for line in report.lines():
-        terminal.say(line)
+        terminal.write_line(line)
     num_pairs = len(data.train) + len(data.val)
     if report.problems:
         raise report.error(num_pairs)
     for sentence in report.advice:
-        terminal.say(f"warning: {sentence}")
+        terminal.write_line(f"warning: {sentence}")
     num_shared = len(set(data.train) & set(data.val))
     if num_shared:
-        terminal.say(f"warning: images that are trained and validated on: {num_shared}")
+        terminal.write_line(f"warning: images that are trained and validated on: {num_shared}")
     absent = [index for index, count in enumerate(report.pixels) if not count]
     if absent:
         names = ", ".join(map(str, absent[:20])) + (", ..." if len(absent) > 20 else "")
-        terminal.say(f"warning: no training label has the class {names}")
+        terminal.write_line(f"warning: no training label has the class {names}")
 
 
 def _spec(network: str, options: TrainOptions, recipe: Recipe) -> NetworkSpec:
@@ -307,13 +311,13 @@ def _config(
 
 
 def _tensorboard(
-    options: TrainOptions, run: Run, step: int, photos: Samples | None, say: Say
+    options: TrainOptions, run: Run, step: int, photos: Samples | None, write_line: WriteLine
 ) -> TensorBoard | None:
     if options.tensorboard == "no":
         return None
     palette = PALETTES[options.palette or "voc"]
     try:
-        return TensorBoard(run.events, step, photos, palette, say)
+        return TensorBoard(run.events, step, photos, palette, write_line)
     except IllPosed:
         if options.tensorboard == "yes":
             raise
@@ -342,12 +346,12 @@ class _LastValidation(Callback):
         self.last = validation
 
 
-def _say_end(outcome: Outcome, run: Run, recipe: Recipe, say: Say) -> None:
+def _write_end(outcome: Outcome, run: Run, recipe: Recipe, write_line: WriteLine) -> None:
     progress = outcome.progress
     if outcome.signal:
-        say(f"stopped after step {progress.step} of {recipe.steps}; --resume goes on")
+        write_line(f"stopped after step {progress.step} of {recipe.steps}; --resume goes on")
     if progress.best is not None:
-        say(f"best: mean IU {progress.best:.4f} in step {progress.best_step}, in {run.best}")
+        write_line(f"best: mean IU {progress.best:.4f} in step {progress.best_step}, in {run.best}")
 
 
 def _results(outcome: Outcome, run: Run, last: Validation | None) -> dict[str, Any]:

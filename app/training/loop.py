@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .callbacks import Callback, DiagnosisAdvice, LogRecord, Say, call_all, peak_memory_bytes
+from .callbacks import Callback, DiagnosisAdvice, LogRecord, WriteLine, call_all, peak_memory_bytes
 from .checkpoints import Progress, Run, are_finite, load_checkpoint
 from .data import LabelFormat
 from .distributed import Ranks
@@ -57,7 +57,7 @@ class Trainer:
         validator: validates; None for no validation.
         callbacks: what happens beside the loop; in the first process alone.
         advice: the callback that can tell why a training diverges.
-        say: writes a line; does nothing in other processes than the first.
+        write_line: writes a line; does nothing in other processes than the first.
         workers: number of processes that read images.
 
     Attributes:
@@ -78,7 +78,7 @@ class Trainer:
         validator: Validator | None = None,
         callbacks: Sequence[Callback] = (),
         advice: DiagnosisAdvice,
-        say: Say,
+        write_line: WriteLine,
         workers: int = 0,
     ) -> None:
         self._model = model
@@ -91,7 +91,7 @@ class Trainer:
         self._validator = validator
         self._callbacks: list[Callback] = [*callbacks, advice]
         self._advice = advice
-        self._say = say
+        self._write_line = write_line
         self._workers = workers
         self.draws_pictures = False
         self._optimizer: Optimizer = make_optimizer(model, recipe)
@@ -235,7 +235,7 @@ class Trainer:
             try:
                 save_network(self._run.best, self._model, self._spec)
             except OSError as error:
-                self._say(_write_warning(f"{self._run.best}", error))
+                self._write_line(_write_warning(f"{self._run.best}", error))
                 return
         progress.best, progress.best_step = mean_iu, progress.step
 
@@ -256,7 +256,7 @@ class Trainer:
                     self._recipe.keep,
                 )
             except OSError as error:
-                self._say(_write_warning(f"the checkpoint of step {step}", error))
+                self._write_line(_write_warning(f"the checkpoint of step {step}", error))
                 is_saved = False
         self._ranks.wait()
         return is_saved

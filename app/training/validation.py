@@ -50,7 +50,7 @@ class Validation:
         image_loss: mean over the images of the sum over their pixels, as FCN's `score.py` prints.
         metrics: FCN's metrics.
         confusion: int64 [C,C], rows = truth.
-        diagnosis: what the loss says.
+        diagnosis: the state of the training that the loss shows.
         pictures: some of the images.
     """
 

@@ -162,7 +162,7 @@ def test_wrong_usage_has_status_2(voc, tmp_path, run):
 
 
 def first_loss(run, voc, output, *arguments):
-    """Trains one step without learning; returns the loss and what the command says."""
+    """Trains one step without learning; returns what the command writes to standard error."""
     status, _, err = run(
         *("train", voc, "-o", output, *arguments, "--steps", 1, "--learning-rate", "1e-30"),
         *("--check-data", "none", "--weight-decay", 0),

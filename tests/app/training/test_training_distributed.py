@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from training_data import PLAIN
-from training_runs import TINY_RECIPE, Said, make_trainer, run
+from training_runs import TINY_RECIPE, Lines, make_trainer, run
 
 from app.errors import IllPosed
 from app.training.callbacks import Callback
@@ -148,6 +148,6 @@ def test_one_process_needs_no_group(monkeypatch):
     with joined(torch.device("cpu")) as ranks:
         assert ranks == Ranks(0, 1, torch.device("cpu"))
         assert ranks.sum([1.0, 2.5]) == [1.0, 2.5]
-        called = Said()
+        called = Lines()
         ranks.in_first(lambda: called("x"))
         assert called == ["x"]

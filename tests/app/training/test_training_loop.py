@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from training_data import NUM_CLASSES, TINY
-from training_runs import TINY_RECIPE, Said, bits_of, make_trainer, run, weights_of
+from training_runs import TINY_RECIPE, Lines, bits_of, make_trainer, run, weights_of
 
 from app.errors import IllPosed, Malformed
 from app.images.palettes import PALETTES
@@ -50,10 +50,10 @@ def interrupt(number=signal.SIGINT):
     os.kill(os.getpid(), number)
 
 
-def test_a_training_learns_and_says_how_well(voc, tmp_path):
+def test_a_training_learns_and_its_metrics_are_written(voc, tmp_path):
     recipe = dataclasses.replace(TINY_RECIPE, steps=60, crop=None, scale=None, val_interval=60)
     path = tmp_path / "metrics.jsonl"
-    metrics = MetricsFile(path, 0, Said())
+    metrics = MetricsFile(path, 0, Lines())
     outcome = run(make_trainer(voc, tmp_path, recipe, callbacks=[metrics]))
     records = [json.loads(line) for line in path.read_text().splitlines()]
     train = [record for record in records if record["kind"] == "train"]
@@ -178,9 +178,9 @@ def small_files():
 def test_a_full_disk_loses_nothing_that_was_there(voc, tmp_path, small_files):
     run(make_trainer(voc, tmp_path))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    said = Said()
+    lines = Lines()
     longer = dataclasses.replace(TINY_RECIPE, steps=14, checkpoint_interval=10)
-    trainer = make_trainer(voc, tmp_path, longer, say=said)
+    trainer = make_trainer(voc, tmp_path, longer, write_line=lines)
     assert trainer.load()
     # Its state is larger than the limit.
     trainer._optimizer.state[trainer._parameters[0]]["ballast"] = torch.zeros(2000)
@@ -191,7 +191,7 @@ def test_a_full_disk_loses_nothing_that_was_there(voc, tmp_path, small_files):
     for files in (before, after):
         files.pop(tmp_path / "best.safetensors")  # is small enough to be replaced
     assert after == before
-    warnings = [line for line in said if line.startswith("warning")]
+    warnings = [line for line in lines if line.startswith("warning")]
     assert [line.partition(":")[2] for line in warnings] == [
         f" the checkpoint of step {step} could not be written: {os.strerror(errno.EFBIG)}. "
         "Older files are unchanged."
@@ -204,11 +204,11 @@ def test_best_weights_that_cannot_be_written_are_only_a_warning(voc, tmp_path, m
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("app.training.loop.save_network", full)
-    said = Said()
-    outcome = run(make_trainer(voc, tmp_path, say=said))
+    lines = Lines()
+    outcome = run(make_trainer(voc, tmp_path, write_line=lines))
     assert outcome.progress.best is None
     assert outcome.is_saved
-    assert "best.safetensors could not be written: No space left on device." in said[0]
+    assert "best.safetensors could not be written: No space left on device." in lines[0]
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
@@ -274,12 +274,12 @@ def test_a_loss_that_is_no_number_ends_the_training(voc, tmp_path):
     recipe = dataclasses.replace(
         SGD, learning_rate=1e30, steps=30, checkpoint_interval=1, clip_grad_norm=None
     )
-    said = Said()
+    lines = Lines()
     with pytest.raises(
         Diverged,
         match=r"loss: expected a finite number in step \d+, got .*Try --learning-rate 1e\+29",
     ):
-        run(make_trainer(voc, tmp_path, recipe, say=said))
+        run(make_trainer(voc, tmp_path, recipe, write_line=lines))
     saved = Run(tmp_path).checkpoints()
     for folder in saved:
         weights = load_file(folder / "weights.safetensors")
@@ -291,12 +291,12 @@ def record_of(step, mean_nll, valid_pixels=100):
 
 
 def advice_on(*records, network="fcn32s", is_new=True, **changes):
-    said = Said()
+    lines = Lines()
     recipe = dataclasses.replace(TINY_RECIPE, warmup_steps=0, **changes)
-    advice = DiagnosisAdvice(NUM_CLASSES, network, recipe, is_new, said)
+    advice = DiagnosisAdvice(NUM_CLASSES, network, recipe, is_new, lines)
     for record in records:
         advice.on_log(record)
-    return said
+    return lines
 
 
 AT_CHANCE = record_of(400, math.log(3))
@@ -360,39 +360,39 @@ def test_advice_is_given_once_for_each_state():
 
 
 def test_a_validation_without_numbers_gets_advice_at_once(voc, tmp_path):
-    said = Said()
-    trainer = make_trainer(voc, tmp_path, say=said)
+    lines = Lines()
+    trainer = make_trainer(voc, tmp_path, write_line=lines)
     with torch.no_grad():
         for parameter in trainer._model.parameters():
             parameter.fill_(math.nan)
     result = trainer._validator(trainer._model, trainer._objective.autocast())
     trainer._advice.on_validation(2, result)
-    (line,) = said
+    (line,) = lines
     assert line.startswith("step 2: non_finite: The logits of 912 of 912 valid pixels hold NaN")
     path = tmp_path / "metrics.jsonl"
-    MetricsFile(path, 0, said).on_validation(2, result)
+    MetricsFile(path, 0, lines).on_validation(2, result)
     assert json.loads(path.read_text())["mean_nll"] is None
 
 
 def test_a_resumed_training_repeats_no_line_of_the_metrics(voc, tmp_path):
     path = tmp_path / "metrics.jsonl"
-    run(make_trainer(voc, tmp_path, callbacks=[MetricsFile(path, 0, Said())]))
+    run(make_trainer(voc, tmp_path, callbacks=[MetricsFile(path, 0, Lines())]))
     lines = path.read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines]
     assert steps == [2, 4, 4, 6, 8, 8]
     path.write_text("\n".join([*lines, '{"kind": "tr']))
-    metrics = MetricsFile(path, 4, Said())
+    metrics = MetricsFile(path, 4, Lines())
     assert path.read_text().splitlines() == lines[:3]
     metrics.on_log(record_of(6, math.nan))
     assert json.loads(path.read_text().splitlines()[-1])["loss"] is None
 
 
 def test_metrics_that_cannot_be_written_are_one_warning(tmp_path):
-    said = Said()
-    metrics = MetricsFile(tmp_path / "missing" / "metrics.jsonl", 0, said)
+    lines = Lines()
+    metrics = MetricsFile(tmp_path / "missing" / "metrics.jsonl", 0, lines)
     for step in (2, 4):
         metrics.on_log(record_of(step, 1.0))
-    (line,) = said
+    (line,) = lines
     assert line.endswith("No such file or directory; metrics are missing.")
 
 
@@ -402,7 +402,7 @@ def test_tensorboard_gets_scalars_and_pictures(voc, tmp_path):
     trainer = make_trainer(voc, tmp_path)
     trainer.draws_pictures = True
     photos = trainer._validator.samples
-    trainer.add(TensorBoard(tmp_path / "events", 0, photos, PALETTES["voc"], Said()))
+    trainer.add(TensorBoard(tmp_path / "events", 0, photos, PALETTES["voc"], Lines()))
     run(trainer)
     events = EventAccumulator(str(tmp_path / "events"))
     events.Reload()
@@ -415,7 +415,7 @@ def test_tensorboard_gets_scalars_and_pictures(voc, tmp_path):
 def test_tensorboard_that_is_not_installed_is_an_error_with_a_fix(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(IllPosed, match=r"tensorboard: .* pip install tensorboard, or pass"):
-        TensorBoard(tmp_path, 0, None, PALETTES["voc"], Said())
+        TensorBoard(tmp_path, 0, None, PALETTES["voc"], Lines())
 
 
 class Console:

@@ -33,20 +33,20 @@ TINY_RECIPE = dataclasses.replace(
 )
 
 
-class Said(list):
-    """The lines that a training says."""
+class Lines(list):
+    """The lines that a training writes."""
 
     def __call__(self, line):
         self.append(line)
 
 
 def make_trainer(
-    data, folder, recipe=TINY_RECIPE, *, callbacks=(), say=None, ranks=CPU, network=TINY
+    data, folder, recipe=TINY_RECIPE, *, callbacks=(), write_line=None, ranks=CPU, network=TINY
 ):
     """Returns a trainer of a tiny network on a data set."""
     pairs, labels = find(data), LABELS
     spec = dataclasses.replace(SPEC, network=network)
-    say = Said() if say is None else say
+    write_line = Lines() if write_line is None else write_line
     torch.manual_seed(recipe.seed)
     return Trainer(
         build(spec),
@@ -64,8 +64,8 @@ def make_trainer(
         ranks,
         validator=Validator(Samples(pairs.val, labels, "imagenet"), labels, ranks),
         callbacks=callbacks,
-        advice=DiagnosisAdvice(NUM_CLASSES, network, recipe, True, say),
-        say=say,
+        advice=DiagnosisAdvice(NUM_CLASSES, network, recipe, True, write_line),
+        write_line=write_line,
     )
 
 
