@@ -191,7 +191,7 @@ class Trainer:
         """Changes the weights by the gradient of these batches, and returns the loss."""
         recipe, optimizer, scaler = self._recipe, self._optimizer, self._objective.scaler
         step = self.progress.step
-        torch.manual_seed(step_seed(recipe.seed, step, self._ranks.rank))
+        self._seed(step_seed(recipe.seed, step, self._ranks.rank))
         set_rate(optimizer, rate_at(step, recipe))
         optimizer.zero_grad(set_to_none=True)
         result = self._objective.accumulate(micro_batches)
@@ -203,6 +203,13 @@ class Trainer:
         scaler.update()
         log.add(result.loss, result.mean_nll, result.valid_pixels, result.num_images)
         return result.loss
+
+    def _seed(self, seed: int) -> None:
+        """Seeds the generator of the device, and that of the CPU."""
+        torch.default_generator.manual_seed(seed)
+        device = self._ranks.device
+        if device.type == "cuda":
+            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
     def _sum_gradients(self) -> None:
         if self._ranks.world_size == 1:
