@@ -6,7 +6,7 @@ find, check the data -> resolve the recipe -> build the network -> Trainer
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from .callbacks import (
 from .checkpoints import Run
 from .data import DataSet, LabelFormat, check, find
 from .distributed import Ranks, joined, local_rank, world_size
-from .initialization import initialize
+from .initialization import RANDOM, initialize
 from .interrupts import Interrupts
 from .loop import Outcome, Trainer
 from .networks import NetworkSpec, import_models
@@ -79,7 +79,7 @@ class Request:
     output: Path
     options: TrainOptions
     model: str | None = None
-    init: str = "random"
+    init: str = RANDOM
     resume: bool = False
 
 
@@ -132,16 +132,7 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
         options.label_encoding,
         options.palette,
     )
-    data = find(
-        request.data,
-        train_split=options.train_split,
-        val_split=options.val_split,
-        val_fraction=options.val_fraction,
-        label_space=options.label_space,
-        seed=options.seed or 0,
-    )
-    write_line(f"{data.layout}: {len(data.train)} training and {len(data.val)} validation images")
-    ranks.in_first(lambda: _check_data(data, labels, options, terminal))
+    data = _checked_data(request, options, labels, ranks, terminal)
     network = request.model or options.network
     recipe = resolve(options, network, len(data.train), ranks.world_size)
     spec = _spec(network, options, recipe)
@@ -150,64 +141,90 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
     if not is_resumed:
         write_line(initialize(model, spec, request.init, recipe.seed))
     model.to(ranks.device)
-    samples = Samples(
-        data.train,
-        labels,
-        recipe.preprocessing,
-        Augmentation(recipe.crop, recipe.scale, recipe.flip),
-        recipe.seed,
-    )
+    augmentation = Augmentation(recipe.crop, recipe.scale, recipe.flip)
     validation = Samples(data.val, labels, recipe.preprocessing) if data.val else None
-    advice = DiagnosisAdvice(
-        options.num_classes,
-        network,
+    validator = Validator(validation, labels, ranks, options.workers) if validation else None
+    is_new = request.init == RANDOM and not is_resumed
+    trainer = Trainer(
+        model,
+        spec,
         recipe,
-        request.init == "random" and not is_resumed,
-        write_line,
+        Samples(data.train, labels, recipe.preprocessing, augmentation, recipe.seed),
+        labels,
+        run,
+        ranks,
+        validator=validator,
+        advice=DiagnosisAdvice(options.num_classes, network, recipe, is_new, write_line),
+        write_line=write_line,
+        workers=options.workers,
     )
-    with ExitStack() as stack:
-        validator = (
-            None if validation is None else Validator(validation, labels, ranks, options.workers)
-        )
-        results = _LastValidation()
-        callbacks: list[Callback] = [terminal, results] if ranks.is_first else []
-        trainer = Trainer(
-            model,
-            spec,
-            recipe,
-            samples,
-            labels,
-            run,
-            ranks,
-            validator=validator,
-            callbacks=callbacks,
-            advice=advice,
-            write_line=write_line,
-            workers=options.workers,
-        )
-        if request.resume:
-            if trainer.load():
-                _warn_of_other_data(run, data, write_line)
-                write_line(f"resumed after step {trainer.progress.step} of {recipe.steps}")
-            else:
-                write_line(f"{run.folder} has no checkpoint: the training begins with step 1")
-        ranks.in_first(lambda: run.write_config(_config(request, options, recipe, spec, data)))
-        if ranks.is_first:
-            step = trainer.progress.step
-            trainer.add(MetricsFile(run.metrics, step, write_line))
-            board = _tensorboard(options, run, step, validation, write_line)
-            if board is not None:
-                trainer.add(board)
-                trainer.draws_pictures = True
-        write_line(_description(model, spec, recipe, ranks))
+    if request.resume:
+        _resume(trainer, run, recipe, data, ranks, write_line)
+    ranks.in_first(lambda: run.write_config(_config(request, options, recipe, spec, data)))
+    write_line(_description(model, spec, recipe, ranks))
+    results = _LastValidation()
+    if ranks.is_first:
         terminal.num_steps = recipe.steps
-        interrupts = stack.enter_context(Interrupts(_STOPPING if ranks.is_first else None))
+        step = trainer.progress.step
+        for callback in (terminal, results, MetricsFile(run.metrics, step, write_line)):
+            trainer.add(callback)
+        board = _tensorboard(options, run, step, validation, write_line)
+        if board is not None:
+            trainer.add(board)
+            trainer.draws_pictures = True
+    with Interrupts(_STOPPING if ranks.is_first else None) as interrupts:
         outcome = trainer.train(interrupts)
     _write_end(outcome, run, recipe, write_line)
     status = 128 + outcome.signal if outcome.signal else int(not outcome.is_saved)
     if not ranks.is_first:
         return Result(status)
     return Result(status, _results(outcome, run, results.last), _classes(results.last, spec))
+
+
+def _checked_data(
+    request: Request,
+    options: TrainOptions,
+    labels: LabelFormat,
+    ranks: Ranks,
+    terminal: Terminal,
+) -> DataSet:
+    """Returns the data set, which the first process has checked."""
+    data = find(
+        request.data,
+        train_split=options.train_split,
+        val_split=options.val_split,
+        val_fraction=options.val_fraction,
+        label_space=options.label_space,
+        seed=options.seed or 0,
+    )
+    num_train, num_val = len(data.train), len(data.val)
+    terminal.write_line(f"{data.layout}: {num_train} training and {num_val} validation images")
+    ranks.in_first(lambda: _check_data(data, labels, options, terminal))
+    return data
+
+
+def _resume(
+    trainer: Trainer,
+    run: Run,
+    recipe: Recipe,
+    data: DataSet,
+    ranks: Ranks,
+    write_line: WriteLine,
+) -> None:
+    """Goes on from the newest checkpoint, if there is one."""
+    is_loaded = trainer.load()
+    step = trainer.progress.step
+    (total,) = ranks.sum([float(step)])
+    if total != step * ranks.world_size:
+        fix = "Name a folder that all machines share."
+        raise IllPosed("output", "the same checkpoint in all processes", "others", fix)
+    if not is_loaded:
+        write_line(f"{run.folder} has no checkpoint: the training begins with step 1")
+        return
+    write_line(f"resumed after step {step} of {recipe.steps}")
+    before = run.read_config().get("num_train") if run.config.exists() else None
+    if before not in (None, len(data.train)):
+        write_line(f"warning: the training had {before} images, and now has {len(data.train)}")
 
 
 def _options(request: Request, run: Run) -> TrainOptions:
@@ -237,13 +254,6 @@ def _options(request: Request, run: Run) -> TrainOptions:
         expected = f"{safe_repr(f'{saved_name}')}, which {where} names"
         raise IllPosed("network", expected, safe_repr(wanted), fix)
     return options
-
-
-def _warn_of_other_data(run: Run, data: DataSet, write_line: WriteLine) -> None:
-    """Warns that the order of the images is another one."""
-    before = run.read_config().get("num_train") if run.config.exists() else None
-    if before is not None and before != len(data.train):
-        write_line(f"warning: the training had {before} images, and now has {len(data.train)}")
 
 
 def _check_output(request: Request, run: Run) -> None:

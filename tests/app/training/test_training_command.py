@@ -87,6 +87,16 @@ def test_resuming_where_nothing_is_begins(voc, tmp_path, run):
     assert "weights: those of training_data:tiny_network" in err
 
 
+def test_a_resumed_training_with_other_images_gets_a_warning(tmp_path, run):
+    root = write_voc(tmp_path / "voc", 4, 1)
+    assert run("train", root, "-o", tmp_path / "run", *OWN)[0] == 0
+    path = root / "ImageSets" / "Segmentation" / "train.txt"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    status, _, err = run("train", root, "-o", tmp_path / "run", *OWN, "--resume", "--steps", 3)
+    assert status == 0
+    assert "warning: the training had 4 images, and now has 3" in err
+
+
 def test_a_folder_with_a_training_is_not_overwritten(voc, tmp_path, run):
     assert run("train", voc, "-o", tmp_path, *OWN)[0] == 0
     before = weights_of(tmp_path / "best.safetensors")
