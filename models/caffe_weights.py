@@ -13,9 +13,10 @@ Fields that are not in this list are skipped. The schema below declares messages
 protobuf library, in which packed numbers are bytes. That is the same on the wire, and protobuf
 makes no Python object of each number.
 
-The published FCNs have 537 MB, 411 of them in fc6. A file is therefore read and written one layer
-at a time. No length in a file is trusted: each is compared with the bytes that are there, and the
-shape of a blob with its numbers, before memory is allocated.
+The published FCNs have 537 MB, 411 of them in fc6. A file is therefore read one layer at a time,
+and the numbers are written straight from the tensors. No length in a file is trusted: each is
+compared with the bytes that are there, and the shape of a blob with its numbers, before memory is
+allocated.
 """
 
 import io
@@ -40,6 +41,7 @@ Layers = Mapping[str, Sequence[Tensor]]
 """The blobs of each layer by its name: weight first, then bias."""
 
 _NET_LAYER, _NET_V1_LAYER = 100, 2  # fields of NetParameter
+_LAYER_BLOBS, _DATA, _DOUBLE_DATA = 7, 5, 8  # fields of LayerParameter and BlobProto
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _SKIPPED_BYTES = {_FIXED64: 8, _FIXED32: 4}
 _MAX_VARINT_BYTES = 10
@@ -48,7 +50,7 @@ _MAX_LAYERS = 100_000
 _MAX_FIELDS = 10_000
 _MAX_AXES = 32  # Caffe's kMaxBlobAxes
 _MAX_SHAPE_BYTES = _MAX_AXES * 12
-_MAX_MESSAGE_BYTES = 2**31 - 1  # Caffe and protobuf read no larger message
+_MAX_LAYER_BYTES = 2**31 - 2**16  # Caffe and protobuf read no message of 2 GiB
 _MAX_NUMBERS = 2**31 - 1  # Caffe counts the numbers of a blob in an int
 _MAX_NAMES_SHOWN = 20
 _BINARY = "A .caffemodel holds the weights, in binary; a .prototxt holds none."
@@ -72,9 +74,9 @@ _SCHEMA = {
     },
     "LayerParameter": {"name": (1, "bytes"), "type": (2, "bytes"), "blobs": (7, "BlobProto")},
     "V1LayerParameter": {"v0_layer": (1, "bytes"), "name": (4, "bytes"), "blobs": (6, "BlobProto")},
-    "NetParameter": {"name": (1, "bytes"), "layer": (100, "LayerParameter")},
+    "NetParameter": {"name": (1, "bytes")},
 }
-_REPEATED = ("dim", "blobs", "layer")
+_REPEATED = ("dim", "blobs")
 _LEGACY_SHAPE = ("num", "channels", "height", "width")
 
 
@@ -96,7 +98,7 @@ def _message_classes() -> dict[str, Any]:
             if field_name == "dim":
                 field.options.packed = True
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
+    pool.AddSerializedFile(file.SerializeToString())
     return {
         name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"caffe_weights.{name}"))
         for name in _SCHEMA
@@ -177,8 +179,7 @@ def write(
         if name:
             file.write(_NetParameter(name=name.encode()).SerializeToString())
         for layer_name, tensors in layers.items():
-            # Messages one behind the other are one message with the fields of both.
-            file.write(_serialize_layer(layer_name, tensors, types.get(layer_name, "")))
+            _write_layer(file, layer_name, tensors, types.get(layer_name, ""))
 
 
 def load(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -390,13 +391,13 @@ def _shape_of(blob: Any, where: str) -> tuple[int, ...]:
     return shape
 
 
-def _serialize_layer(name: str, tensors: Sequence[Tensor], type_name: str) -> bytes:
-    """Returns a NetParameter with this layer alone."""
-    if sum(tensor.nbytes for tensor in tensors) > _MAX_MESSAGE_BYTES - 2**16:
-        size = sum(tensor.nbytes for tensor in tensors)
+def _write_layer(file: BinaryIO, name: str, tensors: Sequence[Tensor], type_name: str) -> None:
+    """Writes a layer as a field of NetParameter; its numbers come straight from the tensors."""
+    size = sum(t.numel() * (8 if t.dtype == torch.float64 else 4) for t in tensors)
+    if size > _MAX_LAYER_BYTES:
         raise InvalidInput(f"layer {_shown(name)}", "less than 2 GiB", f"{size} bytes")
-    net = _NetParameter()
-    layer = net.layer.add(name=name.encode(), type=type_name.encode())
+    layer = _LayerParameter(name=name.encode(), type=type_name.encode())
+    pieces = [layer.SerializeToString()]
     for tensor in tensors:
         where = f"blob of {_shown(name)}"
         if not tensor.is_floating_point():
@@ -404,13 +405,33 @@ def _serialize_layer(name: str, tensors: Sequence[Tensor], type_name: str) -> by
             raise InvalidInput(where, "a floating point dtype", dtype)
         if tensor.dim() > _MAX_AXES:
             raise InvalidInput(where, f"at most {_MAX_AXES} axes", f"{tensor.dim()}")
-        blob = layer.blobs.add(shape=_BlobShape(dim=tensor.shape).SerializeToString())
-        array = tensor.detach().cpu()
-        if array.dtype == torch.float64:
-            blob.double_data = array.numpy().astype("<f8", copy=False).tobytes()
+        shape = _BlobShape(dim=tensor.shape).SerializeToString()
+        values = tensor.detach().cpu()
+        if values.dtype == torch.float64:
+            field, numbers = _DOUBLE_DATA, values.numpy().astype("<f8", copy=False)
         else:
-            blob.data = array.float().numpy().astype("<f4", copy=False).tobytes()
-    return bytes(net.SerializeToString())
+            field, numbers = _DATA, values.float().numpy().astype("<f4", copy=False)
+        # Fields one behind the other are one message.
+        head = _BlobProto(shape=shape).SerializeToString() + _field_header(field, numbers.nbytes)
+        pieces.append(_field_header(_LAYER_BLOBS, len(head) + numbers.nbytes) + head)
+        pieces.append(np.ascontiguousarray(numbers).reshape(-1).view(np.uint8))
+    file.write(_field_header(_NET_LAYER, sum(map(len, pieces))))
+    for piece in pieces:
+        file.write(piece)
+
+
+def _field_header(number: int, length: int) -> bytes:
+    """Returns what stands before the content of a field of bytes."""
+    return _varint(number << 3 | _BYTES) + _varint(length)
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
 
 
 def _torch_type(module: nn.Module) -> str:

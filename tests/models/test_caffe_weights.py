@@ -165,6 +165,16 @@ def test_values_survive_bit_for_bit(dtype, tmp_path):
         assert torch.equal(found[name][0].view(integers), tensor.view(integers))
 
 
+@pytest.mark.parametrize("sizes", [(), (0,), (2, 0, 3), (1,) * 32])
+def test_unusual_shapes_survive(sizes, tmp_path):
+    path = tmp_path / "net.caffemodel"
+    values = torch.randn(sizes)
+    caffe_weights.write(path, {"a": [values]})
+    (found,) = caffe_weights.read(path)["a"]
+    assert found.shape == values.shape
+    assert torch.equal(found, values)
+
+
 def test_half_precision_is_written_as_float32(tmp_path):
     path = tmp_path / "net.caffemodel"
     values = torch.randn(5).bfloat16()
