@@ -40,9 +40,9 @@ CountLabels = Callable[[LossInputs], LabelCount]
 
 
 @_backends.without_dynamo
-def report_failure(group: ProcessGroup | None) -> None:
+def report_failure(group: ProcessGroup) -> None:
     """Tells the other ranks that this one raises an error before it computes a loss."""
-    if group is not None and has_several_ranks(group):
+    if has_several_ranks(group):
         DivisorReduction(group, 0.0, FAILED, None).wait()
 
 
@@ -230,8 +230,7 @@ def _start_check(inputs: LossInputs, group: ProcessGroup, count_labels: CountLab
                 raise error
         _labels.raise_deferred()
         _check_is_eager()
-        names = "logits", "labels", "class_weight", "pixel_weight"
-        check_memory(**dict(zip(names, inputs.tensors, strict=True)))
+        _check_memory(inputs)
         count = count_labels(inputs)
     except Exception:
         DivisorReduction(group, 0.0, status, None).wait()
@@ -243,6 +242,16 @@ def _start_check(inputs: LossInputs, group: ProcessGroup, count_labels: CountLab
     return _Check(reduction, group, count.error, labels.device, options.check_labels)
 
 
+def _check_memory(inputs: LossInputs) -> None:
+    """Checks for tensors whose elements can be counted."""
+    names = "logits", "labels", "class_weight", "pixel_weight"
+    try:
+        check_memory(**dict(zip(names, inputs.tensors, strict=True)))
+    except InvalidInput as error:
+        fix = "With a process_group the labels are counted."
+        raise InvalidInput(error.where, error.expected, error.got, fix) from None
+
+
 def _check_is_eager() -> None:
     """Raises an error if torch records a program, which would hold the divisor of this call."""
     if is_compiling() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY):
@@ -250,7 +259,7 @@ def _check_is_eager() -> None:
         raise InvalidInput("process_group", expected, "a group", "Compute the loss eagerly.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Pending:
     """A label check whose error a later call raises.
 

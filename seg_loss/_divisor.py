@@ -134,13 +134,16 @@ class DivisorReduction:
             status: `VALID`, `INVALID` or `FAILED`.
             device: of the inputs; None if there are none.
         """
-        self._group, self._device = group, device
-        size = 1 + group.size()
+        self._rank, self._device = group.rank(), device
+        self._ranks = dist.get_process_group_ranks(group)
+        size = 1 + len(self._ranks)
         self.vector = torch.zeros(size, dtype=torch.float64, device=_device_for(group, device))
-        for index, value in ((0, summand), (1 + group.rank(), status)):
-            element = self.vector[index]
-            # Both leave the host running, where an assignment copies a number to the device.
-            element.copy_(value) if isinstance(value, Tensor) else element.fill_(value)
+        for index, value in ((0, summand), (1 + self._rank, status)):
+            # An assignment would copy a number to the device, and wait for that.
+            if isinstance(value, Tensor):
+                self.vector[index].copy_(value)
+            else:
+                self.vector[index].fill_(value)
         self._work = dist.all_reduce(self.vector, group=group, async_op=True)
 
     @classmethod
@@ -169,12 +172,14 @@ class DivisorReduction:
         return torch.where(total > 0, total, 1.0).to(self._device)
 
     def error_of_others(self, statuses: Sequence[float], least: int) -> InvalidInput | None:
-        """Returns the error for other ranks with a status of at least `least`, by their numbers."""
-        own = self._group.rank()
+        """Returns the error for other ranks with a status of at least `least`; None without any.
+
+        The message gives their numbers among all processes.
+        """
         ranks = [
-            str(dist.get_global_rank(self._group, rank))
+            str(self._ranks[rank])
             for rank, status in enumerate(statuses)
-            if rank != own and status >= least
+            if rank != self._rank and status >= least
         ]
         if not ranks:
             return None
@@ -196,6 +201,9 @@ def _device_for(group: "ProcessGroup", device: torch.device | None) -> torch.dev
     backends = dict(pair.split(":") for pair in pairs)
     if "cpu" in backends and backends.get("cuda", "gloo") in ("gloo", backends["cpu"]):
         return torch.device("cpu")
+    if "cuda" not in backends:
+        expected, got = "a group with a backend for tensors on the CPU or on CUDA", ",".join(pairs)
+        raise InvalidInput("process_group", expected, got, "Use gloo or nccl.")
     if device is not None and device.type == "cuda":
         return device
     return torch.device("cuda", torch.cuda.current_device())

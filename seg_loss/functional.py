@@ -164,7 +164,8 @@ def spatial_cross_entropy(
         )
         inputs = check_inputs(logits, labels, class_weight, pixel_weight, options)
     except Exception:
-        _distributed.report_failure(process_group)
+        if process_group is not None:
+            _distributed.report_failure(process_group)
         raise
     return loss_of(inputs, process_group)
 
@@ -221,7 +222,8 @@ def upsampled_cross_entropy(
         )
         inputs = check_inputs(scores, labels, class_weight, pixel_weight, options, where="scores")
     except Exception:
-        _distributed.report_failure(process_group)
+        if process_group is not None:
+            _distributed.report_failure(process_group)
         raise
     return loss_of(inputs, process_group)
 
@@ -282,7 +284,8 @@ def loss_and_gradient(
         check_scores(scores, options)
         inputs = check_inputs(logits, labels, class_weight, pixel_weight, options)
     except Exception:
-        _distributed.report_failure(process_group)
+        if process_group is not None:
+            _distributed.report_failure(process_group)
         raise
     if out is not None:
         # Not above: Dynamo breaks the graph in `check_out`, and compiles no `try` with a break.

@@ -78,7 +78,8 @@ class SpatialCrossEntropy(nn.Module):
         try:
             inputs = check_inputs(logits, labels, *weights, self.options, where=self._where)
         except Exception:
-            _distributed.report_failure(self.process_group)
+            if self.process_group is not None:
+                _distributed.report_failure(self.process_group)
             raise
         return loss_of(inputs, self.process_group)
 

@@ -91,7 +91,8 @@ def probability_cross_entropy(
         tensors = probabilities, labels, class_weight, pixel_weight
         inputs = check_inputs(*tensors, options, where=where)
     except Exception:
-        _distributed.report_failure(process_group)
+        if process_group is not None:
+            _distributed.report_failure(process_group)
         raise
     divisor = _divisor(inputs, where, process_group)
     return _mean(targets_of(inputs), divisor)

@@ -33,11 +33,18 @@ MATRICES = {
         "interpreter",
     ],
 }
+_PROCESS_GROUPS = " or ".join((
+    "(one_process and two and (logits or bilinear))",
+    "(one_rank_is and (label or pixel) and logits)",
+    "(deferred_error_is and logits)",
+    "ignored_errors",
+))  # fmt: skip
 GROUPS = {
     "the service": ["tests/app/http/test_gpu_service.py"],
     "second derivatives": [f"{BACKENDS}/test_backend_derivatives.py"],
     "labels": [f"{BACKENDS}/test_backend_labels.py"],
     "Caffe": ["tests/seg_loss/test_caffe_golden.py"],
+    "process groups": ["tests/seg_loss/test_process_group.py", "-k", _PROCESS_GROUPS],
 }
 
 

@@ -89,8 +89,8 @@ class Ranks:
 @contextmanager
 def started(world_size: int, folder: Path) -> Iterator[Ranks]:
     """Starts ranks, which meet in a file of the folder, and ends them."""
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ.update(_ENVIRONMENT)
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
     ranks = Ranks(world_size, folder)
     for name, value in before.items():
         if value is None:
@@ -103,7 +103,7 @@ def started(world_size: int, folder: Path) -> Iterator[Ranks]:
         ranks.stop()
 
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
     "OMP_NUM_THREADS": "1",
 }
