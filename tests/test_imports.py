@@ -257,7 +257,8 @@ ARROWS = {
         "app.errors", "app.formats", "app.images.palettes", "app.label_spaces", "app.terminal",
     ),
     "app.training.samples": (
-        "app.errors", "app.preprocessing", "app.training.data", "app.training.recipes",
+        "app.errors", "app.preprocessing", "app.training.data", "app.training.interrupts",
+        "app.training.recipes",
     ),
     "app.training.networks": ("seg_loss", "models"),  # which it imports by name, on first use
     "app.training.distributed": (),

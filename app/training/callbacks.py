@@ -117,10 +117,8 @@ class Terminal(Callback):
 
     def write_line(self, line: str) -> None:
         """Writes a line, above the bar."""
-        if self._stream is None:
-            return
         self._erase()
-        print(printable(with_flags(line, FLAGS)), file=self._stream, flush=True)
+        self._write(f"{printable(with_flags(line, FLAGS))}\n")
 
     def on_checked(self, done: int, total: int) -> None:
         """Shows how many images of the data set have been checked."""
@@ -168,25 +166,29 @@ class Terminal(Callback):
 
     def _show(self, text: str, *, force: bool = False) -> None:
         now = time.monotonic()
-        if (
-            self._stream is None
-            or not self._has_bar
-            or (now - self._drawn < self._SECONDS and not force)
-        ):
+        is_due = force or now - self._drawn >= self._SECONDS
+        if not self._has_bar or not is_due:
             return
         self._drawn = now
         # A line that wraps could not be erased.
         text = text[: shutil.get_terminal_size().columns - 1]
         padding = " " * max(len(self._bar) - len(text), 0)
-        self._stream.write(f"\r{text}{padding}")
-        self._stream.flush()
+        self._write(f"\r{text}{padding}")
         self._bar = text
 
     def _erase(self) -> None:
-        if self._stream is not None and self._bar:
-            self._stream.write(f"\r{' ' * len(self._bar)}\r")
-            self._stream.flush()
+        if self._bar:
+            self._write(f"\r{' ' * len(self._bar)}\r")
             self._bar = ""
+
+    def _write(self, text: str) -> None:
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:  # the terminal, or the reader of a pipe, is gone
+            self._stream = None
 
 
 class MetricsFile(Callback):

@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM end a training after the step that is running, with a checkpoint."""
+"""Signals end a training after the step that is running, with a checkpoint.
+
+Ctrl-C sends SIGINT; torchrun, containers and batch systems send SIGTERM; a terminal that is closed
+sends SIGHUP, which nohup makes the process ignore.
+"""
 
 import os
 import signal
@@ -8,7 +12,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 _STDERR = 2
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANG_UP = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()  # Windows has none
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *HANG_UP)
 
 
 class Interrupts:
@@ -30,7 +35,10 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
-            self._previous = {name: signal.signal(name, self._handle) for name in SIGNALS}
+            for number in SIGNALS:
+                is_ignored = signal.getsignal(number) is signal.SIG_IGN
+                if number not in HANG_UP or not is_ignored:
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..errors import IllPosed, RequestError, safe_repr
 from ..preprocessing import PREPROCESSINGS
 from .data import LabelFormat, Labels, Pair, Photo, read_photo
+from .interrupts import HANG_UP
 from .recipes import fits_labels
 
 Key = tuple[int, int]
@@ -329,8 +330,9 @@ def read_batches(loader: DataLoader[Sample | Unreadable]) -> Iterator[Sample]:
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Lets a worker go on at Ctrl-C, which the terminal sends to all processes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Lets a worker go on at signals that a terminal sends to all processes."""
+    for number in (signal.SIGINT, *HANG_UP):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

@@ -116,11 +116,22 @@ def test_torchs_generator_is_as_before_a_training(voc, tmp_path):
     assert torch.equal(torch.rand(3), numbers)
 
 
-def test_sigterm_stops_with_a_checkpoint_too(voc, tmp_path):
-    trainer = make_trainer(voc, tmp_path, callbacks=[AtStep(2, lambda: interrupt(signal.SIGTERM))])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_stop_with_a_checkpoint_too(voc, tmp_path, number):
+    trainer = make_trainer(voc, tmp_path, callbacks=[AtStep(2, lambda: interrupt(number))])
     outcome = run(trainer)
-    assert (outcome.signal, outcome.is_saved) == (signal.SIGTERM, True)
+    assert (outcome.signal, outcome.is_saved) == (number, True)
     assert Run(tmp_path).checkpoints()[-1].name == "00000002"
+
+
+def test_nohup_lets_a_training_go_on():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts() as interrupts:
+            interrupt(signal.SIGHUP)
+            assert interrupts.received == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_ctrl_c_aborts_and_a_second_sigterm_does_not(capfd):
@@ -446,6 +457,15 @@ def test_only_a_terminal_gets_a_bar(is_terminal):
     terminal.on_end()
     assert ("\r" in console.text) == ("#" in console.text) == is_terminal
     assert "step 2/10  epoch 1.00  loss 1.25 (1.2500 a pixel)  lr 0.001  1 images/s" in console.text
+
+
+def test_a_terminal_that_is_gone_does_not_end_the_training(voc, tmp_path):
+    class Gone(Console):
+        def write(self, text):
+            raise BrokenPipeError
+
+    terminal = Terminal(Gone(True))
+    assert run(make_trainer(voc, tmp_path, callbacks=[terminal])).is_saved
 
 
 def test_a_process_without_standard_error_trains_silently(voc, tmp_path):
