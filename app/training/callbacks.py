@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -296,6 +297,14 @@ class TensorBoard(Callback):
         self._palette = palette
         self._write_line = write_line
         self._writer: Any = SummaryWriter(str(folder), purge_step=step or None)
+        # TensorBoard writes in a thread, whose error the next call here raises again.
+        self._report_thread_error = threading.excepthook
+        threading.excepthook = self._on_thread_error
+
+    def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
+        is_of_tensorboard = type(error.thread).__module__.startswith("tensorboard.")
+        if not (is_of_tensorboard and issubclass(error.exc_type, OSError)):
+            self._report_thread_error(error)
 
     def on_log(self, record: LogRecord) -> None:
         """Adds the curves of the training."""
@@ -332,6 +341,7 @@ class TensorBoard(Callback):
     def on_end(self) -> None:
         """Closes the event file."""
         self._write(lambda: self._writer.close())
+        threading.excepthook = self._report_thread_error
 
     def _write(self, write: Callable[[], object]) -> None:
         if self._writer is None:

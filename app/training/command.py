@@ -331,6 +331,8 @@ def _tensorboard(
     except IllPosed:
         if options.tensorboard == "yes":
             raise
+    except OSError as error:
+        write_line(f"warning: {run.events}: {error.strerror or error}; there are no curves.")
     return None
 
 

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -421,6 +422,20 @@ def test_tensorboard_gets_scalars_and_pictures(voc, tmp_path):
     assert [event.step for event in events.Scalars("val/mean_iu")] == [4, 8]
     (first, _) = events.Images("val/0")
     assert (first.height, first.width) == (20, 3 * 24)  # photo, labels, prediction
+
+
+def test_curves_end_with_one_warning_on_a_full_disk(tmp_path, small_files, capfd):
+    lines = Lines()
+    before = threading.excepthook
+    board = TensorBoard(tmp_path, 0, None, PALETTES["voc"], lines)
+    small_files()
+    while not lines:
+        board.on_log(record_of(1, 1.0))
+    board.on_log(record_of(2, 1.0))
+    board.on_end()
+    assert lines == [f"warning: TensorBoard: {os.strerror(errno.EFBIG)}; curves end here."]
+    assert capfd.readouterr().err == ""
+    assert threading.excepthook is before
 
 
 def test_tensorboard_that_is_not_installed_is_an_error_with_a_fix(tmp_path, monkeypatch):
