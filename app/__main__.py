@@ -17,6 +17,7 @@ EXTRA = (
     "pydantic_settings",
     "python_multipart",
     "rich",
+    "safetensors",
     "starlette",
     "typer",
     "uvicorn",

@@ -10,7 +10,6 @@ for it. Each option of `options` becomes a flag. Commands continue in `inputs` a
 
 import inspect
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, TypeVar
 
 import typer
+from pydantic import BaseModel
 
 from seg_loss import __version__
 
@@ -28,14 +28,18 @@ from .options import (
     EvaluateOptions,
     GradientOptions,
     LossOptions,
+    Options,
     PredictOptions,
     VisualizeOptions,
+    flag_pattern,
     option_text,
     parse,
+    with_flags,
 )
 from .report import FORMATS, METRICS, Report, Table, render
 from .settings import PREFIX, Settings, for_commands, invalid_setting, misspelt_variables
 from .terminal import configure_streams, printable
+from .training.options import TrainOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,11 +54,10 @@ PROGRAM = "seg-loss"
 STDOUT = "standard output"
 STDIN = Path("-")
 """Standard input. A file of that name is another path, ./-, which is equal."""
-_OPTION = re.compile(rf"\b(?<!')({'|'.join(OPTION_NAMES)})=(?=\w|-\d)")
-"""An option with a value, as messages name it; not in quotes, which hold what the user wrote."""
 LOGITS_SUFFIXES = (".npy", ".npz", ".safetensors")
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg")
 """The suffixes of the files that `predict` takes from a folder."""
+_FLAGS = flag_pattern((*OPTION_NAMES, *TrainOptions.model_fields))
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -169,7 +172,7 @@ DeviceName = Annotated[
 FormatName = Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")]
 
 
-def _with_options(model: type[LossOptions]) -> Callable[[Command], Command]:
+def _with_options(model: type[BaseModel]) -> Callable[[Command], Command]:
     """Returns a decorator that registers a command with a flag for each option of `model`.
 
     The command gets the parsed options as the argument `options`.
@@ -203,14 +206,14 @@ def _with_options(model: type[LossOptions]) -> Callable[[Command], Command]:
     return decorate
 
 
-def _flag(name: str, model: type[LossOptions]) -> Any:
+def _flag(name: str, model: type[BaseModel]) -> Any:
     row = model.model_fields[name]
     default = option_text(row.default)
     text = f"{row.description} Expected: {row.title}." + (f" [{default}]" if default else "")
     return typer.Option(f"--{name.replace('_', '-')}", help=text, metavar="VALUE")
 
 
-def _parse_options(model: type[LossOptions], pairs: Iterable[tuple[str, str]]) -> LossOptions:
+def _parse_options(model: type[Options], pairs: Iterable[tuple[str, str]]) -> Options:
     try:
         return parse(model, pairs)
     except RequestError as error:
@@ -614,6 +617,61 @@ def _with_progress(tasks: "Sequence[FileTask]") -> "Iterator[FileTask]":
     yield from track(tasks, "Predicting", console=Console(stderr=True), transient=True)
 
 
+@_with_options(TrainOptions)
+def train(
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="DATA", help="Data set: VOC, or folders of images and labels."),
+    ],
+    options: TrainOptions,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder RUN of checkpoints and metrics.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="PACKAGE.MODULE:CALLABLE",
+            help="A network of your own instead of --network; called with num_classes=.",
+        ),
+    ] = None,
+    init: Annotated[
+        str,
+        typer.Option(
+            "--init",
+            metavar="PATH",
+            help="First weights: random, VGG16 or FCN as .caffemodel, torchvision's VGG16 or a "
+            "checkpoint as .safetensors.",
+        ),
+    ] = "random",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the training in RUN, if there is one.")
+    ] = False,
+    device: DeviceName = None,
+    format_name: FormatName = "table",
+) -> None:
+    """Trains a network on photos and label maps."""
+    _check_format(format_name)
+    settings = _settings(for_commands, device=device)
+    choice = _choose_device(settings, device)
+    _warn([choice.warning] if choice.warning else [])
+    from .training import command
+
+    request = command.Request(data, output, options, model, init, resume)
+    result = command.train(request, choice.device)
+    if result.fields is not None:
+        rows = tuple((name, value) for name, value in result.fields.items() if value is not None)
+        tables = [Table("training", ("quantity", "value"), rows)]
+        columns = ("class", "name", "iu", "accuracy")
+        if result.classes:
+            tables.append(Table("class", columns, result.classes))
+        per_class = [dict(zip(columns, row, strict=True)) for row in result.classes]
+        fields = {**result.fields, "per_class": per_class}
+        _print(render(Report(tuple(tables), fields), format_name))
+    if result.status:
+        raise typer.Exit(result.status)
+
+
 def _settings_help() -> str:
     """Returns the names, defaults and descriptions of all settings."""
     rows = (
@@ -827,8 +885,7 @@ def _check_suffix(output: Path, *suffixes: str) -> None:
 
 
 def _with_flags(sentence: str) -> str:
-    """Returns a sentence that names options as flags: --layout nhwc instead of layout=nhwc."""
-    return _OPTION.sub(lambda match: f"--{match[1].replace('_', '-')} ", sentence)
+    return with_flags(sentence, _FLAGS)
 
 
 def _warn(warnings: Iterable[str]) -> None:

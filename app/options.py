@@ -57,7 +57,7 @@ def _check_number(text: object) -> object:
     return text
 
 
-def _parse_integers(text: object) -> object:
+def parse_integers(text: object) -> object:
     """Returns the integers in `255` or `0,255`; none in `none`."""
     if not isinstance(text, str):
         return text
@@ -115,7 +115,7 @@ class LossOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    ignore_index: Annotated[tuple[int, ...], BeforeValidator(_parse_integers)] = Field(
+    ignore_index: Annotated[tuple[int, ...], BeforeValidator(parse_integers)] = Field(
         default=(255,),
         title="an integer, several with commas between them, or none",
         description="Labels of pixels that do not count.",
@@ -247,7 +247,7 @@ MODELS: Mapping[str, type[LossOptions]] = {
 OPTION_NAMES = tuple(dict.fromkeys(name for row in MODELS.values() for name in row.model_fields))
 """The names of all options."""
 
-Options = TypeVar("Options", bound=LossOptions)
+Options = TypeVar("Options", bound=BaseModel)
 
 
 def parse(model: type[Options], pairs: Iterable[tuple[str, str]]) -> Options:
@@ -282,6 +282,19 @@ def parse(model: type[Options], pairs: Iterable[tuple[str, str]]) -> Options:
     unknown = next((entry for entry in entries if entry not in choices), "")
     fix = did_you_mean(unknown, choices) or _fix_for_choice(name, unknown)
     raise IllPosed(name, expected, safe_repr(text), fix)
+
+
+def flag_pattern(names: Iterable[str]) -> re.Pattern[str]:
+    """Returns a pattern of options with a value, as messages name them: layout=nhwc.
+
+    Options in quotes are what the user wrote.
+    """
+    return re.compile(rf"\b(?<!')({'|'.join(names)})=(?=\w|-\d)")
+
+
+def with_flags(sentence: str, pattern: re.Pattern[str]) -> str:
+    """Returns a sentence that names options as flags: --layout nhwc instead of layout=nhwc."""
+    return pattern.sub(lambda match: f"--{match[1].replace('_', '-')} ", sentence)
 
 
 def _fix_for_name(name: str, known: Iterable[str]) -> str:

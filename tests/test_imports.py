@@ -277,11 +277,48 @@ ARROWS = {
         "app.results", "app.operations", "app.formats", "app.images.palettes", "app.network",
         "app.preprocessing",
     ),
+    # training: command -> loop -> objective, validation, checkpoints, callbacks -> samples -> data.
+    # `options` is imported by the command line, and imports no torch.
+    "app.training": (),
+    "app.training.recipes": (),
+    "app.training.options": (
+        "seg_loss", "app.errors", "app.options", "app.formats.rasters", "app.images.palettes",
+        "app.label_spaces", "app.training.recipes",
+    ),
+    "app.training.data": (
+        "app.errors", "app.formats", "app.images.palettes", "app.label_spaces", "app.terminal",
+    ),
+    "app.training.samples": (
+        "app.errors", "app.preprocessing", "app.training.data", "app.training.interrupts",
+        "app.training.recipes",
+    ),
+    "app.training.networks": ("seg_loss", "models"),  # which it imports by name, on first use
+    "app.training.distributed": (),
+    "app.training.interrupts": (),
+    "app.training.optimization": ("app.training.recipes",),
+    "app.training.objective": (
+        "seg_loss", "app.training.distributed", "app.training.networks", "app.training.recipes",
+    ),
+    "app.training.validation": (
+        "seg_loss", "app.training.data", "app.training.distributed", "app.training.networks",
+        "app.training.samples",
+    ),
+    "app.training.checkpoints": ("app.errors", "app.formats.safetensors", "app.training.networks"),
+    "app.training.initialization": ("app.errors", "app.training.networks"),
+    "app.training.callbacks": (
+        "seg_loss", "app.errors", "app.images.palettes", "app.options", "app.terminal",
+        "app.training.checkpoints", "app.training.options", "app.training.recipes",
+        "app.training.samples", "app.training.validation",
+    ),
+    "app.training.loop": ("app.training",),
+    "app.training.command": (
+        "seg_loss", "app.devices", "app.errors", "app.images.palettes", "app.training",
+    ),
     "app.cli": (
         "seg_loss", "app.errors", "app.settings", "app.report", "app.devices", "app.options",
         "app.inputs", "app.results", "app.operations", "app.formats.npy", "app.formats.npz",
         "app.images", "app.http.server", "app.terminal", "app.folders", "app.network",
-        "app.prediction_report",
+        "app.prediction_report", "app.training",
     ),
     # Nothing imports app but app, and nothing imports the tests.
     "benchmarks": ("seg_loss", "models"),
@@ -307,7 +344,7 @@ ONLY_IN = {
                        "prediction", "softmax", "upsampled")),
         "benchmarks",
     ),
-    "torch.distributed": ("seg_loss._divisor",),
+    "torch.distributed": ("seg_loss._divisor", "app.training.distributed"),
     "seg_loss.reference": ("benchmarks",),
     "fastapi": ("app.http",),
     "starlette": ("app.http",),
@@ -321,7 +358,7 @@ ONLY_IN = {
 OTHERS = {
     "seg_loss": {"torch", "numpy", "numba", "llvmlite", "triton"},
     "models": {"torch", "numpy", "google", "safetensors"},
-    "app": {"torch", "numpy", *entry_point.EXTRA},
+    "app": {"torch", "numpy", "models", *entry_point.EXTRA},
 }
 MAX_APP_LEVEL = 7
 
@@ -405,7 +442,7 @@ def test_each_package_needs_few_packages_of_others(package):
 
 @pytest.mark.parametrize("name", [name for name in MODULES if is_in(name, ("app", "models"))])
 def test_app_and_models_use_public_names_of_the_library(name):
-    public = {*seg_loss.__all__, "constants", "metrics", "upsampling"}
+    public = {*seg_loss.__all__, "constants", "diagnosis", "metrics", "upsampling"}
     for full in imports_of(name):
         package, _, path = full.partition(".")
         if package == "seg_loss" and path:
