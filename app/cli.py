@@ -10,7 +10,6 @@ for it. Each option of `options` becomes a flag. Commands continue in `inputs` a
 
 import inspect
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,36 +17,47 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, TypeVar
 
 import typer
+from pydantic import BaseModel
 
 from seg_loss import __version__
 
-from .errors import RequestError, did_you_mean, safe_repr
+from .errors import RequestError, UsageError, did_you_mean, safe_repr
 from .options import (
     NUMBER,
     OPTION_NAMES,
     EvaluateOptions,
     GradientOptions,
     LossOptions,
+    Options,
+    PredictOptions,
     VisualizeOptions,
+    flag_pattern,
     option_text,
     parse,
+    with_flags,
 )
-from .report import FORMATS, Report, Table, render
+from .report import FORMATS, METRICS, Report, Table, render
 from .settings import PREFIX, Settings, for_commands, invalid_setting, misspelt_variables
 from .terminal import configure_streams, printable
+from .training.options import TrainOptions
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .devices import Choice
+    from .folders import FileTask
     from .inputs import Inputs
-    from .results import EvaluationResult
+    from .network import Network
+    from .results import EvaluationResult, PredictionResult
 
 PROGRAM = "seg-loss"
 STDOUT = "standard output"
 STDIN = Path("-")
 """Standard input. A file of that name is another path, ./-, which is equal."""
-_OPTION = re.compile(rf"\b(?<!')({'|'.join(OPTION_NAMES)})=(?=\w|-\d)")
-"""An option with a value, as messages name it; not in quotes, which hold what the user wrote."""
-METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
+LOGITS_SUFFIXES = (".npy", ".npz", ".safetensors")
+PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg")
+"""The suffixes of the files that `predict` takes from a folder."""
+_FLAGS = flag_pattern((*OPTION_NAMES, *TrainOptions.model_fields))
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -61,10 +71,6 @@ cli = typer.Typer(
     # Accepts the names of the library too: --ignore_index.
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
 )
-
-
-class UsageError(Exception):
-    """Wrong usage of the command line; exit status 2."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -166,7 +172,7 @@ DeviceName = Annotated[
 FormatName = Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")]
 
 
-def _with_options(model: type[LossOptions]) -> Callable[[Command], Command]:
+def _with_options(model: type[BaseModel]) -> Callable[[Command], Command]:
     """Returns a decorator that registers a command with a flag for each option of `model`.
 
     The command gets the parsed options as the argument `options`.
@@ -200,14 +206,14 @@ def _with_options(model: type[LossOptions]) -> Callable[[Command], Command]:
     return decorate
 
 
-def _flag(name: str, model: type[LossOptions]) -> Any:
+def _flag(name: str, model: type[BaseModel]) -> Any:
     row = model.model_fields[name]
     default = option_text(row.default)
     text = f"{row.description} Expected: {row.title}." + (f" [{default}]" if default else "")
     return typer.Option(f"--{name.replace('_', '-')}", help=text, metavar="VALUE")
 
 
-def _parse_options(model: type[LossOptions], pairs: Iterable[tuple[str, str]]) -> LossOptions:
+def _parse_options(model: type[Options], pairs: Iterable[tuple[str, str]]) -> Options:
     try:
         return parse(model, pairs)
     except RequestError as error:
@@ -392,6 +398,103 @@ def visualize(
     _write(output, [result.png])
 
 
+@_with_options(PredictOptions)
+def predict(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            parser=_input_file,
+            metavar="INPUT...",
+            help="Files or folders: logits, or with --model photos.",
+        ),
+    ],
+    options: PredictOptions,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="Folder, or for a single file: .png, .safetensors for maps."
+        ),
+    ],
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", help="Labels: a file, or a folder with files of the same names."),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="Checkpoint of the network: .safetensors or .caffemodel."),
+    ] = None,
+    factory: Annotated[
+        str | None,
+        typer.Option(
+            "--network", help="package.module:callable that makes the network, if not one of FCN's."
+        ),
+    ] = None,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-under",
+            metavar="METRIC=VALUE",
+            help=f"Exit with 1 if the metric is lower. One of {', '.join(METRICS)}.",
+        ),
+    ] = None,
+    device: DeviceName = None,
+    format_name: FormatName = "table",
+) -> None:
+    """Writes the label maps of logits or photos, and prints the share of each class."""
+    _check_format(format_name)
+    thresholds = [_parse_threshold(text) for text in fail_under or ()]
+    if thresholds and labels is None:
+        raise UsageError("--fail-under: expected --labels too.")
+    if factory is not None and model is None:
+        raise UsageError("--network: expected --model too.")
+    if labels is not None and not labels.is_dir() and (len(inputs) > 1 or inputs[0].is_dir()):
+        raise UsageError(f"--labels: expected a folder for several files, got {labels}.")
+    if model is None and any(path.suffix.lower() in PHOTO_SUFFIXES for path in inputs):
+        raise UsageError("--model: expected a checkpoint, since photos need a network.")
+    from . import folders, operations, prediction_report
+
+    if model is not None:
+        try:
+            operations.check_options_of_photo(options)
+        except RequestError as error:
+            raise UsageError(error.detail) from None
+    tasks = folders.tasks_of(
+        inputs,
+        output,
+        suffixes=PHOTO_SUFFIXES if model else LOGITS_SUFFIXES,
+        with_maps="maps" in options.model_fields_set,
+        labels=labels,
+        others=[] if model is None else [model],
+    )
+    settings = _settings(for_commands, device=device, network=factory)
+    choice = _choose_device(settings, device)
+    _warn([choice.warning] if choice.warning else [])
+    network = None
+    if model is not None:
+        from .network import load
+
+        flags = ("--model", "--network")
+        network = load(str(model), settings.factory, choice.device, settings, flags)
+    summary = prediction_report.Summary(options.ignore_index)
+    for task in _with_progress(tasks):
+        try:
+            label_file = None if labels is None else folders.labels_for(task, labels)
+            result = _predict_file(task, label_file, options, settings, choice, network)
+            summary.add(task, result)
+        except (RequestError, OSError, ValueError) as error:
+            sentence = _sentence_of(error, task.source)
+            summary.add_failure(task, sentence)
+            _print_error(f"{PROGRAM}: {task.source}: {sentence}")
+    if summary.files:
+        _print(render(summary.report(), format_name))
+    for metric, threshold in thresholds:
+        value = summary.metric(metric)
+        if value is None or value < threshold:
+            _fail(f"{metric}: expected at least {threshold:g}, got {value}.", 1)
+    if summary.failures:
+        sys.exit(1)
+
+
 @cli.command()
 def palettes(
     name: Annotated[str | None, typer.Argument(help="The palette to show.")] = None,
@@ -440,6 +543,133 @@ def sample(
     files = make_sample(directory, height=height, width=width)
     for path in (files.photo, files.labels, files.logits):
         _print(f"{path}")
+
+
+def _predict_file(
+    task: "FileTask",
+    labels: Path | None,
+    options: PredictOptions,
+    settings: Settings,
+    choice: "Choice",
+    network: "Network | None",
+) -> "PredictionResult":
+    """Predicts one file and writes its outputs; returns the result on the CPU."""
+    from dataclasses import replace
+
+    from . import folders, operations, results
+    from .inputs import assemble
+
+    name = "logits" if network is None else "image"
+    paths = {name: task.source, "labels": labels}
+    files = {name: _read(path, name) for name, path in paths.items() if path is not None}
+    inputs = assemble(files, options, settings)
+    if network is not None:
+        assert inputs.image is not None
+        operations.check_photo(inputs, options, settings, network.num_classes)
+        scores, upsampling = network.scores(inputs.image)
+        names = network.class_names
+        inputs = operations.with_scores(inputs, options, scores, upsampling, names)
+
+    def to_device(tensor: "Tensor") -> "Tensor":
+        return tensor.to(choice.device)
+
+    result = operations.predict(inputs.copied(to_device), options)
+    result = replace(result, maps={name: map_.cpu() for name, map_ in result.maps.items()})
+    warnings = list(result.warnings)
+    if not result.is_finite:
+        warnings.append("logits contain non-finite values.")
+    _warn(f"{task.source}: {warning}" for warning in warnings)
+    # Both are made before the first is written.
+    chunks: dict[str, Iterable[bytes | memoryview]] = {}
+    if folders.LABEL_MAP_SUFFIX in task.outputs:
+        chunks[folders.LABEL_MAP_SUFFIX] = [results.label_map_png(result)]
+    if folders.MAPS_SUFFIX in task.outputs:
+        chunks[folders.MAPS_SUFFIX] = results.prediction_file(result)
+    for suffix, path in task.outputs.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, chunks[suffix])
+    return result
+
+
+def _sentence_of(error: Exception, source: Path) -> str:
+    """Returns the message of an error about one file of several; raises defects."""
+    from seg_loss import InvalidInput
+
+    if isinstance(error, OSError):
+        name = f"{error.filename}" if error.filename else ""
+        text = error.strerror or f"{error}"
+        return text if name in ("", f"{source}") else f"{name}: {text}"
+    if isinstance(error, RequestError):
+        return _with_flags(error.detail)
+    if not isinstance(error, InvalidInput):
+        raise error
+    return _with_flags(f"{error}")
+
+
+def _with_progress(tasks: "Sequence[FileTask]") -> "Iterator[FileTask]":
+    """Yields the tasks, with a bar on standard error if that is a terminal."""
+    if sys.stderr is None or not sys.stderr.isatty() or len(tasks) < 2:
+        yield from tasks
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(tasks, "Predicting", console=Console(stderr=True), transient=True)
+
+
+@_with_options(TrainOptions)
+def train(
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="DATA", help="Data set: VOC, or folders of images and labels."),
+    ],
+    options: TrainOptions,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder RUN of checkpoints and metrics.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="PACKAGE.MODULE:CALLABLE",
+            help="A network of your own instead of --network; called with num_classes=.",
+        ),
+    ] = None,
+    init: Annotated[
+        str,
+        typer.Option(
+            "--init",
+            metavar="PATH",
+            help="First weights: random, VGG16 or FCN as .caffemodel, torchvision's VGG16 or a "
+            "checkpoint as .safetensors.",
+        ),
+    ] = "random",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the training in RUN, if there is one.")
+    ] = False,
+    device: DeviceName = None,
+    format_name: FormatName = "table",
+) -> None:
+    """Trains a network on photos and label maps."""
+    _check_format(format_name)
+    settings = _settings(for_commands, device=device)
+    choice = _choose_device(settings, device)
+    _warn([choice.warning] if choice.warning else [])
+    from .training import command
+
+    request = command.Request(data, output, options, model, init, resume)
+    result = command.train(request, choice.device)
+    if result.fields is not None:
+        rows = tuple((name, value) for name, value in result.fields.items() if value is not None)
+        tables = [Table("training", ("quantity", "value"), rows)]
+        columns = ("class", "name", "iu", "accuracy")
+        if result.classes:
+            tables.append(Table("class", columns, result.classes))
+        per_class = [dict(zip(columns, row, strict=True)) for row in result.classes]
+        fields = {**result.fields, "per_class": per_class}
+        _print(render(Report(tuple(tables), fields), format_name))
+    if result.status:
+        raise typer.Exit(result.status)
 
 
 def _settings_help() -> str:
@@ -655,8 +885,7 @@ def _check_suffix(output: Path, *suffixes: str) -> None:
 
 
 def _with_flags(sentence: str) -> str:
-    """Returns a sentence that names options as flags: --layout nhwc instead of layout=nhwc."""
-    return _OPTION.sub(lambda match: f"--{match[1].replace('_', '-')} ", sentence)
+    return with_flags(sentence, _FLAGS)
 
 
 def _warn(warnings: Iterable[str]) -> None:

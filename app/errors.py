@@ -18,6 +18,10 @@ _MIN_STEM, _STEM_SHARE = 3, 0.75
 _PLAIN = frozenset(string.ascii_letters + string.digits + " !#()*+,-./:;=?@[]^_|~")
 
 
+class UsageError(Exception):
+    """Wrong usage of the command line; exit status 2."""
+
+
 class RequestError(Exception):
     """A request that cannot be answered: `{where}: expected {expected}, got {got}. {fix}`.
 

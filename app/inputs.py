@@ -23,6 +23,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from seg_loss.upsampling import Upsampling
+
 from . import label_spaces
 from .errors import (
     IllPosed,
@@ -34,7 +36,7 @@ from .errors import (
 )
 from .formats import json, multipart, npy, npz, png, rasters, safetensors
 from .images.palettes import PALETTES
-from .options import LAYOUTS, LossOptions, VisualizeOptions
+from .options import LAYOUTS, LossOptions, PredictOptions, VisualizeOptions
 from .settings import Settings
 
 Source = Tensor | memoryview
@@ -55,6 +57,19 @@ _MAPPING_BYTES = 24
 """The most bytes that a label takes while it is mapped to a class, as an index of a table too."""
 
 
+@dataclass(frozen=True)
+class NetworkOutput:
+    """What is known of logits that a network has computed from a photo.
+
+    Attributes:
+        upsampling: makes them as large as the photo; None if they are.
+        class_names: the names of the classes; none if the checkpoint has none.
+    """
+
+    upsampling: Upsampling | None
+    class_names: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """The tensors of one request or command; None for those that it does not have.
@@ -68,6 +83,7 @@ class Inputs:
         pixel_weight: [N,*spatial].
         prediction: class indices [N,*spatial].
         image: the photo, uint8 [H,W,3].
+        network: describes logits that a network has computed; None for those of the request.
         warnings: sentences about content that is probably unintended.
     """
 
@@ -77,6 +93,7 @@ class Inputs:
     pixel_weight: Tensor | None = None
     prediction: Tensor | None = None
     image: npt.NDArray[np.uint8] | None = None
+    network: NetworkOutput | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -201,7 +218,8 @@ class _Reader:
         self.options = options
         self.settings = settings
         self.grow = grow
-        self.is_upsampled = options.upsampling != "none"
+        self.size = options.size if isinstance(options, PredictOptions) else None
+        self.is_upsampled = options.upsampling != "none" or self.size is not None
         self.has_upsampled_size = False
         self.logits: Tensor | None = None
         self.warnings: list[str] = []
@@ -224,6 +242,8 @@ class _Reader:
         _check_limit(where, num_classes, "classes", self.settings.max_classes)
         _check_limit(where, prod(spatial), "pixels per image", self.settings.max_pixels)
         self.logits = logits
+        if self.size is not None:
+            self._check_upsampled_size("size", (num_images, *self.size))
         return logits
 
     def read_labels(self, where: str, source: Source) -> Tensor:
@@ -350,8 +370,10 @@ class _Reader:
     def _add_advice(self, labels: Tensor) -> None:
         """Adds warnings about labels that have one entry per pixel."""
         logits, options = self.logits, self.options
-        if logits is None or labels.dtype.is_floating_point or len(labels) != len(logits):
+        if logits is None or labels.dtype.is_floating_point:
             return
+        if labels.ndim == 0 or len(labels) != len(logits):
+            return  # an error of `seg_loss`
         size = labels.shape[labels.ndim - (logits.ndim - 2) :]
         if size != logits.shape[2:] and not self.is_upsampled:
             return

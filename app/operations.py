@@ -10,6 +10,7 @@ with which the result is not finite, operations raise.
 """
 
 import math
+from dataclasses import replace
 from typing import TypedDict
 
 import numpy as np
@@ -23,31 +24,37 @@ from seg_loss.constants import LABEL_DTYPES
 from seg_loss.upsampling import Size, Upsampling
 
 from . import label_spaces
-from .errors import IllPosed, dtype_name
+from .errors import IllPosed, TooLarge, dtype_name
 from .formats import npy, png
 from .images import render
-from .images.palettes import PALETTES
+from .images.palettes import PALETTES, Palette
 from .images.render import KINDS, Layers
-from .inputs import Inputs
+from .inputs import MAX_UPSAMPLED_SIDE, Inputs, NetworkOutput
 from .options import (
     LAYOUTS,
     UPSAMPLINGS,
     EvaluateOptions,
     GradientOptions,
     LossOptions,
+    PredictOptions,
     VisualizeOptions,
 )
 from .results import (
+    LABEL_MAP_BYTES,
     EvaluationResult,
     GradientResult,
     PictureResult,
+    PredictionResult,
     Result,
     max_json_bytes,
 )
+from .settings import PREFIX, Settings
 
 DEFAULT_PALETTE = "voc"
 """The palette of pictures if the request names none."""
 
+MIN_PHOTO_SIDE = 256
+"""Height and width that the limit on photos counts for narrower ones."""
 
 PICTURE_BYTES = 48
 """The most bytes that a pixel takes while its picture is drawn, in float32 and as a PNG."""
@@ -84,13 +91,12 @@ def gradient(inputs: Inputs, options: GradientOptions) -> GradientResult:
 
 def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
     """Returns a picture of one image."""
-    palette = PALETTES[options.palette or DEFAULT_PALETTE]
+    palette = _palette(inputs, options)
     labels = _indices("labels", inputs.labels)
     prediction = _indices("prediction", inputs.prediction)
-    evaluation = None
+    tensors, is_finite = dict[str, Tensor](), True
     if prediction is None or KINDS[options.kind].map != "prediction":
-        evaluation = _evaluate_for_picture(inputs, options)
-    tensors = {} if evaluation is None else evaluation.maps
+        tensors, is_finite = _maps_for_picture(inputs, options)
     maps = {name: tensor[0].cpu().numpy() for name, tensor in tensors.items()}
     if prediction is None:
         prediction = maps.get("prediction")
@@ -114,8 +120,136 @@ def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
         alpha=options.alpha,
     )
     picture = render.draw(options.kind, layers)
-    is_finite = evaluation is None or evaluation.non_finite_pixels == 0
     return PictureResult(png.encode(picture), inputs.warnings, is_finite)
+
+
+def predict(inputs: Inputs, options: PredictOptions) -> PredictionResult:
+    """Returns the classes of logits and the maps asked for; with labels, also loss and metrics."""
+    logits = inputs.logits
+    if logits is None:
+        got = " and ".join(inputs.names) or "neither"
+        fix = f"No network is served: set {PREFIX}MODEL to a checkpoint, or send logits."
+        if inputs.image is None:
+            fix = ""
+        raise IllPosed("inputs", "logits, or an image where a network is served", got, fix)
+    names = tuple(dict.fromkeys(("prediction", *options.maps)))
+    evaluation, advice = None, list[str]()
+    if inputs.labels is not None:
+        _check_size_of_labels(inputs.labels, options)
+        evaluation = _evaluation(inputs, options, logits, inputs.labels, names)
+        advice = label_spaces.shift_advice(evaluation.confusion.cpu().numpy())
+        maps, is_finite = evaluation.maps, evaluation.non_finite_pixels == 0
+    elif options.scores == "probabilities":
+        of_all_pixels = _evaluate_without_labels(inputs, options, logits, names)
+        maps, is_finite = of_all_pixels.maps, of_all_pixels.non_finite_pixels == 0
+    else:
+        is_finite = _have_softmax(inputs, options, logits)
+        maps = _predict(inputs, options, logits, names)
+    palette = _palette(inputs, options)
+    class_names = () if options.palette is None else palette.class_names
+    if inputs.network is not None and inputs.network.class_names:
+        class_names = inputs.network.class_names
+    return PredictionResult(
+        maps=maps,
+        names=options.maps,
+        num_classes=logits.shape[1],
+        class_names=class_names,
+        palette=palette,
+        evaluation=evaluation,
+        warnings=(*inputs.warnings, *advice),
+        is_finite=is_finite,
+    )
+
+
+def needs_network(inputs: Inputs, options: LossOptions) -> bool:
+    """Returns whether the logits of a request are those of a network for its photo."""
+    if inputs.image is None or inputs.logits is not None:
+        return False
+    if isinstance(options, VisualizeOptions):
+        name = KINDS[options.kind].map
+        if options.kind in ("error", "nll") and inputs.labels is None:
+            return False  # an error of `render`
+        shows_labels = options.kind == "overlay" and inputs.labels is not None
+        has_prediction = name == "prediction" and inputs.prediction is not None
+        return name is not None and not shows_labels and not has_prediction
+    return isinstance(options, PredictOptions)
+
+
+def check_photo(inputs: Inputs, options: LossOptions, settings: Settings, num_classes: int) -> None:
+    """Checks a request whose logits a network will compute, before it does.
+
+    Args:
+        inputs: the photo, and labels if there are any.
+        options: the options.
+        settings: the limits.
+        num_classes: C of the network.
+
+    Raises:
+        TooLarge: if the photo has more pixels, rows, columns or upsampled logits than allowed.
+        IllPosed: if options about logits are set, or the labels have another size.
+    """
+    assert inputs.image is not None
+    height, width = inputs.image.shape[:2]
+    # Networks pad photos, so that the time for a narrow one does not depend on its pixels.
+    num_pixels = max(height, MIN_PHOTO_SIDE) * max(width, MIN_PHOTO_SIDE)
+    padded = "" if num_pixels == height * width else f", counted as {num_pixels}"
+    got = f"{height} x {width} = {height * width}{padded}"
+    for count, limit, unit in (
+        (num_pixels, settings.max_photo_pixels, "pixels for a network"),
+        (max(height, width), MAX_UPSAMPLED_SIDE, "rows and columns"),
+        (
+            num_classes * height * width,
+            settings.max_upsampled_logits,
+            f"upsampled logits of {num_classes} classes",
+        ),
+    ):
+        if count > limit:
+            expected = f"at most {limit} {unit}"
+            raise TooLarge("image", expected, got, "Send a smaller photo.", limit=limit)
+    check_options_of_photo(options)
+    if inputs.labels is not None and tuple(inputs.labels.shape[-2:]) != (height, width):
+        got = " x ".join(map(str, inputs.labels.shape[-2:]))
+        expected = f"{height} x {width} (height x width) to match the image"
+        raise IllPosed("labels", expected, got or "no axes")
+
+
+def check_options_of_photo(options: LossOptions) -> None:
+    """Checks that no option describes scores, which come from a network.
+
+    Raises:
+        IllPosed: if one does.
+    """
+    if options.upsampling != "none":
+        expected = "none with a photo, since the network has its own"
+        raise IllPosed("upsampling", expected, options.upsampling)
+    if options.scores != "logits":
+        raise IllPosed("scores", "logits with a photo, which is no scores", options.scores)
+    if isinstance(options, PredictOptions) and options.size is not None:
+        got = "{} x {}".format(*options.size)
+        raise IllPosed("size", "none with a photo, whose maps have its size", got)
+
+
+def with_scores(
+    inputs: Inputs,
+    options: LossOptions,
+    scores: Tensor,
+    upsampling: Upsampling | None,
+    class_names: tuple[str, ...],
+) -> Inputs:
+    """Returns the inputs with the scores of a network for their photo as logits.
+
+    Raises:
+        IllPosed: if labels are invalid, and a request can name what they look like.
+    """
+    advice: list[str] = []
+    if inputs.labels is not None and dtype_name(inputs.labels.dtype) in LABEL_DTYPES:
+        space = options.label_space if "label_space" in options.model_fields_set else ""
+        advice = label_spaces.advice_for(
+            inputs.labels.numpy(), scores.shape[1], options.ignore_index, space
+        )
+    network = NetworkOutput(upsampling, class_names)
+    warnings = (*inputs.warnings, *advice)
+    return replace(inputs, logits=scores, network=network, warnings=warnings)
 
 
 def working_bytes(inputs: Inputs, options: LossOptions, device: torch.device) -> int:
@@ -129,10 +263,11 @@ def working_bytes(inputs: Inputs, options: LossOptions, device: torch.device) ->
     if upsampling is not None and inputs.logits is not None:
         # A tensor like the logits on the device, of one element: only its shape matters.
         logits = inputs.logits.new_empty((), device=device).expand(inputs.logits.shape)
-        size = _upsampled_size(inputs)
+        size = _upsampled_size(inputs, options)
         scratch = seg_loss.scratch_bytes(logits, size, upsampling=upsampling)
     on_cpu = _gradient_bytes(inputs, options) if device.type == "cpu" else 0
     of_result = _evaluation_bytes(inputs, options) + _picture_bytes(inputs, options)
+    of_result += _label_map_bytes(inputs, options)
     of_inputs = scratch + _logarithm_bytes(inputs, options)
     return of_inputs + on_cpu + _map_bytes(inputs, options) + of_result
 
@@ -149,16 +284,20 @@ def tensor_bytes(inputs: Inputs, options: LossOptions) -> int:
 def require_finite(inputs: Inputs, options: LossOptions, result: Result) -> None:
     """Raises if the logits of a valid pixel hold NaN or +inf, or are all -inf.
 
-    The search reads the logits once more, and only if the result is not finite.
+    Without labels, all pixels of a prediction are valid. The search reads the logits once more, and
+    only if the result is not finite.
 
     Raises:
         seg_loss.InvalidInput: with the number of such pixels, and the index of the first.
     """
-    if not result.is_finite and inputs.logits is not None and inputs.labels is not None:
+    labels, ignore_index = inputs.labels, options.ignore_index
+    if labels is None and isinstance(result, PredictionResult) and inputs.logits is not None:
+        labels, ignore_index = _no_labels(inputs, options, inputs.logits), ()
+    if not result.is_finite and inputs.logits is not None and labels is not None:
         seg_loss.require_finite(
             inputs.logits,
-            inputs.labels,
-            ignore_index=options.ignore_index,
+            labels,
+            ignore_index=ignore_index,
             upsampling=_upsampling(inputs, options),
         )
 
@@ -194,17 +333,22 @@ def _check_overflow(inputs: Inputs, options: LossOptions) -> None:
         return  # the loss of a probability of 0 is infinite
     logits, _ = _logits_and_labels(inputs)
     bounds = [float(bound) for bound in logits.aminmax()]
-    limit = torch.finfo(torch.promote_types(logits.dtype, torch.float32)).max
     # Infinities and NaN are rare here, so that the logits are copied only if there are some.
     finite = bounds if all(map(math.isfinite, bounds)) else _finite_bounds(logits)
-    if (finite[1] - finite[0]) / options.temperature > limit:
+    _check_temperature(logits, finite, options)
+    if finite is bounds:
+        raise IllPosed("loss", "a finite number", "an overflow", "Use smaller weights.")
+
+
+def _check_temperature(logits: Tensor, bounds: list[float], options: LossOptions) -> None:
+    """Checks that logits with these bounds can be divided by the temperature and subtracted."""
+    limit = torch.finfo(torch.promote_types(logits.dtype, torch.float32)).max
+    if (bounds[1] - bounds[0]) / options.temperature > limit:
         raise IllPosed(
             "temperature",
             f"logits / temperature within {limit:.3g}",
-            f"logits from {finite[0]:.3g} to {finite[1]:.3g}, temperature {options.temperature:g}",
+            f"logits from {bounds[0]:.3g} to {bounds[1]:.3g}, temperature {options.temperature:g}",
         )
-    if finite is bounds:
-        raise IllPosed("loss", "a finite number", "an overflow", "Use smaller weights.")
 
 
 def _finite_bounds(logits: Tensor) -> list[float]:
@@ -237,11 +381,11 @@ def _size(inputs: Inputs, options: LossOptions) -> tuple[int, ...] | None:
     """Returns the size of the maps; None if the operation computes nothing, or raises."""
     if inputs.logits is None:
         return None
-    if options.upsampling == "none":
+    if not _is_upsampled(inputs, options):
         return tuple(inputs.logits.shape[2:])
-    if inputs.labels is None and inputs.image is None:
+    if _size_option(options) is None and inputs.labels is None and inputs.image is None:
         return None
-    return _upsampled_size(inputs)
+    return _upsampled_size(inputs, options)
 
 
 def _logarithm_bytes(inputs: Inputs, options: LossOptions) -> int:
@@ -273,7 +417,7 @@ def _evaluation_bytes(inputs: Inputs, options: LossOptions) -> int:
         return 0
     num_images, num_classes = logits.shape[:2]
     matrix = 8 * num_classes * num_classes
-    if not isinstance(options, EvaluateOptions):
+    if not isinstance(options, (EvaluateOptions, PredictOptions)):
         return 2 * matrix  # that of the threads, and their sum
     text = max_json_bytes(num_images, num_classes, labels.numel())
     # The metrics are computed with float64. Metadata are made of a copy of the JSON.
@@ -293,14 +437,24 @@ def _picture_bytes(inputs: Inputs, options: LossOptions) -> int:
     return PICTURE_BYTES * max(num_pixels, default=0)
 
 
+def _label_map_bytes(inputs: Inputs, options: LossOptions) -> int:
+    """Returns the bytes that a label map takes while it becomes a PNG."""
+    size = _size(inputs, options)
+    if not isinstance(options, PredictOptions) or inputs.logits is None or size is None:
+        return 0
+    return LABEL_MAP_BYTES * len(inputs.logits) * math.prod(size)
+
+
 def _num_maps(options: LossOptions) -> int:
     """Returns the number of maps [N,H,W] that are computed, counting [N,3,H,W] as three."""
     if isinstance(options, VisualizeOptions):
         return int(KINDS[options.kind].map is not None)
-    if isinstance(options, EvaluateOptions):
+    if isinstance(options, (EvaluateOptions, PredictOptions)):
+        maps = {"prediction"} if isinstance(options, PredictOptions) else set()
+        maps |= set(options.maps)
         # The two maps top_* are always computed together.
-        names = {name for name in options.maps if not name.startswith("top_")}
-        return len(names) + (6 if names != set(options.maps) else 0)
+        names = {name for name in maps if not name.startswith("top_")}
+        return len(names) + (6 if names != maps else 0)
     return 0
 
 
@@ -329,28 +483,103 @@ def _loss_arguments(inputs: Inputs, options: LossOptions) -> _LossArguments:
 
 
 def _upsampling(inputs: Inputs, options: LossOptions) -> Upsampling | None:
-    upsampling_for = UPSAMPLINGS[options.upsampling]
+    if inputs.network is not None:
+        return inputs.network.upsampling
+    name = options.upsampling
+    if name == "none" and _size_option(options) is not None:
+        name = "bilinear"
+    upsampling_for = UPSAMPLINGS[name]
     if upsampling_for is None or inputs.logits is None:
         return None
     _, _, height, width = inputs.logits.shape
     try:
-        return upsampling_for((height, width), _upsampled_size(inputs))
+        return upsampling_for((height, width), _upsampled_size(inputs, options))
     except InvalidInput as error:
-        if inputs.labels is not None:
+        if inputs.labels is not None and _size_option(options) is None:
             raise
-        # The size is that of the image, which the library does not know.
-        expected = error.expected.replace("labels", "image")
+        # The size is that of the option or the image, which the library does not know.
+        source = "image" if _size_option(options) is None else "size"
+        expected = error.expected.replace("labels", source)
         raise IllPosed(error.where, expected, error.got, error.fix) from None
 
 
-def _upsampled_size(inputs: Inputs) -> Size:
-    """Returns height and width of the labels, or else of the image."""
+def _is_upsampled(inputs: Inputs, options: LossOptions) -> bool:
+    if inputs.network is not None:
+        return inputs.network.upsampling is not None
+    return options.upsampling != "none" or _size_option(options) is not None
+
+
+def _size_option(options: LossOptions) -> Size | None:
+    return options.size if isinstance(options, PredictOptions) else None
+
+
+def _upsampled_size(inputs: Inputs, options: LossOptions) -> Size:
+    """Returns height and width of the option, or else of the labels, or else of the image."""
+    size = _size_option(options)
+    if size is not None:
+        return size
     if inputs.labels is not None:
         return inputs.labels.shape[-2], inputs.labels.shape[-1]
     if inputs.image is not None:
         return inputs.image.shape[:2]
     expected = "labels or image too, for the size that logits are upsampled to"
-    raise IllPosed("inputs", expected, " and ".join(inputs.names))
+    fix = "Or name it: size=512,1024." if isinstance(options, PredictOptions) else ""
+    raise IllPosed("inputs", expected, " and ".join(inputs.names), fix)
+
+
+def _check_size_of_labels(labels: Tensor, options: PredictOptions) -> None:
+    height, width = labels.shape[-2:] if labels.ndim > 1 else (0, 0)
+    if options.size is not None and options.size != (height, width):
+        got = "{} x {}".format(*options.size)
+        raise IllPosed("size", f"{height} x {width} (height x width) to match the labels", got)
+
+
+def _palette(inputs: Inputs, options: LossOptions) -> Palette:
+    """Returns the palette of the option, or of the network's classes, or the default one."""
+    names = None if inputs.network is None else inputs.network.class_names
+    of_network = (row.name for row in PALETTES.values() if row.class_names == names)
+    return PALETTES[options.palette or next(of_network, DEFAULT_PALETTE)]
+
+
+def _predict(
+    inputs: Inputs, options: LossOptions, logits: Tensor, names: tuple[str, ...]
+) -> dict[str, Tensor]:
+    upsampling = _upsampling(inputs, options)
+    try:
+        return seg_loss.predict(
+            logits,
+            size=None if upsampling is None else _upsampled_size(inputs, options),
+            upsampling=upsampling,
+            maps=names,
+            temperature=options.temperature,
+        )
+    except InvalidInput as error:
+        # The library calls them scores.
+        raise error.renamed({"scores": "logits"}) from None
+
+
+def _have_softmax(inputs: Inputs, options: LossOptions, logits: Tensor) -> bool:
+    """Returns whether no pixel has logits with NaN or +inf, or that are all -inf.
+
+    Raises:
+        IllPosed: if finite logits overflow when they are divided by the temperature.
+    """
+    if not logits.is_floating_point():
+        return True  # an error of `seg_loss`
+    bounds = [float(bound) for bound in logits.aminmax()]
+    if all(map(math.isfinite, bounds)):
+        _check_temperature(logits, bounds, options)
+        return True
+    try:
+        seg_loss.require_finite(
+            logits,
+            _no_labels(inputs, options, logits),
+            ignore_index=(),
+            upsampling=_upsampling(inputs, options),
+        )
+    except InvalidInput:
+        return False
+    return True
 
 
 def _logits_and_labels(inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -360,30 +589,47 @@ def _logits_and_labels(inputs: Inputs) -> tuple[Tensor, Tensor]:
     return inputs.logits, inputs.labels
 
 
-def _evaluate_for_picture(inputs: Inputs, options: VisualizeOptions) -> Evaluation | None:
-    """Returns an evaluation with the map of the kind; None if none is needed or possible."""
+def _maps_for_picture(inputs: Inputs, options: VisualizeOptions) -> tuple[dict[str, Tensor], bool]:
+    """Returns the map of the kind, and whether all valid pixels have a softmax.
+
+    Without labels no pixel is valid. There is no map if none is needed or possible.
+    """
     name, logits, labels = KINDS[options.kind].map, inputs.logits, inputs.labels
     if name is None or logits is None or (name == "nll" and labels is None):
-        return None
+        return {}, True
     if logits.ndim != 4 or len(logits) != 1:
         expected = "[1,C,H,W], the logits of one image"
         raise IllPosed("logits", expected, f"shape {tuple(logits.shape)}")
     if labels is not None:
-        return _evaluation(inputs, options, logits, labels, maps=(name,))
-    upsampling = _upsampling(inputs, options)
-    size = logits.shape[2:] if upsampling is None else _upsampled_size(inputs)
+        evaluation = _evaluation(inputs, options, logits, labels, maps=(name,))
+        return evaluation.maps, evaluation.non_finite_pixels == 0
+    if options.scores == "logits":
+        return _predict(inputs, options, logits, (name,)), True
+    return _evaluate_without_labels(inputs, options, logits, (name,)).maps, True
+
+
+def _evaluate_without_labels(
+    inputs: Inputs, options: LossOptions, logits: Tensor, maps: tuple[str, ...]
+) -> Evaluation:
     # Only the probabilities of valid pixels are checked.
-    label = 0 if options.scores == "probabilities" else 255
-    all_alike = torch.full((1, 1, 1), label, dtype=torch.uint8, device=logits.device)
+    is_checked = options.scores == "probabilities"
     return seg_loss.evaluate(
         logits,
-        all_alike.expand(1, *size),
+        _no_labels(inputs, options, logits),
         temperature=options.temperature,
-        ignore_index=255,
-        upsampling=upsampling,
+        ignore_index=() if is_checked else 0,
+        upsampling=_upsampling(inputs, options),
         scores=options.scores,
-        maps=(name,),
+        maps=maps,
     )
+
+
+def _no_labels(inputs: Inputs, options: LossOptions, logits: Tensor) -> Tensor:
+    """Returns labels that are all 0, of the size of the maps."""
+    is_upsampled = _upsampling(inputs, options) is not None
+    size = _upsampled_size(inputs, options) if is_upsampled else tuple(logits.shape[2:])
+    zero = torch.zeros((), dtype=torch.uint8, device=logits.device)
+    return zero.expand(len(logits), *size)
 
 
 def _indices(where: str, tensor: Tensor | None) -> npt.NDArray[np.integer] | None:

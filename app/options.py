@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
 import seg_loss
-from seg_loss.constants import MAPS, NORMALIZATIONS, SCORES
+from seg_loss.constants import MAPS, NORMALIZATIONS, PREDICTION_MAPS, SCORES
 
 from .errors import IllPosed, Malformed, did_you_mean, safe_repr
 from .formats.rasters import ENCODINGS, Encoding
@@ -45,6 +45,8 @@ MAX_TEXT = 4096
 """Largest number of characters of an option."""
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+SIZE = re.compile(r" *([1-9][0-9]{0,8}) *, *([1-9][0-9]{0,8}) *")
+"""A height and a width, as the option `size` has them."""
 NUMBER = re.compile(r"[+-]?(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?")
 
 
@@ -55,7 +57,7 @@ def _check_number(text: object) -> object:
     return text
 
 
-def _parse_integers(text: object) -> object:
+def parse_integers(text: object) -> object:
     """Returns the integers in `255` or `0,255`; none in `none`."""
     if not isinstance(text, str):
         return text
@@ -71,6 +73,16 @@ def _parse_names(text: object) -> object:
     if not isinstance(text, str):
         return text
     return tuple(dict.fromkeys(name.strip(" ") for name in text.split(",")))
+
+
+def _parse_size(text: object) -> object:
+    """Returns the height and the width in `512,1024`."""
+    if not isinstance(text, str):
+        return text
+    match = SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError
+    return int(match[1]), int(match[2])
 
 
 class OneOf:
@@ -103,7 +115,7 @@ class LossOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    ignore_index: Annotated[tuple[int, ...], BeforeValidator(_parse_integers)] = Field(
+    ignore_index: Annotated[tuple[int, ...], BeforeValidator(parse_integers)] = Field(
         default=(255,),
         title="an integer, several with commas between them, or none",
         description="Labels of pixels that do not count.",
@@ -207,18 +219,35 @@ class VisualizeOptions(LossOptions):
     )
 
 
+class PredictOptions(LossOptions):
+    """The options of `predict`."""
+
+    maps: Annotated[tuple[str, ...], OneOf(PREDICTION_MAPS), BeforeValidator(_parse_names)] = Field(
+        default=("prediction",),
+        title=f"some of {', '.join(PREDICTION_MAPS)}, with commas between them",
+        description="Maps [N,H,W] to return; the maps top_* are [N,3,H,W].",
+    )
+    size: Annotated[tuple[int, int] | None, BeforeValidator(_parse_size)] = Field(
+        default=None,
+        title="height and width with a comma between them, such as 512,1024",
+        description="Size of the maps, to which logits are upsampled; without upsampling, "
+        "bilinear. By default that of the labels, the image or the logits.",
+    )
+
+
 MODELS: Mapping[str, type[LossOptions]] = {
     "loss": LossOptions,
     "gradient": GradientOptions,
     "evaluate": EvaluateOptions,
     "visualize": VisualizeOptions,
+    "predict": PredictOptions,
 }
 """The options of each operation."""
 
 OPTION_NAMES = tuple(dict.fromkeys(name for row in MODELS.values() for name in row.model_fields))
 """The names of all options."""
 
-Options = TypeVar("Options", bound=LossOptions)
+Options = TypeVar("Options", bound=BaseModel)
 
 
 def parse(model: type[Options], pairs: Iterable[tuple[str, str]]) -> Options:
@@ -251,7 +280,21 @@ def parse(model: type[Options], pairs: Iterable[tuple[str, str]]) -> Options:
     expected, choices = field.title or "another value", choices_of(field)
     entries = (entry.strip(" ") for entry in text.split(","))
     unknown = next((entry for entry in entries if entry not in choices), "")
-    raise IllPosed(name, expected, safe_repr(text), did_you_mean(unknown, choices))
+    fix = did_you_mean(unknown, choices) or _fix_for_choice(name, unknown)
+    raise IllPosed(name, expected, safe_repr(text), fix)
+
+
+def flag_pattern(names: Iterable[str]) -> re.Pattern[str]:
+    """Returns a pattern of options with a value, as messages name them: layout=nhwc.
+
+    Options in quotes are what the user wrote.
+    """
+    return re.compile(rf"\b(?<!')({'|'.join(names)})=(?=\w|-\d)")
+
+
+def with_flags(sentence: str, pattern: re.Pattern[str]) -> str:
+    """Returns a sentence that names options as flags: --layout nhwc instead of layout=nhwc."""
+    return pattern.sub(lambda match: f"--{match[1].replace('_', '-')} ", sentence)
 
 
 def _fix_for_name(name: str, known: Iterable[str]) -> str:
@@ -260,6 +303,15 @@ def _fix_for_name(name: str, known: Iterable[str]) -> str:
         if name in model.model_fields:
             return f"It is an option of {operation}."
     return did_you_mean(name, known)
+
+
+def _fix_for_choice(name: str, choice: str) -> str:
+    """Returns the fix for a choice that the option has in another operation."""
+    for operation, model in MODELS.items():
+        field = model.model_fields.get(name)
+        if field is not None and choice in choices_of(field):
+            return f"Ask {operation} for {choice}, which needs labels."
+    return ""
 
 
 def choices_of(field: FieldInfo) -> tuple[str, ...]:

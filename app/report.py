@@ -22,6 +22,9 @@ from .terminal import printable
 
 Cell = str | int | float | None
 
+METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
+"""FCN's metrics, as reports name them."""
+
 
 @dataclass(frozen=True)
 class Table:

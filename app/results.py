@@ -16,15 +16,20 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
 from itertools import chain
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from seg_loss import Evaluation
 
-from .errors import TooLarge
-from .formats import npy, safetensors
+from .errors import IllPosed, TooLarge
+from .formats import npy, png, safetensors
+from .images.palettes import NUM_COLOURS, Palette
+from .images.render import indexed_picture
 
 MAX_MATRIX_CLASSES = 256
 """Largest number of classes whose confusion matrix is a list of rows in JSON."""
@@ -39,6 +44,10 @@ _MAX_ENTRY_BYTES = len("[99999, 99999, 9223372036854775807], ")
 _MAX_ROW_BYTES = 256
 """Larger than the JSON of one image, or that of all lists for one class."""
 _MIN_CHUNK_BYTES = 1024 * 1024
+_MAX_GREY_CLASSES = 1 << 16
+
+LABEL_MAP_BYTES = 8
+"""The most bytes that a pixel of a label map takes while it is counted and becomes a PNG."""
 
 BATCH_FIELDS = (
     "loss",
@@ -115,7 +124,61 @@ class PictureResult:
     is_finite: bool
 
 
-Result = EvaluationResult | GradientResult | PictureResult
+@dataclass(frozen=True)
+class PredictedClass:
+    """The pixels of one class in a prediction.
+
+    Attributes:
+        index: the class.
+        name: its name; None if it has none.
+        pixels: the number of pixels that are predicted as this class.
+        share: their share of all pixels.
+    """
+
+    index: int
+    name: str | None
+    pixels: int
+    share: float
+
+
+@dataclass(frozen=True, eq=False)
+class PredictionResult:
+    """The result of `predict`.
+
+    Attributes:
+        maps: the maps asked for, and `prediction`, [N,*spatial].
+        names: the names of the maps asked for.
+        num_classes: C.
+        class_names: names of the classes from 0 on; may be fewer than C.
+        palette: the colours of the label map.
+        evaluation: the return value of `seg_loss.evaluate` for the labels; None without labels.
+        warnings: sentences about the inputs.
+        is_finite: whether the logits of all valid pixels have a softmax.
+    """
+
+    maps: Mapping[str, Tensor]
+    names: tuple[str, ...]
+    num_classes: int
+    class_names: tuple[str, ...]
+    palette: Palette
+    evaluation: Evaluation | None
+    warnings: tuple[str, ...]
+    is_finite: bool
+
+    @cached_property
+    def classes(self) -> tuple[PredictedClass, ...]:
+        """The classes that some pixel is predicted as."""
+        prediction = self.maps["prediction"].flatten()
+        counts = torch.bincount(prediction, minlength=self.num_classes).tolist()
+        names = dict(enumerate(self.class_names))
+        return tuple(
+            PredictedClass(index, names.get(index), count, count / len(prediction))
+            for index, count in enumerate(counts)
+            if count
+        )
+
+
+Result = EvaluationResult | GradientResult | PictureResult | PredictionResult
 
 
 def copied(result: Result, copy: Callable[[Tensor], Tensor]) -> Result:
@@ -125,6 +188,8 @@ def copied(result: Result, copy: Callable[[Tensor], Tensor]) -> Result:
     if isinstance(result, EvaluationResult) and result.evaluation.maps:
         maps = {name: copy(tensor) for name, tensor in result.evaluation.maps.items()}
         return replace(result, evaluation=replace(result.evaluation, maps=maps))
+    if isinstance(result, PredictionResult):
+        return replace(result, maps={name: copy(map_) for name, map_ in result.maps.items()})
     return result
 
 
@@ -146,6 +211,51 @@ def evaluation_fields(result: EvaluationResult) -> dict[str, object]:
 def evaluation_json(result: EvaluationResult) -> list[bytes]:
     """Returns the JSON object of `evaluate` as bytes, in chunks."""
     return json_chunks(_evaluation_values(result))
+
+
+def prediction_fields(result: PredictionResult) -> dict[str, object]:
+    """Returns the JSON object of `predict`: all but the maps."""
+    return _jsonable_fields(_prediction_values(result))
+
+
+def prediction_json(result: PredictionResult) -> list[bytes]:
+    """Returns the JSON object of `predict` as bytes, in chunks."""
+    return json_chunks(_prediction_values(result))
+
+
+def prediction_file(result: PredictionResult) -> list[bytes | memoryview]:
+    """Returns a safetensors file in chunks: the maps, and the JSON object in the metadata.
+
+    Raises:
+        TooLarge: if the JSON object is too large for metadata.
+    """
+    maps = {name: result.maps[name] for name in result.names}
+    return _file_with_json(maps, "prediction", prediction_json(result))
+
+
+def label_map_png(result: PredictionResult) -> bytes:
+    """Returns the prediction of one image as a PNG file, which can be sent as `labels`.
+
+    Up to 256 classes the PNG has mode P and the colours of the palette; with more it is grey with
+    16 bits.
+
+    Raises:
+        IllPosed: if there are several images, or other axes than [1,H,W], or more classes than 16
+            bits can hold.
+    """
+    prediction = result.maps["prediction"]
+    if prediction.ndim != 3 or len(prediction) != 1:
+        expected = "[1,C,H,W], whose label map is a PNG"
+        got = f"a prediction of shape {tuple(prediction.shape)}"
+        raise IllPosed("logits", expected, got, "A safetensors file holds any prediction.")
+    indices = prediction[0].numpy()
+    if result.num_classes <= NUM_COLOURS:
+        return png.encode(indexed_picture(indices, result.palette, "prediction"))
+    if result.num_classes > _MAX_GREY_CLASSES:
+        expected = f"at most {_MAX_GREY_CLASSES} classes, which a PNG can hold"
+        fix = "A safetensors file holds any prediction."
+        raise IllPosed("logits", expected, f"{result.num_classes}", fix)
+    return png.encode(Image.fromarray(indices.astype(np.uint16)))
 
 
 def max_json_bytes(num_images: int, num_classes: int, num_pixels: int) -> int:
@@ -180,13 +290,18 @@ def maps_file(result: EvaluationResult) -> list[bytes | memoryview]:
     Raises:
         TooLarge: if the JSON object is too large for metadata.
     """
-    chunks = evaluation_json(result)
+    return _file_with_json(result.evaluation.maps, "evaluation", evaluation_json(result))
+
+
+def _file_with_json(
+    maps: Mapping[str, Tensor], name: str, chunks: list[bytes]
+) -> list[bytes | memoryview]:
     num_bytes = sum(map(len, chunks))
     if num_bytes > MAX_METADATA_BYTES:
         expected = f"at most {MAX_METADATA_BYTES} bytes of JSON beside maps"
         fix = "Ask for the JSON alone, or for the maps of fewer classes."
         raise TooLarge("metadata", expected, f"{num_bytes}", fix, limit=MAX_METADATA_BYTES)
-    return safetensors.encode(result.evaluation.maps, {"evaluation": b"".join(chunks).decode()})
+    return safetensors.encode(maps, {name: b"".join(chunks).decode()})
 
 
 def to_jsonable(value: object) -> object:
@@ -210,7 +325,7 @@ def json_bytes(value: object) -> bytes:
 def json_chunks(values: Mapping[str, object]) -> list[bytes]:
     """Returns a JSON object in UTF-8, in chunks of about `_MIN_CHUNK_BYTES`.
 
-    A member may be a `_Matrix` or a value that `to_jsonable` accepts.
+    A member may be a `_Matrix`, a dictionary of members, or a value that `to_jsonable` accepts.
     """
     chunks, chunk = [], bytearray()
     for piece in _json_pieces(values):
@@ -276,6 +391,8 @@ def _json_pieces(values: Mapping[str, object]) -> Iterator[bytes]:
         yield separator + json_bytes(name) + b": "
         if isinstance(value, _Matrix):
             yield from value.json_pieces()
+        elif isinstance(value, dict):
+            yield from _json_pieces(value)
         else:
             yield json_bytes(to_jsonable(value))
         separator = b", "
@@ -283,10 +400,13 @@ def _json_pieces(values: Mapping[str, object]) -> Iterator[bytes]:
 
 
 def _jsonable_fields(values: Mapping[str, object]) -> dict[str, object]:
-    return {
-        name: value.to_jsonable() if isinstance(value, _Matrix) else to_jsonable(value)
-        for name, value in values.items()
-    }
+    return {name: _jsonable_field(value) for name, value in values.items()}
+
+
+def _jsonable_field(value: object) -> object:
+    if isinstance(value, dict):
+        return _jsonable_fields(value)
+    return value.to_jsonable() if isinstance(value, _Matrix) else to_jsonable(value)
 
 
 def _loss_values(result: EvaluationResult) -> dict[str, object]:
@@ -295,6 +415,22 @@ def _loss_values(result: EvaluationResult) -> dict[str, object]:
 
 
 def _evaluation_values(result: EvaluationResult) -> dict[str, object]:
-    evaluation = result.evaluation
+    return {**_values_without_warnings(result.evaluation), "warnings": result.warnings}
+
+
+def _values_without_warnings(evaluation: Evaluation) -> dict[str, object]:
     values = {name: getattr(evaluation, name) for name in EVALUATION_FIELDS}
-    return {**values, "confusion": _Matrix(evaluation.confusion), "warnings": result.warnings}
+    return {**values, "confusion": _Matrix(evaluation.confusion)}
+
+
+def _prediction_values(result: PredictionResult) -> dict[str, object]:
+    num_images, *size = result.maps["prediction"].shape
+    evaluation = result.evaluation
+    return {
+        "num_images": num_images,
+        "size": tuple(size),
+        "num_classes": result.num_classes,
+        "classes": result.classes,
+        "evaluation": None if evaluation is None else _values_without_warnings(evaluation),
+        "warnings": result.warnings,
+    }

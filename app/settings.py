@@ -28,6 +28,7 @@ _SERVICE_VARIABLE = re.compile(
     r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
 )
 _SIMILARITY = 0.7
+_FACTORY = re.compile(r"none|[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 
@@ -67,6 +68,47 @@ class Settings(BaseSettings):
         description="Numbers of classes whose kernels are compiled at the start, with commas "
         "between them, or none: on a GPU before /readyz answers 200, on the CPU the first number "
         "before it.",
+    )
+
+    model: str = Field(
+        default="none",
+        description="Checkpoint of a network for photos, .safetensors or .caffemodel, or none.",
+    )
+    network: str = Field(
+        default="none",
+        title="package.module:callable, or none",
+        description="package.module:callable that makes the network of the checkpoint, if it is "
+        "not one of FCN's, or none. A name in the checkpoint alone is never imported.",
+    )
+    max_photo_pixels: int = Field(
+        default=1 << 24,
+        ge=1,
+        description="Most pixels of a photo for the network. A side of less than 256 pixels counts "
+        "as 256.",
+    )
+    tile_side_pixels: int = Field(
+        default=1024,
+        ge=64,
+        description="Height and width of the tiles that larger photos are cut into.",
+    )
+    tile_overlap_pixels: int = Field(
+        default=256,
+        ge=0,
+        title=f"an integer from 0 to half of {PREFIX}TILE_SIDE_PIXELS",
+        description="Pixels that two tiles share. Scores are those of the whole photo if the "
+        "network reads at most a quarter of them to each side of a pixel.",
+    )
+    max_batch_pixels: int = Field(
+        default=1 << 20,
+        ge=1,
+        description="Most pixels of the photos and tiles that the network computes at a time, if "
+        "they are several. Its memory grows with them.",
+    )
+    batch_wait_seconds: float = Field(
+        default=0.005,
+        ge=0,
+        description="Longest wait for other photos or tiles of the same size, to compute them "
+        "together.",
     )
 
     max_body_bytes: int = Field(
@@ -148,6 +190,20 @@ class Settings(BaseSettings):
             raise ValueError
         return name
 
+    @field_validator("network")
+    @classmethod
+    def _check_network(cls, name: str) -> str:
+        if not _FACTORY.fullmatch(name):
+            raise ValueError
+        return name
+
+    @field_validator("tile_overlap_pixels")
+    @classmethod
+    def _check_overlap(cls, count: int, info: ValidationInfo) -> int:
+        if 2 * count > info.data.get("tile_side_pixels", 2 * count):
+            raise ValueError
+        return count
+
     @field_validator("warm_classes")
     @classmethod
     def _check_warm_classes(cls, text: str) -> str:
@@ -163,6 +219,11 @@ class Settings(BaseSettings):
         if count < info.data.get("max_body_bytes", 0):
             raise ValueError
         return count
+
+    @property
+    def factory(self) -> str | None:
+        """The callable that makes the network of the checkpoint, or None."""
+        return None if self.network == "none" else self.network
 
     @property
     def warm_class_counts(self) -> tuple[int, ...]:
@@ -191,6 +252,10 @@ _SETTINGS_OF_COMMANDS = (
     "max_images",
     "max_classes",
     "max_upsampled_logits",
+    "max_photo_pixels",
+    "tile_side_pixels",
+    "tile_overlap_pixels",
+    "max_batch_pixels",
 )
 
 

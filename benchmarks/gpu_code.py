@@ -25,6 +25,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from seg_loss._inputs import LossInputs, LossOptions
+from seg_loss._maps import empty_maps
+from seg_loss.constants import MAPS
 from seg_loss.gpu import backend, tiling
 from seg_loss.gpu.arguments import plans, tile_tensors
 from seg_loss.gpu.plan import Launch
@@ -423,24 +425,20 @@ def launch_evaluation(
         size = logits.shape[2:]
     else:
         options["upsampling"] = BILINEAR
-    shape = (logits.shape[0], *size)
-    top = (shape[0], min(3, logits.shape[1]), *size)
-    index = torch.uint8 if logits.shape[1] <= 256 else torch.int16
-    maps = {
-        name: torch.empty(size, dtype=dtype, device="meta")
-        for name, size, dtype in (
-            ("prediction", shape, index),
-            ("nll", shape, torch.float32),
-            ("confidence", shape, torch.float32),
-            ("entropy", shape, torch.float32),
-            ("top_classes", top, index),
-            ("top_probabilities", top, torch.float32),
-        )
-        if all_maps
-    }
+    names = MAPS if all_maps else ()
+    maps = empty_maps(names, logits.shape[1], (logits.shape[0], *size), logits.device)
     # Afterwards the backend copies the results to the host, which meta tensors do not allow.
     with suppress(NotImplementedError):
         backend.evaluate(inputs_of(logits, size, **options), maps)
+
+
+def launch_prediction(
+    scores: Tensor, size: Sequence[int] | None = None, maps: Sequence[str] = ("prediction",)
+) -> None:
+    """Launches `predict`; with a size, of upsampled scores."""
+    grid = None if size is None else axes(BILINEAR, scores.shape[2:], size)
+    shape = scores.shape[0], *(scores.shape[2:] if size is None else size)
+    backend.predict(scores, grid, 1.0, empty_maps(maps, scores.shape[1], shape, scores.device))
 
 
 # -- upsampled scores ------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,10 +20,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(8)}.tmp")
     with open(temporary, "xb") as file:
-        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        mode = os.stat(file.fileno()).st_mode
     try:
         yield temporary
-        os.chmod(temporary, mode)  # safetensors replaces it by a file that only its owner may read
+        temporary.chmod(mode)  # safetensors replaces the file by one that others cannot read
         _synchronize(temporary, os.O_RDWR)
         os.replace(temporary, target)
     except BaseException:

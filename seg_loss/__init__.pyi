@@ -1,6 +1,7 @@
 from seg_loss import compat as compat
 from seg_loss import constants as constants
 from seg_loss import metrics as metrics
+from seg_loss import prediction as prediction
 from seg_loss import probabilities as probabilities
 from seg_loss import reference as reference
 from seg_loss import upsampling as upsampling
@@ -25,6 +26,7 @@ from seg_loss.metrics import FcnMetrics as FcnMetrics
 from seg_loss.modules import SpatialCrossEntropy as SpatialCrossEntropy
 from seg_loss.modules import SpatialSoftmax as SpatialSoftmax
 from seg_loss.modules import UpsampledCrossEntropy as UpsampledCrossEntropy
+from seg_loss.prediction import predict as predict
 from seg_loss.probabilities import probability_cross_entropy as probability_cross_entropy
 from seg_loss.upsampling import Bilinear as Bilinear
 from seg_loss.upsampling import Deconvolution as Deconvolution

@@ -45,6 +45,18 @@ def cross_entropy(inputs: LossInputs) -> Tensor:
     return loss
 
 
+def sum_of_terms(inputs: LossInputs) -> Tensor:
+    """Returns the loss of inputs whose divisor is 1, to be divided; differentiable in the logits.
+
+    The division makes `grad_output` differ from 1, so that the backward pass computes the gradient
+    of full-size logits, and the forward pass need not.
+    """
+    if inputs.options.upsampling is not None or not _is_differentiated(inputs.logits):
+        return cross_entropy(inputs)
+    loss: Tensor = _apply(CrossEntropy, *inputs.tensors, False, inputs.options)[0]
+    return loss
+
+
 def loss_and_gradient(inputs: LossInputs) -> tuple[Tensor, Tensor]:
     """Returns the loss and its gradient, without gradients of their own."""
     is_upsampled = inputs.options.upsampling is not None

@@ -8,7 +8,7 @@ make them differentiable.
 import functools
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import ParamSpec, TypeVar
@@ -19,7 +19,10 @@ from torch import Tensor
 from seg_loss import _labels
 from seg_loss._errors import InvalidInput
 from seg_loss._inputs import LossInputs, loss_dtype
+from seg_loss._labels import LabelCount
+from seg_loss._maps import empty_maps
 from seg_loss.cpu.memory import empty_gradient
+from seg_loss.upsampling import Upsampling, axes
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -96,6 +99,14 @@ def compute_gradient(
     return gradient
 
 
+def write_gradient(inputs: LossInputs, divisor: Tensor, out: Tensor) -> None:
+    """Writes 1 / D * d(sum of terms) / d(logits) to `out`, which may be the logits themselves."""
+    backend_of(out).cross_entropy_gradient(
+        inputs.resolve_neg(), divisor, None, out, skip_if_unit_grad=False
+    )
+    torch.autograd.graph.increment_version(out)
+
+
 def rescale_gradient_(
     inputs: LossInputs, divisor: Tensor, grad_output: Tensor, gradient: Tensor
 ) -> None:
@@ -154,6 +165,12 @@ def write_loss(inputs: LossInputs, out: Tensor) -> Tensor:
     return loss
 
 
+def count_labels(inputs: LossInputs) -> LabelCount:
+    """Returns what the divisor of several processes adds up, and what is invalid."""
+    count: LabelCount = backend_of(inputs.logits).count_labels(inputs.resolve_neg())
+    return count
+
+
 def compute_terms(inputs: LossInputs) -> Tensor:
     """Returns the terms, [N, *spatial], 0 where ignored."""
     _labels.raise_deferred()
@@ -201,3 +218,27 @@ def compute_softmax_gradient(
         weight = weight.resolve_neg()
     gradient: Tensor = backend.softmax_gradient(grad_output, logits, weight, axis, temperature)
     return gradient
+
+
+def compute_maps(
+    scores: Tensor,
+    size: Sequence[int],
+    upsampling: Upsampling | None,
+    names: Sequence[str],
+    temperature: float,
+) -> list[Tensor]:
+    """Returns the maps of these names, without labels.
+
+    Args:
+        scores: [N, C, *spatial].
+        size: spatial size of the maps.
+        upsampling: how the scores become that large; None if they are.
+        names: names of maps, without repetitions.
+        temperature: divides the scores.
+    """
+    scores = scores.resolve_neg()
+    maps = empty_maps(names, scores.shape[1], (scores.shape[0], *size), scores.device)
+    grid = None if upsampling is None else axes(upsampling, scores.shape[2:], size)
+    if any(values.numel() for values in maps.values()):
+        backend_of(scores).predict(scores, grid, temperature, maps)
+    return [maps[name] for name in names]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from seg_loss import _backends
 from seg_loss._inputs import LossInputs, LossOptions, loss_dtype
+from seg_loss._maps import empty_maps
 from seg_loss.upsampling import decode, encode
 
 P = ParamSpec("P")
@@ -272,3 +273,24 @@ def softmax_gradient(
 ) -> Tensor:
     """Returns weight * p (g - sum_c g_c p_c) / temperature for g = grad_output."""
     return _backends.compute_softmax_gradient(grad_output, logits, weight, axis, temperature)
+
+
+# -- the maps without labels -----------------------------------------------------------------------
+
+
+def _fake_predict(
+    scores: Tensor, size: Sequence[int], upsampling: Sequence[int], names: str, temperature: float
+) -> list[Tensor]:
+    shape = scores.shape[0], *size
+    wanted = names.split(",") if names else []
+    maps = empty_maps(wanted, scores.shape[1], shape, scores.device)
+    return [maps[name] for name in wanted]
+
+
+@define_operator(_fake_predict)
+def predict(
+    scores: Tensor, size: Sequence[int], upsampling: Sequence[int], names: str, temperature: float
+) -> list[Tensor]:
+    """Returns the maps of these names, joined by commas, of the spatial size given."""
+    wanted = names.split(",") if names else []
+    return _backends.compute_maps(scores, size, decode(upsampling), wanted, temperature)

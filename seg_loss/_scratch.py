@@ -1,4 +1,4 @@
-"""`scratch_bytes`: the memory that an upsampled loss needs beside its tensors."""
+"""`scratch_bytes`: the memory that the functions of upsampled scores need beside their tensors."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,15 @@ from seg_loss.upsampling import Upsampling, axes, check_upsampling
 def scratch_bytes(scores: Tensor, size: Sequence[int], *, upsampling: Upsampling) -> int:
     """Returns the bytes of temporary memory that a loss of upsampled scores allocates.
 
+    `evaluate` and `predict` allocate at most as many.
+
     Most of it is proportional to the width of the scores, so that wide scores of few rows, or wide
     labels of few scores, need many times the memory of their tensors. A service can refuse them
     before the computation starts.
 
     Args:
         scores: [N, C, h, w].
-        size: height and width of the labels.
+        size: height and width of the labels, or of the maps of `predict`.
         upsampling: as in `upsampled_cross_entropy`.
 
     Raises:

@@ -13,6 +13,9 @@ CHECK_LABELS = ("raise", "defer", "ignore")
 MAPS = ("prediction", "nll", "confidence", "entropy", "top_classes", "top_probabilities")
 """Names of the per-pixel maps that `evaluate` can return."""
 
+PREDICTION_MAPS = ("prediction", "confidence", "entropy", "top_classes", "top_probabilities")
+"""Names of the per-pixel maps that `predict` can return: those that need no labels."""
+
 SCORES = ("logits", "probabilities")
 """Values of `scores`: whether scores are logits, or probabilities after the softmax."""
 

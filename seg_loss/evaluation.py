@@ -17,7 +17,8 @@ from seg_loss._divisor import divisor
 from seg_loss._errors import InvalidInput
 from seg_loss._evaluation_sums import EvaluationSums
 from seg_loss._inputs import LossInputs, check_inputs, check_memory, loss_dtype, loss_options
-from seg_loss.constants import MAPS, NUM_TOP_CLASSES, SATURATED_NLL
+from seg_loss._maps import empty_maps
+from seg_loss.constants import MAPS, SATURATED_NLL
 from seg_loss.diagnosis import Diagnosis, diagnose
 from seg_loss.metrics import FcnMetrics, fcn_metrics
 from seg_loss.probabilities import check_probabilities, check_scores, targets_of
@@ -246,30 +247,7 @@ def evaluate(
 
 
 def _empty_maps(inputs: LossInputs, names: Sequence[str]) -> dict[str, Tensor]:
-    """Returns memory for the maps asked for; the two maps of the top classes come together."""
-    if not names:
-        return {}
-    num_classes = inputs.num_classes
-    # The smallest integers that hold the classes.
-    index = torch.uint8 if num_classes <= 1 << 8 else torch.int16
-    index = index if num_classes <= 1 << 15 else torch.int32
-    shape = inputs.labels.shape
-    top = torch.Size([shape[0], min(NUM_TOP_CLASSES, num_classes), *shape[1:]])
-    all_maps = {
-        "prediction": (shape, index),
-        "nll": (shape, torch.float32),
-        "confidence": (shape, torch.float32),
-        "entropy": (shape, torch.float32),
-        "top_classes": (top, index),
-        "top_probabilities": (top, torch.float32),
-    }
-    pair = {"top_classes", "top_probabilities"}
-    needed = set(names) | (pair if pair & set(names) else set())
-    return {
-        name: torch.empty(size, dtype=dtype, device=inputs.logits.device)
-        for name, (size, dtype) in all_maps.items()
-        if name in needed
-    }
+    return empty_maps(names, inputs.num_classes, inputs.labels.shape, inputs.logits.device)
 
 
 def _sums_of_probabilities(inputs: LossInputs, maps: Sequence[str]) -> EvaluationSums:

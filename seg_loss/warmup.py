@@ -15,6 +15,7 @@ from seg_loss.functional import (
     spatial_cross_entropy,
     spatial_softmax,
 )
+from seg_loss.prediction import predict
 from seg_loss.upsampling import Bilinear
 
 
@@ -64,8 +65,8 @@ def warm_up(device: str | torch.device = "cpu", *, num_classes: int = 2) -> None
 
     On a GPU this compiles what most calls need: one image of contiguous logits, of the usual sizes,
     float32, float16 or bfloat16, with labels uint8; float32 logits with labels int32 and int64;
-    class weights, maps and upsampling of float32 logits. Any other kernel is compiled by the first
-    call that needs it. The tensors take up to 1 GB of the GPU's memory.
+    class weights, maps, upsampling and predictions of float32 logits. Any other kernel is compiled
+    by the first call that needs it. The tensors take up to 1 GB of the GPU's memory.
 
     Args:
         device: the device whose kernels are compiled.
@@ -108,6 +109,10 @@ def _run_options(logits: Tensor, labels: Tensor) -> None:
     loss_and_gradient(scores, large_labels, upsampling=Bilinear())
     for maps in ((), MAPS):
         evaluate(scores, large_labels, upsampling=Bilinear(), maps=maps)
+    size = large_labels.shape[1], large_labels.shape[2]
+    for names in (("prediction",), ("prediction", "confidence")):
+        predict(logits, maps=names)
+        predict(scores, size=size, maps=names)
     leaf = logits.clone().requires_grad_()
     total = spatial_cross_entropy(leaf, labels)
     total = total + pixel_nll(leaf, labels).sum() + spatial_softmax(leaf).sum()

@@ -29,6 +29,7 @@ BASE = (
     "_inputs",
     "_divisor",
     "_evaluation_sums",
+    "_maps",
     "upsampling",
 )
 BASE = tuple(f"seg_loss.{name}" for name in BASE)
@@ -48,8 +49,9 @@ ARROWS = {
     "seg_loss.constants": (),
     "seg_loss._errors": (),
     "seg_loss._numbers": (),
-    "seg_loss._divisor": (),
+    "seg_loss._divisor": ("seg_loss._errors",),
     "seg_loss._evaluation_sums": (),
+    "seg_loss._maps": ("seg_loss.constants",),
     "seg_loss.diagnosis": (),
     "seg_loss._labels": ("seg_loss._errors", "seg_loss.constants"),
     "seg_loss.upsampling": ("seg_loss._errors", "seg_loss._numbers", "seg_loss.constants"),
@@ -78,6 +80,7 @@ ARROWS = {
     ),
     "seg_loss.cpu.rows": CPU_KERNEL_BASE,
     "seg_loss.cpu.region": (*CPU_KERNEL_BASE, "seg_loss._divisor", "seg_loss.cpu.rows"),
+    "seg_loss.cpu.labels": (*CPU_KERNEL_BASE, "seg_loss.cpu.region"),
     "seg_loss.cpu.columns": CPU_KERNEL_BASE,
     "seg_loss.cpu.tiles": (
         *CPU_KERNEL_BASE, "seg_loss.constants", "seg_loss.cpu.region", "seg_loss.cpu.rows",
@@ -103,6 +106,13 @@ ARROWS = {
         *CPU_KERNEL_BASE, "seg_loss.cpu.evaluate", "seg_loss.cpu.region", "seg_loss.cpu.rows",
         "seg_loss.cpu.tiles",
     ),
+    "seg_loss.cpu.predict": (
+        *CPU_KERNEL_BASE, "seg_loss.cpu.region", "seg_loss.cpu.rows", "seg_loss.cpu.tiles",
+        "seg_loss.cpu.upsampled",
+    ),
+    "seg_loss.cpu.best_class": (
+        *CPU_KERNEL_BASE, "seg_loss.cpu.region", "seg_loss.cpu.upsampled",
+    ),
     "seg_loss.cpu.interval_columns": (
         *CPU_KERNEL_BASE, "seg_loss.cpu.region", "seg_loss.cpu.rows", "seg_loss.cpu.target",
         "seg_loss.cpu.upsampled",
@@ -114,6 +124,7 @@ ARROWS = {
         *BASE, "seg_loss.cpu.cache", "seg_loss.cpu.records", "seg_loss.cpu.threads",
     ),
     "seg_loss.cpu.arguments": (*BASE, *CPU_PLAN),
+    "seg_loss.cpu.label_check": (*BASE, *CPU_PLAN, "seg_loss.cpu.arguments"),
     "seg_loss.cpu.loss": (*BASE, *CPU_PLAN, "seg_loss.cpu.arguments"),
     "seg_loss.cpu.probabilities": (
         *BASE, *CPU_PLAN, "seg_loss.cpu.arguments", "seg_loss.cpu.memory",
@@ -124,9 +135,12 @@ ARROWS = {
     "seg_loss.cpu.evaluation": (
         *BASE, *CPU_PLAN, "seg_loss.cpu.arguments", "seg_loss.cpu.upsampled_loss",
     ),
+    "seg_loss.cpu.prediction": (
+        *BASE, *CPU_PLAN, "seg_loss.cpu.arguments", "seg_loss.cpu.upsampled_loss",
+    ),
     "seg_loss.cpu.backend": (
-        "seg_loss.cpu.evaluation", "seg_loss.cpu.loss", "seg_loss.cpu.probabilities",
-        "seg_loss.cpu.upsampled_loss",
+        "seg_loss.cpu.evaluation", "seg_loss.cpu.label_check", "seg_loss.cpu.loss",
+        "seg_loss.cpu.prediction", "seg_loss.cpu.probabilities", "seg_loss.cpu.upsampled_loss",
     ),
     "seg_loss.gpu": (),
     "seg_loss.gpu.math": (),
@@ -145,6 +159,10 @@ ARROWS = {
     "seg_loss.gpu.many_classes": (
         "seg_loss.constants", "seg_loss.gpu.cross_entropy", "seg_loss.gpu.interpolation",
         "seg_loss.gpu.math",
+    ),
+    "seg_loss.gpu.predict": (
+        "seg_loss.gpu.cross_entropy", "seg_loss.gpu.evaluate", "seg_loss.gpu.interpolation",
+        "seg_loss.gpu.many_classes", "seg_loss.gpu.math",
     ),
     "seg_loss.gpu.arguments": (*BASE, "seg_loss.gpu.plan", "seg_loss.gpu.tiling"),
     "seg_loss.gpu.label_check": (
@@ -168,9 +186,13 @@ ARROWS = {
         *BASE, "seg_loss.gpu.arguments", "seg_loss.gpu.plan", "seg_loss.gpu.softmax",
         "seg_loss.gpu.tiling",
     ),
+    "seg_loss.gpu.prediction": (
+        *BASE, "seg_loss.gpu.arguments", "seg_loss.gpu.plan", "seg_loss.gpu.predict",
+        "seg_loss.gpu.tiling",
+    ),
     "seg_loss.gpu.backend": (
-        "seg_loss.gpu.evaluation", "seg_loss.gpu.loss", "seg_loss.gpu.probabilities",
-        "seg_loss.gpu.upsampled_loss",
+        "seg_loss.gpu.evaluation", "seg_loss.gpu.label_check", "seg_loss.gpu.loss",
+        "seg_loss.gpu.prediction", "seg_loss.gpu.probabilities", "seg_loss.gpu.upsampled_loss",
     ),
     "seg_loss._backends": (*BASE, "seg_loss.cpu.memory"),
     "seg_loss._operators": (*BASE, "seg_loss._backends"),
@@ -183,21 +205,27 @@ ARROWS = {
         *BASE, "seg_loss._autograd", "seg_loss._composition", "seg_loss._operators",
     ),
     "seg_loss._scratch": (*BASE, "seg_loss._backends"),
+    "seg_loss._distributed": (
+        *BASE, "seg_loss._autograd", "seg_loss._backends", "seg_loss._compile",
+    ),
     "seg_loss.probabilities": (
-        *BASE, "seg_loss._autograd", "seg_loss._compile", "seg_loss._operators",
+        *BASE, "seg_loss._autograd", "seg_loss._compile", "seg_loss._distributed",
+        "seg_loss._operators",
     ),
     "seg_loss.functional": (
         *BASE, "seg_loss._autograd", "seg_loss._backends", "seg_loss._compile",
-        "seg_loss._operators",
-        "seg_loss.probabilities",
+        "seg_loss._distributed", "seg_loss._operators", "seg_loss.probabilities",
     ),
     "seg_loss.evaluation": (
         *BASE, "seg_loss._backends", "seg_loss.diagnosis", "seg_loss.metrics",
         "seg_loss.probabilities",
     ),
-    "seg_loss.modules": (*BASE, "seg_loss.functional"),
+    "seg_loss.modules": (*BASE, "seg_loss._distributed", "seg_loss.functional"),
+    "seg_loss.prediction": (*BASE, "seg_loss._operators"),
     "seg_loss.compat": (*BASE, "seg_loss.functional"),
-    "seg_loss.warmup": (*BASE, "seg_loss.evaluation", "seg_loss.functional"),
+    "seg_loss.warmup": (
+        *BASE, "seg_loss.evaluation", "seg_loss.functional", "seg_loss.prediction",
+    ),
     # The networks.
     # checkpoints -> networks, wrap, caffe_weights; surgery -> caffe_weights; networks -> fcn.
     "models": (),
@@ -226,23 +254,71 @@ ARROWS = {
     "app.options": (
         "seg_loss", "app.errors", "app.formats.rasters", "app.images", "app.label_spaces",
     ),
+    "app.preprocessing": (),
+    "app.folders": ("app.errors",),
     "app.inputs": (
-        "app.errors", "app.settings", "app.options", "app.formats", "app.images.palettes",
-        "app.label_spaces",
+        "seg_loss", "app.errors", "app.settings", "app.options", "app.formats",
+        "app.images.palettes", "app.label_spaces",
     ),
-    "app.results": ("seg_loss", "app.errors", "app.formats"),
+    "app.results": ("seg_loss", "app.errors", "app.formats", "app.images"),
+    "app.prediction_report": (
+        "seg_loss", "app.errors", "app.folders", "app.report", "app.results",
+    ),
+    # It imports `models` by name, which an installed wheel has under another one.
+    "app.network": (
+        "seg_loss", "app.devices", "app.errors", "app.preprocessing", "app.settings",
+    ),
     "app.operations": (
         "seg_loss", "app.errors", "app.options", "app.inputs", "app.results", "app.formats.npy",
-        "app.formats.png", "app.images", "app.label_spaces",
+        "app.formats.png", "app.images", "app.label_spaces", "app.settings",
     ),
     "app.http": (
         "seg_loss", "app.errors", "app.settings", "app.devices", "app.options", "app.inputs",
-        "app.results", "app.operations", "app.formats", "app.images.palettes",
+        "app.results", "app.operations", "app.formats", "app.images.palettes", "app.network",
+        "app.preprocessing",
+    ),
+    # training: command -> loop -> objective, validation, checkpoints, callbacks -> samples -> data.
+    # `options` is imported by the command line, and imports no torch.
+    "app.training": (),
+    "app.training.recipes": (),
+    "app.training.options": (
+        "seg_loss", "app.errors", "app.options", "app.formats.rasters", "app.images.palettes",
+        "app.label_spaces", "app.training.recipes",
+    ),
+    "app.training.data": (
+        "app.errors", "app.formats", "app.images.palettes", "app.label_spaces", "app.terminal",
+    ),
+    "app.training.samples": (
+        "app.errors", "app.preprocessing", "app.training.data", "app.training.interrupts",
+        "app.training.recipes",
+    ),
+    "app.training.networks": ("seg_loss", "models"),  # which it imports by name, on first use
+    "app.training.distributed": (),
+    "app.training.interrupts": (),
+    "app.training.optimization": ("app.training.recipes",),
+    "app.training.objective": (
+        "seg_loss", "app.training.distributed", "app.training.networks", "app.training.recipes",
+    ),
+    "app.training.validation": (
+        "seg_loss", "app.training.data", "app.training.distributed", "app.training.networks",
+        "app.training.samples",
+    ),
+    "app.training.checkpoints": ("app.errors", "app.formats.safetensors", "app.training.networks"),
+    "app.training.initialization": ("app.errors", "app.training.networks"),
+    "app.training.callbacks": (
+        "seg_loss", "app.errors", "app.images.palettes", "app.options", "app.terminal",
+        "app.training.checkpoints", "app.training.options", "app.training.recipes",
+        "app.training.samples", "app.training.validation",
+    ),
+    "app.training.loop": ("app.training",),
+    "app.training.command": (
+        "seg_loss", "app.devices", "app.errors", "app.images.palettes", "app.training",
     ),
     "app.cli": (
         "seg_loss", "app.errors", "app.settings", "app.report", "app.devices", "app.options",
         "app.inputs", "app.results", "app.operations", "app.formats.npy", "app.formats.npz",
-        "app.images", "app.http.server", "app.terminal",
+        "app.images", "app.http.server", "app.terminal", "app.folders", "app.network",
+        "app.prediction_report", "app.training",
     ),
     # Nothing imports app but app, and nothing imports the tests.
     "benchmarks": ("seg_loss", "models"),
@@ -251,24 +327,24 @@ ARROWS = {
 ONLY_IN = {
     "numba": (
         *(f"seg_loss.cpu.{name}"
-          for name in ("columns", "compiler", "cross_entropy", "dtypes", "evaluate", "exponential",
-                       "interval_columns", "many_classes", "region", "rows", "simd", "softmax",
-                       "sums", "tiles", "upsampled")),
+          for name in ("best_class", "columns", "compiler", "cross_entropy", "dtypes", "evaluate",
+                       "exponential", "interval_columns", "labels", "many_classes", "predict",
+                       "region", "rows", "simd", "softmax", "sums", "tiles", "upsampled")),
         "benchmarks",
     ),
     "llvmlite": tuple(
         f"seg_loss.cpu.{name}"
-        for name in ("cache", "compiler", "dtypes", "exponential", "interval_columns", "simd",
-                     "sums", "target")
+        for name in ("best_class", "cache", "compiler", "dtypes", "exponential",
+                     "interval_columns", "simd", "sums", "target")
     ),
     "triton": (
         *(f"seg_loss.gpu.{name}"
           for name in ("arguments", "cross_entropy", "evaluate", "evaluation", "interpolation",
-                       "label_check", "labels", "loss", "many_classes", "math", "plan", "softmax",
-                       "upsampled")),
+                       "label_check", "labels", "loss", "many_classes", "math", "plan", "predict",
+                       "prediction", "softmax", "upsampled")),
         "benchmarks",
     ),
-    "torch.distributed": ("seg_loss._divisor",),
+    "torch.distributed": ("seg_loss._divisor", "app.training.distributed"),
     "seg_loss.reference": ("benchmarks",),
     "fastapi": ("app.http",),
     "starlette": ("app.http",),
@@ -282,7 +358,7 @@ ONLY_IN = {
 OTHERS = {
     "seg_loss": {"torch", "numpy", "numba", "llvmlite", "triton"},
     "models": {"torch", "numpy", "google", "safetensors"},
-    "app": {"torch", "numpy", *entry_point.EXTRA},
+    "app": {"torch", "numpy", "models", *entry_point.EXTRA},
 }
 MAX_APP_LEVEL = 7
 
@@ -366,7 +442,7 @@ def test_each_package_needs_few_packages_of_others(package):
 
 @pytest.mark.parametrize("name", [name for name in MODULES if is_in(name, ("app", "models"))])
 def test_app_and_models_use_public_names_of_the_library(name):
-    public = {*seg_loss.__all__, "constants", "metrics", "upsampling"}
+    public = {*seg_loss.__all__, "constants", "diagnosis", "metrics", "upsampling"}
     for full in imports_of(name):
         package, _, path = full.partition(".")
         if package == "seg_loss" and path:

@@ -15,22 +15,25 @@ from fastapi import FastAPI
 
 import seg_loss
 
-from .. import devices
+from .. import devices, network
 from ..settings import PREFIX, Settings
 from . import problems, v1
+from .batching import Batcher
 from .middleware import Metrics, ObservabilityMiddleware
 from .pool import Workers
 from .staging import StagingPool
 from .v1 import Service
 
 _log = logging.getLogger("seg_loss_app")
+_SETTINGS = (f"{PREFIX}MODEL", f"{PREFIX}NETWORK")
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Returns a new service; two of them in one process share nothing but the kernels.
 
     Raises:
-        seg_loss.InvalidInput: if the settings name a device that cannot be used.
+        seg_loss.InvalidInput: if the settings name a device that cannot be used, or a checkpoint
+            that cannot be served.
     """
     settings = settings or Settings()
     choice = devices.choose(settings.device, f"{PREFIX}DEVICE")
@@ -38,7 +41,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     workers = Workers(settings)
     metrics = Metrics(workers, device)
     staging = StagingPool(device, settings.workers)
-    service = Service(settings, workers, metrics, device, staging)
+    batcher = None
+    if settings.model != "none":
+        served = network.load(settings.model, settings.factory, device, settings, _SETTINGS)
+        batcher = Batcher(served, workers, settings, metrics.batch_photos.observe)
+    service = Service(settings, workers, metrics, device, staging, batcher)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -46,6 +53,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         _log.info("Computing on %s.", f"{device} ({model})" if model else device)
         if choice.warning:
             _log.warning("%s", choice.warning)
+        if batcher is not None:
+            name, num_classes = batcher.network.name, batcher.network.num_classes
+            _log.info("Serving %s with %d classes from %s.", name, num_classes, settings.model)
         # Compiling can take seconds. Meanwhile /livez must be answered.
         warm_up = asyncio.create_task(_warm_up(service))
         try:
@@ -54,6 +64,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             warm_up.cancel()
             with suppress(asyncio.CancelledError):
                 await warm_up
+            if batcher is not None:
+                await batcher.close()
             workers.close()
 
     app = FastAPI(
@@ -78,7 +90,7 @@ async def _warm_up(service: Service) -> None:
     _log.info("Loading the kernels. The first time on a machine, they are compiled.")
     start = perf_counter()
     try:
-        for num_classes in service.settings.warm_class_counts:
+        for num_classes in _warm_class_counts(service):
             warm_up = partial(seg_loss.warm_up, service.device, num_classes=num_classes)
             await service.workers.run_without_limits(warm_up)
             # A kernel for the CPU compiles in a second or two, so that the first request for
@@ -91,6 +103,13 @@ async def _warm_up(service: Service) -> None:
     else:
         if not service.is_warm:
             _become_ready(service, start)
+
+
+def _warm_class_counts(service: Service) -> tuple[int, ...]:
+    counts = service.settings.warm_class_counts
+    if service.batcher is None or not counts:
+        return counts
+    return tuple(dict.fromkeys((service.batcher.network.num_classes, *counts)))
 
 
 def _become_ready(service: Service, start: float) -> None:

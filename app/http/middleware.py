@@ -25,6 +25,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 """Methods with a label value of their own. Any other is "other": clients cannot add time series."""
 _SECONDS_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
 
 
 class Metrics:
@@ -61,6 +62,12 @@ class Metrics:
             registry=self.registry,
         )
         reserved.set_function(lambda: workers.bytes_in_flight)
+        self.batch_photos = Histogram(
+            "seg_loss_network_batch_photos",
+            "Photos and tiles that the network has computed at a time.",
+            buckets=_BATCH_BUCKETS,
+            registry=self.registry,
+        )
         used = Info("seg_loss_device", "The device that computes.", registry=self.registry)
         used.info({"device": f"{device}", "model": devices.model(device)})
 

@@ -18,8 +18,17 @@ from ..errors import ERROR_TYPES, MethodNotAllowed, NotFound, RequestError, Unav
 from ..formats import json, multipart, safetensors
 from ..images.palettes import NUM_COLOURS, PALETTES
 from ..inputs import DECODERS, READERS
-from ..options import MAX_IGNORED, LossOptions, VisualizeOptions, choices_of, option_text
-from ..results import EVALUATION_FIELDS, LOSS_FIELDS, MAX_MATRIX_CLASSES
+from ..options import (
+    MAX_IGNORED,
+    SIZE,
+    LossOptions,
+    PredictOptions,
+    VisualizeOptions,
+    choices_of,
+    option_text,
+)
+from ..preprocessing import PREPROCESSINGS
+from ..results import EVALUATION_FIELDS, LOSS_FIELDS, MAX_MATRIX_CLASSES, PredictedClass
 from . import problems
 
 Json = dict[str, Any]
@@ -32,6 +41,7 @@ _SCALARS: Mapping[object, Json] = {
     int: _INTEGER,
     float: _NUMBER_OR_NULL,  # JSON has no NaN and no infinity
     float | None: _NUMBER_OR_NULL,
+    str | None: {"type": ["string", "null"]},
 }
 _CHOICES = {"normalization": NORMALIZATIONS, "absent": ABSENT}
 """The members of answers that are a name among choices."""
@@ -77,7 +87,7 @@ _LOSS_EXAMPLE: Json = {
 """The answer of `/v1/loss` to `_EXAMPLE`."""
 _ERRORS: tuple[type[RequestError], ...] = (*ERROR_TYPES, RequestError)
 """All errors: `RequestError` itself stands for those of the service."""
-_REQUIRED: Mapping[type[LossOptions], tuple[str, ...]] = {VisualizeOptions: ()}
+_REQUIRED: Mapping[type[LossOptions], tuple[str, ...]] = {VisualizeOptions: (), PredictOptions: ()}
 """The inputs that an operation with these options needs, if not the usual two."""
 
 
@@ -99,7 +109,11 @@ def operation(
     name: str, summary: str, options: type[LossOptions], media_types: Iterable[str]
 ) -> Json:
     """Returns the entry of a POST path: its query parameters, its body and its responses."""
-    schemas = {"loss": _reference("Loss"), "evaluate": _reference("Evaluation")}
+    schemas = {
+        "loss": _reference("Loss"),
+        "evaluate": _reference("Evaluation"),
+        "predict": _reference("Prediction"),
+    }
     content = {
         media_type: {"schema": schemas[name]} if media_type == json.MEDIA_TYPE else {}
         for media_type in media_types
@@ -171,7 +185,10 @@ def _parameters(options: type[LossOptions]) -> list[Json]:
         if choices:
             query["enum"] = [*choices]
         if choices and is_list:
+            query.pop("default", None)
             query = {"type": "array", "items": query, "minItems": 1, "uniqueItems": True}
+        elif name == "size":
+            query["pattern"] = f"^{SIZE.pattern}$"
         elif is_list:
             integer = " *[+-]?[0-9]{1,18} *"
             query["pattern"] = f"^(none|{integer}(,{integer}){{0,{MAX_IGNORED - 1}}})$"
@@ -237,6 +254,15 @@ def _schemas() -> Json:
         "ignore_index": _INTEGER,
         "background_index": {"type": ["integer", "null"]},
     }
+    model = {
+        "network": {**_STRING, "description": "fcn8s and the like, or package.module:callable."},
+        "num_classes": _INTEGER,
+        "class_names": {"type": "array", "items": _STRING},
+        "preprocessing": {"type": "string", "enum": [*PREPROCESSINGS]},
+        "max_photo_pixels": _INTEGER,
+        "tile_side_pixels": _INTEGER,
+        "tile_overlap_pixels": _INTEGER,
+    }
     colours = {
         "type": "array",
         "items": {**counts, "minItems": 3, "maxItems": 3},
@@ -248,8 +274,33 @@ def _schemas() -> Json:
         "Integers": _lists_of("integer", "Integers"),
         "Loss": {**_answer({**loss, "warnings": warnings}), "examples": [_LOSS_EXAMPLE]},
         "Evaluation": _answer({**evaluation, "warnings": warnings}),
+        "Prediction": _answer(
+            {
+                "num_images": _INTEGER,
+                "size": {**counts, "description": "Height and width, or all spatial axes."},
+                "num_classes": _INTEGER,
+                "classes": {
+                    "type": "array",
+                    "description": "The classes that some pixel is predicted as.",
+                    "items": _schema_of(PredictedClass),
+                },
+                "evaluation": {
+                    "description": "Loss and metrics, with labels; else null.",
+                    "oneOf": [_answer(evaluation), {"type": "null"}],
+                },
+                "warnings": warnings,
+            }
+        ),
         "Palettes": _answer({"palettes": {"type": "array", "items": _answer(palette)}}),
         "Palette": _answer({**palette, "colours": colours}),
+        "Model": _answer(
+            {
+                "model": {
+                    "description": "The network, which computes the logits of photos, or null.",
+                    "oneOf": [_answer(model), {"type": "null"}],
+                }
+            }
+        ),
         "Status": _answer({"status": {"type": "string", "enum": ["live", "ready"]}}),
         "Problem": _problem(),
     }

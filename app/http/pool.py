@@ -13,9 +13,9 @@ too little free memory, the request gets the same status as if the service had t
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
@@ -118,7 +118,24 @@ class Workers:
             self._bytes += num_bytes
             reservation.num_bytes += num_bytes
 
-    async def run(self, function: Callable[[], T], reservation: Reservation) -> T:
+    def deadline(self) -> float:
+        """Returns the time of the event loop at which a request that begins now must end."""
+        return asyncio.get_running_loop().time() + self._settings.compute_timeout_seconds
+
+    @asynccontextmanager
+    async def until(self, deadline: float) -> AsyncIterator[None]:
+        """Ends the code within the context at a time of the event loop.
+
+        Raises:
+            Unavailable: if the time is over.
+        """
+        try:
+            async with asyncio.timeout_at(deadline):
+                yield
+        except TimeoutError:
+            raise self._late() from None
+
+    async def run(self, function: Callable[[], T], reservation: Reservation, deadline: float) -> T:
         """Calls a function in a thread of the pool and returns its result.
 
         Raises:
@@ -128,17 +145,20 @@ class Workers:
         future = self._pool.submit(self._call, function)
         reservation.future = future
         try:
-            async with asyncio.timeout(self._settings.compute_timeout_seconds):
+            async with asyncio.timeout_at(deadline):
                 return await asyncio.wrap_future(future)
         except TimeoutError:
             if future.done() and not future.cancelled():
                 return future.result()  # a result at the last moment, or the function's own error
-            limit = f"{self._settings.compute_timeout_seconds:g} s"
-            raise self._busy(f"The response was not ready within {limit}") from None
+            raise self._late() from None
 
     async def run_without_limits(self, function: Callable[[], T]) -> T:
-        """Calls a function that belongs to no request in a thread of the pool."""
-        return await asyncio.wrap_future(self._pool.submit(function))
+        """Calls a function that belongs to no single request in a thread of the pool.
+
+        Raises:
+            Unavailable: if the GPU has too little free memory.
+        """
+        return await asyncio.wrap_future(self._pool.submit(self._call, function))
 
     def close(self) -> None:
         """Cancels what has not begun; does not wait for running computations."""
@@ -161,6 +181,10 @@ class Workers:
         with self._lock:
             self._requests -= 1
             self._bytes -= reservation.num_bytes
+
+    def _late(self) -> Unavailable:
+        limit = f"{self._settings.compute_timeout_seconds:g} s"
+        return self._busy(f"The response was not ready within {limit}")
 
     def _busy(self, reason: str) -> Unavailable:
         wait = self._settings.retry_after_seconds

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from .. import results
 from ..errors import IllPosed, NotAcceptable, dtype_name, safe_repr
 from ..formats import json, npy, png, safetensors
-from ..results import EvaluationResult, GradientResult, PictureResult
+from ..results import EvaluationResult, GradientResult, PictureResult, PredictionResult
 from ..settings import Settings
 
 _MAX_SEND_BYTES = 1024 * 1024
@@ -135,11 +135,12 @@ def check_can_hold_maps(media_type: str, maps: Sequence[str]) -> None:
     """Checks that a response of this media type can hold the maps asked for.
 
     Raises:
-        IllPosed: if there are maps and the response is JSON.
+        IllPosed: if there are maps and the response is JSON or a picture.
     """
-    if maps and media_type == json.MEDIA_TYPE:
+    if maps and media_type != safetensors.MEDIA_TYPE:
+        name = "a JSON response" if media_type == json.MEDIA_TYPE else "a PNG"
         fix = f"Send Accept: {safetensors.MEDIA_TYPE} to get them."
-        raise IllPosed("maps", "none in a JSON response", "some", fix)
+        raise IllPosed("maps", f"none in {name}", "some", fix)
 
 
 def _loss_as_json(result: EvaluationResult) -> Encoded:
@@ -171,6 +172,19 @@ def _picture_as_png(result: PictureResult) -> Encoded:
     return Encoded(png.MEDIA_TYPE, [result.png], _warning_header(result.warnings))
 
 
+def _prediction_as_png(result: PredictionResult) -> Encoded:
+    content = results.label_map_png(result)
+    return Encoded(png.MEDIA_TYPE, [content], _warning_header(result.warnings))
+
+
+def _prediction_as_safetensors(result: PredictionResult) -> Encoded:
+    return Encoded(safetensors.MEDIA_TYPE, results.prediction_file(result))
+
+
+def _prediction_as_json(result: PredictionResult) -> Encoded:
+    return Encoded(json.MEDIA_TYPE, results.prediction_json(result))
+
+
 LOSS_ENCODERS: Mapping[str, Callable[[EvaluationResult], Encoded]] = {
     json.MEDIA_TYPE: _loss_as_json,
 }
@@ -184,6 +198,11 @@ EVALUATE_ENCODERS: Mapping[str, Callable[[EvaluationResult], Encoded]] = {
 }
 VISUALIZE_ENCODERS: Mapping[str, Callable[[PictureResult], Encoded]] = {
     png.MEDIA_TYPE: _picture_as_png,
+}
+PREDICT_ENCODERS: Mapping[str, Callable[[PredictionResult], Encoded]] = {
+    png.MEDIA_TYPE: _prediction_as_png,
+    safetensors.MEDIA_TYPE: _prediction_as_safetensors,
+    json.MEDIA_TYPE: _prediction_as_json,
 }
 
 

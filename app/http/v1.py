@@ -8,7 +8,7 @@ routes: it parses no body and no option. `openapi` describes the tables.
 import asyncio
 import re
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from time import perf_counter
@@ -20,6 +20,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
+from torch import Tensor
+
+from seg_loss.upsampling import Upsampling
 
 from .. import devices, inputs, operations, results
 from ..errors import NotFound, Unavailable, did_you_mean, safe_repr
@@ -27,10 +30,18 @@ from ..formats import json
 from ..formats.compression import decompress
 from ..images.palettes import PALETTES
 from ..inputs import Inputs
-from ..options import MODELS, EvaluateOptions, LossOptions, parse
+from ..options import (
+    MODELS,
+    EvaluateOptions,
+    LossOptions,
+    PredictOptions,
+    VisualizeOptions,
+    parse,
+)
 from ..results import GradientResult, Result
 from ..settings import Settings
 from . import body, openapi, responses
+from .batching import Batcher
 from .middleware import Metrics
 from .pool import Reservation, Workers
 from .responses import ChunkedResponse, Encoded
@@ -47,6 +58,7 @@ class Service:
         metrics: the Prometheus metrics.
         device: the device that computes.
         staging: the pinned memory for copies to the device and back.
+        batcher: the network for photos; None if there is none.
         is_warm: whether the kernels are loaded.
         is_draining: whether the service is about to stop.
     """
@@ -56,8 +68,16 @@ class Service:
     metrics: Metrics
     device: torch.device
     staging: StagingPool
+    batcher: Batcher | None = None
     is_warm: bool = False
     is_draining: bool = False
+
+    def announced(self, options: LossOptions) -> AbstractContextManager[None]:
+        """Tells the queue of the network that a request may have a photo for it."""
+        takes_photos = isinstance(options, (PredictOptions, VisualizeOptions))
+        if self.batcher is None or not takes_photos:
+            return nullcontext()
+        return self.batcher.announced()
 
 
 @dataclass(frozen=True)
@@ -107,6 +127,12 @@ OPERATIONS = (
         operations.visualize,
         responses.VISUALIZE_ENCODERS,
     ),
+    Operation(
+        "predict",
+        "The class of each pixel as a label map, maps, or the number of pixels of each class",
+        operations.predict,
+        responses.PREDICT_ENCODERS,
+    ),
 )
 
 
@@ -115,7 +141,8 @@ async def handle(request: Request, operation: Operation) -> Response:
 
     The headers are checked first, so that many invalid requests are rejected before their body is
     sent. Then memory is reserved and the body is read. All else happens in a worker thread, so that
-    the event loop can answer other requests.
+    the event loop can answer other requests. A photo waits for the network between two calls in
+    worker threads, so that those of several requests can be computed together.
 
     Raises:
         RequestError: if the request is invalid, or the service too busy.
@@ -128,6 +155,10 @@ async def handle(request: Request, operation: Operation) -> Response:
     media_type = responses.choose_media_type(_accept(request), tuple(operation.encoders))
     if isinstance(options, EvaluateOptions):
         responses.check_can_hold_maps(media_type, options.maps)
+    if isinstance(options, PredictOptions):
+        # Every response tells of the prediction.
+        maps = [name for name in options.maps if name != "prediction"]
+        responses.check_can_hold_maps(media_type, maps)
     content_type = request.headers.get("content-type", "")
     body_headers = body.parse_headers(request.headers, _max_body_bytes(content_type, settings))
 
@@ -135,25 +166,55 @@ async def handle(request: Request, operation: Operation) -> Response:
         reservation = stack.enter_context(workers.reserve(body_headers.length or 0))
         grow = partial(workers.grow, reservation)
         timings = _Timings()
-        content = await body.read(request, body_headers, settings, grow)
-        timings.end("read")
 
-        def compute() -> Encoded:
+        def begin() -> Inputs | Encoded:
             encoding, limit = body_headers.content_encoding, body_headers.limit
             decompressed = decompress(content, encoding, limit, grow)
             timings.end("wait")  # for a thread, and the decompression
             decoded = inputs.decode(decompressed, content_type, options, settings, grow)
             timings.end("decode")
+            if service.batcher is not None and operations.needs_network(decoded, options):
+                return decoded
+            return finish(decoded)
+
+        def finish(decoded: Inputs) -> Encoded:
             result = _compute(service, operation, decoded, options, reservation)
             timings.end("compute")
             encoded = operation.encoders[media_type](result)
             timings.end("encode")
             return encoded
 
-        encoded = await workers.run(compute, reservation)
+        with service.announced(options):
+            content = await body.read(request, body_headers, settings, grow)
+            timings.end("read")
+            deadline = workers.deadline()
+            encoded = await workers.run(begin, reservation, deadline)
+        if isinstance(encoded, Inputs):
+            with_scores = partial(operations.with_scores, encoded, options)
+            async with workers.until(deadline):
+                scores = await _scores(service, encoded, options, grow)
+            timings.end("network")
+            encoded = await workers.run(lambda: finish(with_scores(*scores)), reservation, deadline)
         headers = {"Server-Timing": timings.header(), "Vary": "Accept"}
         # The response releases the reservation before its last bytes are sent.
         return ChunkedResponse(encoded, headers, stack.pop_all(), settings)
+
+
+async def _scores(
+    service: Service, decoded: Inputs, options: LossOptions, grow: inputs.Grow
+) -> tuple[Tensor, Upsampling | None, tuple[str, ...]]:
+    """Returns the network's scores of a photo, their upsampling, and the names of the classes.
+
+    Raises:
+        RequestError: if the photo is too large, or options do not fit it.
+    """
+    assert service.batcher is not None
+    assert decoded.image is not None
+    network = service.batcher.network
+    operations.check_photo(decoded, options, service.settings, network.num_classes)
+    grow(network.working_bytes(*decoded.image.shape[:2]))
+    scores, upsampling = await service.batcher.scores(decoded.image)
+    return scores, upsampling, network.class_names
 
 
 def _compute(
@@ -266,6 +327,12 @@ async def _palette(request: Request) -> Response:
     return _negotiated_json(request, _palette_json(name))
 
 
+async def _model(request: Request) -> Response:
+    service: Service = request.app.state.service
+    fields = None if service.batcher is None else service.batcher.network.fields()
+    return _negotiated_json(request, results.json_bytes({"model": fields}))
+
+
 async def _openapi(request: Request) -> Response:
     return _negotiated_json(request, _openapi_json())
 
@@ -340,6 +407,13 @@ RESOURCES = (
         openapi.json_content("Palette"),
         (404, 406),
         (openapi.PALETTE_NAME,),
+    ),
+    Resource(
+        "/v1/model",
+        "The network that is served, or null",
+        _model,
+        openapi.json_content("Model"),
+        (406,),
     ),
     Resource("/livez", "Whether the process answers", _livez, openapi.json_content("Status")),
     Resource(

@@ -48,6 +48,7 @@ from seg_loss.cpu.simd import (
     at,
     constant,
     emit_fma,
+    emit_loop,
     emit_maximum,
     equal,
     fma,
@@ -95,28 +96,6 @@ _SUM_LOW = _LEFT_FACTOR  # until the factors are known
 
 
 # -- loops over the classes, in which the phases of a group are unrolled ---------------------------
-
-
-def _emit_loop(builder, count, initial, body):
-    """Emits a loop of at least one turn; `body(i, values)` returns the values of the next turn."""
-    before = builder.block
-    block, end = builder.append_basic_block("turn"), builder.append_basic_block("end")
-    builder.branch(block)
-    builder.position_at_end(block)
-    i = builder.phi(count.type)
-    i.add_incoming(count.type(0), before)
-    values = []
-    for value in initial:
-        values.append(builder.phi(value.type))
-        values[-1].add_incoming(value, before)
-    results = body(i, values)
-    following = builder.add(i, count.type(1))
-    i.add_incoming(following, builder.block)
-    for phi, result in zip(values, results, strict=True):
-        phi.add_incoming(result, builder.block)
-    builder.cbranch(builder.icmp_signed("<", following, count), block, end)
-    builder.position_at_end(end)
-    return results
 
 
 def _emit_exponent(builder, x, top, scale, shift):
@@ -167,7 +146,7 @@ def _emit_sum_over_blocks(builder, num_classes, sums, others, of_class, results)
         left = builder.sub(num_classes, first)
         count = builder.select(builder.icmp_signed("<", left, size), left, size)
         initial = [zero] * sums + others
-        values = _emit_loop(
+        values = emit_loop(
             builder, count, initial, lambda i, values: of_class(builder.add(first, i), values)
         )
         totals, others = values[:sums], values[sums:]
@@ -189,7 +168,7 @@ def _emit_sum_over_blocks(builder, num_classes, sums, others, of_class, results)
 
     zeros = [zero] * sums
     turns = builder.sdiv(builder.add(num_classes, word(SUM_BLOCK - 1)), size)
-    return _emit_loop(
+    return emit_loop(
         builder, turns, [*zeros, *others], lambda turn, values: of_block(turn, values[sums:])
     )
 
@@ -357,7 +336,7 @@ def _make_gradients(phases):
 
             one = num_classes.type(1)
             turns = builder.lshr(builder.add(num_classes, one), one)
-            _emit_loop(builder, turns, [], of_classes)
+            emit_loop(builder, turns, [], of_classes)
             return context.get_dummy_value()
 
         words = (types.int64,) * 4

@@ -23,12 +23,13 @@ LANES = 16  # pixels of a vector: a cache line of float32
 # Sizes of scratch memory, which plans reserve and kernels divide: rows of a tile beside those of
 # the classes (`tiles`), pixels of a tile (`many_classes`), copies of the tables (`evaluate`),
 # blocks of source rows and corners of an interval (`upsampled`), vectors of a phase
-# (`interval_columns`).
+# (`interval_columns`), target pixels that are packed into a word (`best_class`).
 NUM_EXTRA_ROWS = 10
 MANY_CLASSES_TILE = 128
 NUM_TABLE_COPIES = 4
 NUM_SOURCE_BLOCKS, NUM_CORNERS = 4, 4
 NUM_PHASE_VECTORS = 6
+PACKED_PIXELS = 4
 
 
 def _integers(names: str) -> list[tuple[str, type]]:
@@ -73,6 +74,7 @@ GRID = np.dtype(
         " row_starts row_weights column_starts column_weights halo_rows"
         " pixel_classes pixel_weights sources corners"
         " edges exponentials phase_vectors exponent_weights weight_steps"
+        " has_candidates distances tops highest candidates strip_pixels"
     )
 )
 

@@ -94,6 +94,28 @@ def emit_maximum(builder, a, b):
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
+def emit_loop(builder, count, initial, body):
+    """Emits a loop of at least one turn; `body(i, values)` returns the values of the next turn."""
+    before = builder.block
+    block, end = builder.append_basic_block("turn"), builder.append_basic_block("end")
+    builder.branch(block)
+    builder.position_at_end(block)
+    i = builder.phi(count.type)
+    i.add_incoming(count.type(0), before)
+    values = []
+    for value in initial:
+        values.append(builder.phi(value.type))
+        values[-1].add_incoming(value, before)
+    results = body(i, values)
+    following = builder.add(i, count.type(1))
+    i.add_incoming(following, builder.block)
+    for phi, result in zip(values, results, strict=True):
+        phi.add_incoming(result, builder.block)
+    builder.cbranch(builder.icmp_signed("<", following, count), block, end)
+    builder.position_at_end(end)
+    return results
+
+
 # -- memory ----------------------------------------------------------------------------------------
 
 

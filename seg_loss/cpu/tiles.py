@@ -424,8 +424,56 @@ def accumulate_tile(
 
 
 @inner(types.void)
+def distribution_of_tile(job, n, predicted, rows, stride):
+    """Finds the most probable class of each pixel of a tile and, for their maps, probabilities.
+
+    Leaves what `accumulate_tile` leaves, except for the nll, in the same places and with the same
+    bits as for labels that are the predicted classes.
+    """
+    num_classes = job.logits.num_classes
+    confidence_row = at(rows, (num_classes + CONFIDENCE) * stride)
+    entropy_row = at(rows, (num_classes + ENTROPY) * stride)
+    zero = broadcast(rows, 0.0)
+    one = broadcast(rows, 1.0)
+    least = broadcast(rows, -1000.0)
+    inverse_temperature = broadcast(rows, job.inverse_temperature)
+    has_moment = job.maps.entropy != 0 or job.maps.top_classes != 0
+    has_probabilities = has_moment or job.maps.confidence != 0
+    for i in range(0, n, LANES):
+        m = broadcast(rows, -np.inf)
+        best = splat(np.int32(0))
+        for c in range(num_classes):
+            x = load(rows, c * stride + i)
+            higher = less(m, x)
+            m = where(higher, x, m)
+            best = where(higher, splat(np.int32(c)), best)
+        store(predicted, i, best)
+        if has_probabilities:
+            best_exp = exp((m - m) * inverse_temperature)
+            high = low = moment = moment_low = zero
+            for first in range(0, num_classes, SUM_BLOCK):
+                t = moment_of_block = zero
+                for c in range(first, min_int(first + SUM_BLOCK, num_classes)):
+                    is_best = equal(best, splat(np.int32(c)))
+                    d = (load(rows, c * stride + i) - m) * inverse_temperature
+                    e = where(is_best, zero, exp(d))
+                    t = t + e
+                    if has_moment:
+                        moment_of_block = moment_of_block + e * maximum(d, least)
+                        store(rows, c * stride + i, where(is_best, best_exp, e))
+                high, low = add_block(high, low, t)
+                moment, moment_low = add_block(moment, moment_low, moment_of_block)
+            t = high + low
+            s = t + best_exp
+            store(confidence_row, i, one / s)
+            store(entropy_row, i, log1p(t) - (moment + moment_low) / s)
+    if job.maps.top_classes:
+        _find_top(num_classes, n, predicted, rows, stride)
+
+
+@inner(types.void)
 def write_maps(job, image, offsets, n, predicted, rows, stride):
-    """Writes the maps that `accumulate_tile` left to `offsets` in the image; -1 writes nothing."""
+    """Writes the maps that the tile holds to `offsets` in the image; -1 writes nothing."""
     num_classes = job.logits.num_classes
     first, dtype_code = image * job.pixels, job.maps.prediction_dtype
     if job.maps.prediction:

@@ -79,7 +79,7 @@ def load_sources(scores, image, source_row, grid, sources):
 
 
 @inner(lambda weight, value, *others: value)
-def _weighted(weight, value, zero, skips_zero_weights):
+def weighted(weight, value, zero, skips_zero_weights):
     """Returns weight * value; if `skips_zero_weights`, 0 for a weight of 0 and any value."""
     product = weight * value
     if skips_zero_weights:
@@ -88,7 +88,7 @@ def _weighted(weight, value, zero, skips_zero_weights):
 
 
 @inner(types.void)
-def _interpolate(
+def interpolate_tile(
     num_classes,
     upper,
     lower,
@@ -121,10 +121,10 @@ def _interpolate(
         for back in range(0, intervals, LANES):
             j = last - back
             if skips_zero_weights:
-                left = _weighted(above, load(up, j), zero, skips_zero_weights)
-                left = left + _weighted(below, load(low, j), zero, skips_zero_weights)
-                right = _weighted(above, load(up, j + 1), zero, skips_zero_weights)
-                right = right + _weighted(below, load(low, j + 1), zero, skips_zero_weights)
+                left = weighted(above, load(up, j), zero, skips_zero_weights)
+                left = left + weighted(below, load(low, j), zero, skips_zero_weights)
+                right = weighted(above, load(up, j + 1), zero, skips_zero_weights)
+                right = right + weighted(below, load(low, j + 1), zero, skips_zero_weights)
             else:
                 left = fma(above, load(up, j), below * load(low, j))
                 right = fma(above, load(up, j + 1), below * load(low, j + 1))
@@ -132,7 +132,7 @@ def _interpolate(
                 offset = (first_phase + k) * grid.phase_stride + first_interval + j
                 from_left, from_right = load(weights, offset), load(weights, block + offset)
                 if skips_zero_weights:
-                    x = _weighted(from_left, left, zero, skips_zero_weights) + _weighted(
+                    x = weighted(from_left, left, zero, skips_zero_weights) + weighted(
                         from_right, right, zero, skips_zero_weights
                     )
                 else:
@@ -264,7 +264,7 @@ def _load_tile(
         _arrange_by_phase(
             pixel_weights, pixel_row, starts, first_interval, intervals, first_phase, phases, 1.0
         )
-    _interpolate(
+    interpolate_tile(
         num_classes,
         upper,
         lower,
@@ -465,7 +465,7 @@ def write_halo_row(num_classes, gradient_rows, source_stride, source_columns, ha
 
 
 @inner(types.void)
-def _offsets_by_phase(offsets, y, grid, starts, first_interval, intervals, first_phase, phases):
+def offsets_by_phase(offsets, y, grid, starts, first_interval, intervals, first_phase, phases):
     """Writes the offset of each pixel of a tile in the image; -1 where an interval has no pixel."""
     for j in range(intervals):
         start = starts[first_interval + j]
@@ -558,7 +558,7 @@ def make_evaluate(*, element):
                             confusion,
                             bin_pixels,
                         )
-                        _offsets_by_phase(
+                        offsets_by_phase(
                             offsets, y, grid, column_starts, interval, intervals, phase, phases
                         )
                         write_maps(job, image, offsets, n, predicted, rows, stride)

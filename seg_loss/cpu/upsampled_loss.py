@@ -60,12 +60,19 @@ def plan_upsampled(make: str, inputs: LossInputs, tensors: Tensors) -> Plan:
     """Returns the plan of the loss (`make_loss`) or of the evaluation (`make_evaluate`)."""
     scores, axes = inputs.logits, inputs.axes
     assert axes is not None
-    rows, columns = axes
     if make == "make_loss" and _has_interval_columns(inputs):
         return _plan_interval_columns(inputs, tensors)
+    plan = make_plan("upsampled", make, inputs, {"element": element_of(scores.dtype)})
+    plan.set(checks_labels=1)
+    add_interpolated_tiles(plan, scores, axes, tensors)
+    return plan
+
+
+def add_interpolated_tiles(plan: Plan, scores: Tensor, axes: Axes, tensors: Tensors) -> None:
+    """Adds the grid and the tiles of interpolated logits to a plan."""
+    rows, columns = axes
     num_classes, element = scores.shape[1], element_of(scores.dtype)
     itemsize = ITEMSIZES[dtype_code(loss_dtype(scores))]
-    plan = make_plan("upsampled", make, inputs, {"element": element})
     tile = tile_pixels(num_classes)
     stride = tile + LANES
     intervals, phases = columns.num_sources + 1, columns.max_targets
@@ -93,37 +100,36 @@ def plan_upsampled(make: str, inputs: LossInputs, tensors: Tensors) -> Plan:
         "sources": itemsize * (NUM_SOURCE_BLOCKS * num_classes + 1) * source_stride,
         "corners": itemsize * (NUM_CORNERS * num_classes * tile_intervals + LANES),
     }
-    _complete(
-        plan, inputs, tensors, tables={"column_weights": weights}, sizes=sizes, scratch=scratch
-    )
-    return plan
+    tables = {"column_weights": weights}
+    add_grid(plan, scores, axes, tensors, tables=tables, sizes=sizes, scratch=scratch)
 
 
-def _complete(
+def add_grid(
     plan: Plan,
-    inputs: LossInputs,
+    scores: Tensor,
+    axes: Axes,
     tensors: Tensors,
     *,
     tables: dict[str, Array],
     sizes: dict[str, int],
     scratch: dict[str, int],
 ) -> None:
-    """Adds to a plan what both forms have in common.
+    """Adds the interpolation grid to a plan, and splits it into blocks of interval rows.
 
     Args:
         plan: the plan, with its tile.
-        inputs, tensors: those of the call.
+        scores, axes: those of the call.
+        tensors: the tensors of the call.
         tables: arrays that the grid refers to by address, beside the starts and the row weights.
         sizes: fields of the grid.
         scratch: bytes of the parts of a thread's scratch memory.
     """
-    scores, axes = inputs.logits, inputs.axes
-    assert axes is not None
     rows, columns = axes
     tables = {
         "row_starts": rows.starts.astype(np.int64),
         "row_weights": rows.weights.flatten().astype(np.float64),
-        "column_starts": columns.starts.astype(np.int64),
+        # The lanes behind the last interval have no pixel.
+        "column_starts": np.pad(columns.starts.astype(np.int64), (0, LANES), mode="edge"),
         **tables,
     }
     plan.tables = tuple(tables.values())
@@ -138,7 +144,6 @@ def _complete(
     }
     for name, value in fields.items():
         plan.job[0]["grid"][name] = value
-    plan.set(checks_labels=1)
     interval_rows = rows.num_sources + 1
     plan.split(
         interval_rows if len(scores) else 0,
@@ -211,11 +216,11 @@ def _plan_interval_columns(inputs: LossInputs, tensors: Tensors) -> Plan:
     num_phases = phases * num_groups
     # An odd number of cache lines, so that the classes do not share cache sets.
     source_stride = LANES * ((strips + 1) | 1)
-    plan.set(tile=COLUMN_TILE, row_stride=COLUMN_TILE)
+    plan.set(tile=COLUMN_TILE, row_stride=COLUMN_TILE, checks_labels=1)
     plan.add_scratch(rows=4 * COLUMN_TILE, classes=4 * COLUMN_TILE)
     tables = {
-        "column_weights": _weights_by_strip(columns, columns.weights, num_phases, strips),
-        "exponent_weights": _weights_by_strip(columns, weights[None], num_phases, strips),
+        "column_weights": weights_by_strip(columns, columns.weights, num_phases, strips),
+        "exponent_weights": weights_by_strip(columns, weights[None], num_phases, strips),
         "weight_steps": steps,
     }
     sizes = {
@@ -234,16 +239,18 @@ def _plan_interval_columns(inputs: LossInputs, tensors: Tensors) -> Plan:
         "exponentials": line * phases * (num_classes + 1),
         "phase_vectors": NUM_PHASE_VECTORS * line * phases,
     }
-    _complete(plan, inputs, tensors, tables=tables, sizes=sizes, scratch=scratch)
+    add_grid(plan, scores, axes, tensors, tables=tables, sizes=sizes, scratch=scratch)
     return plan
 
 
-def _weights_by_strip(columns: Axis, weights: Array, num_phases: int, strips: int) -> Array:
+def weights_by_strip(
+    columns: Axis, weights: Array, num_phases: int, strips: int, element: str = "float32"
+) -> Array:
     """Returns weights [k, strips, phases, 16].
 
     Where an interval has no pixel of a phase they are 1/2: 0 times an infinite score would be NaN.
     """
-    table = np.full((len(weights), num_phases, strips * LANES), 0.5, np.float32)
+    table = np.full((len(weights), num_phases, strips * LANES), 0.5, element)
     phase = np.arange(columns.num_targets) - columns.starts[columns.intervals]
     table[:, phase, columns.intervals] = weights
     return np.ascontiguousarray(

@@ -82,7 +82,7 @@ class Results:
 
 
 @triton.jit
-def _first_class(blocks, value, chosen, c, C: tl.constexpr):
+def first_class_of_blocks(blocks, value, chosen, c, C: tl.constexpr):
     """Returns the first class with a logit, but for the chosen ones; 0 if there is none."""
     BLOCK_C: tl.constexpr = blocks[0].shape[0]
     first = tl.full(blocks[0].shape, C, tl.int32)
@@ -97,7 +97,7 @@ def _first_class(blocks, value, chosen, c, C: tl.constexpr):
 
 
 @triton.jit
-def _highest(blocks, chosen, c):
+def highest_of_blocks(blocks, chosen, c):
     """Returns the highest logit, but for those of the chosen classes."""
     BLOCK_C: tl.constexpr = blocks[0].shape[0]
     highest = tl.full(blocks[0].shape, -float("inf"), widen(blocks[0]).dtype)
@@ -215,7 +215,7 @@ def evaluate_kernel(
         tl.store(partial + num_tiles + tile, tl.sum(weight, axis=0))
 
     offset = image_pixels + pixel
-    predicted = _first_class(blocks, m, (), c, C)
+    predicted = first_class_of_blocks(blocks, m, (), c, C)
     tl.store(prediction + offset, predicted.to(prediction.dtype.element_ty), inside)
     tl.store(nll_map + offset, tl.where(valid, nll, 0), inside)
     confidence = exponential(tl.fma(m, pixel_scale, -exponent)) * factor
@@ -232,8 +232,8 @@ def evaluate_kernel(
         DEPTH: tl.constexpr = C if C < TOP else TOP  # Triton before 3.6 makes a tensor of min()
         chosen = ()
         for rank in tl.static_range(DEPTH):
-            highest = _highest(blocks, chosen, c)
-            first = _first_class(blocks, highest, chosen, c, C)
+            highest = highest_of_blocks(blocks, chosen, c)
+            first = first_class_of_blocks(blocks, highest, chosen, c, C)
             chosen += (first,)
             row = (image * DEPTH + rank) * pixels + pixel
             tl.store(top_classes + row, first.to(top_classes.dtype.element_ty), inside)

@@ -35,7 +35,7 @@ TOP = tl.constexpr(NUM_TOP_CLASSES)
 
 
 @triton.jit
-def _load_block(logits, at, source_weights, classes, inside, strides, dtype, C: tl.constexpr):
+def load_block(logits, at, source_weights, classes, inside, strides, dtype, C: tl.constexpr):
     """Loads a block [classes, pixels] of logits, or interpolates it if there are weights."""
     if len(source_weights) == 0:
         offset = classes.to(tl.int64)[:, None] * strides[0] + at[None, :]
@@ -46,14 +46,14 @@ def _load_block(logits, at, source_weights, classes, inside, strides, dtype, C: 
 
 
 @triton.jit
-def _higher(x, classes, best, best_classes):
+def higher_of(x, classes, best, best_classes):
     """Returns the larger of two logits and its class; the first of equal ones."""
     is_higher = x > best
     return tl.where(is_higher, x, best), tl.where(is_higher, classes[:, None], best_classes)
 
 
 @triton.jit
-def _highest(best, best_classes, C: tl.constexpr):
+def highest_of(best, best_classes, C: tl.constexpr):
     """Returns, over the axis of classes, the highest logit and the first class that has it."""
     highest = tl.max(best, axis=0)
     first = tl.min(tl.where(best == highest[None, :], best_classes, C), axis=0)
@@ -148,10 +148,10 @@ def many_classes_kernel(
     target = tl.zeros((BLOCK_C, BLOCK_P), dtype)
     for k in range(K):
         classes = c + k * BLOCK_C
-        x = _load_block(logits, at, source_weights, classes, inside, strides, dtype, C)
-        best, best_classes = _higher(x, classes, best, best_classes)
+        x = load_block(logits, at, source_weights, classes, inside, strides, dtype, C)
+        best, best_classes = higher_of(x, classes, best, best_classes)
         target = tl.where(classes[:, None] == y[None, :], x, target)
-    m, predicted = _highest(best, best_classes, C)
+    m, predicted = highest_of(best, best_classes, C)
     target_logit = tl.sum(target, axis=0)  # unlike a maximum, a sum keeps NaN
 
     pixel_scale, exponent, unit = exponent_of_maximum(m, scale)
@@ -164,7 +164,7 @@ def many_classes_kernel(
         partial_moment = tl.zeros((BLOCK_C, BLOCK_P), dtype)
         for k in range(first, tl.minimum(first + BLOCKS_PER_SUM, K)):
             classes = c + k * BLOCK_C
-            x = _load_block(logits, at, source_weights, classes, inside, strides, dtype, C)
+            x = load_block(logits, at, source_weights, classes, inside, strides, dtype, C)
             classes = classes[:, None]
             p = tl.fma(x, pixel_scale[None, :], -exponent[None, :])
             e = exponential(p)
@@ -223,12 +223,12 @@ def many_classes_kernel(
             best_classes = c[:, None] + tl.zeros((BLOCK_C, BLOCK_P), tl.int32)
             for k in range(K):
                 classes = c + k * BLOCK_C
-                x = _load_block(logits, at, source_weights, classes, inside, strides, dtype, C)
+                x = load_block(logits, at, source_weights, classes, inside, strides, dtype, C)
                 for earlier in tl.static_range(rank):
                     is_chosen = classes[:, None] == chosen[earlier][None, :]
                     x = tl.where(is_chosen, -float("inf"), x)
-                best, best_classes = _higher(x, classes, best, best_classes)
-            highest, first = _highest(best, best_classes, C)
+                best, best_classes = higher_of(x, classes, best, best_classes)
+            highest, first = highest_of(best, best_classes, C)
             chosen += (first,)
             row = (image * TOP + rank) * pixels + pixel
             tl.store(top_classes + row, first.to(top_classes.dtype.element_ty), inside)
@@ -258,7 +258,7 @@ def many_classes_kernel(
         to = spatial_offsets(pixel, rows, columns, to_strides, AXES)
         for k in range(K):
             classes = c + k * BLOCK_C
-            x = _load_block(logits, at, source_weights, classes, inside, strides, dtype, C)
+            x = load_block(logits, at, source_weights, classes, inside, strides, dtype, C)
             mask = (classes < C)[:, None] & inside[None, :]
             cell = classes.to(tl.int64)[:, None] * gradient_class_stride + to[None, :]
             e = exponential(tl.fma(x, pixel_scale[None, :], -exponent[None, :]))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,16 @@ class Client:
 
     def post_tensors(self, path: str, /, **tensors: torch.Tensor) -> httpx.Response:
         return self.post(path, content=safetensors_file(**tensors), headers=SAFETENSORS)
+
+    def post_all(self, path: str, bodies: Sequence[bytes], accept: str) -> list[httpx.Response]:
+        """Posts safetensors bodies at the same time."""
+        headers = {**SAFETENSORS, "Accept": accept}
+
+        async def post_all() -> list[httpx.Response]:
+            requests = (self._http.post(path, content=body, headers=headers) for body in bodies)
+            return await asyncio.gather(*requests)
+
+        return self._runner.run(post_all())
 
     def post_raw_query(self, path: str, query: bytes, content: bytes) -> int:
         """The status; for queries that no HTTP client would send."""

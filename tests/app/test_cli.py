@@ -417,7 +417,7 @@ def test_serve_help_lists_every_setting(run):
         assert field.description in out
 
 
-@pytest.mark.parametrize("command", ["loss", "gradient", "evaluate", "visualize"])
+@pytest.mark.parametrize("command", ["loss", "gradient", "evaluate", "visualize", "predict"])
 def test_the_help_of_every_operation_has_the_option_upsampling(run, command):
     assert "--upsampling" in run(command, "--help")[1]
 

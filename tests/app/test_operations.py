@@ -248,7 +248,7 @@ def test_a_probability_of_zero_is_null_and_saturated(client):
     assert safetensors.torch.load(response.content)["gradient"].tolist() == [[-np.inf, 0]]
 
 
-@pytest.mark.parametrize("name", ["loss", "gradient", "evaluate", "visualize"])
+@pytest.mark.parametrize("name", ["loss", "gradient", "evaluate", "visualize", "predict"])
 @pytest.mark.parametrize(
     ("query", "where", "expected"),
     [
@@ -380,7 +380,7 @@ OVERFLOWS = {
 
 
 @pytest.mark.parametrize("case", OVERFLOWS)
-@pytest.mark.parametrize("operation", ["loss", "gradient", "evaluate", "visualize"])
+@pytest.mark.parametrize("operation", ["loss", "gradient", "evaluate", "visualize", "predict"])
 def test_finite_logits_with_an_infinite_loss_are_an_error(
     client, run, empty_directory, case, operation
 ):

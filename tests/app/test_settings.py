@@ -91,6 +91,13 @@ INVALID = {
     "device": ("gpu\x1b", "auto, cpu, cuda or cuda:N, got 'gpu\\x1b'"),
     "warm_classes": ("19,", "positive integers with commas between them, or none, got '19,'"),
     "max_bytes_in_flight": ("9", "an integer of at least SEG_LOSS_MAX_BODY_BYTES, got '9'"),
+    "network": ("a.b", "package.module:callable, or none, got 'a.b'"),
+    "tile_side_pixels": ("63", "an integer of at least 64, got '63'"),
+    "tile_overlap_pixels": (
+        "513",
+        "an integer from 0 to half of SEG_LOSS_TILE_SIDE_PIXELS, got '513'",
+    ),
+    "batch_wait_seconds": ("-1", "a number of at least 0, got '-1'"),
     "max_pixels": ("1e6", "an integer of at least 1, got '1e6'"),
     "retry_after_seconds": ("1.5", "an integer of at least 0, got '1.5'"),
     "compute_timeout_seconds": ("0", "a number above 0, got '0'"),
@@ -121,7 +128,7 @@ def test_log_levels_may_have_capitals(monkeypatch):
 @pytest.mark.parametrize("name", INVALID)
 def test_commands_read_only_the_settings_that_they_use(monkeypatch, name):
     monkeypatch.setenv(f"{PREFIX}{name.upper()}", INVALID[name][0])
-    if name in ("device", "max_pixels"):
+    if name in ("device", "max_pixels", "tile_side_pixels", "tile_overlap_pixels"):
         with pytest.raises(ValidationError):
             for_commands()
     else:

@@ -67,7 +67,8 @@ def test_files_are_written_in_every_encoding(run_in):
 
 
 @pytest.mark.parametrize(
-    "page", ["", "loss", "gradient", "evaluate", "visualize", "palettes", "sample", "serve"]
+    "page",
+    ["", "loss", "gradient", "evaluate", "visualize", "predict", "palettes", "sample", "serve"],
 )
 def test_help_pages_are_written_in_ascii(run_in, page):
     status, out, err = run_in("ascii", *page.split(), "--help")

@@ -1,10 +1,8 @@
 """Networks in files: what is saved is loaded, and nothing in a file is trusted."""
 
 import json
-import os
 import sys
 
-import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -171,16 +169,6 @@ def test_a_caffemodel_without_a_layer_is_reported(tmp_path):
         InvalidInput, match=r"net.caffemodel: conv4_2: expected weights .*, got none"
     ):
         load_network(path)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX's")
-def test_others_may_read_a_file_as_the_umask_says(tmp_path):
-    caffe_weights.save(random_network("fcn32s"), tmp_path / "net.caffemodel")
-    save_network(tmp_path / "net.safetensors", random_network("fcn32s"), spec_of("fcn32s"))
-    (tmp_path / "other").touch()
-    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
-    assert len(modes) == 3
-    assert len(set(modes.values())) == 1, modes
 
 
 def test_the_suffix_of_a_file_may_be_in_capitals(tmp_path):
@@ -483,14 +471,6 @@ def test_a_network_is_not_saved_under_the_names_of_its_wrapper(wrap, message, tm
 def test_a_wrong_spec_raises(arguments, message):
     with pytest.raises(InvalidInput, match=message):
         NetworkSpec(*arguments)
-
-
-@pytest.mark.parametrize("name", PREPROCESSINGS)
-def test_a_read_only_photo_is_preprocessed_without_a_warning(name):
-    photo = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    expected = PREPROCESSINGS[name].to_input(photo.copy())
-    photo.flags.writeable = False
-    assert torch.equal(PREPROCESSINGS[name].to_input(photo), expected)
 
 
 def test_the_preprocessings_are_those_of_the_app():

@@ -64,6 +64,19 @@ def check_evaluate(scores, labels, upsampling):
     truth, _ = true_loss_and_gradient(scores, labels, upsampling=upsampling)
     torch.testing.assert_close(torch.as_tensor(result.loss).double(), truth, atol=1e-6, rtol=1e-6)
 
+def check_predict(case, dtype):
+    scores, labels, upsampling = make_inputs(case, dtype)
+    options = {"size": case.size, "upsampling": upsampling}
+    got = seg_loss.predict(scores, **options)["prediction"]
+    maps = seg_loss.predict(scores, maps=("prediction", "confidence"), **options)
+    assert torch.equal(got, maps["prediction"])
+    logits = true_logits(scores, labels, upsampling)
+    best = logits.topk(2, dim=1).values
+    is_sure = best[:, 0] - best[:, 1] > 1e-5
+    assert torch.equal(got.long()[is_sure], logits.argmax(1)[is_sure])
+    torch.testing.assert_close(maps["confidence"].double(), logits.softmax(1).amax(1),
+                               atol=1e-6, rtol=1e-5)
+
 def check_softmax(scores):
     leaf = scores.clone().requires_grad_()
     result = seg_loss.spatial_softmax(leaf)
@@ -88,6 +101,8 @@ for dtype in (getattr(torch, name) for name in dtypes):
                 check_evaluate(scores, labels, None)
             if "softmax" in calls:
                 check_softmax(scores)
+        if "predict" in calls:
+            check_predict(Case((1, num_classes, 4, 19), "", (28, 133), Bilinear()), dtype)
         if "upsampled" in calls:
             case = Case((1, num_classes, 4, 7), "", (16, 28), Bilinear())
             check_loss(*make_inputs(case, dtype))
@@ -107,6 +122,8 @@ RUNS = [
     ("x86-64-v2", ("loss,softmax", "float64", "3,40")),
     ("x86-64-v3", ("loss,evaluate,softmax", "float32", "3,40")),
     ("x86-64-v3", ("loss", "float16", "19")),
+    ("x86-64-v3", ("predict", "float32", "19")),
+    ("x86-64", ("predict", "float64", "19")),
     ("x86-64-v4", ("loss", "float32", "3")),
 ]
 

@@ -12,7 +12,17 @@ from benchmarks import gpu_code
 from benchmarks.gpu_code import CHANNELS_LAST, PLANES, Logits, Scores
 from seg_loss import Bilinear
 from seg_loss._inputs import loss_dtype
-from seg_loss.gpu import backend, cross_entropy, evaluate, labels, many_classes, softmax, tiling
+from seg_loss.constants import PREDICTION_MAPS
+from seg_loss.gpu import (
+    backend,
+    cross_entropy,
+    evaluate,
+    labels,
+    many_classes,
+    predict,
+    softmax,
+    tiling,
+)
 from seg_loss.gpu import upsampled as upsampled_kernels
 from seg_loss.gpu.arguments import TRITON
 from tests.support.cases import ALL_LABEL_DTYPES, FLOATS, NORMALIZATIONS
@@ -207,6 +217,47 @@ def test_all_maps_of_upsampled_scores_compile_without_spills(case, architecture)
     scores = Scores(case.num_classes, case.dtype)
     compile_all_without_spills(
         architecture, lambda: gpu_code.launch_evaluation(scores.tensor(), scores.size)
+    )
+
+
+# Few for each run, and all of them with the other matrices.
+PREDICTED = those_of_planes(cases_for(logits, (FLOAT32, (90,)), **ROWS))
+MORE_PREDICTED = [case for case in SOME_LOGITS if case.id not in {few.id for few in PREDICTED}]
+EACH_PREDICTED = pytest.mark.parametrize(
+    ("case", "architecture"),
+    [
+        *PREDICTED,
+        *(
+            pytest.param(*case.values, id=case.id, marks=pytest.mark.matrix)
+            for case in MORE_PREDICTED
+        ),
+    ],
+)
+EACH_MAPS = pytest.mark.parametrize(
+    "maps",
+    [
+        pytest.param(PREDICTION_MAPS, id="all maps"),
+        pytest.param(("prediction",), id="prediction", marks=pytest.mark.matrix),
+    ],
+)
+
+
+@EACH_MAPS
+@EACH_PREDICTED
+def test_predictions_compile_without_spills(case, architecture, maps):
+    compile_all_without_spills(
+        architecture, lambda: gpu_code.launch_prediction(case.tensor(), maps=maps)
+    )
+
+
+@EACH_MAPS
+@EACH_PREDICTED
+def test_predictions_of_upsampled_scores_compile_without_spills(case, architecture, maps):
+    if case.layout != PLANES:
+        pytest.skip("upsampled scores have one table")
+    scores = Scores(case.num_classes, case.dtype)
+    compile_all_without_spills(
+        architecture, lambda: gpu_code.launch_prediction(scores.tensor(), scores.size, maps)
     )
 
 
@@ -511,6 +562,22 @@ PATHS = {
     "evaluate, odd planes": lambda: gpu_code.launch_evaluation(empty(2, 40, 15, 17)),
     "evaluate, float64": lambda: evaluation(5, torch.float64),
     "evaluate, not in registers": lambda: evaluation(5000),
+    **{
+        f"predict {', '.join(maps)}, {number} classes{', upsampled' if size else ''}, {dtype}": (
+            lambda maps=maps, number=number, dtype=dtype, size=size: gpu_code.launch_prediction(
+                empty(2, number, 3, 5, dtype=dtype), size, maps
+            )
+        )
+        for maps, number, dtype in (
+            (("prediction",), 5000, FLOAT32),
+            (("prediction",), 5, BFLOAT16),
+            (PREDICTION_MAPS, 5000, FLOAT32),
+            (PREDICTION_MAPS, 2, FLOAT64),
+            (("prediction", "confidence"), 19, FLOAT32),
+        )
+        for size in (None, (16, 24))
+    },
+    "predict, channels_last": lambda: gpu_code.launch_prediction(channels_last(19)),
     "softmax, not in registers": lambda: backend.softmax(empty(2, 5000, 4, 4), 1, 2.0),
     "softmax, float64": lambda: backend.softmax(empty(5, 4, dtype=torch.float64), 1, 2.0),
     "softmax gradient": lambda: backend.softmax_gradient(
@@ -540,7 +607,15 @@ def test_every_path_compiles_without_spills(path):
 def test_the_paths_launch_every_kernel():
     kernels = {
         name
-        for module in (cross_entropy, evaluate, labels, many_classes, softmax, upsampled_kernels)
+        for module in (
+            cross_entropy,
+            evaluate,
+            labels,
+            many_classes,
+            predict,
+            softmax,
+            upsampled_kernels,
+        )
         for name in vars(module)
         if name.endswith("_kernel") and isinstance(getattr(module, name), JITFunction)
     }

@@ -27,7 +27,14 @@ def autograd(scores, labels, upsampling):
 def in_place(scores, labels, upsampling):
     return seg_loss.loss_and_gradient(scores, labels, upsampling=upsampling, out=scores)
 
+def predict(scores, labels, upsampling):
+    names = sys.argv[-1].split()[1:] or ["prediction"]
+    size = None if upsampling is None else labels.shape[1:]
+    return seg_loss.predict(scores, size=size, upsampling=upsampling, maps=names)
+
 CALLS = {
+    "predict": predict,
+    "predict confidence": predict,
     "evaluate": seg_loss.evaluate,
     "in place": in_place,
     "gradient": seg_loss.loss_and_gradient,
@@ -91,7 +98,14 @@ def test_peak_memory_beside_the_gradient_is_two_percent(dtype, layout, calls):
 @pytest.mark.parametrize(
     # Autograd stores a gradient, which the backward pass returns.
     ("call", "gradients"),
-    [("evaluate", 0), ("in place", 0), ("gradient", 1), ("autograd", 1)],
+    [
+        ("evaluate", 0),
+        ("in place", 0),
+        ("gradient", 1),
+        ("autograd", 1),
+        ("predict", 64 / 84),  # one byte a pixel, of 84 bytes of logits
+        ("predict confidence", 64 * 4 / 84),
+    ],
 )
 def test_upsampling_allocates_far_less_than_the_logits(call, gradients):
     peak = peaks_of("float32", "contiguous", 8, call)[call]

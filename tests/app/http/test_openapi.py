@@ -10,7 +10,14 @@ from app.formats import multipart
 from app.http.app import create_app
 from app.http.v1 import OPERATIONS, RESOURCES, openapi_document
 from app.inputs import DECODERS, READERS
-from app.options import EvaluateOptions, LossOptions, VisualizeOptions, choices_of, parse
+from app.options import (
+    EvaluateOptions,
+    LossOptions,
+    PredictOptions,
+    VisualizeOptions,
+    choices_of,
+    parse,
+)
 
 DOCUMENT = openapi_document()
 SCHEMAS = DOCUMENT["components"]["schemas"]
@@ -38,7 +45,9 @@ def test_every_operation_and_option_is_described(operation):
     assert documented["responses"]["200"]["content"].keys() == operation.encoders.keys()
 
 
-@pytest.mark.parametrize("options", [LossOptions, EvaluateOptions, VisualizeOptions])
+@pytest.mark.parametrize(
+    "options", [LossOptions, EvaluateOptions, VisualizeOptions, PredictOptions]
+)
 def test_every_choice_is_an_enumeration(options):
     (operation,) = (row for row in OPERATIONS if row.options is options)
     for parameter in entry_of(operation)["parameters"]:
@@ -62,7 +71,7 @@ def test_the_inputs_that_an_operation_needs_are_required(operation):
     content = entry_of(operation)["requestBody"]["content"]
     for media_type in ("multipart/form-data", "application/json"):
         schema = content[media_type]["schema"]
-        needed = {"minProperties": 1} if operation.name == "visualize" else {}
+        needed = {"minProperties": 1} if operation.name in ("visualize", "predict") else {}
         needed = needed or {"required": ["logits", "labels"]}
         assert needed.items() <= schema.items()
         assert schema["properties"].keys() <= READERS.keys()

@@ -128,6 +128,11 @@ ILL_POSED = {
         {"logits": torch.zeros(1, 5, 0, 7)},
         "logits: expected at least one number, got shape (1, 5, 0, 7).",
     ),
+    "labels without axes": (
+        "none",
+        {"labels": torch.tensor(1, dtype=torch.uint8)},
+        "labels: expected shape (1, 6, 7) to match logits (1, 5, 6, 7), got shape ().",
+    ),
     "labels without pixels": (
         "none",
         {"labels": LABELS[:, :0]},
@@ -228,7 +233,7 @@ ILL_POSED = {
 
 
 @pytest.mark.parametrize("case", ILL_POSED)
-@pytest.mark.parametrize("operation", ["loss", "gradient", "evaluate"])
+@pytest.mark.parametrize("operation", ["loss", "gradient", "evaluate", "predict"])
 def test_an_ill_posed_input_is_named_with_expected_got_and_fix(client, case, operation):
     upsampling, tensors, sentence = ILL_POSED[case]
     path = f"/v1/{operation}?upsampling={upsampling}"
@@ -321,7 +326,7 @@ def test_non_finite_scores_of_ignored_pixels_do_not_matter(client):
     )
 
 
-@pytest.mark.parametrize("operation", ["loss", "gradient", "evaluate", "visualize"])
+@pytest.mark.parametrize("operation", ["loss", "gradient", "evaluate", "visualize", "predict"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_non_finite_score_is_named_with_its_pixel(client, operation, value):
     inputs = make_inputs("bilinear")
@@ -872,6 +877,7 @@ def test_an_accept_without_an_offered_type_lists_the_offered_ones(client):
         ("loss", ["application/json"]),
         ("gradient", ["application/x-safetensors", "application/x-npy"]),
         ("visualize", ["image/png"]),
+        ("predict", ["image/png", "application/x-safetensors", "application/json"]),
     ):
         response = client.post(
             f"/v1/{path}",
@@ -972,7 +978,7 @@ def test_no_damage_to_a_valid_body_causes_an_internal_error(client, data):
 @given(
     query=st.binary(max_size=60),
     name=st.sampled_from(
-        ["", "ignore_index=", "temperature=", "upsampling=", "palette=", "kind=", "maps="]
+        ["", "ignore_index=", "temperature=", "upsampling=", "palette=", "kind=", "maps=", "size="]
     ),
     operation=st.sampled_from([operation.name for operation in OPERATIONS]),
 )
@@ -996,7 +1002,10 @@ def test_no_query_causes_an_internal_error(client, query, name, operation):
         },
     ),
     operation=st.sampled_from(
-        ["loss?", "gradient?", "evaluate?", *(f"visualize?kind={kind}&" for kind in KINDS)]
+        [
+            *("loss?", "gradient?", "evaluate?", "predict?", "predict?size=2,5&"),
+            *(f"visualize?kind={kind}&" for kind in KINDS),
+        ]
     ),
     upsampling=st.sampled_from([*UPSAMPLINGS]),
 )
