@@ -97,7 +97,8 @@ def build(spec: NetworkSpec) -> nn.Module:
     """Returns a new network with `forward`, `scores` and `num_classes`.
 
     The module of "package.module:callable" is imported, and the callable called with
-    `num_classes=`. It returns a torch module, which `ScoreNetwork` wraps if it has no `scores`.
+    `num_classes=`. It returns a torch module, which `ScoreNetwork` wraps if it has no `scores`, and
+    which gets the attribute `num_classes` if it has none.
 
     Raises:
         InvalidInput: if there is no such module or callable, if it takes no `num_classes`, or if it
@@ -128,10 +129,11 @@ def build(spec: NetworkSpec) -> nn.Module:
         got = f"{type(network).__name__} from {spec.network}"
         raise InvalidInput("network", "a torch.nn.Module", got)
     if callable(getattr(network, "scores", None)):
-        if getattr(network, "num_classes", None) != spec.num_classes:
-            expected = f"the attribute num_classes, {spec.num_classes}"
-            got = f"{getattr(network, 'num_classes', 'none')} in {type(network).__name__}"
-            raise InvalidInput("network", expected, got)
+        if not hasattr(network, "num_classes"):
+            setattr(network, "num_classes", spec.num_classes)  # noqa: B010 - typed as a Tensor
+        if network.num_classes != spec.num_classes:
+            got = f"{network.num_classes} of {type(network).__name__}"
+            raise InvalidInput("network", f"num_classes {spec.num_classes}", got)
         return network
     return ScoreNetwork(network, spec.num_classes)
 

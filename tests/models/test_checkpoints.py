@@ -35,6 +35,8 @@ class Complete(Plain):
         return self(image)["out"], None
 def nothing(num_classes):
     return "network"
+class Uncounted(Plain):
+    scores = Complete.scores
 def without_argument():
     return Plain(4)
 number = 3
@@ -225,11 +227,12 @@ def test_a_network_of_the_users_is_built_saved_and_loaded(tmp_path):
 def test_a_network_with_scores_is_not_wrapped():
     network = build(NetworkSpec("networks_of_the_user:Complete", 4))
     assert type(network).__name__ == "Complete"
+    assert build(NetworkSpec("networks_of_the_user:Uncounted", 3)).num_classes == 3
 
 
 @pytest.mark.usefixtures("own_module")
 def test_a_network_with_scores_of_other_classes_is_reported():
-    message = "network: expected the attribute num_classes, 5, got 4 in Complete"
+    message = "network: expected num_classes 5, got 4 of Complete"
     with pytest.raises(InvalidInput, match=message):
         build(NetworkSpec("networks_of_the_user:Complete", 5))
 
