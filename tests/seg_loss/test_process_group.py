@@ -386,13 +386,13 @@ def test_vmap_of_loss_and_gradient_divides_by_the_divisor_of_all_ranks(processes
 
 
 def functionalized(rank):
-    logits, labels, _, _ = make_batch("probabilities")
+    logits, labels, _, _ = make_batch("logits")
     functions = seg_loss.spatial_cross_entropy, seg_loss.probability_cross_entropy
     errors = []
     for function in functions:
         call = functools.partial(function, process_group=dist.group.WORLD)
         program = torch.func.functionalize(call) if rank == 1 else call
-        errors.append(error_of(functools.partial(program, logits, labels)))
+        errors.append(error_of(functools.partial(program, logits.softmax(1), labels)))
     return errors
 
 
@@ -731,6 +731,7 @@ def errors_of_threads(rank):
     return calls
 
 
+@pytest.mark.skipif(backends.IS_INTERPRETED, reason="Triton's interpreter runs in one thread")
 def test_threads_with_a_group_each_raise_the_errors_of_their_own(processes):
     expected = [False] + [step % 3 == 0 for step in range(29)]
     for calls in processes.run(errors_of_threads):
