@@ -129,6 +129,18 @@ def as_numpy(tensor):
     return tensor.detach().double().numpy()
 
 
+def fail_on_rank_0(rank):
+    if rank == 0:
+        raise ValueError("of the test")
+    return rank
+
+
+def test_a_failed_function_leaves_no_results_to_the_next(processes):
+    with pytest.raises(ranks.RankError, match="ValueError: of the test"):
+        processes.run(fail_on_rank_0)
+    assert processes.run(abs) == list(range(WORLD_SIZE))
+
+
 # -- equal to one process --------------------------------------------------------------------------
 
 
