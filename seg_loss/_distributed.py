@@ -13,7 +13,7 @@ An error on one rank is an error on all.
 
 import functools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from seg_loss._compile import is_compiling
 from seg_loss._divisor import (
     FAILED,
     INVALID,
-    VALID,
+    LATE,
     DivisorReduction,
     ProcessGroup,
     check_process_group,
@@ -82,7 +82,7 @@ def divisor(inputs: LossInputs, group: ProcessGroup, count_labels: CountLabels) 
     inputs = replace(inputs, logits=inputs.logits.detach())
     if is_transformed():
         arguments = *inputs.tensors, group, count_labels, inputs.options
-        result: Tensor = _Divisor.apply(*arguments)  # type: ignore[no-untyped-call]
+        result: Tensor = _autograd.apply(_Divisor, *arguments)
         return result
     return _start_check(inputs, group, count_labels).finish()
 
@@ -96,6 +96,12 @@ def loss_and_gradient(
     The group has several ranks. The gradient of full-size logits is computed in a pass of its own,
     once the divisor is there.
     """
+    if is_transformed():
+        joint = divisor(inputs, group, _backends.count_labels)
+        with torch.no_grad(), _labels.deferred_errors_held():
+            total, of_sum = _autograd.loss_and_gradient(_summed(inputs))
+            divided = (of_sum.double() / joint).to(inputs.logits.dtype)
+            return _divide(total, joint), divided if out is None else out.copy_(divided)
     check = _start_check(inputs, group, _backends.count_labels)
     scores, temperature, inputs = inputs.logits, inputs.options.temperature, _summed(inputs)
     with torch.no_grad(), _labels.deferred_errors_held():
@@ -199,24 +205,28 @@ class _Check:
             event.record(torch.cuda.current_stream(device))
         if event is not None and mode != "raise":
             # The host waits for no device. An error before the labels were read is never ignored.
-            least = FAILED if mode == "ignore" else INVALID
-            _pending.append(_Pending(event, lambda: self._find_error(statuses, least), self.group))
+            # A rank that raised LATE would turn into LATE here, and so on without an end.
+            reported = (FAILED,) if mode == "ignore" else (INVALID, FAILED)
+            _pending.append(
+                _Pending(event, lambda: self._find_error(statuses, reported), self.group)
+            )
             return joint
         if event is not None:
             event.synchronize()
-        error = self._find_error(statuses, INVALID if mode == "raise" else FAILED)
+        at_once = (INVALID, FAILED, LATE) if mode == "raise" else (FAILED, LATE)
+        error = self._find_error(statuses, at_once)
         if error is not None:
             raise error
         if mode == "defer":
-            error = self._find_error(statuses, INVALID)
+            error = self._find_error(statuses, (INVALID,))
             if error is not None:
                 _pending.append(_Pending(None, lambda: error, self.group))
         return joint
 
-    def _find_error(self, statuses: Tensor, least: int) -> InvalidInput | None:
-        """Returns the error of this rank, or else of others with a status of at least `least`."""
-        error = self.error() if least == INVALID else None
-        return error or self.reduction.error_of_others(statuses[1:].tolist(), least)
+    def _find_error(self, statuses: Tensor, reported: Container[int]) -> InvalidInput | None:
+        """Returns the error of this rank, or else of others with one of the statuses `reported`."""
+        error = self.error() if INVALID in reported else None
+        return error or self.reduction.error_of_others(statuses[1:].tolist(), reported)
 
 
 def _start_check(inputs: LossInputs, group: ProcessGroup, count_labels: CountLabels) -> _Check:
@@ -224,9 +234,11 @@ def _start_check(inputs: LossInputs, group: ProcessGroup, count_labels: CountLab
     status = FAILED
     try:
         if not _labels.holds_errors():
-            error = _take_error(True, group)
+            error = _take_error(wait=True, group=group)
             if error is not None:
-                status = VALID  # the other ranks raise an error for the same call
+                # The other ranks raise an error for the same call too. One that has taken it by
+                # `check` before computes no loss with a part of the divisor.
+                status = LATE
                 raise error
         _labels.raise_deferred()
         _check_is_eager()
@@ -281,17 +293,20 @@ def _take_error(wait: bool, group: ProcessGroup | None = None) -> InvalidInput |
     """Returns the oldest error of a deferred check, and clears it; of a group if it is given.
 
     All ranks of a group must raise it at the same call. Therefore a call with the group waits until
-    the device has run the check of the call before it, which a training step lies between.
+    the device has run the check of the call before it, which a training step lies between. A call
+    without the group, which does not wait, takes no error: the other ranks may not make that call.
     """
+    if not wait:
+        return None
     for check in list(_pending):
         if group is not None and check.group is not group:
             continue
         if check.event is not None:
-            if wait:
-                check.event.synchronize()
-            elif not check.event.query():  # type: ignore[no-untyped-call]
-                return None
-        _pending.remove(check)
+            check.event.synchronize()
+        try:
+            _pending.remove(check)
+        except ValueError:  # another thread has taken it
+            continue
         error = check.error()
         if error is not None:
             return error

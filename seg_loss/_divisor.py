@@ -9,7 +9,7 @@ only module that uses `torch.distributed`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,8 +79,9 @@ def divisor(
 
 # -- the divisor over the ranks of a process group -------------------------------------------------
 
-VALID, INVALID, FAILED = 0, 1, 2
-"""The status of a rank: valid labels, invalid labels or weights, an error before they were read."""
+VALID, INVALID, FAILED, LATE = 0, 1, 2, 3
+"""The status of a rank: valid labels, invalid labels or weights, an error before they were read, or
+the error of an earlier call with `check_labels="defer"`, which all ranks raise in this call."""
 
 
 def check_process_group(group: object) -> None:
@@ -131,7 +132,7 @@ class DivisorReduction:
         Args:
             group: a checked group.
             summand: what this rank adds to the divisor.
-            status: `VALID`, `INVALID` or `FAILED`.
+            status: `VALID`, `INVALID`, `FAILED` or `LATE`.
             device: of the inputs; None if there are none.
         """
         self._rank, self._device = group.rank(), device
@@ -171,15 +172,17 @@ class DivisorReduction:
         total = self.vector[0]
         return torch.where(total > 0, total, 1.0).to(self._device)
 
-    def error_of_others(self, statuses: Sequence[float], least: int) -> InvalidInput | None:
-        """Returns the error for other ranks with a status of at least `least`; None without any.
+    def error_of_others(
+        self, statuses: Sequence[float], reported: Container[int]
+    ) -> InvalidInput | None:
+        """Returns the error for other ranks with one of the statuses `reported`; None without any.
 
         The message gives their numbers among all processes.
         """
         ranks = [
             str(self._ranks[rank])
             for rank, status in enumerate(statuses)
-            if rank != self._rank and status >= least
+            if rank != self._rank and status in reported
         ]
         if not ranks:
             return None

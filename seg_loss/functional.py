@@ -247,8 +247,7 @@ def loss_and_gradient(
     """Returns the loss and its gradient in the logits, without autograd.
 
     The logits are read once and the gradient is written once; with a `process_group` the logits are
-    read twice. Arguments, meaning and errors are
-    those of `spatial_cross_entropy`.
+    read twice. Arguments, meaning and errors are those of `spatial_cross_entropy`.
 
     Args:
         logits: [N, C, *spatial]; scores [N, C, h, w] with an upsampling.

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from seg_loss import _distributed, _labels, _operators
+from seg_loss import _autograd, _distributed, _labels, _operators
 from seg_loss._autograd import DifferentiableFunction, is_transformed
 from seg_loss._compile import is_compiling
 from seg_loss._divisor import ProcessGroup, counted_divisor, known_divisor
@@ -167,7 +167,7 @@ def _divisor(inputs: LossInputs, where: str, process_group: ProcessGroup | None)
         return _distributed.divisor(inputs, process_group, count_labels)
     inputs = replace(inputs, logits=inputs.logits.detach())
     if is_transformed() and not is_compiling():
-        divisor: Tensor = _Divisor.apply(*inputs.tensors, where, inputs.options)  # type: ignore[no-untyped-call]
+        divisor: Tensor = _autograd.apply(_Divisor, *inputs.tensors, where, inputs.options)
         return divisor
     return probability_divisor(inputs, where)
 

@@ -9,6 +9,7 @@ import itertools
 import re
 import subprocess
 import sys
+import threading
 from unittest import mock
 
 import numpy as np
@@ -126,6 +127,18 @@ def loss_and_gradient_of(kind, option, batch, *, factor=1.0, **options):
 
 def as_numpy(tensor):
     return tensor.detach().double().numpy()
+
+
+def fail_on_rank_0(rank):
+    if rank == 0:
+        raise ValueError("of the test")
+    return rank
+
+
+def test_a_failed_function_leaves_no_results_to_the_next(processes):
+    with pytest.raises(ranks.RankError, match="ValueError: of the test"):
+        processes.run(fail_on_rank_0)
+    assert processes.run(abs) == list(range(WORLD_SIZE))
 
 
 # -- equal to one process --------------------------------------------------------------------------
@@ -355,6 +368,51 @@ def test_vmap_over_labels_reduces_a_divisor_for_each(processes):
     expected = [seg_loss.spatial_cross_entropy(logits, y).item() for y in (labels, labels.flip(2))]
     results = of_members(processes.run(labels_of_a_vmap), "two")
     np.testing.assert_allclose(sum(results), expected, rtol=1e-6)
+
+
+def gradients_of_a_vmap(rank, kind):
+    logits, labels, _, _ = make_batch(kind)
+    x, y = part_of(rank, "two", logits, labels) if rank in PAIR else (None, None)
+    if x is None:
+        return None
+    return vmap_of_gradients(kind, x, y, process_group=group_of("two"))
+
+
+def vmap_of_gradients(kind, x, y, **options):
+    if kind == "probabilities":
+        options["scores"] = "probabilities"
+    function = functools.partial(
+        seg_loss.loss_and_gradient, upsampling=KINDS[kind][0], check_labels="defer", **options
+    )
+    batch = torch.func.vmap(function)(torch.stack((x, x)), torch.stack((y, y.flip(2))))
+    return [as_numpy(tensor) for tensor in batch]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vmap_of_loss_and_gradient_divides_by_the_divisor_of_all_ranks(processes, kind):
+    loss, gradient = vmap_of_gradients(kind, *make_batch(kind)[:2])
+    results = of_members(processes.run(gradients_of_a_vmap, kind), "two")
+    losses, gradients = zip(*results, strict=True)
+    np.testing.assert_allclose(sum(losses), loss, rtol=1e-6)
+    np.testing.assert_allclose(np.concatenate(gradients, 1), gradient, rtol=1e-5, atol=1e-8)
+
+
+def functionalized(rank):
+    logits, labels, _, _ = make_batch("logits")
+    functions = seg_loss.spatial_cross_entropy, seg_loss.probability_cross_entropy
+    errors = []
+    for function in functions:
+        call = functools.partial(function, process_group=dist.group.WORLD)
+        program = torch.func.functionalize(call) if rank == 1 else call
+        errors.append(error_of(functools.partial(program, logits.softmax(1), labels)))
+    return errors
+
+
+def test_a_functionalized_call_is_an_error_on_all_ranks(processes):
+    results = processes.run(functionalized)
+    for error in results.pop(1):
+        assert "expected a tensor with elements in memory" in error
+    assert all("an error on rank 1." in error for errors in results for error in errors)
 
 
 class Network(torch.nn.Module):
@@ -620,19 +678,76 @@ def test_a_deferred_error_of_a_call_without_a_group_is_raised_on_all(processes):
 
 
 def error_taken_early(rank):
-    """Takes the deferred error by `check` on one rank alone: the others do not wait forever."""
+    """Takes the deferred error by `check` on one rank alone."""
     call_with(rank, 2, "logits", "label", check_labels="defer")
     early = error_of(seg_loss.check) if rank == 0 else None
-    late = error_of(lambda: call_with(rank, None, "logits", "label"))
+    late = error_of(lambda: call_with(rank, None, "logits", "label", check_labels="defer"))
     assert call_with(rank, None, "logits", "label").isfinite()
+    seg_loss.check()
     return early, late
 
 
-def test_an_error_that_one_rank_has_taken_early_hangs_no_other(processes):
-    results = processes.run(error_taken_early)
-    assert "an error on rank 2." in results[0][0]
-    assert results[0][1] is None
-    assert all(late is not None for _, late in results[1:])
+def test_no_rank_computes_a_loss_while_others_raise_a_deferred_error(processes):
+    (early, late), *others = processes.run(error_taken_early)
+    assert "an error on rank 2." in early
+    assert "an error on ranks 1, 2 and 3." in late
+    assert "an error on rank 2." in others[0][1]
+    assert "got 77 at" in others[1][1]
+
+
+def error_of_two_groups(rank):
+    """Defers an error in the group of two, before calls of others, of one rank and of all."""
+    loss = functools.partial(call_with, rank, kind="logits", change="label", check_labels="defer")
+    errors = []
+    if rank in PAIR:
+        loss(culprit=1, process_group=group_of("two"))
+    if rank == 1:
+        errors.append(error_of(lambda: loss(culprit=None, process_group=None)))
+    errors.append(error_of(lambda: loss(culprit=None)))
+    if rank in PAIR:
+        errors.append(error_of(lambda: loss(culprit=None, process_group=group_of("two"))))
+    seg_loss.check()
+    return errors
+
+
+def test_a_deferred_error_of_a_group_is_none_of_other_calls(processes):
+    alone, first, second, third = processes.run(error_of_two_groups)
+    assert alone == second == [None]
+    assert first[:2] == [None, None]
+    assert "got 77 at" in first[2]
+    assert third[0] is None
+    assert "an error on rank 1." in third[1]
+
+
+def errors_of_threads(rank):
+    """Returns in which calls each of two threads, with a group each, raises a deferred error."""
+    calls = [[], []]
+
+    def run(group, errors):
+        call = functools.partial(call_with, rank, kind="logits", change="label")
+        for step in range(30):
+            culprit = step % 4 if step % 3 == 0 else None
+            options = {"process_group": group, "check_labels": "defer"}
+            errors.append(error_of(functools.partial(call, culprit=culprit, **options)) is not None)
+
+    both = [dist.new_group(range(WORLD_SIZE)) for _ in calls]
+    threads = [threading.Thread(target=run, args=pair) for pair in zip(both, calls, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    while error_of(seg_loss.check):
+        pass
+    for group in both:
+        dist.destroy_process_group(group)
+    return calls
+
+
+@pytest.mark.skipif(backends.IS_INTERPRETED, reason="Triton's interpreter runs in one thread")
+def test_threads_with_a_group_each_raise_the_errors_of_their_own(processes):
+    expected = [False] + [step % 3 == 0 for step in range(29)]
+    for calls in processes.run(errors_of_threads):
+        assert calls == [expected, expected]
 
 
 def invalid_groups(rank):

@@ -60,9 +60,14 @@ class Ranks:
         """
         for connection in self._connections:
             connection.send((function, arguments))
-        return [self._receive(rank) for rank in range(self.world_size)]
+        answers = [self._receive(rank) for rank in range(self.world_size)]
+        for rank, (_, error) in enumerate(answers):
+            if error is not None:  # after all ranks have answered, for the next function's sake
+                raise RankError(f"rank {rank}: {error}")
+        return [result for result, _ in answers]
 
-    def _receive(self, rank: int) -> Any:
+    def _receive(self, rank: int) -> tuple[Any, str | None]:
+        """Returns the result of a rank, or the traceback of its error."""
         connection = self._connections[rank]
         if not connection.poll(TIMEOUT_SECONDS):
             self.stop()
@@ -71,9 +76,7 @@ class Ranks:
             result, error = connection.recv()
         except EOFError:
             raise RankError(f"rank {rank} has ended") from None
-        if error is not None:
-            raise RankError(f"rank {rank}: {error}")
-        return result
+        return result, error
 
     def stop(self) -> None:
         """Ends the processes."""
