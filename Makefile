@@ -59,6 +59,7 @@ docs: $(DOCUMENTING) ## build the documentation in site/; a broken link is an er
 bench: $(TESTING) ## measure the loss on this machine's CPU; writes benchmarks/results
 	$(BIN)/python -m benchmarks.cpu
 	$(BIN)/python -m benchmarks.cpu_upsampled
+	$(BIN)/python -m benchmarks.predict
 	$(BIN)/python -m benchmarks.host
 	$(BIN)/python -m benchmarks.cold_start
 

@@ -10,6 +10,7 @@ from typing import NoReturn
 EXTRA = (
     "PIL",
     "fastapi",
+    "google",  # protobuf
     "httptools",
     "prometheus_client",
     "pydantic",
@@ -23,7 +24,7 @@ EXTRA = (
     "uvicorn",
     "zstandard",
 )
-"""Packages that only the extra `app` installs."""
+"""Packages that only the extra `app` installs, for `app` and `models`."""
 
 
 def main() -> NoReturn:

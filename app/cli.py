@@ -10,7 +10,6 @@ for it. Each option of `options` becomes a flag. Commands continue in `inputs` a
 
 import inspect
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,8 +31,10 @@ from .options import (
     Options,
     PredictOptions,
     VisualizeOptions,
+    flag_pattern,
     option_text,
     parse,
+    with_flags,
 )
 from .report import FORMATS, METRICS, Report, Table, render
 from .settings import PREFIX, Settings, for_commands, invalid_setting, misspelt_variables
@@ -53,11 +54,10 @@ PROGRAM = "seg-loss"
 STDOUT = "standard output"
 STDIN = Path("-")
 """Standard input. A file of that name is another path, ./-, which is equal."""
-_OPTION = re.compile(rf"\b(?<!')({'|'.join(OPTION_NAMES)})=(?=\w|-\d)")
-"""An option with a value, as messages name it; not in quotes, which hold what the user wrote."""
 LOGITS_SUFFIXES = (".npy", ".npz", ".safetensors")
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg")
 """The suffixes of the files that `predict` takes from a folder."""
+_FLAGS = flag_pattern((*OPTION_NAMES, *TrainOptions.model_fields))
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -688,8 +688,13 @@ def train(
     result = command.train(request, choice.device)
     if result.fields is not None:
         rows = tuple((name, value) for name, value in result.fields.items() if value is not None)
-        table = Table("training", ("quantity", "value"), rows)
-        _print(render(Report((table,), result.fields), format_name))
+        tables = [Table("training", ("quantity", "value"), rows)]
+        columns = ("class", "name", "iu", "accuracy")
+        if result.classes:
+            tables.append(Table("class", columns, result.classes))
+        per_class = [dict(zip(columns, row, strict=True)) for row in result.classes]
+        fields = {**result.fields, "per_class": per_class}
+        _print(render(Report(tuple(tables), fields), format_name))
     if result.status:
         raise typer.Exit(result.status)
 
@@ -907,8 +912,7 @@ def _check_suffix(output: Path, *suffixes: str) -> None:
 
 
 def _with_flags(sentence: str) -> str:
-    """Returns a sentence that names options as flags: --layout nhwc instead of layout=nhwc."""
-    return _OPTION.sub(lambda match: f"--{match[1].replace('_', '-')} ", sentence)
+    return with_flags(sentence, _FLAGS)
 
 
 def _warn(warnings: Iterable[str]) -> None:

@@ -284,6 +284,19 @@ def parse(model: type[Options], pairs: Iterable[tuple[str, str]]) -> Options:
     raise IllPosed(name, expected, safe_repr(text), fix)
 
 
+def flag_pattern(names: Iterable[str]) -> re.Pattern[str]:
+    """Returns a pattern of options with a value, as messages name them: layout=nhwc.
+
+    Options in quotes are what the user wrote.
+    """
+    return re.compile(rf"\b(?<!')({'|'.join(names)})=(?=\w|-\d)")
+
+
+def with_flags(sentence: str, pattern: re.Pattern[str]) -> str:
+    """Returns a sentence that names options as flags: --layout nhwc instead of layout=nhwc."""
+    return pattern.sub(lambda match: f"--{match[1].replace('_', '-')} ", sentence)
+
+
 def _fix_for_name(name: str, known: Iterable[str]) -> str:
     """Returns the fix for an unknown option: the operation that has it, or a similar name."""
     for operation, model in MODELS.items():

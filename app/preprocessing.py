@@ -30,7 +30,9 @@ class Preprocessing:
 
     def to_input(self, photo: npt.NDArray[np.uint8]) -> Tensor:
         """Returns a photo [H,W,3] as the input of a network, float32 [3,H,W]."""
-        channels = torch.from_numpy(np.ascontiguousarray(photo)).permute(2, 0, 1)
+        # torch warns of an array that cannot be written to, such as np.asarray(Image).
+        array = np.require(photo, requirements=["C", "W"])
+        channels = torch.from_numpy(array).permute(2, 0, 1)
         if self.is_bgr:
             channels = channels.flip(0)
         mean, deviation = (

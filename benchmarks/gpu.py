@@ -105,8 +105,9 @@ class Contender:
     """A call to be measured.
 
     Attributes:
-        call: returns a loss, a loss and a gradient, or an `Evaluation`.
-        kind: "gradient", "forward", "evaluate" or "copy"; selects what it is compared with.
+        call: returns a loss, a loss and a gradient, an `Evaluation`, or the predicted classes.
+        kind: "gradient", "forward", "evaluate", "predict" or "copy"; selects what it is compared
+            with.
         is_ours: whether a wrong result fails the run.
         scheme_bytes: bytes that its scheme must move; 0 if unknown.
         in_graph: whether it is measured as a CUDA graph.
@@ -244,6 +245,12 @@ def torch_evaluate(logits: Tensor, long_labels: Tensor) -> Tensor:
     return loss
 
 
+def predict_by_torch(problem: Problem, dtype: torch.dtype | None = None) -> Tensor:
+    """Returns the most probable classes of scores that torch upsamples in their own dtype."""
+    scores = problem.logits.to(dtype or problem.case.dtype)
+    return F.interpolate(scores, problem.labels.shape[1:], mode="bilinear").argmax(1)
+
+
 def contenders_of(problem: Problem) -> list[Contender]:
     """Returns the contenders, without the compiled ones.
 
@@ -293,6 +300,7 @@ def upsampled_contenders(problem: Problem) -> list[Contender]:
     """Returns the contenders for scores, whose time does not depend on bytes."""
     scores, labels, long_labels = problem.logits, problem.labels, problem.long_labels
     options = {**problem.case.options, "check_labels": "defer"}
+    size = labels.shape[1], labels.shape[2]
 
     def direct() -> tuple[Tensor, Tensor]:
         return seg_loss.loss_and_gradient(scores, labels, **options)
@@ -312,6 +320,9 @@ def upsampled_contenders(problem: Problem) -> list[Contender]:
                   has_wall=True),
         Contender("evaluate", lambda: seg_loss.evaluate(scores, labels, **options), "evaluate",
                   True, in_graph=False),
+        Contender("predict", lambda: seg_loss.predict(scores, size=size)["prediction"], "predict",
+                  True),
+        Contender("torch predict", lambda: predict_by_torch(problem), "predict", False),
     ]  # fmt: skip
 
 
@@ -361,6 +372,12 @@ def add_errors(
     """Adds the errors of a result to its measurement."""
     if contender.kind == "copy":
         assert torch.equal(problem.out, problem.logits)
+        return
+    if contender.kind == "predict":
+        # Scores that are equal but for rounding errors may have another class.
+        different = int((result.long() != predict_by_torch(problem, torch.float32)).sum())
+        if contender.is_ours and different > 1e-4 * result.numel():
+            raise AssertionError(f"{different} of {result.numel()} classes are others than torch's")
         return
     loss = result[0] if isinstance(result, tuple) else getattr(result, "loss", result)
     measurement.loss = float(loss)
@@ -506,12 +523,14 @@ def compare(
         "gradient": "eager forward+backward",
         "forward": "eager forward",
         "evaluate": "torch evaluate",
+        "predict": "torch predict",
     }
     needed = {
         "copy": problem.bytes_for(2, 0),
         "gradient": problem.bytes_for(2),
         "forward": problem.bytes_for(1),
         "evaluate": problem.bytes_for(1),
+        "predict": problem.bytes_for(1),
     }
     for one in contenders:
         measurement = measurements[one.name]

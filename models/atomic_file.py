@@ -19,10 +19,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(8)}.tmp")
-    with open(temporary, "xb"):
-        pass
+    with open(temporary, "xb") as file:
+        mode = os.stat(file.fileno()).st_mode
     try:
         yield temporary
+        temporary.chmod(mode)  # safetensors replaces the file by one that others cannot read
         _synchronize(temporary, os.O_RDWR)
         os.replace(temporary, target)
     except BaseException:

@@ -20,6 +20,7 @@ allocated.
 """
 
 import io
+import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,9 +49,10 @@ _MAX_VARINT_BYTES = 10
 # Protobuf makes an object of each field, and of 2 bytes. Real networks are far below these numbers.
 _MAX_LAYERS = 100_000
 _MAX_FIELDS = 10_000
+_MAX_BLOBS = 100_000  # of a file: an empty one has 2 bytes, and its tensor more than a thousand
 _MAX_AXES = 32  # Caffe's kMaxBlobAxes
 _MAX_SHAPE_BYTES = _MAX_AXES * 12
-_MAX_LAYER_BYTES = 2**31 - 2**16  # Caffe and protobuf read no message of 2 GiB
+_MAX_BYTES = 2**31 - 2**16  # of the weights; Caffe and protobuf read no message of 2 GiB
 _MAX_NUMBERS = 2**31 - 1  # Caffe counts the numbers of a blob in an int
 _MAX_NAMES_SHOWN = 20
 _BINARY = "A .caffemodel holds the weights, in binary; a .prototxt holds none."
@@ -131,7 +133,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, list[Tensor]]:
     layers: dict[str, list[Tensor]] = {}
     where = Path(path).name
     with open(path, "rb") as file:
-        num_layers = 0
+        num_layers = num_blobs = 0
         for number, wire_type, length in _fields(file, where):
             if number not in (_NET_LAYER, _NET_V1_LAYER) or wire_type != _BYTES:
                 file.seek(length, io.SEEK_CUR)
@@ -142,6 +144,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, list[Tensor]]:
             name, blobs = _parse_layer(file.read(length), where, is_v1=number == _NET_V1_LAYER)
             if not blobs:
                 continue
+            num_blobs += len(blobs)
+            if num_blobs > _MAX_BLOBS:
+                raise InvalidInput(where, f"at most {_MAX_BLOBS} blobs", "more")
             if name in layers:
                 raise InvalidInput(where, "one layer of each name", f"two layers {_shown(name)}")
             # `pop` frees the bytes of a blob when its tensor is made.
@@ -170,11 +175,15 @@ def write(
         types: Caffe's types of the layers, such as "Convolution"; Caffe itself goes by the names.
 
     Raises:
-        InvalidInput: if a blob is not floating point, has more than 32 axes, or a layer has 2 GiB
-            or more, which Caffe cannot read.
+        InvalidInput: if a blob is not floating point or has more than 32 axes, or if all have
+            2 GiB or more, which Caffe cannot read.
         OSError: if the file cannot be written.
     """
     types = types or {}
+    size = sum(map(_num_bytes, itertools.chain.from_iterable(layers.values())))
+    if size > _MAX_BYTES:
+        fix = "Save the network as safetensors instead."
+        raise InvalidInput(Path(path).name, "less than 2 GiB of weights", f"{size} bytes", fix)
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         if name:
             file.write(_NetParameter(name=name.encode()).SerializeToString())
@@ -186,8 +195,10 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Copies the weights of a .caffemodel into a network.
 
     The layers of the file and the modules of the network must have the same names, and their
-    weights and biases the same shapes. Blobs of the V1 format may have leading axes of 1. Layers
-    without weights, such as pooling, have no part in this.
+    weights and biases the same shapes. Blobs of the V1 format may have leading axes of 1. A
+    deconvolution from C to C classes may have `group: C` in the file, and thus weights [C,1,k,k]:
+    they become the diagonal of [C,C,k,k]. Layers without weights, such as pooling, have no part in
+    this.
 
     Args:
         model: a network of `models.fcn`, or another one whose modules have the layers' names.
@@ -204,12 +215,14 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> None:
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Writes the weights of a network as a .caffemodel, which `load` and Caffe read.
 
+    The deconvolutions of an FCN have weights [C,C,k,k], as FCN's prototxts, which give no group.
+
     Args:
         model: a network of `models.fcn`, or another one whose parameters are weights and biases.
         path: where to write; see `write`.
 
     Raises:
-        InvalidInput: if the network has parameters or buffers of other names.
+        InvalidInput: if the network has parameters or buffers of other names, or 2 GiB of weights.
         OSError: if the file cannot be written.
     """
     modules = dict(model.named_modules())
@@ -251,6 +264,7 @@ def copy_into(model: nn.Module, layers: Layers, where: str, *, only: Sequence[st
     Raises:
         InvalidInput: as `load`.
     """
+    modules = dict(model.named_modules())
     targets = layers_of(model)
     if only:
         targets = {name: blobs for name, blobs in targets.items() if name in only}
@@ -260,7 +274,7 @@ def copy_into(model: nn.Module, layers: Layers, where: str, *, only: Sequence[st
         "of another shape": [
             f"{_shown(name)} {_shapes(layers[name])} instead of {_shapes(blobs)}"
             for name, blobs in targets.items()
-            if name in layers and not _fits(layers[name], blobs)
+            if name in layers and not _fits(layers[name], blobs, modules[name])
         ],
     }
     found = [f"{what}: {listed(names)}" for what, names in differences.items() if names]
@@ -270,7 +284,11 @@ def copy_into(model: nn.Module, layers: Layers, where: str, *, only: Sequence[st
     with torch.no_grad():
         for name, blobs in targets.items():
             for blob, source in zip(blobs, layers[name], strict=True):
-                blob.copy_(source.reshape(blob.shape))
+                if _is_grouped(source, blob, modules[name]):
+                    blob.zero_()
+                    blob.diagonal().copy_(source[:, 0].permute(1, 2, 0))
+                else:
+                    blob.copy_(source.reshape(blob.shape))
 
 
 @dataclass(frozen=True)
@@ -357,7 +375,7 @@ def _parse_layer(record: bytes, where: str, *, is_v1: bool) -> tuple[str, list[_
 def _parse_blob(blob: Any, where: str) -> _Blob:
     shape = _shape_of(blob, where)
     data, double_data = blob.data, blob.double_data
-    dtype = "<f8" if double_data and not data else "<f4"
+    dtype = "<f8" if double_data else "<f4"  # as Caffe, where a blob has both
     numbers = double_data if dtype == "<f8" else data
     count, rest = divmod(len(numbers), np.dtype(dtype).itemsize)
     if rest or count != math.prod(shape):
@@ -393,9 +411,6 @@ def _shape_of(blob: Any, where: str) -> tuple[int, ...]:
 
 def _write_layer(file: BinaryIO, name: str, tensors: Sequence[Tensor], type_name: str) -> None:
     """Writes a layer as a field of NetParameter; its numbers come straight from the tensors."""
-    size = sum(t.numel() * (8 if t.dtype == torch.float64 else 4) for t in tensors)
-    if size > _MAX_LAYER_BYTES:
-        raise InvalidInput(f"layer {_shown(name)}", "less than 2 GiB", f"{size} bytes")
     layer = _LayerParameter(name=name.encode(), type=type_name.encode())
     pieces = [layer.SerializeToString()]
     for tensor in tensors:
@@ -406,7 +421,7 @@ def _write_layer(file: BinaryIO, name: str, tensors: Sequence[Tensor], type_name
         if tensor.dim() > _MAX_AXES:
             raise InvalidInput(where, f"at most {_MAX_AXES} axes", f"{tensor.dim()}")
         shape = _BlobShape(dim=tensor.shape).SerializeToString()
-        values = tensor.detach().cpu()
+        values = tensor.detach().cpu().resolve_neg()
         if values.dtype == torch.float64:
             field, numbers = _DOUBLE_DATA, values.numpy().astype("<f8", copy=False)
         else:
@@ -418,6 +433,11 @@ def _write_layer(file: BinaryIO, name: str, tensors: Sequence[Tensor], type_name
     file.write(_field_header(_NET_LAYER, sum(map(len, pieces))))
     for piece in pieces:
         file.write(piece)
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    """Returns the bytes that the numbers of a tensor have in a file."""
+    return tensor.numel() * (8 if tensor.dtype == torch.float64 else 4)
 
 
 def _field_header(number: int, length: int) -> bytes:
@@ -440,15 +460,25 @@ def _torch_type(module: nn.Module) -> str:
     return next((name for name in names if name in _CAFFE_TYPES), "")
 
 
-def _fits(sources: Sequence[Tensor], blobs: Sequence[Tensor]) -> bool:
-    """Returns whether the shapes are equal, up to leading axes of 1."""
+def _fits(sources: Sequence[Tensor], blobs: Sequence[Tensor], module: nn.Module) -> bool:
+    """Returns whether the blobs of a layer can be copied into those of a module."""
     if len(sources) != len(blobs):
         return False
-    pairs = zip(sources, blobs, strict=True)
-    return all(_significant(source.shape) == _significant(blob.shape) for source, blob in pairs)
+    return all(
+        _significant(source.shape) == _significant(blob.shape) or _is_grouped(source, blob, module)
+        for source, blob in zip(sources, blobs, strict=True)
+    )
+
+
+def _is_grouped(source: Tensor, blob: Tensor, module: nn.Module) -> bool:
+    """Returns whether a blob is the weight of `group: C`, for a deconvolution without groups."""
+    if not isinstance(module, nn.ConvTranspose2d) or blob is not module.weight:
+        return False
+    return 1 < len(blob) == blob.shape[1] and tuple(source.shape) == (len(blob), 1, *blob.shape[2:])
 
 
 def _significant(shape: Sequence[int]) -> tuple[int, ...]:
+    """Returns a shape without its leading axes of 1."""
     start = next((axis for axis, size in enumerate(shape) if size != 1), len(shape))
     return tuple(shape[start:])
 

@@ -14,10 +14,13 @@ never because a file does. Nor are sizes trusted: a network gets memory when the
 tensors in the file agree with it.
 """
 
+import contextlib
 import importlib
+import inspect
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +41,7 @@ PREPROCESSINGS = ("caffe", "imagenet")
 """Names of how images are prepared: BGR minus Caffe's mean, or torchvision's."""
 
 _CHANNELS_OF = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1", "fc6")
+_MAX_UNGROUPED_NUMBERS = 2**28  # of a layer, 1 GiB: 256 classes upsampled by 32
 _LAYERS_OF = {  # the layers by which a network of NETWORKS is recognized
     "fcn8s-atonce": {"scale_pool3", "scale_pool4", "upscore8"},
     "fcn8s": {"score_pool3", "upscore8"},
@@ -68,7 +72,7 @@ class NetworkSpec:
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.network not in NETWORKS and not _is_import_name(self.network):
+        if self.network not in tuple(NETWORKS) and not _is_import_name(self.network):
             expected = f'one of {", ".join(NETWORKS)}, or "package.module:callable"'
             raise InvalidInput("network", expected, repr(self.network))
         if not _is_positive_int(self.num_classes):
@@ -84,7 +88,7 @@ class NetworkSpec:
             raise InvalidInput("preprocessing", expected, repr(self.preprocessing))
         names = self.class_names
         if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
-            raise InvalidInput("class_names", "strings", repr(names)[:80])
+            raise InvalidInput("class_names", "a tuple of strings", repr(names)[:80])
         if names and len(names) != self.num_classes:
             raise InvalidInput("class_names", f"{self.num_classes} names, or none", f"{len(names)}")
 
@@ -93,10 +97,12 @@ def build(spec: NetworkSpec) -> nn.Module:
     """Returns a new network with `forward`, `scores` and `num_classes`.
 
     The module of "package.module:callable" is imported, and the callable called with
-    `num_classes=`. It returns a torch module, which `ScoreNetwork` wraps if it has no `scores`.
+    `num_classes=`. It returns a torch module, which `ScoreNetwork` wraps if it has no `scores`, and
+    which gets the attribute `num_classes` if it has none.
 
     Raises:
-        InvalidInput: if there is no such module or callable, or if it returns something else.
+        InvalidInput: if there is no such module or callable, if it takes no `num_classes`, or if it
+            returns something else, or a network with `scores` of another number of classes.
     """
     if spec.network in NETWORKS:
         return NETWORKS[spec.network](spec.num_classes, spec.channels or VGG16_CHANNELS)
@@ -111,11 +117,23 @@ def build(spec: NetworkSpec) -> nn.Module:
     if not callable(make):
         got = f"{spec.network}, {type(make).__name__}"
         raise InvalidInput("network", "a callable that returns a network", got)
+    try:
+        inspect.signature(make).bind(num_classes=spec.num_classes)
+    except TypeError as error:
+        expected = "a callable that takes num_classes alone"
+        raise InvalidInput("network", expected, f"{spec.network}: {error}") from error
+    except ValueError:
+        pass  # no signature is known
     network = make(num_classes=spec.num_classes)
     if not isinstance(network, nn.Module):
         got = f"{type(network).__name__} from {spec.network}"
         raise InvalidInput("network", "a torch.nn.Module", got)
     if callable(getattr(network, "scores", None)):
+        if not hasattr(network, "num_classes"):
+            setattr(network, "num_classes", spec.num_classes)  # noqa: B010 - typed as a Tensor
+        if network.num_classes != spec.num_classes:
+            got = f"{network.num_classes} of {type(network).__name__}"
+            raise InvalidInput("network", f"num_classes {spec.num_classes}", got)
         return network
     return ScoreNetwork(network, spec.num_classes)
 
@@ -182,7 +200,7 @@ def load_network(
             weights that do not fit it.
         OSError: if the file cannot be read.
     """
-    suffix = Path(path).suffix
+    suffix = Path(path).suffix.lower()
     if suffix == ".caffemodel":
         return _load_caffemodel(path, network)
     if suffix == ".safetensors":
@@ -200,7 +218,7 @@ def _load_caffemodel(
     shapes = {name: tuple(blobs[0].shape) for name, blobs in layers.items() if blobs}
     spec = _recognize(shapes, where)
     _check_same(spec.network, network, where)
-    model = _build_like(spec, shapes, where)
+    model = _build_like(spec, _without_groups(shapes, where), where)
     caffe_weights.copy_into(model, layers, where)
     return model.eval(), spec
 
@@ -283,7 +301,26 @@ def _recognize(shapes: Mapping[str, tuple[int, ...]], where: str) -> NetworkSpec
         got = f"layers {caffe_weights.listed(list(shapes))}"
         raise InvalidInput(where, f"the weights of one of {', '.join(NETWORKS)}", got, fix)
     channels = tuple(shapes[name][0] for name in _CHANNELS_OF)
-    return NetworkSpec(network, shapes["score_fr"][0], channels)
+    with _named(where):
+        return NetworkSpec(network, shapes["score_fr"][0], channels)
+
+
+def _without_groups(
+    shapes: Mapping[str, tuple[int, ...]], where: str
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of weights, by layer, with deconvolutions [C,1,k,k] as [C,C,k,k].
+
+    Caffe's `group: C` has the first; `caffe_weights.copy_into` makes the second of it. A small
+    file could thereby ask for much memory, which is limited.
+    """
+    dense = dict(shapes)
+    for name, shape in shapes.items():
+        if name.startswith("upscore") and len(shape) == 4 and shape[1] == 1:
+            dense[name] = (shape[0], shape[0], *shape[2:])
+            if math.prod(dense[name]) > _MAX_UNGROUPED_NUMBERS:
+                expected = f"at most {_MAX_UNGROUPED_NUMBERS} numbers without groups"
+                raise InvalidInput(f"{where}: {name}", expected, str(dense[name]))
+    return dense
 
 
 def _build_like(spec: NetworkSpec, shapes: Mapping[str, tuple[int, ...]], where: str) -> nn.Module:
@@ -320,7 +357,7 @@ def _spec_of(metadata: Mapping[str, str], where: str) -> NetworkSpec:
         names = json.loads(metadata.get("class_names", "[]"))
     except (ValueError, RecursionError) as error:
         raise InvalidInput(where, "valid metadata", f"{error}"[:200]) from None
-    try:
+    with _named(where):
         return NetworkSpec(
             metadata["network"],
             num_classes,
@@ -328,14 +365,25 @@ def _spec_of(metadata: Mapping[str, str], where: str) -> NetworkSpec:
             metadata["preprocessing"],
             tuple(names) if isinstance(names, list) else names,
         )
+
+
+@contextlib.contextmanager
+def _named(file: str) -> Iterator[None]:
+    """Adds the name of a file to an error about what is in it."""
+    try:
+        yield
     except InvalidInput as error:
-        raise InvalidInput(
-            f"{where}: {error.where}", error.expected, error.got, error.fix
-        ) from None
+        raise InvalidInput(f"{file}: {error.where}", error.expected, error.got, error.fix) from None
 
 
 def _check_is(model: nn.Module, spec: NetworkSpec) -> None:
     """Checks that a network is the one that `build(spec)` makes, as far as can be told."""
+    if not callable(getattr(model, "scores", None)):
+        fix = "Save the module inside DistributedDataParallel; wrap others in ScoreNetwork."
+        raise InvalidInput("model", "a network with scores", type(model).__name__, fix)
+    if "_orig_mod" in dict(model.named_children()):
+        fix = "Save its _orig_mod, whose tensors have the names that load_network expects."
+        raise InvalidInput("model", "the network itself", "a compiled module", fix)
     expected, got = [spec.network, spec.num_classes], [spec.network, spec.num_classes]
     if spec.network in NETWORKS:
         expected.append(spec.channels or VGG16_CHANNELS)

@@ -7,6 +7,7 @@ results of the last.
 """
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -30,6 +31,7 @@ _TORCHVISION_LAYERS = dict(
         strict=True,
     )
 )  # fmt: skip
+_TIMM_LAYERS = {"pre_logits.fc1": "fc6", "pre_logits.fc2": "fc7"}  # convolutions
 
 
 def fc_to_conv(weight: Tensor, kernel_size: int) -> Tensor:
@@ -67,9 +69,10 @@ def load_vgg16(model: VGG16, layers: Layers) -> None:
             fully connected, or FCN's own vgg16fcn.caffemodel, where they are convolutions.
 
     Raises:
-        InvalidInput: if layers are missing or of another shape. The network is then unchanged.
+        InvalidInput: if layers are missing, of another shape, or not finite. The network is then
+            unchanged.
     """
-    copy_into(model, _convolutional(layers), "VGG16", only=_VGG16_LAYERS)
+    _copy_vgg16(model, layers, "VGG16")
 
 
 def load_torchvision_vgg16(model: VGG16, state: Mapping[str, Tensor]) -> None:
@@ -80,17 +83,24 @@ def load_torchvision_vgg16(model: VGG16, state: Mapping[str, Tensor]) -> None:
 
     Args:
         model: a network of `models.fcn`.
-        state: `torchvision.models.vgg16(weights=...).state_dict()`; not vgg16_bn's.
+        state: `torchvision.models.vgg16(weights=...).state_dict()`, or timm's of the same network,
+            whose fc6 and fc7 are convolutions; not vgg16_bn's.
 
     Raises:
-        InvalidInput: if tensors are missing or of another shape. The network is then unchanged.
+        InvalidInput: if tensors are missing, of another shape, or not finite, as are those of
+            fc6 and fc7 in torchvision's IMAGENET1K_FEATURES. The network is then unchanged.
     """
+    where = "torchvision's VGG16"
+    if not isinstance(state, Mapping):
+        raise InvalidInput("state", "a state dict", type(state).__name__, "Pass its state_dict().")
+    if "features.1.weight" in state:
+        raise InvalidInput(where, "vgg16", "vgg16_bn, which has batch normalization")
     layers = {
         name: [state[f"{source}.weight"], state[f"{source}.bias"]]
-        for source, name in _TORCHVISION_LAYERS.items()
+        for source, name in (_TORCHVISION_LAYERS | _TIMM_LAYERS).items()
         if f"{source}.weight" in state and f"{source}.bias" in state
     }
-    copy_into(model, _convolutional(layers), "torchvision's VGG16", only=_VGG16_LAYERS)
+    _copy_vgg16(model, layers, where)
 
 
 def transplant(source: nn.Module | Layers, model: nn.Module) -> tuple[str, ...]:
@@ -101,7 +111,8 @@ def transplant(source: nn.Module | Layers, model: nn.Module) -> tuple[str, ...]:
     begins with the scores of the FCN-32s.
 
     Scores of another number of classes are no shared layers: a network for other classes gets
-    VGG16's layers alone.
+    VGG16's layers alone. Nor are score_pool4 and score_pool3 of FCN-8s-at-once, which scores scaled
+    pools, those of the other networks.
 
     Args:
         source: a network, or layers as `caffe_weights.read` returns them.
@@ -120,6 +131,7 @@ def transplant(source: nn.Module | Layers, model: nn.Module) -> tuple[str, ...]:
         for name, blobs in targets.items()
         if name in layers
         and (name in _VGG16_LAYERS or _num_outputs(layers[name]) == _num_outputs(blobs))
+        and (_scale_of(name) in layers) == (_scale_of(name) in targets)
     ]
     if not shared:
         names = ", ".join(list(targets)[:3])
@@ -155,13 +167,13 @@ def initialize(
                 module.reset_parameters()
             elif isinstance(module, nn.Conv2d):
                 weight, bias = module.weight, module.bias
-                if isinstance(seed, int):
+                if isinstance(seed, torch.Generator):
+                    generator = seed
+                else:
                     device = weight.device
                     if device not in generators:
-                        generators[device] = torch.Generator(device).manual_seed(seed)
+                        generators[device] = _seeded(device, seed)
                     generator = generators[device]
-                else:
-                    generator = seed
                 if bias is not None:
                     bias.zero_()
                 if name.startswith("score"):
@@ -173,15 +185,35 @@ def initialize(
                 weight.normal_(0, deviation, generator=generator)
 
 
+def _seeded(device: torch.device, seed: int) -> torch.Generator:
+    return torch.Generator(device).manual_seed(operator.index(seed))  # NumPy's integers too
+
+
+def _copy_vgg16(model: VGG16, layers: Layers, where: str) -> None:
+    """Copies conv1_1 to fc7, if their numbers are finite."""
+    for name in _VGG16_LAYERS:
+        if not all(bool(blob.isfinite().all()) for blob in layers.get(name, ())):
+            fix = "Take weights with a classifier, such as torchvision's IMAGENET1K_V1."
+            raise InvalidInput(f"{where}: {name}", "finite weights", "NaN or infinity", fix)
+    copy_into(model, _convolutional(layers), where, only=_VGG16_LAYERS)
+
+
 def _convolutional(layers: Layers) -> dict[str, list[Tensor]]:
     """Returns the layers with fc6 and fc7 as convolutions."""
     converted = {name: list(blobs) for name, blobs in layers.items()}
     for name, kernel_size in (("fc6", 7), ("fc7", 1)):
         blobs = converted.get(name, [])
+        shape = tuple(blobs[0].shape) if blobs else ()
         # A convolution is [out,C,k,k]; a fully connected layer [out,inputs] or [1,1,out,inputs].
-        if blobs and (blobs[0].dim() == 2 or tuple(blobs[0].shape[:-2]) == (1, 1)):
+        is_convolution = len(shape) == 4 and shape[2:] == (kernel_size, kernel_size)
+        if not is_convolution and (len(shape) == 2 or shape[:-2] == (1, 1)):
             blobs[0] = fc_to_conv(blobs[0], kernel_size)
     return converted
+
+
+def _scale_of(score_layer: str) -> str:
+    """Returns the name of the layer that scales the input of a score layer in FCN-8s-at-once."""
+    return score_layer.replace("score_", "scale_")
 
 
 def _num_outputs(blobs: Sequence[Tensor]) -> int:

@@ -66,13 +66,16 @@ class ScoreNetwork(nn.Module):
             Scores [N,C,h,w]; and `seg_loss.Bilinear`, or None if they have the image's size.
 
         Raises:
-            InvalidInput: if the module's output has no scores, or scores of another number of
-                images or classes, or scores larger than the image.
+            InvalidInput: if the image has no four axes; or if the module's output has no scores, or
+                scores of another number of images or classes, larger than the image, or empty.
         """
+        if image.dim() != 4:
+            raise InvalidInput("image", "(N, 3, H, W)", str(tuple(image.shape)))
         scores = _find_scores(self.module(image), self.output)
         height, width = image.shape[2:]
-        expected = f"({len(image)}, {self.num_classes}, h <= {height}, w <= {width})"
-        if scores.dim() != 4 or tuple(scores.shape[:2]) != (len(image), self.num_classes):
+        expected = f"({len(image)}, {self.num_classes}, h from 1 to {height}, w from 1 to {width})"
+        is_of_image = tuple(scores.shape[:2]) == (len(image), self.num_classes)
+        if scores.dim() != 4 or not is_of_image or 0 in scores.shape[2:]:
             raise InvalidInput("output of the network", expected, str(tuple(scores.shape)))
         if scores.shape[2] > height or scores.shape[3] > width:
             fix = "Crop the scores in the module if it pads its images."

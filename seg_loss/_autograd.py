@@ -41,7 +41,19 @@ def cross_entropy(inputs: LossInputs) -> Tensor:
             return _operators.upsampled_cross_entropy(inputs, False)[0]
         return _operators.full_size_cross_entropy(inputs, False)[0]
     function = UpsampledCrossEntropy if is_upsampled else CrossEntropy
-    loss: Tensor = _apply(function, *inputs.tensors, not is_transformed(), inputs.options)[0]
+    loss: Tensor = apply(function, *inputs.tensors, not is_transformed(), inputs.options)[0]
+    return loss
+
+
+def sum_of_terms(inputs: LossInputs) -> Tensor:
+    """Returns the loss of inputs whose divisor is 1, to be divided; differentiable in the logits.
+
+    The division makes `grad_output` differ from 1, so that the backward pass computes the gradient
+    of full-size logits, and the forward pass need not.
+    """
+    if inputs.options.upsampling is not None or not _is_differentiated(inputs.logits):
+        return cross_entropy(inputs)
+    loss: Tensor = apply(CrossEntropy, *inputs.tensors, False, inputs.options)[0]
     return loss
 
 
@@ -53,7 +65,7 @@ def loss_and_gradient(inputs: LossInputs) -> tuple[Tensor, Tensor]:
         function = UpsampledCrossEntropy if is_upsampled else CrossEntropy
         # Forward mode would pass through the kernels, although no gradient is recorded here.
         logits, *others = inputs.tensors
-        results = _apply(function, logits.detach(), *others, True, inputs.options)
+        results = apply(function, logits.detach(), *others, True, inputs.options)
     elif is_upsampled:
         results = _operators.upsampled_cross_entropy(inputs, True)
     else:
@@ -65,7 +77,7 @@ def pixel_terms(inputs: LossInputs) -> Tensor:
     """Returns the terms [N, *spatial], differentiable in the logits."""
     if not _is_differentiated(inputs.logits):
         return _operators.pixel_terms(inputs)
-    terms: Tensor = _apply(PixelTerms, *inputs.tensors, inputs.options)
+    terms: Tensor = apply(PixelTerms, *inputs.tensors, inputs.options)
     return terms
 
 
@@ -73,7 +85,7 @@ def softmax(logits: Tensor, axis: int, temperature: float) -> Tensor:
     """Returns softmax(logits / temperature) along `axis`, differentiable."""
     if not _is_differentiated(logits):
         return _operators.softmax(logits, axis, temperature)
-    result: Tensor = _apply(Softmax, logits, axis, temperature)
+    result: Tensor = apply(Softmax, logits, axis, temperature)
     return result
 
 
@@ -87,7 +99,7 @@ def _is_differentiated(logits: Tensor) -> bool:
     return (logits.requires_grad and torch.is_grad_enabled()) or is_transformed()
 
 
-def _apply(function: type[Function], *arguments: Any) -> Any:
+def apply(function: type[Function], *arguments: Any) -> Any:
     """Returns `function.apply(*arguments)`, by the method of the base class where that is enough.
 
     `Function.apply` also inspects the signature of `forward`, for defaults and for torch.func. That
@@ -118,7 +130,7 @@ def _call(function: type[Function], *arguments: Any) -> Any:
         return function.forward(*arguments)
     if any(map(_operators.is_batched, arguments)):
         return function.forward(*arguments)
-    return _apply(function, *arguments)
+    return apply(function, *arguments)
 
 
 class DifferentiableFunction(Function):
@@ -552,7 +564,7 @@ def _second_derivative_of_scores(
     options = replace(inputs.options, upsampling=None, check_labels="ignore")
     inputs = replace(inputs, logits=logits, options=options)
     with _labels.deferred_errors_held():
-        divisor = _apply(CrossEntropy, *inputs.tensors, False, options)[1]
+        divisor = apply(CrossEntropy, *inputs.tensors, False, options)[1]
     product = _second_derivative(direction, inputs, divisor, grad_output)
     return interpolate_transposed(product, axes).to(v.dtype)
 
@@ -562,7 +574,7 @@ def _third_derivative(
 ) -> Tensor:
     """Returns the derivative of `SoftmaxGradient` in the logits, along u for a `grad_output` v."""
     dtype = loss_dtype(logits)
-    p: Tensor = _apply(Softmax, logits.to(dtype), axis, temperature)
+    p: Tensor = apply(Softmax, logits.to(dtype), axis, temperature)
     u, v = u.to(dtype), v.to(dtype)
     u_centred, v_centred = (x - (p * x).sum(axis, keepdim=True) for x in (u, v))
     q = p * u_centred * v_centred

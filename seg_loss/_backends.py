@@ -19,6 +19,7 @@ from torch import Tensor
 from seg_loss import _labels
 from seg_loss._errors import InvalidInput
 from seg_loss._inputs import LossInputs, loss_dtype
+from seg_loss._labels import LabelCount
 from seg_loss._maps import empty_maps
 from seg_loss.cpu.memory import empty_gradient
 from seg_loss.upsampling import Upsampling, axes
@@ -98,6 +99,14 @@ def compute_gradient(
     return gradient
 
 
+def write_gradient(inputs: LossInputs, divisor: Tensor, out: Tensor) -> None:
+    """Writes 1 / D * d(sum of terms) / d(logits) to `out`, which may be the logits themselves."""
+    backend_of(out).cross_entropy_gradient(
+        inputs.resolve_neg(), divisor, None, out, skip_if_unit_grad=False
+    )
+    torch.autograd.graph.increment_version(out)
+
+
 def rescale_gradient_(
     inputs: LossInputs, divisor: Tensor, grad_output: Tensor, gradient: Tensor
 ) -> None:
@@ -154,6 +163,12 @@ def write_loss(inputs: LossInputs, out: Tensor) -> Tensor:
         loss, _ = backend.cross_entropy(inputs, out)
     torch.autograd.graph.increment_version(out)
     return loss
+
+
+def count_labels(inputs: LossInputs) -> LabelCount:
+    """Returns what the divisor of several processes adds up, and what is invalid."""
+    count: LabelCount = backend_of(inputs.logits).count_labels(inputs.resolve_neg())
+    return count
 
 
 def compute_terms(inputs: LossInputs) -> Tensor:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from seg_loss._errors import InvalidInput, more_pixels, shape_text
 from seg_loss.constants import USUAL_VOIDS
 
@@ -45,6 +47,21 @@ class LabelReport:
     labels: InvalidValues | None
     pixel_weights: InvalidValues | None
     class_weights: InvalidValues | None
+
+
+@dataclass(frozen=True)
+class LabelCount:
+    """The result of a label check that computes no loss.
+
+    Attributes:
+        total: number of valid pixels, or the sum of their weights; on a GPU a float64 scalar there.
+        is_invalid: whether there is an error; on a GPU a scalar there, not 0 if there is.
+        error: returns the error, once the device has run; None for `check_labels="ignore"`.
+    """
+
+    total: Tensor | float
+    is_invalid: Tensor | bool
+    error: Callable[[], InvalidInput | None]
 
 
 def error_for(report: LabelReport, num_classes: int, ignored: Sequence[int]) -> InvalidInput | None:
@@ -118,7 +135,7 @@ def raise_or_defer(error: InvalidInput | None, check_labels: str) -> None:
 @contextmanager
 def deferred_errors_held() -> Iterator[None]:
     """Raises no deferred error in this thread."""
-    before = getattr(_thread, "holds_errors", False)
+    before = holds_errors()
     _thread.holds_errors = True
     try:
         yield
@@ -129,9 +146,14 @@ def deferred_errors_held() -> Iterator[None]:
 _thread = threading.local()
 
 
+def holds_errors() -> bool:
+    """Returns whether this thread raises no deferred error now."""
+    return getattr(_thread, "holds_errors", False)
+
+
 def raise_deferred(*, wait: bool = False) -> None:
     """Raises one error of an earlier call, the oldest of a device first."""
-    if getattr(_thread, "holds_errors", False):
+    if holds_errors():
         return
     if _deferred:
         raise _deferred.popleft()

@@ -22,7 +22,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from seg_loss import _autograd, _backends, _compile, _operators
+from seg_loss import _autograd, _backends, _compile, _distributed, _operators
+from seg_loss._divisor import ProcessGroup
 from seg_loss._inputs import (
     LossInputs,
     check_axis,
@@ -109,6 +110,7 @@ def spatial_cross_entropy(
     label_smoothing: float = 0.0,
     temperature: float = 1.0,
     normalization: str = "valid",
+    process_group: ProcessGroup | None = None,
     check_labels: str = "raise",
 ) -> Tensor:
     """Returns the pixel-wise softmax loss; differentiable in the logits.
@@ -129,6 +131,13 @@ def spatial_cross_entropy(
         normalization: the divisor D. "valid" is the number of valid pixels, "full" of all pixels,
             "batch" of images (the FCN setup), "none" is 1, "weight" is the sum of the weights of
             the valid pixels.
+        process_group: None for a batch of this process alone, or the `ProcessGroup` whose ranks
+            have a part of the batch each, such as `torch.distributed.group.WORLD`. D is then that
+            of the whole batch. The result is this rank's part of the loss: the sum over the ranks
+            is the loss of the whole batch. The gradient is this rank's part of its gradient. All
+            ranks call the function, with the same options; the batch of a rank may be empty. An
+            error on one rank raises `InvalidInput` on all. `DistributedDataParallel` averages the
+            gradients, so that the loss must be multiplied by the number of ranks.
         check_labels: when invalid labels and weights are reported. "raise" reports immediately. On
             a GPU it waits for the label check at the end of the call, except while a CUDA graph is
             captured, where it acts like "defer". "defer" reports at a later call, which then
@@ -149,8 +158,16 @@ def spatial_cross_entropy(
     >>> f"{spatial_cross_entropy(logits, labels):.4f}"  # ln 3, for the one valid pixel
     '1.0986'
     """
-    options = loss_options(ignore_index, label_smoothing, temperature, normalization, check_labels)
-    return loss_of(check_inputs(logits, labels, class_weight, pixel_weight, options))
+    try:
+        options = loss_options(
+            ignore_index, label_smoothing, temperature, normalization, check_labels
+        )
+        inputs = check_inputs(logits, labels, class_weight, pixel_weight, options)
+    except Exception:
+        if process_group is not None:
+            _distributed.report_failure(process_group)
+        raise
+    return loss_of(inputs, process_group)
 
 
 def upsampled_cross_entropy(
@@ -164,6 +181,7 @@ def upsampled_cross_entropy(
     label_smoothing: float = 0.0,
     temperature: float = 1.0,
     normalization: str = "valid",
+    process_group: ProcessGroup | None = None,
     check_labels: str = "raise",
 ) -> Tensor:
     """Returns the loss of upsampled scores, which are never stored; differentiable in the scores.
@@ -183,6 +201,7 @@ def upsampled_cross_entropy(
         label_smoothing: as there.
         temperature: as there.
         normalization: as there.
+        process_group: as there.
         check_labels: as there.
 
     Returns:
@@ -196,12 +215,17 @@ def upsampled_cross_entropy(
     >>> f"{upsampled_cross_entropy(scores, labels):.4f}"
     '1.0986'
     """
-    check_upsampling(upsampling)
-    options = loss_options(
-        ignore_index, label_smoothing, temperature, normalization, check_labels, upsampling
-    )
-    inputs = check_inputs(scores, labels, class_weight, pixel_weight, options, where="scores")
-    return loss_of(inputs)
+    try:
+        check_upsampling(upsampling)
+        options = loss_options(
+            ignore_index, label_smoothing, temperature, normalization, check_labels, upsampling
+        )
+        inputs = check_inputs(scores, labels, class_weight, pixel_weight, options, where="scores")
+    except Exception:
+        if process_group is not None:
+            _distributed.report_failure(process_group)
+        raise
+    return loss_of(inputs, process_group)
 
 
 def loss_and_gradient(
@@ -214,6 +238,7 @@ def loss_and_gradient(
     label_smoothing: float = 0.0,
     temperature: float = 1.0,
     normalization: str = "valid",
+    process_group: ProcessGroup | None = None,
     check_labels: str = "raise",
     upsampling: Upsampling | None = None,
     scores: str = "logits",
@@ -221,8 +246,8 @@ def loss_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss and its gradient in the logits, without autograd.
 
-    The logits are read once and the gradient is written once. Arguments, meaning and errors are
-    those of `spatial_cross_entropy`.
+    The logits are read once and the gradient is written once; with a `process_group` the logits are
+    read twice. Arguments, meaning and errors are those of `spatial_cross_entropy`.
 
     Args:
         logits: [N, C, *spatial]; scores [N, C, h, w] with an upsampling.
@@ -233,6 +258,7 @@ def loss_and_gradient(
         label_smoothing: as there.
         temperature: as there.
         normalization: as there.
+        process_group: as there.
         check_labels: as there.
         upsampling: None, or how the scores become as large as the labels, as in
             `upsampled_cross_entropy`.
@@ -250,15 +276,26 @@ def loss_and_gradient(
     >>> gradient.flatten().tolist()
     [-0.5, 0.5]
     """
-    options = loss_options(
-        ignore_index, label_smoothing, temperature, normalization, check_labels, upsampling
-    )
-    check_scores(scores, options)
-    inputs = check_inputs(logits, labels, class_weight, pixel_weight, options)
+    try:
+        options = loss_options(
+            ignore_index, label_smoothing, temperature, normalization, check_labels, upsampling
+        )
+        check_scores(scores, options)
+        inputs = check_inputs(logits, labels, class_weight, pixel_weight, options)
+    except Exception:
+        if process_group is not None:
+            _distributed.report_failure(process_group)
+        raise
     if out is not None:
-        check_out(out, logits)
+        # Not above: Dynamo breaks the graph in `check_out`, and compiles no `try` with a break.
+        if process_group is None:
+            check_out(out, logits)
+        else:
+            _distributed.check_out_of_ranks(out, logits, process_group)
     if scores == "probabilities":
-        return probability_loss_and_gradient(inputs, out)
+        return probability_loss_and_gradient(inputs, out, process_group)
+    if process_group is not None and _distributed.has_several_ranks(process_group):
+        return _distributed.loss_and_gradient(inputs, process_group, out)
     with torch.no_grad():
         if out is not None and (torch.compiler.is_compiling() or not _needs_copy(inputs, out)):
             return _write_loss(inputs, out), out
@@ -267,8 +304,10 @@ def loss_and_gradient(
         return loss, gradient.to(logits.dtype) if out is None else out.copy_(gradient)
 
 
-def loss_of(inputs: LossInputs) -> Tensor:
+def loss_of(inputs: LossInputs, process_group: ProcessGroup | None = None) -> Tensor:
     """Returns the loss of checked inputs; differentiable."""
+    if process_group is not None:
+        return _distributed.cross_entropy(inputs, process_group)
     loss: Tensor = _differentiable().cross_entropy(inputs)
     return loss
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from seg_loss import _distributed
+from seg_loss._divisor import ProcessGroup, check_process_group
 from seg_loss._inputs import LossOptions, check_inputs
 from seg_loss.functional import loss_of, spatial_softmax
 from seg_loss.upsampling import Bilinear, Upsampling, check_upsampling
@@ -40,10 +42,12 @@ class SpatialCrossEntropy(nn.Module):
         label_smoothing: as there.
         temperature: as there.
         normalization: as there.
+        process_group: as there.
         check_labels: as there.
     """
 
     class_weight: Tensor | None
+    process_group: ProcessGroup | None
     _where = "logits"  # what error messages call the first argument of `forward`
 
     def __init__(
@@ -54,6 +58,7 @@ class SpatialCrossEntropy(nn.Module):
         label_smoothing: float = 0.0,
         temperature: float = 1.0,
         normalization: str = "valid",
+        process_group: ProcessGroup | None = None,
         check_labels: str = "raise",
     ) -> None:
         super().__init__()
@@ -61,17 +66,26 @@ class SpatialCrossEntropy(nn.Module):
         self.options = LossOptions(
             ignore_index, label_smoothing, temperature, normalization, check_labels
         )
+        if process_group is not None:
+            check_process_group(process_group)
+        self.process_group = process_group
 
     def forward(
         self, logits: Tensor, labels: Tensor, *, pixel_weight: Tensor | None = None
     ) -> Tensor:
         """Returns the loss of logits [N, C, *spatial] and labels [N, *spatial], a scalar."""
         weights = self.class_weight, pixel_weight
-        return loss_of(check_inputs(logits, labels, *weights, self.options, where=self._where))
+        try:
+            inputs = check_inputs(logits, labels, *weights, self.options, where=self._where)
+        except Exception:
+            if self.process_group is not None:
+                _distributed.report_failure(self.process_group)
+            raise
+        return loss_of(inputs, self.process_group)
 
     def extra_repr(self) -> str:
         """Returns the options, for `repr`."""
-        return _options_text(self.options)
+        return _options_text(self.options, self.process_group)
 
 
 class UpsampledCrossEntropy(SpatialCrossEntropy):
@@ -84,6 +98,7 @@ class UpsampledCrossEntropy(SpatialCrossEntropy):
         label_smoothing: as there.
         temperature: as there.
         normalization: as there.
+        process_group: as there.
         check_labels: as there.
     """
 
@@ -98,9 +113,10 @@ class UpsampledCrossEntropy(SpatialCrossEntropy):
         label_smoothing: float = 0.0,
         temperature: float = 1.0,
         normalization: str = "valid",
+        process_group: ProcessGroup | None = None,
         check_labels: str = "raise",
     ) -> None:
-        super().__init__(class_weight)
+        super().__init__(class_weight, process_group=process_group)
         check_upsampling(upsampling)
         self.options = LossOptions(
             ignore_index, label_smoothing, temperature, normalization, check_labels, upsampling
@@ -108,14 +124,15 @@ class UpsampledCrossEntropy(SpatialCrossEntropy):
 
     def extra_repr(self) -> str:
         """Returns the options, for `repr`."""
-        return f"upsampling={self.options.upsampling}, {_options_text(self.options)}"
+        return f"upsampling={self.options.upsampling}, {super().extra_repr()}"
 
 
-def _options_text(options: LossOptions) -> str:
+def _options_text(options: LossOptions, process_group: ProcessGroup | None) -> str:
     values = options.ignored_values
     ignored = values[0] if len(values) == 1 else values
     return (
         f"ignore_index={ignored}, label_smoothing={options.label_smoothing}, "
         f"temperature={options.temperature}, normalization={options.normalization!r}, "
         f"check_labels={options.check_labels!r}"
+        + ("" if process_group is None else f", process_group=<size {process_group.size()}>")
     )

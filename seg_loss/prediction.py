@@ -77,7 +77,7 @@ def predict(
     if isinstance(scores, np.ndarray):
         tensors = _maps_of(_tensor_of(scores), size, upsampling, maps, temperature)
         return {name: values.numpy() for name, values in tensors.items()}
-    return cast("dict[str, _Array]", _maps_of(scores, size, upsampling, maps, temperature))
+    return _maps_of(scores, size, upsampling, maps, temperature)
 
 
 def _maps_of(

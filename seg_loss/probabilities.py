@@ -15,6 +15,7 @@ of 16 bits for their sum. The loss of logits is more accurate, because a softmax
 probabilities, some of them to 0.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,10 +24,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from seg_loss import _labels, _operators
+from seg_loss import _autograd, _distributed, _labels, _operators
 from seg_loss._autograd import DifferentiableFunction, is_transformed
 from seg_loss._compile import is_compiling
-from seg_loss._divisor import divisor
+from seg_loss._divisor import ProcessGroup, counted_divisor, known_divisor
 from seg_loss._errors import InvalidInput, more_pixels, shape_text
 from seg_loss._inputs import (
     LossInputs,
@@ -37,7 +38,7 @@ from seg_loss._inputs import (
     loss_options,
     valid_classes,
 )
-from seg_loss._labels import InvalidValues, LabelReport
+from seg_loss._labels import InvalidValues, LabelCount, LabelReport
 from seg_loss.constants import SCORES
 
 _FIX = "Are these logits? Then pass scores=logits; in Python, use spatial_cross_entropy."
@@ -51,6 +52,7 @@ def probability_cross_entropy(
     pixel_weight: Tensor | None = None,
     ignore_index: int | Sequence[int] = 255,
     normalization: str = "valid",
+    process_group: ProcessGroup | None = None,
     check_labels: str = "raise",
 ) -> Tensor:
     """Returns the cross entropy of probabilities, -ln p; differentiable in the probabilities.
@@ -66,6 +68,7 @@ def probability_cross_entropy(
         pixel_weight: as there.
         ignore_index: as there.
         normalization: as there.
+        process_group: as there.
         check_labels: as there, and also for the values of the probabilities.
 
     Returns:
@@ -82,24 +85,25 @@ def probability_cross_entropy(
     >>> f"{probability_cross_entropy(probabilities, torch.tensor([0])):.4f}"  # ln 4
     '1.3863'
     """
-    options = loss_options(ignore_index, 0.0, 1.0, normalization, check_labels)
-    tensors = probabilities, labels, class_weight, pixel_weight
     where = "probabilities"
-    return _probability_loss(check_inputs(*tensors, options, where=where), where)
-
-
-def _probability_loss(inputs: LossInputs, where: str) -> Tensor:
-    """Returns the loss of checked inputs, whose `logits` are probabilities; differentiable."""
-    divisor = _divisor(inputs, where)
+    try:
+        options = loss_options(ignore_index, 0.0, 1.0, normalization, check_labels)
+        tensors = probabilities, labels, class_weight, pixel_weight
+        inputs = check_inputs(*tensors, options, where=where)
+    except Exception:
+        if process_group is not None:
+            _distributed.report_failure(process_group)
+        raise
+    divisor = _divisor(inputs, where, process_group)
     return _mean(targets_of(inputs), divisor)
 
 
 def probability_loss_and_gradient(
-    inputs: LossInputs, out: Tensor | None = None
+    inputs: LossInputs, out: Tensor | None = None, process_group: ProcessGroup | None = None
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss and its gradient in the probabilities, in `out` if given."""
     with torch.no_grad():
-        divisor = _divisor(inputs, "logits")
+        divisor = _divisor(inputs, "logits", process_group)
         targets = targets_of(inputs)
         loss = _mean(targets, divisor)
         scale = targets.weight * divisor.reciprocal().to(loss.dtype)
@@ -156,11 +160,14 @@ def _mean(targets: Targets, divisor: Tensor) -> Tensor:
     return (terms.sum(dtype=torch.float64) / divisor).to(terms.dtype)
 
 
-def _divisor(inputs: LossInputs, where: str) -> Tensor:
+def _divisor(inputs: LossInputs, where: str, process_group: ProcessGroup | None) -> Tensor:
     """Returns the divisor of the loss, after a check of all values."""
+    if process_group is not None and _distributed.has_several_ranks(process_group):
+        count_labels = functools.partial(_count_labels, where=where)
+        return _distributed.divisor(inputs, process_group, count_labels)
     inputs = replace(inputs, logits=inputs.logits.detach())
     if is_transformed() and not is_compiling():
-        divisor: Tensor = _Divisor.apply(*inputs.tensors, where, inputs.options)  # type: ignore[no-untyped-call]
+        divisor: Tensor = _autograd.apply(_Divisor, *inputs.tensors, where, inputs.options)
         return divisor
     return probability_divisor(inputs, where)
 
@@ -179,20 +186,29 @@ def probability_divisor(inputs: LossInputs, where: str) -> Tensor:
     """
     _labels.raise_deferred()
     inputs, options = inputs.resolve_neg(), inputs.options
+    count = _count_labels(inputs, where)
+    _labels.raise_or_defer(count.error(), options.check_labels)
+    pixels = inputs.labels.numel()
+    total = known_divisor(options.normalization, len(inputs.labels), pixels)
+    if total is None:
+        total = counted_divisor(float(count.total), True)
+    return torch.tensor(total, dtype=torch.float64, device=inputs.logits.device)
+
+
+def _count_labels(inputs: LossInputs, where: str) -> LabelCount:
+    """Counts the valid pixels, or sums their weights, and checks all values."""
+    inputs, options = inputs.resolve_neg(), inputs.options
     valid, classes = valid_classes(inputs)
+    error = None
     if options.check_labels != "ignore":
         report = _label_report(inputs, valid)
         error = _labels.error_for(report, inputs.num_classes, inputs.ignored)
         error = error or _error_in_probabilities(where, inputs.logits, valid)
-        _labels.raise_or_defer(error, options.check_labels)
-    total = divisor(
-        options.normalization,
-        valid_pixels=int(valid.sum()),
-        weight_sum=float(_weight(inputs, valid, classes).double().sum()),
-        num_images=len(inputs.labels),
-        num_pixels=inputs.labels.numel(),
-    )
-    return torch.tensor(total, dtype=torch.float64, device=inputs.logits.device)
+    if options.normalization == "weight":
+        total = float(_weight(inputs, valid, classes).double().sum())
+    else:
+        total = float(valid.sum())
+    return LabelCount(total, error is not None, lambda: error)
 
 
 class _Divisor(DifferentiableFunction):

@@ -65,8 +65,8 @@ def warm_up(device: str | torch.device = "cpu", *, num_classes: int = 2) -> None
 
     On a GPU this compiles what most calls need: one image of contiguous logits, of the usual sizes,
     float32, float16 or bfloat16, with labels uint8; float32 logits with labels int32 and int64;
-    class weights, maps, upsampling and predictions of float32 logits. Any other kernel is compiled by the first
-    call that needs it. The tensors take up to 1 GB of the GPU's memory.
+    class weights, maps, upsampling and predictions of float32 logits. Any other kernel is compiled
+    by the first call that needs it. The tensors take up to 1 GB of the GPU's memory.
 
     Args:
         device: the device whose kernels are compiled.

@@ -97,7 +97,8 @@ def test_every_setting_is_documented_with_its_default():
 
 def test_every_flag_of_the_command_line_is_documented():
     commands = re.findall(r"^  (\w+)  ", help_of(), re.MULTILINE)
-    documented = set(re.findall(r"`(--[\w-]+)", TEXT["docs/command-line.md"]))
+    text = TEXT["docs/command-line.md"] + TEXT["docs/training.md"]
+    documented = set(re.findall(r"`(--[\w-]+)", text))
     assert "serve" in commands
     for command in commands:
         assert f"| `{command}" in TEXT["docs/command-line.md"], command

@@ -49,7 +49,7 @@ ARROWS = {
     "seg_loss.constants": (),
     "seg_loss._errors": (),
     "seg_loss._numbers": (),
-    "seg_loss._divisor": (),
+    "seg_loss._divisor": ("seg_loss._errors",),
     "seg_loss._evaluation_sums": (),
     "seg_loss._maps": ("seg_loss.constants",),
     "seg_loss.diagnosis": (),
@@ -80,6 +80,7 @@ ARROWS = {
     ),
     "seg_loss.cpu.rows": CPU_KERNEL_BASE,
     "seg_loss.cpu.region": (*CPU_KERNEL_BASE, "seg_loss._divisor", "seg_loss.cpu.rows"),
+    "seg_loss.cpu.labels": (*CPU_KERNEL_BASE, "seg_loss.cpu.region"),
     "seg_loss.cpu.columns": CPU_KERNEL_BASE,
     "seg_loss.cpu.tiles": (
         *CPU_KERNEL_BASE, "seg_loss.constants", "seg_loss.cpu.region", "seg_loss.cpu.rows",
@@ -123,6 +124,7 @@ ARROWS = {
         *BASE, "seg_loss.cpu.cache", "seg_loss.cpu.records", "seg_loss.cpu.threads",
     ),
     "seg_loss.cpu.arguments": (*BASE, *CPU_PLAN),
+    "seg_loss.cpu.label_check": (*BASE, *CPU_PLAN, "seg_loss.cpu.arguments"),
     "seg_loss.cpu.loss": (*BASE, *CPU_PLAN, "seg_loss.cpu.arguments"),
     "seg_loss.cpu.probabilities": (
         *BASE, *CPU_PLAN, "seg_loss.cpu.arguments", "seg_loss.cpu.memory",
@@ -137,9 +139,8 @@ ARROWS = {
         *BASE, *CPU_PLAN, "seg_loss.cpu.arguments", "seg_loss.cpu.upsampled_loss",
     ),
     "seg_loss.cpu.backend": (
-        "seg_loss.cpu.evaluation", "seg_loss.cpu.loss", "seg_loss.cpu.prediction",
-        "seg_loss.cpu.probabilities",
-        "seg_loss.cpu.upsampled_loss",
+        "seg_loss.cpu.evaluation", "seg_loss.cpu.label_check", "seg_loss.cpu.loss",
+        "seg_loss.cpu.prediction", "seg_loss.cpu.probabilities", "seg_loss.cpu.upsampled_loss",
     ),
     "seg_loss.gpu": (),
     "seg_loss.gpu.math": (),
@@ -190,9 +191,8 @@ ARROWS = {
         "seg_loss.gpu.tiling",
     ),
     "seg_loss.gpu.backend": (
-        "seg_loss.gpu.evaluation", "seg_loss.gpu.loss", "seg_loss.gpu.prediction",
-        "seg_loss.gpu.probabilities",
-        "seg_loss.gpu.upsampled_loss",
+        "seg_loss.gpu.evaluation", "seg_loss.gpu.label_check", "seg_loss.gpu.loss",
+        "seg_loss.gpu.prediction", "seg_loss.gpu.probabilities", "seg_loss.gpu.upsampled_loss",
     ),
     "seg_loss._backends": (*BASE, "seg_loss.cpu.memory"),
     "seg_loss._operators": (*BASE, "seg_loss._backends"),
@@ -205,20 +205,23 @@ ARROWS = {
         *BASE, "seg_loss._autograd", "seg_loss._composition", "seg_loss._operators",
     ),
     "seg_loss._scratch": (*BASE, "seg_loss._backends"),
+    "seg_loss._distributed": (
+        *BASE, "seg_loss._autograd", "seg_loss._backends", "seg_loss._compile",
+    ),
     "seg_loss.probabilities": (
-        *BASE, "seg_loss._autograd", "seg_loss._compile", "seg_loss._operators",
+        *BASE, "seg_loss._autograd", "seg_loss._compile", "seg_loss._distributed",
+        "seg_loss._operators",
     ),
     "seg_loss.functional": (
         *BASE, "seg_loss._autograd", "seg_loss._backends", "seg_loss._compile",
-        "seg_loss._operators",
-        "seg_loss.probabilities",
+        "seg_loss._distributed", "seg_loss._operators", "seg_loss.probabilities",
     ),
     "seg_loss.evaluation": (
         *BASE, "seg_loss._backends", "seg_loss.diagnosis", "seg_loss.metrics",
         "seg_loss.probabilities",
     ),
+    "seg_loss.modules": (*BASE, "seg_loss._distributed", "seg_loss.functional"),
     "seg_loss.prediction": (*BASE, "seg_loss._operators"),
-    "seg_loss.modules": (*BASE, "seg_loss.functional"),
     "seg_loss.compat": (*BASE, "seg_loss.functional"),
     "seg_loss.warmup": (
         *BASE, "seg_loss.evaluation", "seg_loss.functional", "seg_loss.prediction",
@@ -244,7 +247,6 @@ ARROWS = {
     "app.settings": ("app.errors",),
     "app.report": ("app.terminal",),
     "app.terminal": (),
-    "app.preprocessing": (),
     "app.devices": ("seg_loss", "app.errors"),
     "app.images": ("app.errors",),
     "app.formats": ("app.errors", "app.images.palettes"),
@@ -286,7 +288,10 @@ ARROWS = {
     "app.training.data": (
         "app.errors", "app.formats", "app.images.palettes", "app.label_spaces", "app.terminal",
     ),
-    "app.training.samples": ("app.errors", "app.preprocessing", "app.training.data"),
+    "app.training.samples": (
+        "app.errors", "app.preprocessing", "app.training.data", "app.training.interrupts",
+        "app.training.recipes",
+    ),
     "app.training.networks": ("seg_loss", "models"),  # which it imports by name, on first use
     "app.training.distributed": (),
     "app.training.interrupts": (),
@@ -301,7 +306,8 @@ ARROWS = {
     "app.training.checkpoints": ("app.errors", "app.formats.safetensors", "app.training.networks"),
     "app.training.initialization": ("app.errors", "app.training.networks"),
     "app.training.callbacks": (
-        "seg_loss", "app.errors", "app.images.palettes", "app.terminal", "app.training.recipes",
+        "seg_loss", "app.errors", "app.images.palettes", "app.options", "app.terminal",
+        "app.training.checkpoints", "app.training.options", "app.training.recipes",
         "app.training.samples", "app.training.validation",
     ),
     "app.training.loop": ("app.training",),
@@ -322,8 +328,8 @@ ONLY_IN = {
     "numba": (
         *(f"seg_loss.cpu.{name}"
           for name in ("best_class", "columns", "compiler", "cross_entropy", "dtypes", "evaluate",
-                       "exponential", "interval_columns", "many_classes", "predict", "region",
-                       "rows", "simd", "softmax", "sums", "tiles", "upsampled")),
+                       "exponential", "interval_columns", "labels", "many_classes", "predict",
+                       "region", "rows", "simd", "softmax", "sums", "tiles", "upsampled")),
         "benchmarks",
     ),
     "llvmlite": tuple(
@@ -450,7 +456,7 @@ def test_the_extra_of_the_app_has_no_package_that_it_does_not_import():
     imported = {
         full.partition(".")[0]
         for name in MODULES
-        if is_in(name, ("app",))
+        if is_in(name, ("app", "models"))
         for full in imports_of(name)
     }
     assert set(entry_point.EXTRA) <= imported

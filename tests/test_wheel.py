@@ -127,6 +127,15 @@ def test_the_installed_service_finds_the_installed_networks(installed, tmp_path)
     assert printed == "seg_loss_models.checkpoints\n"
 
 
+def test_the_installed_training_has_the_installed_networks(installed, tmp_path):
+    script = (
+        "from seg_loss_app.training import command, networks\n"
+        "print(networks.import_models('checkpoints').__file__)"
+    )
+    printed = run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert printed.strip() == str(installed / "seg_loss_models" / "checkpoints.py")
+
+
 def test_the_installed_command_line_answers(installed, tmp_path):
     command = [sys.executable, "-m", "seg_loss_app", "--help"]
     assert "visualize" in run(*command, cwd=tmp_path, PYTHONPATH=str(installed))

@@ -1,12 +1,14 @@
 """What happens beside the loop: lines on standard error, metrics in a file, curves, advice.
 
-A callback cannot change the training. One that cannot write says so once, and the training goes on.
+A callback cannot change the training. If it cannot write, there is one warning, and the training
+goes on.
 """
 
 import json
 import math
-import resource
+import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,14 +22,17 @@ from seg_loss.diagnosis import diagnose
 
 from ..errors import IllPosed
 from ..images.palettes import Palette
+from ..options import with_flags
 from ..terminal import printable
+from .checkpoints import write_atomically
+from .options import FLAGS
 from .recipes import FCN_RATES, Recipe
 
 if TYPE_CHECKING:
     from .samples import Samples
     from .validation import Validation
 
-Say = Callable[[str], None]
+WriteLine = Callable[[str], None]
 """Writes one line to standard error."""
 
 METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
@@ -82,6 +87,10 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Returns the most memory that a GPU has allocated, or that this process has had."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -107,12 +116,10 @@ class Terminal(Callback):
         self._drawn = 0.0
         self._begin: tuple[int, float] | None = None
 
-    def say(self, line: str) -> None:
+    def write_line(self, line: str) -> None:
         """Writes a line, above the bar."""
-        if self._stream is None:
-            return
         self._erase()
-        print(printable(line), file=self._stream, flush=True)
+        self._write(f"{printable(with_flags(line, FLAGS))}\n")
 
     def on_checked(self, done: int, total: int) -> None:
         """Shows how many images of the data set have been checked."""
@@ -134,7 +141,7 @@ class Terminal(Callback):
 
     def on_log(self, record: LogRecord) -> None:
         """Writes loss, rates and memory."""
-        self.say(
+        self.write_line(
             f"step {record.step}/{self.num_steps}  epoch {record.epoch:.2f}  "
             f"loss {record.loss:.5g} ({record.mean_nll:.4f} a pixel)  lr {record.learning_rate:.3g}"
             f"  {record.images_per_second:.3g} images/s"
@@ -146,7 +153,9 @@ class Terminal(Callback):
         names = ("pixel acc.", "mean acc.", "mean IU", "f.w. IU")
         values = (getattr(validation.metrics, name) for name in METRICS)
         metrics = "  ".join(f"{name} {_number(v)}" for name, v in zip(names, values, strict=True))
-        self.say(f"validation {step}  loss {_number(validation.mean_nll)} a pixel  {metrics}")
+        self.write_line(
+            f"validation {step}  loss {_number(validation.mean_nll)} a pixel  {metrics}"
+        )
 
     def on_end(self) -> None:
         """Removes the bar."""
@@ -158,23 +167,29 @@ class Terminal(Callback):
 
     def _show(self, text: str, *, force: bool = False) -> None:
         now = time.monotonic()
-        if (
-            self._stream is None
-            or not self._has_bar
-            or (now - self._drawn < self._SECONDS and not force)
-        ):
+        is_due = force or now - self._drawn >= self._SECONDS
+        if not self._has_bar or not is_due:
             return
         self._drawn = now
+        # A line that wraps could not be erased.
+        text = text[: shutil.get_terminal_size().columns - 1]
         padding = " " * max(len(self._bar) - len(text), 0)
-        self._stream.write(f"\r{text}{padding}")
-        self._stream.flush()
+        self._write(f"\r{text}{padding}")
         self._bar = text
 
     def _erase(self) -> None:
-        if self._stream is not None and self._bar:
-            self._stream.write(f"\r{' ' * len(self._bar)}\r")
-            self._stream.flush()
+        if self._bar:
+            self._write(f"\r{' ' * len(self._bar)}\r")
             self._bar = ""
+
+    def _write(self, text: str) -> None:
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:  # the terminal, or the reader of a pipe, is gone
+            self._stream = None
 
 
 class MetricsFile(Callback):
@@ -183,15 +198,18 @@ class MetricsFile(Callback):
     Args:
         path: the file.
         step: the lines of later steps are removed, which a training that is resumed repeats.
-        say: writes a warning.
+        write_line: writes a warning.
     """
 
-    def __init__(self, path: Path, step: int, say: Say) -> None:
+    def __init__(self, path: Path, step: int, write_line: WriteLine) -> None:
         self._path = path
-        self._say = say
+        self._write_line = write_line
         self._failed = False
         if path.exists():
-            self._write("w", _lines_until(path, step))
+            try:
+                write_atomically(path, [_lines_until(path, step).encode()])
+            except OSError as error:
+                self._warn(error)
 
     def on_log(self, record: LogRecord) -> None:
         """Adds a line of kind train."""
@@ -218,16 +236,20 @@ class MetricsFile(Callback):
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in fields.items()
         }
-        self._write("a", json.dumps(finite, allow_nan=False) + "\n")
-
-    def _write(self, mode: str, text: str) -> None:
+        # A line that was cut off must not run into this one.
+        text = ("\n" if self._failed else "") + json.dumps(finite, allow_nan=False) + "\n"
         try:
-            with self._path.open(mode) as file:
+            with self._path.open("a") as file:
                 file.write(text)
         except OSError as error:
-            if not self._failed:
-                self._say(f"warning: {self._path}: {error.strerror or error}; metrics are missing.")
-            self._failed = True
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._failed:
+            self._write_line(
+                f"warning: {self._path}: {error.strerror or error}; metrics are missing."
+            )
+        self._failed = True
 
 
 def _lines_until(path: Path, step: int) -> str:
@@ -252,14 +274,19 @@ class TensorBoard(Callback):
         step: TensorBoard hides what was written for later steps.
         photos: the images of the validation.
         palette: the colours of the classes.
-        say: writes a warning.
+        write_line: writes a warning.
 
     Raises:
         IllPosed: if TensorBoard is not installed.
     """
 
     def __init__(
-        self, folder: Path, step: int, photos: "Samples | None", palette: Palette, say: Say
+        self,
+        folder: Path,
+        step: int,
+        photos: "Samples | None",
+        palette: Palette,
+        write_line: WriteLine,
     ) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -268,8 +295,16 @@ class TensorBoard(Callback):
             raise IllPosed("tensorboard", "TensorBoard to be installed", "none", fix) from None
         self._photos = photos
         self._palette = palette
-        self._say = say
+        self._write_line = write_line
         self._writer: Any = SummaryWriter(str(folder), purge_step=step or None)
+        # TensorBoard writes in a thread, whose error the next call here raises again.
+        self._report_thread_error = threading.excepthook
+        threading.excepthook = self._on_thread_error
+
+    def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
+        is_of_tensorboard = type(error.thread).__module__.startswith("tensorboard.")
+        if not (is_of_tensorboard and issubclass(error.exc_type, OSError)):
+            self._report_thread_error(error)
 
     def on_log(self, record: LogRecord) -> None:
         """Adds the curves of the training."""
@@ -306,6 +341,7 @@ class TensorBoard(Callback):
     def on_end(self) -> None:
         """Closes the event file."""
         self._write(lambda: self._writer.close())
+        threading.excepthook = self._report_thread_error
 
     def _write(self, write: Callable[[], object]) -> None:
         if self._writer is None:
@@ -313,7 +349,7 @@ class TensorBoard(Callback):
         try:
             write()
         except OSError as error:
-            self._say(f"warning: TensorBoard: {error.strerror or error}; curves end here.")
+            self._write_line(f"warning: TensorBoard: {error.strerror or error}; curves end here.")
             self._writer = None
 
 
@@ -322,14 +358,14 @@ class Diverged(IllPosed):
 
 
 class DiagnosisAdvice(Callback):
-    """Says when the loss sits at ln C, is worse than chance, or is no number, and what to try.
+    """Advice on a loss that sits at ln C, is worse than chance, or is no number.
 
     Args:
         num_classes: C.
         network: the name of the network.
         recipe: the recipe.
         is_new: whether the weights are random.
-        say: writes a line.
+        write_line: writes a line.
     """
 
     PATIENCE = 200
@@ -338,13 +374,13 @@ class DiagnosisAdvice(Callback):
     """A mean loss of more than this many ln C is unusual at any step."""
 
     def __init__(
-        self, num_classes: int, network: str, recipe: Recipe, is_new: bool, say: Say
+        self, num_classes: int, network: str, recipe: Recipe, is_new: bool, write_line: WriteLine
     ) -> None:
         self._num_classes = num_classes
         self._network = network
         self._recipe = recipe
         self._is_new = is_new
-        self._say = say
+        self._write_line = write_line
         self._state = ""
         self._first = max(self.PATIENCE, 2 * recipe.warmup_steps)
 
@@ -359,7 +395,7 @@ class DiagnosisAdvice(Callback):
         return Diverged("loss", f"a finite number in step {step}", got, advice)
 
     def on_log(self, record: LogRecord) -> None:
-        """Says what the mean loss of the last steps means, once for each state."""
+        """Gives advice on the mean loss of the last steps, once for each state."""
         if not record.valid_pixels:
             self._report(record.step, 0, 0.0)
         # With smoothing or weights the terms are no nll, which ln C could be compared with.
@@ -369,9 +405,11 @@ class DiagnosisAdvice(Callback):
                 self._report(record.step, record.valid_pixels, record.mean_nll)
 
     def on_validation(self, step: int, validation: "Validation") -> None:
-        """Says what the loss of a validation means, if no training loss has said so."""
-        if step >= self._first and validation.diagnosis.state != self._state:
-            self._speak(step, validation.diagnosis.state, validation.diagnosis.advice)
+        """Gives advice on the loss of a validation, unless that of the training had the state."""
+        diagnosis = validation.diagnosis
+        is_certain = step >= self._first or diagnosis.state in ("non_finite", "nothing_valid")
+        if is_certain and diagnosis.state != self._state:
+            self._advise(step, diagnosis.state, diagnosis.advice)
 
     def _report(self, step: int, valid_pixels: int, mean_nll: float) -> None:
         diagnosis = diagnose(
@@ -382,15 +420,15 @@ class DiagnosisAdvice(Callback):
             non_finite_pixels=0,
         )
         if diagnosis.state != self._state:
-            self._speak(step, diagnosis.state, diagnosis.advice)
+            self._advise(step, diagnosis.state, diagnosis.advice)
 
-    def _speak(self, step: int, state: str, advice: str) -> None:
+    def _advise(self, step: int, state: str, advice: str) -> None:
         is_new = not self._state
         self._state = state
         if state == "learning" and is_new:
             return  # as it should be
         more = {"at_chance": self._raise_rate, "worse_than_chance": self._lower_rate}.get(state)
-        self._say(f"step {step}: {state}: {advice}{' ' + more() if more else ''}")
+        self._write_line(f"step {step}: {state}: {advice}{' ' + more() if more else ''}")
 
     def _raise_rate(self) -> str:
         rate = self._recipe.learning_rate

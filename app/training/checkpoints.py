@@ -34,7 +34,7 @@ from torch.optim import Optimizer
 
 from ..errors import IllPosed, Malformed, dtype_name, safe_repr
 from ..formats import safetensors
-from .networks import NetworkSpec, load_network, save_network
+from .networks import NetworkSpec, import_models, load_network, save_network
 
 _WEIGHTS, _TRAINING = "weights.safetensors", "training.safetensors"
 _NUMBER = re.compile(r"[0-9]{8,12}")
@@ -65,16 +65,11 @@ def write_atomically(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     Raises:
         OSError: if the disk is full or the folder cannot be written to. The old file stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.writelines(chunks)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    with (
+        import_models("atomic_file").atomic_write(path) as temporary,
+        temporary.open("wb") as file,
+    ):
+        file.writelines(chunks)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -249,7 +244,7 @@ def _load_optimizer(
     name = type(optimizer).__name__
     if metadata.get("optimizer") != name:
         got = safe_repr(metadata.get("optimizer", ""))
-        fix = "Resume with the optimizer of the checkpoint, or start another training with init=."
+        fix = "Resume with the optimizer of the checkpoint, or begin another training."
         raise IllPosed(where, f"the state of {name}", got, fix)
     parameters = [row for group in optimizer.param_groups for row in group["params"]]
     state: dict[int, dict[str, object]] = {}

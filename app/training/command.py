@@ -3,9 +3,10 @@
 find, check the data -> resolve the recipe -> build the network -> Trainer
 """
 
+import math
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,23 +25,24 @@ from .callbacks import (
     Callback,
     DiagnosisAdvice,
     MetricsFile,
-    Say,
     TensorBoard,
     Terminal,
+    WriteLine,
 )
 from .checkpoints import Run
 from .data import DataSet, LabelFormat, check, find
 from .distributed import Ranks, joined, local_rank, world_size
-from .initialization import initialize
+from .initialization import RANDOM, initialize
 from .interrupts import Interrupts
 from .loop import Outcome, Trainer
 from .networks import NetworkSpec, import_models
 from .options import TrainOptions, resolve
 from .recipes import Recipe
-from .samples import Augmentation, Samples
+from .samples import Augmentation, SampleError, Samples
 from .validation import Validation, Validator
 
 _CONFIG_FORMAT = 1
+_STOPPING = "stopping after this step, with a checkpoint; Ctrl-C again aborts"
 _ABORTED = 130
 """Exit status after a second Ctrl-C, as a shell reports SIGINT."""
 
@@ -52,10 +54,12 @@ class Result:
     Attributes:
         status: the exit status of the command.
         fields: names and values; None if nothing is printed, as in all processes but the first.
+        classes: index, name, IU and accuracy of each class in the last validation.
     """
 
     status: int
     fields: dict[str, Any] | None = None
+    classes: tuple[tuple[int, str, float | None, float | None], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Request:
     output: Path
     options: TrainOptions
     model: str | None = None
-    init: str = "random"
+    init: str = RANDOM
     resume: bool = False
 
 
@@ -97,23 +101,26 @@ def train(request: Request, device: torch.device) -> Result:
                 return _train(request, ranks, terminal)
     except KeyboardInterrupt:
         if terminal is not None:
-            terminal.say("Aborted. The newest checkpoint is unchanged.")
+            terminal.write_line("Aborted. The newest checkpoint is unchanged.")
         return Result(_ABORTED)
 
 
 @contextmanager
 def _in_first_alone(ranks: Ranks) -> Iterator[None]:
-    """Lets only the first process raise an error that all of them have found."""
+    """Lets only the first process raise an error that all of them have found.
+
+    A file that cannot be read is found by the process that reads it.
+    """
     try:
         yield
-    except (RequestError, InvalidInput):
-        if ranks.is_first:
+    except (RequestError, InvalidInput) as error:
+        if ranks.is_first or isinstance(error, SampleError):
             raise
         sys.exit(1)
 
 
 def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
-    say = terminal.say
+    write_line = terminal.write_line
     run = Run(request.output)
     options = _options(request, run)
     is_resumed = request.resume and bool(run.checkpoints())
@@ -125,76 +132,99 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
         options.label_encoding,
         options.palette,
     )
-    data = find(
-        request.data,
-        train_split=options.train_split,
-        val_split=options.val_split,
-        val_fraction=options.val_fraction,
-        seed=options.seed or 0,
-    )
-    say(f"{data.layout}: {len(data.train)} training and {len(data.val)} validation images")
-    ranks.in_first(lambda: _check_data(data, labels, options, terminal))
+    data = _checked_data(request, options, labels, ranks, terminal)
     network = request.model or options.network
     recipe = resolve(options, network, len(data.train), ranks.world_size)
     spec = _spec(network, options, recipe)
     torch.manual_seed(recipe.seed)  # a network of the user initialises itself
     model = import_models("checkpoints").build(spec)
     if not is_resumed:
-        say(initialize(model, spec, request.init, recipe.seed))
+        write_line(initialize(model, spec, request.init, recipe.seed))
     model.to(ranks.device)
-    samples = Samples(
-        data.train,
-        labels,
-        recipe.preprocessing,
-        Augmentation(recipe.crop, recipe.scale, recipe.flip),
-        recipe.seed,
-    )
+    augmentation = Augmentation(recipe.crop, recipe.scale, recipe.flip)
     validation = Samples(data.val, labels, recipe.preprocessing) if data.val else None
-    advice = DiagnosisAdvice(
-        options.num_classes, network, recipe, request.init == "random" and not is_resumed, say
+    validator = Validator(validation, labels, ranks, options.workers) if validation else None
+    is_new = request.init == RANDOM and not is_resumed
+    trainer = Trainer(
+        model,
+        spec,
+        recipe,
+        Samples(data.train, labels, recipe.preprocessing, augmentation, recipe.seed),
+        labels,
+        run,
+        ranks,
+        validator=validator,
+        advice=DiagnosisAdvice(options.num_classes, network, recipe, is_new, write_line),
+        write_line=write_line,
+        workers=options.workers,
     )
-    with ExitStack() as stack:
-        validator = (
-            None if validation is None else Validator(validation, labels, ranks, options.workers)
-        )
-        results = _LastValidation()
-        callbacks: list[Callback] = [terminal, results] if ranks.is_first else []
-        trainer = Trainer(
-            model,
-            spec,
-            recipe,
-            samples,
-            labels,
-            run,
-            ranks,
-            validator=validator,
-            callbacks=callbacks,
-            advice=advice,
-            say=say,
-            workers=options.workers,
-            draws_pictures=options.tensorboard != "no",
-        )
-        if request.resume:
-            if trainer.load():
-                say(f"resumed after step {trainer.progress.step} of {recipe.steps}")
-            else:
-                say(f"{run.folder} has no checkpoint: the training begins with step 1")
-        ranks.in_first(lambda: run.write_config(_config(request, options, recipe, spec, data)))
-        if ranks.is_first:
-            step = trainer.progress.step
-            trainer.add(MetricsFile(run.metrics, step, say))
-            board = _tensorboard(options, run, step, validation, say)
-            if board is not None:
-                trainer.add(board)
-        say(_description(model, spec, recipe, ranks))
+    if request.resume:
+        _resume(trainer, run, recipe, data, ranks, write_line)
+    ranks.in_first(lambda: run.write_config(_config(request, options, recipe, spec, data)))
+    write_line(_description(model, spec, recipe, ranks))
+    results = _LastValidation()
+    if ranks.is_first:
         terminal.num_steps = recipe.steps
-        interrupts = stack.enter_context(
-            Interrupts(lambda: say("stopping after this step; press Ctrl-C again to abort"))
-        )
+        step = trainer.progress.step
+        for callback in (terminal, results, MetricsFile(run.metrics, step, write_line)):
+            trainer.add(callback)
+        board = _tensorboard(options, run, step, validation, write_line)
+        if board is not None:
+            trainer.add(board)
+            trainer.draws_pictures = True
+    with Interrupts(_STOPPING if ranks.is_first else None) as interrupts:
         outcome = trainer.train(interrupts)
-    _say_end(outcome, run, recipe, say)
+    _write_end(outcome, run, recipe, write_line)
     status = 128 + outcome.signal if outcome.signal else int(not outcome.is_saved)
-    return Result(status, _results(outcome, run, results.last) if ranks.is_first else None)
+    if not ranks.is_first:
+        return Result(status)
+    return Result(status, _results(outcome, run, results.last), _classes(results.last, spec))
+
+
+def _checked_data(
+    request: Request,
+    options: TrainOptions,
+    labels: LabelFormat,
+    ranks: Ranks,
+    terminal: Terminal,
+) -> DataSet:
+    """Returns the data set, which the first process has checked."""
+    data = find(
+        request.data,
+        train_split=options.train_split,
+        val_split=options.val_split,
+        val_fraction=options.val_fraction,
+        label_space=options.label_space,
+        seed=options.seed or 0,
+    )
+    num_train, num_val = len(data.train), len(data.val)
+    terminal.write_line(f"{data.layout}: {num_train} training and {num_val} validation images")
+    ranks.in_first(lambda: _check_data(data, labels, options, terminal))
+    return data
+
+
+def _resume(
+    trainer: Trainer,
+    run: Run,
+    recipe: Recipe,
+    data: DataSet,
+    ranks: Ranks,
+    write_line: WriteLine,
+) -> None:
+    """Goes on from the newest checkpoint, if there is one."""
+    is_loaded = trainer.load()
+    step = trainer.progress.step
+    (total,) = ranks.sum([float(step)])
+    if total != step * ranks.world_size:
+        fix = "Name a folder that all machines share."
+        raise IllPosed("output", "the same checkpoint in all processes", "others", fix)
+    if not is_loaded:
+        write_line(f"{run.folder} has no checkpoint: the training begins with step 1")
+        return
+    write_line(f"resumed after step {step} of {recipe.steps}")
+    before = run.read_config().get("num_train") if run.config.exists() else None
+    if before not in (None, len(data.train)):
+        write_line(f"warning: the training had {before} images, and now has {len(data.train)}")
 
 
 def _options(request: Request, run: Run) -> TrainOptions:
@@ -240,20 +270,25 @@ def _check_data(
     """Writes what is wrong with the data, and raises if anything is."""
     if options.check_data == "none":
         if data.problems:
-            terminal.say(f"warning: {len(data.problems)} images without a partner are left out")
+            terminal.write_line(
+                f"warning: images without a partner, which are left out: {len(data.problems)}"
+            )
         return
     report = check(data, labels, workers=max(options.workers, 1), progress=terminal.on_checked)
     for line in report.lines():
-        terminal.say(line)
+        terminal.write_line(line)
     num_pairs = len(data.train) + len(data.val)
     if report.problems:
         raise report.error(num_pairs)
     for sentence in report.advice:
-        terminal.say(f"warning: {sentence}")
+        terminal.write_line(f"warning: {sentence}")
+    num_shared = len(set(data.train) & set(data.val))
+    if num_shared:
+        terminal.write_line(f"warning: images that are trained and validated on: {num_shared}")
     absent = [index for index, count in enumerate(report.pixels) if not count]
     if absent:
         names = ", ".join(map(str, absent[:20])) + (", ..." if len(absent) > 20 else "")
-        terminal.say(f"warning: no training label has the class {names}")
+        terminal.write_line(f"warning: no training label has the class {names}")
 
 
 def _spec(network: str, options: TrainOptions, recipe: Recipe) -> NetworkSpec:
@@ -286,16 +321,18 @@ def _config(
 
 
 def _tensorboard(
-    options: TrainOptions, run: Run, step: int, photos: Samples | None, say: Say
+    options: TrainOptions, run: Run, step: int, photos: Samples | None, write_line: WriteLine
 ) -> TensorBoard | None:
     if options.tensorboard == "no":
         return None
     palette = PALETTES[options.palette or "voc"]
     try:
-        return TensorBoard(run.events, step, photos, palette, say)
+        return TensorBoard(run.events, step, photos, palette, write_line)
     except IllPosed:
         if options.tensorboard == "yes":
             raise
+    except OSError as error:
+        write_line(f"warning: {run.events}: {error.strerror or error}; there are no curves.")
     return None
 
 
@@ -321,12 +358,12 @@ class _LastValidation(Callback):
         self.last = validation
 
 
-def _say_end(outcome: Outcome, run: Run, recipe: Recipe, say: Say) -> None:
+def _write_end(outcome: Outcome, run: Run, recipe: Recipe, write_line: WriteLine) -> None:
     progress = outcome.progress
     if outcome.signal:
-        say(f"stopped after step {progress.step} of {recipe.steps}; --resume goes on")
+        write_line(f"stopped after step {progress.step} of {recipe.steps}; --resume goes on")
     if progress.best is not None:
-        say(f"best: mean IU {progress.best:.4f} in step {progress.best_step}, in {run.best}")
+        write_line(f"best: mean IU {progress.best:.4f} in step {progress.best_step}, in {run.best}")
 
 
 def _results(outcome: Outcome, run: Run, last: Validation | None) -> dict[str, Any]:
@@ -341,5 +378,17 @@ def _results(outcome: Outcome, run: Run, last: Validation | None) -> dict[str, A
     }
     if last is not None:
         fields |= {name: getattr(last.metrics, name) for name in METRICS}
-        fields["mean_nll"] = last.mean_nll
+        mean_nll = last.mean_nll
+        fields["mean_nll"] = mean_nll if mean_nll and math.isfinite(mean_nll) else None
     return fields
+
+
+def _classes(
+    last: Validation | None, spec: NetworkSpec
+) -> tuple[tuple[int, str, float | None, float | None], ...]:
+    if last is None:
+        return ()
+    names = spec.class_names or ("",) * spec.num_classes
+    metrics = last.metrics
+    rows = zip(names, metrics.iu, metrics.accuracy, strict=True)
+    return tuple((index, *row) for index, row in enumerate(rows))

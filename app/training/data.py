@@ -7,6 +7,9 @@ ImageSets/Segmentation/{train,val}.txt |
 | folders of splits | train/images, val/images | train/labels, val/labels | the folders |
 | splits in folders | images/train, images/val | labels/train, labels/val | the folders |
 | flat | images | labels | names in train.txt and val.txt, or a share chosen by the seed |
+| Cityscapes | leftImg8bit/train/CITY/NAME_leftImg8bit.png | \
+gtFine/train/CITY/NAME_gtFine_labelTrainIds.png, or _labelIds for label_space=cityscapes_ids | the \
+folders |
 
 `annotations` and `masks` may stand for `labels`, and `training` and `validation` for `train` and
 `val`, as in ADE20K. In folders a photo and a label map are a pair if their paths differ in the
@@ -162,7 +165,7 @@ class DataReport:
     def error(self, num_pairs: int) -> IllPosed:
         """Returns the error that counts the problems of each kind."""
         counts = Counter(problem.kind for problem in self.problems)
-        got = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        got = ", ".join(f"{kind}: {count}" for kind, count in counts.items())
         return IllPosed("data", f"{num_pairs} images and labels that fit", got)
 
 
@@ -172,6 +175,7 @@ def find(
     train_split: str = "train",
     val_split: str | None = "val",
     val_fraction: float = 0.1,
+    label_space: str = "raw",
     seed: int = 0,
 ) -> DataSet:
     """Returns the pairs in a folder of one of the layouts.
@@ -180,6 +184,7 @@ def find(
         root: the folder.
         train_split, val_split: names of the splits; None for no validation.
         val_fraction: share of the pairs of a flat layout without lists that validate.
+        label_space: chooses one of the label files that Cityscapes has for each photo.
         seed: chooses them.
 
     Raises:
@@ -195,6 +200,12 @@ def find(
         layout = "VOC"
         train, val = (
             _listed(root, lists / f"{split}.txt", photos, labels, problems) if split else ()
+            for split in (train_split, val_split)
+        )
+    elif (root / "leftImg8bit").is_dir() and (root / "gtFine").is_dir():
+        layout = "Cityscapes"
+        train, val = (
+            _of_cityscapes(root, split, label_space, problems) if split else ()
             for split in (train_split, val_split)
         )
     elif (folders := _folders_of(root, train_split)) is not None:
@@ -216,8 +227,9 @@ def find(
             train, val = _divide(pairs, val_fraction if val_split else 0.0, seed)
     else:
         fix = (
-            "Known are JPEGImages, SegmentationClass and ImageSets/Segmentation of VOC, and "
-            "images and labels, with splits inside or around them."
+            "Known are JPEGImages, SegmentationClass and ImageSets/Segmentation of VOC, "
+            "leftImg8bit and gtFine of Cityscapes, and images and labels, with splits inside or "
+            "around them."
         )
         raise IllPosed("data", "a data set", f"the folder {safe_repr(f'{root}')}", fix)
     if not train and not problems:
@@ -297,12 +309,29 @@ def _label_folder_of(folder: Path) -> tuple[Path, Path] | None:
     return None
 
 
-def _in_folders(
-    root: Path, photos: Path, labels: Path, problems: list[Problem]
+def _of_cityscapes(
+    root: Path, split: str, label_space: str, problems: list[Problem]
 ) -> tuple[Pair, ...]:
-    """Returns the pairs of the files in two folders, by their paths without the suffix."""
-    photo_of = _files_by_name(root, photos, PHOTO_SUFFIXES, problems)
-    label_of = _files_by_name(root, labels, LABEL_SUFFIXES, problems)
+    kind = "labelIds" if label_space == "cityscapes_ids" else "labelTrainIds"
+    folders = root / "leftImg8bit" / split, root / "gtFine" / split
+    for folder in folders:
+        if not folder.is_dir():
+            fix = _NO_SPLIT if split != "train" else ""
+            raise IllPosed("data", f"the folder {folder.relative_to(root)}", "no such folder", fix)
+    return _in_folders(root, *folders, problems, "_leftImg8bit", f"_gtFine_{kind}")
+
+
+def _in_folders(
+    root: Path,
+    photos: Path,
+    labels: Path,
+    problems: list[Problem],
+    photo_ending: str = "",
+    label_ending: str = "",
+) -> tuple[Pair, ...]:
+    """Returns the pairs of the files in two folders, by their paths without ending and suffix."""
+    photo_of = _files_by_name(root, photos, PHOTO_SUFFIXES, problems, photo_ending)
+    label_of = _files_by_name(root, labels, LABEL_SUFFIXES, problems, label_ending)
     for what, folder, lacking in (
         ("label map", labels, photo_of.keys() - label_of.keys()),
         ("photo", photos, label_of.keys() - photo_of.keys()),
@@ -313,13 +342,15 @@ def _in_folders(
 
 
 def _files_by_name(
-    root: Path, folder: Path, suffixes: Sequence[str], problems: list[Problem]
+    root: Path, folder: Path, suffixes: Sequence[str], problems: list[Problem], ending: str
 ) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in suffixes or path.name.startswith("."):
             continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
+        if not path.stem.endswith(ending):
+            continue
+        name = path.relative_to(folder).with_suffix("").as_posix().removesuffix(ending)
         if name in files:
             where = f"{path.relative_to(root)}"
             problems.append(Problem("repeated names", where, "another file has the same name."))
@@ -439,7 +470,7 @@ def _check_values(values: Labels, labels: LabelFormat, name: str) -> _Checked:
         if 0 <= value < num_classes:
             pixels[value] = count
         else:
-            invalid.append(f"{value} ({count} pixels)")
+            invalid.append(f"{value} ({count} pixel{'s' if count > 1 else ''})")
     if invalid:
         ignored = ", ".join(map(str, labels.ignore_index))
         expected = f"0...{num_classes - 1}" + (f" or {ignored}" if ignored else "")

@@ -1,12 +1,19 @@
-"""Ctrl-C and SIGTERM end a training after the step that is running, with a checkpoint."""
+"""Signals end a training after the step that is running, with a checkpoint.
 
+Ctrl-C sends SIGINT; torchrun, containers and batch systems send SIGTERM; a terminal that is closed
+sends SIGHUP, which nohup makes the process ignore.
+"""
+
+import os
 import signal
 import threading
-from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STDERR = 2
+HANG_UP = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()  # Windows has none
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *HANG_UP)
 
 
 class Interrupts:
@@ -15,20 +22,23 @@ class Interrupts:
     A second SIGTERM does not: torchrun sends one after the terminal has sent SIGINT.
 
     Args:
-        on_first: is called in the handler of the first signal.
+        notice: is written to standard error at the first signal; None in quiet processes.
 
     Attributes:
         received: the number of the first signal, or 0.
     """
 
-    def __init__(self, on_first: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, notice: str | None = None) -> None:
         self.received = 0
-        self._on_first = on_first
+        self._notice = notice
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
-            self._previous = {name: signal.signal(name, self._handle) for name in SIGNALS}
+            for number in SIGNALS:
+                is_ignored = signal.getsignal(number) is signal.SIG_IGN
+                if number not in HANG_UP or not is_ignored:
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -46,4 +56,7 @@ class Interrupts:
                 raise KeyboardInterrupt
             return
         self.received = number
-        self._on_first()
+        if self._notice is not None:
+            # Not print, which the signal may have interrupted.
+            with suppress(OSError):
+                os.write(_STDERR, f"\n{self._notice}\n".encode())

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .callbacks import Callback, DiagnosisAdvice, LogRecord, Say, call_all, peak_memory_bytes
+from .callbacks import Callback, DiagnosisAdvice, LogRecord, WriteLine, call_all, peak_memory_bytes
 from .checkpoints import Progress, Run, are_finite, load_checkpoint
 from .data import LabelFormat
 from .distributed import Ranks
@@ -24,7 +24,7 @@ from .networks import NetworkSpec, save_network
 from .objective import Batch, Objective
 from .optimization import make_optimizer, rate_at, set_rate, trained_parameters
 from .recipes import Recipe
-from .samples import Samples, Stream, make_loader, step_seed
+from .samples import Samples, Stream, make_loader, read_batches, step_seed
 from .validation import Validation, Validator
 
 
@@ -57,8 +57,11 @@ class Trainer:
         validator: validates; None for no validation.
         callbacks: what happens beside the loop; in the first process alone.
         advice: the callback that can tell why a training diverges.
-        say: writes a line; does nothing in other processes than the first.
+        write_line: writes a line; does nothing in other processes than the first.
         workers: number of processes that read images.
+
+    Attributes:
+        progress: how far the training is.
         draws_pictures: whether validations return pictures.
     """
 
@@ -75,9 +78,8 @@ class Trainer:
         validator: Validator | None = None,
         callbacks: Sequence[Callback] = (),
         advice: DiagnosisAdvice,
-        say: Say,
+        write_line: WriteLine,
         workers: int = 0,
-        draws_pictures: bool = False,
     ) -> None:
         self._model = model
         self._spec = spec
@@ -89,9 +91,9 @@ class Trainer:
         self._validator = validator
         self._callbacks: list[Callback] = [*callbacks, advice]
         self._advice = advice
-        self._say = say
+        self._write_line = write_line
         self._workers = workers
-        self._draws_pictures = draws_pictures
+        self.draws_pictures = False
         self._optimizer: Optimizer = make_optimizer(model, recipe)
         self._parameters = trained_parameters(self._optimizer)
         self._objective = Objective(model, recipe, labels.ignore_index, ranks)
@@ -156,7 +158,7 @@ class Trainer:
                 call_all(self._callbacks, "on_log", record)
             has_ended = is_last or progress.step % recipe.val_interval == 0
             if self._validator is not None and has_ended and not received:
-                self._validate(self._validator)
+                self._validate(self._validator, interrupts)
                 log.restart()
             if is_last or received or progress.step % recipe.checkpoint_interval == 0:
                 is_saved = self._save()
@@ -181,13 +183,15 @@ class Trainer:
             seed=recipe.seed,
         )
         pin = self._ranks.device.type == "cuda"
-        return iter(make_loader(self._samples, stream, self._labels, self._workers, pin=pin))
+        return read_batches(
+            make_loader(self._samples, stream, self._labels, self._workers, pin=pin)
+        )
 
     def _update(self, micro_batches: Sequence[Batch], log: "_Log") -> float:
         """Changes the weights by the gradient of these batches, and returns the loss."""
         recipe, optimizer, scaler = self._recipe, self._optimizer, self._objective.scaler
         step = self.progress.step
-        torch.manual_seed(step_seed(recipe.seed, step, self._ranks.rank))
+        self._seed(step_seed(recipe.seed, step, self._ranks.rank))
         set_rate(optimizer, rate_at(step, recipe))
         optimizer.zero_grad(set_to_none=True)
         result = self._objective.accumulate(micro_batches)
@@ -200,6 +204,13 @@ class Trainer:
         log.add(result.loss, result.mean_nll, result.valid_pixels, result.num_images)
         return result.loss
 
+    def _seed(self, seed: int) -> None:
+        """Seeds the generator of the device, and that of the CPU."""
+        torch.default_generator.manual_seed(seed)
+        device = self._ranks.device
+        if device.type == "cuda":
+            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+
     def _sum_gradients(self) -> None:
         if self._ranks.world_size == 1:
             return
@@ -209,10 +220,17 @@ class Trainer:
             self._has_gradient = [count > 0 for count in used]
         self._ranks.sum_gradients(self._parameters, self._has_gradient)
 
-    def _validate(self, validator: Validator) -> None:
+    def _validate(self, validator: Validator, interrupts: Interrupts) -> None:
         # Statistics of normalisation layers are those of the first process, which writes them.
         self._ranks.copy_from_first(self._model)
-        result = validator(self._model, self._objective.autocast(), pictures=self._draws_pictures)
+        result = validator(
+            self._model,
+            self._objective.autocast(),
+            pictures=self.draws_pictures,
+            is_cancelled=lambda: interrupts.received != 0,
+        )
+        if result is None:
+            return
         call_all(self._callbacks, "on_validation", self.progress.step, result)
         self._keep_best(result)
 
@@ -224,7 +242,7 @@ class Trainer:
             try:
                 save_network(self._run.best, self._model, self._spec)
             except OSError as error:
-                self._say(_write_warning(f"{self._run.best}", error))
+                self._write_line(_write_warning(f"{self._run.best}", error))
                 return
         progress.best, progress.best_step = mean_iu, progress.step
 
@@ -245,7 +263,7 @@ class Trainer:
                     self._recipe.keep,
                 )
             except OSError as error:
-                self._say(_write_warning(f"the checkpoint of step {step}", error))
+                self._write_line(_write_warning(f"the checkpoint of step {step}", error))
                 is_saved = False
         self._ranks.wait()
         return is_saved

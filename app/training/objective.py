@@ -10,7 +10,7 @@ the size. A mean of A means would weigh the pixels of a micro-batch with few of 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -70,18 +70,25 @@ class Objective:
     def accumulate(self, batches: Sequence[Batch]) -> StepLoss:
         """Adds the gradient of the loss to that of the parameters, and returns the loss.
 
+        The library divides one micro-batch by the D of all processes. The D of several must be
+        known before the first of them: their terms are counted here.
+
         Args:
             batches: the micro-batches of this process.
         """
-        valid_pixels = sum(self._num_valid(labels) for _, labels in batches)
-        num_images = sum(len(labels) for _, labels in batches)
-        divisor, valid_pixels, num_images = self._divisor(batches, valid_pixels, num_images)
-        loss = 0.0
-        for image, labels in batches:
-            loss += self._backward(image, labels, divisor)
-        (loss,) = self._ranks.sum([loss])
-        mean_nll = loss * divisor / max(valid_pixels, 1)
-        return StepLoss(loss, mean_nll, valid_pixels, num_images)
+        counts = _Counts(*map(sum, zip(*map(self._count, batches), strict=True)))
+        if len(batches) == 1:
+            (batch,) = batches
+            loss = self._backward(*batch, None)
+            loss, *sums = self._ranks.sum([loss, *counts])
+            counts = _Counts(*sums)
+        else:
+            counts = _Counts(*self._ranks.sum(counts))
+            divisor = self._divisor(counts)
+            (loss,) = self._ranks.sum([sum(self._backward(*batch, divisor) for batch in batches)])
+        valid_pixels = int(counts.valid_pixels)
+        mean_nll = loss * self._divisor(counts) / max(valid_pixels, 1)
+        return StepLoss(loss, mean_nll, valid_pixels, int(counts.images))
 
     def autocast(self) -> AbstractContextManager[object]:
         """Returns the context in which the network computes."""
@@ -89,7 +96,13 @@ class Objective:
             self._ranks.device.type, self._amp_dtype, enabled=self._amp_dtype is not None
         )
 
-    def _backward(self, image: Tensor, labels: Tensor, divisor: float) -> float:
+    def _backward(self, image: Tensor, labels: Tensor, divisor: float | None) -> float:
+        """Computes the gradient of one micro-batch, and returns this process's part of the loss.
+
+        Args:
+            image, labels: the micro-batch.
+            divisor: D; None for that of this micro-batch in all processes.
+        """
         device = self._ranks.device
         image, labels = (tensor.to(device, non_blocking=True) for tensor in (image, labels))
         with self.autocast():
@@ -100,53 +113,51 @@ class Objective:
         arguments: dict[str, Any] = {
             "ignore_index": self._ignored,
             "label_smoothing": self._recipe.label_smoothing,
-            "normalization": "none",
+            "normalization": self._recipe.normalization if divisor is None else "none",
+            "process_group": self._ranks.group if divisor is None else None,
         }
         if upsampling is None:
-            terms = seg_loss.spatial_cross_entropy(scores, labels, self._class_weight, **arguments)
+            loss = seg_loss.spatial_cross_entropy(scores, labels, self._class_weight, **arguments)
         else:
-            terms = seg_loss.upsampled_cross_entropy(
+            loss = seg_loss.upsampled_cross_entropy(
                 scores, labels, self._class_weight, upsampling=upsampling, **arguments
             )
-        loss: Tensor = terms / divisor
+        if divisor is not None:
+            loss = loss / divisor
         torch.autograd.backward(self.scaler.scale(loss))
         return float(loss.detach())
 
-    def _num_valid(self, labels: Tensor) -> int:
-        return int(self._valid(labels).sum())
-
-    def _valid(self, labels: Tensor) -> Tensor:
+    def _count(self, batch: Batch) -> "_Counts":
+        """Returns what the divisors are made of."""
+        labels = batch[1]
         valid = torch.ones_like(labels, dtype=torch.bool)
         for value in self._ignored:
-            valid &= labels.int() != value
-        return valid
+            valid &= labels.long() != value  # which may not fit the labels' dtype
+        num_valid = float(valid.sum())
+        weight = num_valid
+        if self._recipe.normalization == "weight" and self._recipe.class_weight:
+            by_class = torch.tensor(self._recipe.class_weight, dtype=torch.float64)
+            pixels = torch.bincount(labels[valid].long(), minlength=len(by_class))
+            weight = float(pixels.double() @ by_class)
+        return _Counts(num_valid, float(len(labels)), float(labels.numel()), weight)
 
-    def _divisor(
-        self, batches: Sequence[Batch], valid_pixels: int, num_images: int
-    ) -> tuple[float, int, int]:
-        """Returns D, the number of valid pixels and of images in all processes."""
-        num_pixels = sum(labels.numel() for _, labels in batches)
-        weight = 0.0
-        if self._recipe.normalization == "weight":
-            weight = sum(self._weight_sum(labels) for _, labels in batches)
-        sums = self._ranks.sum([valid_pixels, num_images, num_pixels, weight])
-        valid_pixels, num_images = int(sums[0]), int(sums[1])
-        divisor = {
-            "valid": max(sums[0], 1.0),
-            "full": max(sums[2], 1.0),
-            "batch": max(sums[1], 1.0),
+    def _divisor(self, counts: "_Counts") -> float:
+        return {
+            "valid": max(counts.valid_pixels, 1.0),
+            "full": max(counts.pixels, 1.0),
+            "batch": max(counts.images, 1.0),
             "none": 1.0,
-            "weight": sums[3] or 1.0,
+            "weight": counts.weight or 1.0,
         }[self._recipe.normalization]
-        return divisor, valid_pixels, num_images
 
-    def _weight_sum(self, labels: Tensor) -> float:
-        classes = labels[self._valid(labels)].long()
-        if not self._recipe.class_weight:
-            return float(classes.numel())
-        weight = torch.tensor(self._recipe.class_weight, dtype=torch.float64)
-        counts = torch.bincount(classes, minlength=len(weight))
-        return float(counts.double() @ weight)
+
+class _Counts(NamedTuple):
+    """What the divisors are made of; float64 holds integers up to 2^53."""
+
+    valid_pixels: float
+    images: float
+    pixels: float
+    weight: float
 
 
 def amp_dtype(name: str, device: torch.device) -> torch.dtype | None:

@@ -18,7 +18,7 @@ from ..errors import IllPosed
 from ..formats.rasters import ENCODINGS, Encoding
 from ..images.palettes import PALETTES
 from ..label_spaces import LABEL_SPACES
-from ..options import Number, OneOf, parse_integers
+from ..options import Number, OneOf, flag_pattern, parse_integers
 from .recipes import (
     AMP,
     FCN_RATES,
@@ -30,6 +30,7 @@ from .recipes import (
     RECIPES,
     SCHEDULES,
     Recipe,
+    fits_labels,
 )
 
 PREPROCESSINGS = ("caffe", "imagenet")
@@ -39,12 +40,12 @@ TENSORBOARD = ("auto", "yes", "no")
 MAX_SIDE = 1 << 15
 """Largest height and width of a crop."""
 
-_SIZE = re.compile(r"([0-9]{1,5})(?:x([0-9]{1,5}))?")
+_SIZE = re.compile(r" *([0-9]{1,5})(?: *[,x] *([0-9]{1,5}))? *")
 _INTEGER = re.compile(r"[0-9]{1,9}")
 
 
 def _parse_size(text: object) -> object:
-    """Returns height and width in `512x1024` or `512`; None in `none`."""
+    """Returns height and width in `512,1024`, `512x1024` or `512`; None in `none`."""
     if not isinstance(text, str):
         return text
     if text == "none":
@@ -113,8 +114,7 @@ def _text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
-        separator = "x" if value and isinstance(value[0], int) else ","
-        return separator.join(map(str, value)) or "none"
+        return ",".join(map(str, value)) or "none"
     return "none" if value is None else f"{value}"
 
 
@@ -213,7 +213,9 @@ class TrainOptions(BaseModel):
     crop: Annotated[
         tuple[int, int] | None, BeforeValidator(_parse_size), AfterValidator(_check_size)
     ] = _row(
-        "crop", "HEIGHTxWIDTH, one number, or none", "Size that training images are cropped to."
+        "crop",
+        "height and width with a comma between them, one number, or none",
+        "Size that training images are cropped to.",
     )
     scale: Annotated[
         tuple[Number, Number] | None, BeforeValidator(_parse_range), AfterValidator(_check_range)
@@ -397,6 +399,11 @@ def _check(recipe: Recipe, options: TrainOptions) -> None:
         if values and len(values) != num_classes:
             raise IllPosed(name, f"one for each of {num_classes} classes", f"{len(values)}")
     pads = recipe.crop is not None or recipe.batch_size > 1
-    if pads and not options.ignore_index:
+    if pads and not any(map(fits_labels, options.ignore_index)):
         fix = "Padding has an ignored label: pass ignore_index=255, or batch_size=1 and crop=none."
-        raise IllPosed("ignore_index", "a value for padded pixels", "none", fix)
+        got = ",".join(map(str, options.ignore_index)) or "none"
+        raise IllPosed("ignore_index", "a value for padded pixels", got, fix)
+
+
+FLAGS = flag_pattern(TrainOptions.model_fields)
+"""The options with a value, as messages name them."""

@@ -29,6 +29,11 @@ MODERN_RATES: Mapping[str, float] = {"adamw": 1e-4, "sgd": 1e-2}
 MODERN_DECAYS: Mapping[str, float] = {"adamw": 1e-2, "sgd": 5e-4}
 
 
+def fits_labels(value: int) -> bool:
+    """Returns whether labels of the widest dtype, int32, can have a value."""
+    return -(1 << 31) <= value < 1 << 31
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A complete description of a training, except for its data and its network.

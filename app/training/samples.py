@@ -12,6 +12,7 @@ Epochs follow each other without a gap, as in Caffe, so that no batch is smaller
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import get_all_start_methods
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..errors import IllPosed, safe_repr
+from ..errors import IllPosed, RequestError, safe_repr
 from ..preprocessing import PREPROCESSINGS
 from .data import LabelFormat, Labels, Pair, Photo, read_photo
+from .interrupts import HANG_UP
+from .recipes import fits_labels
 
 Key = tuple[int, int]
 """The epoch and the index of a pair."""
 
+_START_METHOD = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
 _ORDER, _CHANGES, _STEP = 1, 2, 3
 """What random numbers are for: each has a sequence of its own."""
 
@@ -96,11 +100,32 @@ def _resized(
     return np.array(picture.resize(size[::-1], resampling, box=box))
 
 
-class Samples(Dataset[tuple[Tensor, Tensor]]):
+Sample = tuple[Tensor, Tensor]
+"""An image, float32 [3,H,W] or [N,3,H,W], and its labels [H,W] or [N,H,W]."""
+
+
+class SampleError(IllPosed):
+    """A pair that can be read no longer, or that was not checked."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """What a worker process returns instead of a sample, since errors lose their parts on the way.
+
+    Attributes:
+        name: the name of the pair.
+        sentence: what is wrong.
+    """
+
+    name: str
+    sentence: str
+
+
+class Samples(Dataset[Sample | Unreadable]):
     """The pairs of a split as tensors, by (epoch, index).
 
-    A sample is (image float32 [3,H,W], labels [H,W]). The labels are uint8 if C and an ignored
-    value fit in it, else int32.
+    The labels of a sample are uint8 if C and an ignored value fit in it, else int32. A pair that
+    cannot be read is an `Unreadable`, for which `read_batches` raises an error.
 
     Args:
         pairs: the pairs.
@@ -127,10 +152,14 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, key: Key) -> Sample | Unreadable:
         epoch, index = key
         pair = self._pairs[index]
-        photo, labels = read_pair(pair, self._labels)
+        try:
+            photo, labels = read_pair(pair, self._labels)
+        except (RequestError, OSError) as error:
+            got = error.detail if isinstance(error, RequestError) else f"{error.strerror or error}"
+            return Unreadable(pair.name, got.rstrip("."))
         random = _generator(_CHANGES, self._seed, epoch, index)
         padding = label_dtype(self._labels)[1]
         photo, labels, is_padding = self._augmentation(photo, labels, random, padding)
@@ -155,13 +184,12 @@ def read_pair(pair: Pair, labels: LabelFormat) -> tuple[Photo, Labels]:
     """
     photo = read_photo(pair.photo)
     values = labels.read(pair.labels)
-    where = f"labels {safe_repr(pair.name)}"
     if values.shape != photo.shape[:2]:
         sizes = (f"{height} x {width}" for height, width in (photo.shape[:2], values.shape))
-        raise IllPosed(where, f"{next(sizes)} as the photo", next(sizes))
+        raise IllPosed("labels", f"{next(sizes)} as the photo", next(sizes))
     dtype = label_dtype(labels)[0]
     if dtype == np.uint8 and values.dtype != np.uint8 and (values != values.astype(dtype)).any():
-        raise IllPosed(where, f"0...{labels.num_classes - 1}", "values above 255")
+        raise IllPosed("labels", f"0...{labels.num_classes - 1}", "values above 255")
     return photo, values.astype(dtype, copy=False)
 
 
@@ -170,7 +198,7 @@ def label_dtype(labels: LabelFormat) -> tuple[npt.DTypeLike, int]:
     ignored = [value for value in labels.ignore_index if 0 <= value <= 255]
     if labels.num_classes <= 256 and len(ignored) == len(labels.ignore_index) and ignored:
         return np.uint8, ignored[0]
-    return np.int32, labels.ignore_index[0] if labels.ignore_index else 0
+    return np.int32, next(filter(fits_labels, labels.ignore_index), 0)
 
 
 class Stream(Sampler[list[Key]]):
@@ -223,7 +251,7 @@ class Stream(Sampler[list[Key]]):
             yield keys
 
 
-def collate(samples: Sequence[tuple[Tensor, Tensor]], padding: int) -> tuple[Tensor, Tensor]:
+def collate(samples: Sequence[Sample], padding: int) -> Sample:
     """Returns a batch: images [N,3,H,W] and labels [N,H,W] of the largest height and width.
 
     Smaller images are padded at the right and at the bottom, with the mean colour and an ignored
@@ -245,32 +273,66 @@ class Collate:
 
     padding: int
 
-    def __call__(self, samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Returns the batch of samples."""
-        return collate(samples, self.padding)
+    def __call__(self, samples: Sequence[Sample | Unreadable]) -> Sample | Unreadable:
+        """Returns the batch of samples, or the first that is unreadable."""
+        read: list[Sample] = []
+        for sample in samples:
+            if isinstance(sample, Unreadable):
+                return sample
+            read.append(sample)
+        return collate(read, self.padding)
 
 
 def make_loader(
-    samples: Samples, batches: Sampler[list[Key]], labels: LabelFormat, workers: int, *, pin: bool
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Returns the loader of these batches, which reads them in `workers` processes."""
+    samples: Samples,
+    batches: Sampler[list[Key]],
+    labels: LabelFormat,
+    workers: int,
+    *,
+    pin: bool,
+    keep_workers: bool = False,
+) -> DataLoader[Sample | Unreadable]:
+    """Returns the loader of these batches.
+
+    Args:
+        samples: the images.
+        batches: the keys of each batch.
+        labels: how label files are read.
+        workers: number of processes that read images; 0 for this one.
+        pin: whether batches are in memory that a GPU can copy from.
+        keep_workers: whether the processes wait for another pass over the batches.
+    """
     return DataLoader(
         samples,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=Collate(label_dtype(labels)[1]),
         pin_memory=pin,
+        persistent_workers=keep_workers and workers > 0,
         worker_init_fn=_leave_signals_to_the_trainer if workers else None,
         # A fork would copy the threads' locks of torch and Numba.
-        multiprocessing_context="forkserver" if workers else None,
+        multiprocessing_context=_START_METHOD if workers else None,
         # The loader draws a number that nothing uses; not from torch's own generator.
         generator=torch.Generator(),
     )
 
 
+def read_batches(loader: DataLoader[Sample | Unreadable]) -> Iterator[Sample]:
+    """Yields the batches of a loader.
+
+    Raises:
+        SampleError: if a pair cannot be read.
+    """
+    for batch in loader:
+        if isinstance(batch, Unreadable):
+            raise SampleError(f"image {safe_repr(batch.name)}", "files that fit", batch.sentence)
+        yield batch
+
+
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Lets a worker go on at Ctrl-C, which the terminal sends to all processes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Lets a worker go on at signals that a terminal sends to all processes."""
+    for number in (signal.SIGINT, *HANG_UP):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

@@ -4,7 +4,7 @@ The images are shared among the processes. Counts are integers, and losses are a
 the images, so that the result is the same for any number of processes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from seg_loss.metrics import fcn_metrics
 from .data import LabelFormat
 from .distributed import Ranks
 from .networks import scores_of
-from .samples import Key, Samples, make_loader
+from .samples import Key, Samples, make_loader, read_batches
 
 NUM_PICTURES = 4
 
@@ -50,7 +50,7 @@ class Validation:
         image_loss: mean over the images of the sum over their pixels, as FCN's `score.py` prints.
         metrics: FCN's metrics.
         confusion: int64 [C,C], rows = truth.
-        diagnosis: what the loss says.
+        diagnosis: the state of the training that the loss shows.
         pictures: some of the images.
     """
 
@@ -93,19 +93,32 @@ class Validator:
         self._ranks = ranks
         self._shares = _Shares(len(samples), ranks)
         self._loader = make_loader(
-            samples, self._shares, labels, workers, pin=ranks.device.type == "cuda"
+            samples,
+            self._shares,
+            labels,
+            workers,
+            pin=ranks.device.type == "cuda",
+            keep_workers=True,
         )
 
     @torch.no_grad()
     def __call__(
-        self, model: nn.Module, autocast: AbstractContextManager[Any], *, pictures: bool = False
-    ) -> Validation:
+        self,
+        model: nn.Module,
+        autocast: AbstractContextManager[Any],
+        *,
+        pictures: bool = False,
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> Validation | None:
         """Returns the result of a network, which is in training mode again afterwards.
+
+        All processes return None if one of them has been cancelled.
 
         Args:
             model: the network, with `scores`.
             autocast: the context in which it computes.
             pictures: whether some images are returned.
+            is_cancelled: is asked before each image.
         """
         num_classes = self._labels.num_classes
         # By image, so that the sum does not depend on the shares of the processes.
@@ -116,7 +129,11 @@ class Validator:
         was_training = model.training
         model.eval()
         try:
-            for index, (image, labels) in zip(self._shares.indices, self._loader, strict=True):
+            # Not strict: a loader that is cancelled has more images.
+            batches = read_batches(self._loader)
+            for index, (image, labels) in zip(self._shares.indices, batches, strict=False):
+                if is_cancelled():
+                    break
                 is_drawn = pictures and len(drawn) < NUM_PICTURES
                 evaluation = self._evaluate(
                     model, autocast, image, labels, ("prediction",) if is_drawn else ()
@@ -129,6 +146,9 @@ class Validator:
                     drawn.append(Picture(index, labels[0].numpy(), prediction))
         finally:
             model.train(was_training)
+        (num_cancelled,) = self._ranks.sum([float(is_cancelled())])
+        if num_cancelled:
+            return None
         for tensor in (losses, counts, confusion):
             self._ranks.sum_(tensor)
         valid_pixels, non_finite = counts.tolist()

@@ -90,7 +90,7 @@ def run(
     invalid_classes = None
     if inputs.class_weight is not None:
         if plan.job[0]["checks_labels"] and inputs.options.checks_class_weight:
-            invalid_classes = _invalid_class_weights(inputs.class_weight)
+            invalid_classes = invalid_class_weights(inputs.class_weight)
         if invalid_classes is not None and inputs.options.check_labels == "raise":
             _report(inputs, LabelReport(None, None, invalid_classes))
         # The last two are for ignored and invalid labels.
@@ -101,11 +101,11 @@ def run(
     memory = plan.call(addresses, floats, inputs.labels.numel() * inputs.num_classes)
     if memory.word("num_invalid") or invalid_classes is not None:
         chunks = memory.chunks
-        labels = _invalid_values(plan, chunks, "label", inputs.labels)
+        labels = invalid_values(plan, chunks, "label", inputs.labels)
         weights = inputs.pixel_weight
         pixel_weights = None
         if weights is not None:
-            pixel_weights = _invalid_values(plan, chunks, "weight", weights)
+            pixel_weights = invalid_values(plan, chunks, "weight", weights)
         try:
             _report(inputs, LabelReport(labels, pixel_weights, invalid_classes))
         except InvalidInput:
@@ -119,7 +119,7 @@ def _report(inputs: LossInputs, report: LabelReport) -> None:
     _labels.raise_or_defer(error, inputs.options.check_labels)
 
 
-def _invalid_values(plan: Plan, chunks: Array, name: str, values: Tensor) -> InvalidValues | None:
+def invalid_values(plan: Plan, chunks: Array, name: str, values: Tensor) -> InvalidValues | None:
     """Returns what the chunks counted as invalid among `values` [N, *spatial]."""
     job = plan.job[0]
     per_image = int(job["label_chunks_per_image"])
@@ -135,7 +135,7 @@ def _invalid_values(plan: Plan, chunks: Array, name: str, values: Tensor) -> Inv
     return InvalidValues(int(counts.sum()), index, values[index].item())
 
 
-def _invalid_class_weights(class_weight: Tensor) -> InvalidValues | None:
+def invalid_class_weights(class_weight: Tensor) -> InvalidValues | None:
     invalid = ~((class_weight >= 0) & class_weight.isfinite())
     if not bool(invalid.any()):
         return None

@@ -1,10 +1,11 @@
-"""Launches the label check, which also computes the divisor.
+"""Launches the label check, which also computes the divisor, alone or before a loss.
 
 `labels` has the kernel, and `reports` the memory for what it finds. Only `check_labels="raise"`
 waits for the device, at the end of the call and only for this kernel.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from seg_loss import _labels
 from seg_loss._divisor import known_divisor
+from seg_loss._errors import InvalidInput
 from seg_loss._inputs import LossInputs
+from seg_loss._labels import LabelCount
 from seg_loss.gpu import labels as label_kernels
 from seg_loss.gpu import tiling
-from seg_loss.gpu.arguments import bits_of, empty
-from seg_loss.gpu.plan import Launch, event_of, is_capturing
-from seg_loss.gpu.reports import Context, Reports, reports_of
+from seg_loss.gpu.arguments import bits_of, empty, plan_key, plans, prepare
+from seg_loss.gpu.plan import Launch, current_stream, event_of, is_capturing, on_device, workspace
+from seg_loss.gpu.reports import Context, Reports, label_report, reports_of
 
 
 @dataclass(frozen=True)
@@ -111,3 +114,46 @@ def check_labels(plan: CheckPlan, inputs: LossInputs, stream: int, counters: Ten
         event = event_of(labels.device)
         event.record()
     return Check(divisor, reports, slot, plan.context, event)
+
+
+def count_labels(inputs: LossInputs) -> LabelCount:
+    """Counts the valid pixels, or sums their weights, and checks labels and weights.
+
+    The host waits for nothing. The kernel writes its report to the device, where the all-reduce
+    over several processes needs it, and a copy of it goes to the host.
+    """
+    if is_capturing(inputs.labels):
+        expected, got = "None while a CUDA graph is captured", "a group"
+        raise InvalidInput("process_group", expected, got, "Compute the loss outside of the graph.")
+    inputs, _, _ = prepare(inputs, None)
+    labels = inputs.labels
+    with on_device(labels):
+        plan: CheckPlan = plans.get(
+            plan_key("labels", inputs), lambda: plan_check(_with_counted_divisor(inputs))
+        )
+        stream = current_stream(labels)
+        counters, _ = workspace(labels, stream, plan.num_ints, 0)
+        divisor = empty(labels, (2,), torch.float64)
+        shape = 2, int(label_kernels.REPORT_SIZE.value)
+        report = torch.zeros(shape, dtype=torch.int64, device=labels.device)
+        memory = None if inputs.options.check_labels == "ignore" else report
+        weights = inputs.class_weight, inputs.pixel_weight
+        plan.launch(stream, labels, *weights, counters, divisor, memory, 1)
+        copy = torch.empty(shape, dtype=torch.int64, device="cpu", pin_memory=labels.is_cuda)
+        copy.copy_(report, non_blocking=True)
+    # A divisor without a floor is NaN where the sum is 0.
+    total = divisor[0].nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
+
+    def error() -> InvalidInput | None:
+        found = label_report(copy[1].tolist(), plan.context)
+        return _labels.error_for(found, plan.context.num_classes, plan.context.ignored)
+
+    return LabelCount(total, report[1, label_kernels.IS_WRITTEN.value], error)
+
+
+def _with_counted_divisor(inputs: LossInputs) -> LossInputs:
+    """Returns inputs whose divisor is the sum itself, without a floor."""
+    options = inputs.options
+    normalization = "weight" if options.normalization == "weight" else "valid"
+    options = replace(options, normalization=normalization, has_divisor_floor=False)
+    return replace(inputs, options=options)

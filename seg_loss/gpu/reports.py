@@ -79,7 +79,7 @@ class Reports:
         fields = self._numbers[slot].tolist()
         self._numbers[slot] = 0
         return _labels.error_for(
-            _label_report(fields, context), context.num_classes, context.ignored
+            label_report(fields, context), context.num_classes, context.ignored
         )
 
     def take_error(self, wait: bool) -> InvalidInput | None:
@@ -108,7 +108,7 @@ def reports_of(device: torch.device) -> Reports:
     return _reports[device]
 
 
-def _label_report(fields: Sequence[int], context: Context) -> LabelReport:
+def label_report(fields: Sequence[int], context: Context) -> LabelReport:
     is_uint64 = context.dtype == torch.uint64
 
     def invalid(field: Any, shape: Sequence[int], *, is_float: bool) -> InvalidValues | None:

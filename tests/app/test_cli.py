@@ -488,6 +488,16 @@ def test_a_missing_package_of_the_extra_ends_with_a_sentence(package):
     )
 
 
+@pytest.mark.parametrize("package", ["google", "google.protobuf", "safetensors"])
+def test_a_missing_package_of_the_networks_ends_with_a_sentence(package, monkeypatch):
+    def main():
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    monkeypatch.setattr(cli, "main", main)
+    with pytest.raises(SystemExit, match=f"needs the package {package}, which is not installed"):
+        entry_point.main()
+
+
 def test_a_missing_package_of_the_library_is_no_matter_of_the_extra(monkeypatch):
     def main():
         raise ModuleNotFoundError("No module named 'numba'", name="numba")

@@ -34,3 +34,11 @@ def test_a_part_of_a_photo_has_the_input_of_that_part(name):
     to_input = PREPROCESSINGS[name].to_input
     part = to_input(PHOTO[1:4, 2:])
     assert torch.equal(part, to_input(PHOTO)[:, 1:4, 2:])
+
+
+@pytest.mark.parametrize("name", PREPROCESSINGS)
+def test_a_read_only_photo_is_prepared_without_a_warning(name):
+    photo = PHOTO.copy()
+    photo.flags.writeable = False  # as np.asarray(Image)
+    to_input = PREPROCESSINGS[name].to_input
+    assert torch.equal(to_input(photo), to_input(PHOTO))

@@ -1,5 +1,6 @@
 """Files that replace others: whole, or not at all."""
 
+import os
 import stat
 
 import pytest
@@ -60,3 +61,12 @@ def test_a_long_name_is_no_obstacle(tmp_path):
     with atomic_write(path) as temporary:
         temporary.write_bytes(b"new")
     assert path.read_bytes() == b"new"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+def test_a_file_has_the_usual_permissions_whoever_writes_it(tmp_path):
+    (tmp_path / "usual").write_bytes(b"")
+    with atomic_write(tmp_path / "file") as temporary:
+        temporary.unlink()
+        temporary.touch(0o600)  # as safetensors does
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode

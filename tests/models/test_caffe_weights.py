@@ -133,6 +133,11 @@ def test_doubles_are_read_as_float64(tmp_path):
     assert tensor.tolist() == [0.1, 1e300]
 
 
+def test_doubles_come_before_floats_as_in_caffe(tmp_path):
+    content = shape(1) + field(5, floats(1)) + field(8, struct.pack("<d", 2))
+    assert read_bytes(layer(b"conv", content), tmp_path)["conv"][0].tolist() == [2]
+
+
 def test_a_scalar_has_one_number(tmp_path):
     (tensor,) = read_bytes(layer(b"scale", field(7, b"") + field(5, floats(3))), tmp_path)["scale"]
     assert tensor.shape == ()
@@ -185,8 +190,11 @@ def test_half_precision_is_written_as_float32(tmp_path):
 def test_views_are_written_in_their_order(tmp_path):
     path = tmp_path / "net.caffemodel"
     values = torch.arange(6.0).reshape(2, 3).T
-    caffe_weights.write(path, {"a": [values]})
-    assert torch.equal(caffe_weights.read(path)["a"][0], values)
+    negated = torch.tensor([1 + 2j]).conj().imag  # which torch negates when it is read
+    caffe_weights.write(path, {"a": [values, negated]})
+    found = caffe_weights.read(path)["a"]
+    assert torch.equal(found[0], values)
+    assert torch.equal(found[1], torch.tensor([-2.0]))
 
 
 @pytest.mark.parametrize("kind", ["fcn32s", "fcn16s", "fcn8s", "fcn8s-atonce"])
@@ -212,16 +220,25 @@ def test_saved_layers_have_caffes_types(tmp_path):
     assert types["scale_pool3"] == "Scale"
 
 
-def test_caffe_lists_the_types_that_we_write():
-    types = {}
-    for number, content in records(caffemodel("fcn8s-atonce")):
-        if number == 100:
-            fields = dict(records(content))
-            if 7 in fields:
-                types[fields[1].decode()] = fields[2].decode()
-    assert {types["conv1_1"], types["upscore2"], types["scale_pool3"]} == {
-        "Convolution", "Deconvolution", "Scale",
-    }  # fmt: skip
+def layers_with_blobs(data):
+    """The type and the fields of each blob of the layers with weights, by name."""
+    found = {}
+    for number, content in records(data):
+        fields = list(records(content)) if number == 100 else []
+        blobs = [dict(records(blob)) for key, blob in fields if key == 7]
+        if blobs:
+            found[dict(fields)[1]] = dict(fields)[2], blobs
+    return found
+
+
+@pytest.mark.parametrize("name", ["fcn32s", "fcn8s", "fcn8s-atonce"])
+def test_a_saved_network_has_the_fields_that_caffe_writes(name, tmp_path):
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(caffemodel(name))
+    network = random_network(name)
+    caffe_weights.load(network, path)
+    caffe_weights.save(network, path)
+    assert layers_with_blobs(path.read_bytes()) == layers_with_blobs(caffemodel(name))
 
 
 def test_loading_keeps_what_learns(tmp_path):
@@ -241,6 +258,23 @@ def test_leading_axes_of_one_fit(tmp_path):
     caffe_weights.load(network, path)
     assert network[0].weight.flatten().tolist() == list(range(6))
     assert network[0].bias.tolist() == [7, 8]
+
+
+def test_a_deconvolution_with_groups_fits_one_without(tmp_path):
+    path = tmp_path / "net.caffemodel"
+    weight = torch.randn(3, 1, 4, 4)
+    caffe_weights.write(path, {"0": [weight, torch.ones(3)]})
+    network = nn.Sequential(nn.ConvTranspose2d(3, 3, 4, stride=2))
+    caffe_weights.load(network, path)
+    scores = torch.randn(1, 3, 5, 6)
+    expected = nn.functional.conv_transpose2d(scores, weight, torch.ones(3), stride=2, groups=3)
+    torch.testing.assert_close(network(scores), expected)
+    same = nn.Sequential(nn.ConvTranspose2d(3, 3, 4, groups=3))
+    caffe_weights.load(same, path)
+    assert torch.equal(same[0].weight, weight)
+    for other in (nn.ConvTranspose2d(3, 2, 4), nn.Conv2d(3, 3, 4)):
+        with pytest.raises(InvalidInput, match="of another shape"):
+            caffe_weights.load(nn.Sequential(other), path)
 
 
 def test_differences_from_the_network_are_listed(tmp_path):
@@ -294,10 +328,14 @@ def test_too_many_axes_are_not_written(tmp_path):
         caffe_weights.write(tmp_path / "net.caffemodel", {"a": [torch.zeros((1,) * 33)]})
 
 
-def test_a_layer_beyond_protobufs_limit_is_not_written(tmp_path):
-    huge = torch.zeros(1).expand(2**29)  # 2 GiB that take no memory
-    with pytest.raises(InvalidInput, match="layer a: expected less than 2 GiB, got 2147483648"):
-        caffe_weights.write(tmp_path / "net.caffemodel", {"a": [huge]})
+@pytest.mark.parametrize("layers", [{"a": [2**29]}, {"a": [2**28], "b": [2**27, 2**27]}])
+def test_a_file_beyond_protobufs_limit_is_not_written(layers, tmp_path):
+    number = torch.zeros(1)  # expanded to 2 GiB that take no memory
+    huge = {name: [number.expand(size) for size in sizes] for name, sizes in layers.items()}
+    message = r"net\.caffemodel: expected less than 2 GiB of weights, got 2147483648 bytes"
+    with pytest.raises(InvalidInput, match=message):
+        caffe_weights.write(tmp_path / "net.caffemodel", huge)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -337,6 +375,10 @@ def test_a_layer_beyond_protobufs_limit_is_not_written(tmp_path):
         (field(2, field(1, b"v0")), "expected Caffe's current or V1 format, got its first"),
         (field(100, field(3, b"") * 20_000), "expected at most 10000 fields in a layer"),
         (field(100, b"") * 100_001, "expected at most 100000 layers"),
+        (
+            b"".join(field(100, field(1, b"%d" % i) + field(7, b"") * 9_999) for i in range(11)),
+            "expected at most 100000 blobs",
+        ),
     ],
 )
 def test_a_malformed_file_is_reported(content, message, tmp_path):

@@ -35,6 +35,10 @@ class Complete(Plain):
         return self(image)["out"], None
 def nothing(num_classes):
     return "network"
+class Uncounted(Plain):
+    scores = Complete.scores
+def without_argument():
+    return Plain(4)
 number = 3
 """
 IMAGE = torch.randn(1, 3, 24, 32, generator=torch.Generator().manual_seed(0))
@@ -107,6 +111,48 @@ def test_a_caffemodel_is_recognized_by_its_layers(name, tmp_path):
         load_network(path, network="other")
 
 
+def grouped(network):
+    """The layers of a network as Caffe writes them where deconvolutions have `group: C`."""
+    return {
+        name: [blob.diagonal().permute(2, 0, 1).unsqueeze(1) if "up" in name else blob.detach()
+               for blob in blobs]
+        for name, blobs in caffe_weights.layers_of(network).items()
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_caffemodel_may_have_deconvolutions_with_groups(name, tmp_path):
+    path = tmp_path / "net.caffemodel"
+    network = random_network(name)
+    caffe_weights.write(path, grouped(network))
+    loaded, spec = load_network(path)
+    assert spec == spec_of(name)
+    for key, tensor in network.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[key]), key
+
+
+def test_deconvolutions_with_groups_do_not_ask_for_any_memory(tmp_path):
+    path = tmp_path / "net.caffemodel"
+    layers = grouped(random_network("fcn8s", channels=(1,) * 6))
+    num_classes = 10_000
+    for name, blobs in layers.items():
+        if "up" in name:
+            layers[name] = [torch.zeros(num_classes, *blobs[0].shape[1:])]
+        elif "score" in name:
+            layers[name] = [torch.zeros(num_classes, 1, 1, 1), torch.zeros(num_classes)]
+    caffe_weights.write(path, layers)
+    with pytest.raises(InvalidInput, match=r"upscore2: expected at most 268435456 numbers without"):
+        load_network(path)
+
+
+def test_a_caffemodel_with_empty_layers_is_reported(tmp_path):
+    path = tmp_path / "net.caffemodel"
+    layers = caffe_weights.layers_of(random_network("fcn8s"))
+    caffe_weights.write(path, {**layers, "fc6": [torch.zeros(0, 16, 7, 7), torch.zeros(0)]})
+    with pytest.raises(InvalidInput, match=r"net\.caffemodel: channels: expected six positive"):
+        load_network(path)
+
+
 def test_a_classifier_is_no_network(tmp_path):
     path = tmp_path / "vgg16.caffemodel"
     layers = caffe_weights.layers_of(random_network("fcn32s"))
@@ -125,6 +171,11 @@ def test_a_caffemodel_without_a_layer_is_reported(tmp_path):
         InvalidInput, match=r"net.caffemodel: conv4_2: expected weights .*, got none"
     ):
         load_network(path)
+
+
+def test_the_suffix_of_a_file_may_be_in_capitals(tmp_path):
+    save_network(tmp_path / "net.SafeTensors", random_network("fcn32s"), spec_of("fcn32s"))
+    assert load_network(tmp_path / "net.SafeTensors")[1] == spec_of("fcn32s")
 
 
 def test_a_file_is_replaced_only_when_the_new_one_is_complete(tmp_path, monkeypatch):
@@ -176,6 +227,14 @@ def test_a_network_of_the_users_is_built_saved_and_loaded(tmp_path):
 def test_a_network_with_scores_is_not_wrapped():
     network = build(NetworkSpec("networks_of_the_user:Complete", 4))
     assert type(network).__name__ == "Complete"
+    assert build(NetworkSpec("networks_of_the_user:Uncounted", 3)).num_classes == 3
+
+
+@pytest.mark.usefixtures("own_module")
+def test_a_network_with_scores_of_other_classes_is_reported():
+    message = "network: expected num_classes 5, got 4 of Complete"
+    with pytest.raises(InvalidInput, match=message):
+        build(NetworkSpec("networks_of_the_user:Complete", 5))
 
 
 @pytest.mark.usefixtures("own_module")
@@ -203,6 +262,10 @@ def test_a_file_alone_never_makes_a_module_imported(wanted, tmp_path):
         ),
         ("no_such_module_here:make", "No module named 'no_such_module_here'. The module must be"),
         ("networks_of_the_user:number", "expected a callable that returns a network, got"),
+        (
+            "networks_of_the_user:without_argument",
+            "expected a callable that takes num_classes alone, got networks_of_the_user",
+        ),
         ("networks_of_the_user:nothing", r"expected a torch\.nn\.Module, got str from networks_of"),
     ],
 )
@@ -255,8 +318,8 @@ def test_sizes_in_a_file_of_the_users_network_are_not_trusted(tmp_path):
         ({"channels": None}, r"channels \(64, 128, 256, 512, 512, 4096\), as it says"),
         ({"preprocessing": "none"}, "preprocessing: expected one of caffe, imagenet, got 'none'"),
         ({"class_names": '["a"]'}, "class_names: expected 5 names, or none, got 1"),
-        ({"class_names": "[1, 2, 3, 4, 5]"}, "class_names: expected strings"),
-        ({"class_names": '"abcde"'}, "class_names: expected strings"),
+        ({"class_names": "[1, 2, 3, 4, 5]"}, "class_names: expected a tuple of strings"),
+        ({"class_names": '"abcde"'}, "class_names: expected a tuple of strings"),
     ],
 )
 def test_false_metadata_are_reported(changes, message, tmp_path):
@@ -343,6 +406,7 @@ def test_another_network_is_not_saved_under_a_false_name(tmp_path):
         (random_network("fcn8s"), NetworkSpec("fcn8s", NUM_CLASSES)),
         (nn.Sequential(random_network("fcn8s")), spec_of("fcn8s")),
         (ScoreNetwork(nn.Conv2d(3, 5, 1), 5), NetworkSpec(OWN, 4)),
+        (nn.Conv2d(3, 4, 1), NetworkSpec(OWN, 4)),
     ):
         with pytest.raises(InvalidInput, match="model: expected"):
             save_network(path, network, spec)
@@ -350,29 +414,49 @@ def test_another_network_is_not_saved_under_a_false_name(tmp_path):
 
 
 def test_state_that_is_no_tensor_is_not_saved(tmp_path):
-    class Odd(nn.Conv2d):
+    class Odd(ScoreNetwork):
         def get_extra_state(self):
             return "text"
 
-    with pytest.raises(
-        InvalidInput, match="model: expected tensors as its state, got _extra_state"
-    ):
-        save_network(tmp_path / "net.safetensors", Odd(3, 4, 1), NetworkSpec(OWN, 4))
+    network = Odd(nn.Conv2d(3, 4, 1), 4)
+    message = "model: expected tensors as its state, got _extra_state"
+    with pytest.raises(InvalidInput, match=message):
+        save_network(tmp_path / "net.safetensors", network, NetworkSpec(OWN, 4))
 
 
 def test_tied_weights_are_saved_twice(tmp_path):
-    network = nn.ModuleDict({"a": nn.Conv2d(3, 4, 1), "b": nn.Conv2d(3, 4, 1)})
-    network["b"].weight = network["a"].weight
+    module = nn.ModuleDict({"a": nn.Conv2d(3, 4, 1), "b": nn.Conv2d(3, 4, 1)})
+    module["b"].weight = module["a"].weight
     path = tmp_path / "net.safetensors"
-    save_network(path, network, NetworkSpec(OWN, 4))
+    save_network(path, ScoreNetwork(module, 4), NetworkSpec(OWN, 4))
     with safe_open(path, framework="pt") as file:
-        assert torch.equal(file.get_tensor("a.weight"), file.get_tensor("b.weight"))
+        a, b = (file.get_tensor(f"module.{name}.weight") for name in "ab")
+        assert torch.equal(a, b)
+
+
+def compiled(network):
+    return torch.compile(network, backend="eager")
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (nn.DataParallel, "expected a network with scores, got DataParallel. Save the module ins"),
+        (compiled, "expected the network itself, got a compiled module. Save its _orig_mod"),
+    ],
+)
+def test_a_network_is_not_saved_under_the_names_of_its_wrapper(wrap, message, tmp_path):
+    network = wrap(ScoreNetwork(nn.Conv2d(3, 4, 1), 4))
+    with pytest.raises(InvalidInput, match=f"model: {message}"):
+        save_network(tmp_path / "net.safetensors", network, NetworkSpec(OWN, 4))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("fcn8s", 0), "num_classes: expected an integer of at least 1, got 0"),
+        ((["fcn8s"], 2), "network: expected one of"),
         (("FCN8s", 2), "network: expected one of fcn32s, fcn16s, fcn8s, fcn8s-atonce, or"),
         (
             ("module.py:make", 2, CHANNELS),
@@ -384,7 +468,7 @@ def test_tied_weights_are_saved_twice(tmp_path):
         (("fcn8s", 2, (1, 2)), "channels: expected six positive integers"),
         (("fcn8s", 2, None, "bgr"), "preprocessing: expected one of caffe, imagenet, got 'bgr'"),
         (("fcn8s", 2, None, "caffe", ("a",)), "class_names: expected 2 names, or none, got 1"),
-        (("fcn8s", 2, None, "caffe", ["a", "b"]), "class_names: expected strings"),
+        (("fcn8s", 2, None, "caffe", ["a", "b"]), "class_names: expected a tuple of strings"),
     ],
 )
 def test_a_wrong_spec_raises(arguments, message):

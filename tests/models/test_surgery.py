@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
@@ -10,15 +11,10 @@ from models import caffe_weights, surgery
 from models.fcn import FCN8s, FCN8sAtOnce, FCN16s, FCN32s
 from models.networks import NETWORKS
 from seg_loss import InvalidInput
-from tests.models.thin import CHANNELS, NUM_CLASSES, random_network
+from tests.models.thin import CHANNELS, NUM_CLASSES, random_network, torchvision_state
 
 IMAGE = torch.randn(1, 3, 33, 41, generator=torch.Generator().manual_seed(0))
 CONVOLUTIONS = surgery._VGG16_LAYERS[:-2]
-TORCHVISION = {  # torchvision.models.vgg16: features is a list of convolutions, ReLUs and pools
-    "conv1_1": 0, "conv1_2": 2, "conv2_1": 5, "conv2_2": 7, "conv3_1": 10, "conv3_2": 12,
-    "conv3_3": 14, "conv4_1": 17, "conv4_2": 19, "conv4_3": 21, "conv5_1": 24, "conv5_2": 26,
-    "conv5_3": 28,
-}  # fmt: skip
 
 
 def layers_of(network):
@@ -97,24 +93,53 @@ def test_loading_a_classifier_as_a_network_names_the_surgery(tmp_path):
         caffe_weights.load(FCN32s(7, CHANNELS), path)
 
 
-def torchvision_state():
-    layers = classifier(v1=False)
-    state = {}
-    for name, index in TORCHVISION.items():
-        state[f"features.{index}.weight"], state[f"features.{index}.bias"] = layers[name]
-    for index, name in ((0, "fc6"), (3, "fc7"), (6, "fc8")):
-        state[f"classifier.{index}.weight"], state[f"classifier.{index}.bias"] = layers[name]
-    return state
-
-
 def test_torchvisions_vgg16_becomes_the_base_of_a_network():
     network = FCN8s(NUM_CLASSES, CHANNELS)
-    surgery.load_torchvision_vgg16(network, torchvision_state())
+    surgery.load_torchvision_vgg16(network, torchvision_state(classifier(v1=False)))
     assert same(network, random_network("fcn32s", seed=3), (*CONVOLUTIONS, "fc6", "fc7"))
 
 
+def test_timms_vgg16_becomes_the_base_of_a_network():
+    state = torchvision_state(classifier(v1=False))
+    for old, new, name in (("0", "fc1", "fc6"), ("3", "fc2", "fc7")):
+        convolution = random_network("fcn32s", seed=3).get_submodule(name).weight.detach()
+        state.pop(f"classifier.{old}.weight")
+        state[f"pre_logits.{new}.weight"] = convolution
+        state[f"pre_logits.{new}.bias"] = state.pop(f"classifier.{old}.bias")
+    network = FCN8s(NUM_CLASSES, CHANNELS)
+    surgery.load_torchvision_vgg16(network, state)
+    assert same(network, random_network("fcn32s", seed=3), (*CONVOLUTIONS, "fc6", "fc7"))
+
+
+def test_a_vgg16_whose_classifier_is_nan_is_reported():
+    state = torchvision_state(classifier(v1=False))  # torchvision's IMAGENET1K_FEATURES
+    state["classifier.3.weight"] = torch.full_like(state["classifier.3.weight"], math.nan)
+    network = FCN8s(NUM_CLASSES, CHANNELS)
+    before = network.conv1_1.weight.detach().clone()
+    with pytest.raises(InvalidInput, match="VGG16: fc7: expected finite weights, got NaN"):
+        surgery.load_torchvision_vgg16(network, state)
+    assert torch.equal(network.conv1_1.weight, before)
+
+
+def test_vgg16_with_batch_normalization_is_reported():
+    state = torchvision_state(classifier(v1=False)) | {"features.1.weight": torch.ones(CHANNELS[0])}
+    with pytest.raises(InvalidInput, match="VGG16: expected vgg16, got vgg16_bn"):
+        surgery.load_torchvision_vgg16(FCN8s(NUM_CLASSES, CHANNELS), state)
+
+
+def test_a_network_instead_of_its_state_is_reported():
+    with pytest.raises(InvalidInput, match=r"state: expected a state dict, got FCN8s\. Pass its"):
+        surgery.load_torchvision_vgg16(FCN8s(NUM_CLASSES, CHANNELS), FCN8s(NUM_CLASSES, CHANNELS))
+
+
+def test_convolutions_of_one_channel_are_taken_as_they_are():
+    network = FCN32s(2, (1,) * 6)
+    surgery.load_vgg16(network, layers_of(random_network("fcn32s", 2, (1,) * 6)))
+    assert same(network, random_network("fcn32s", 2, (1,) * 6), ("fc6", "fc7"))
+
+
 def test_another_state_of_torchvision_is_reported():
-    state = torchvision_state()
+    state = torchvision_state(classifier(v1=False))
     state["features.3.weight"] = state.pop("features.2.weight")  # vgg16_bn's numbering
     with pytest.raises(InvalidInput, match=r"torchvision's VGG16: .* missing: conv1_2"):
         surgery.load_torchvision_vgg16(FCN8s(NUM_CLASSES, CHANNELS), state)
@@ -148,6 +173,26 @@ def test_a_file_is_transplanted_as_a_network_is(tmp_path):
     caffe_weights.save(before, tmp_path / "fcn32s.caffemodel")
     copied = surgery.transplant(caffe_weights.read(tmp_path / "fcn32s.caffemodel"), network)
     assert same(before, network, copied)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "scores"),
+    [
+        ("fcn8s-atonce", FCN8s, ("score_fr", "upscore2", "upscore_pool4", "upscore8")),
+        ("fcn16s", FCN8sAtOnce, ("score_fr", "upscore2")),
+    ],
+)
+def test_scores_of_scaled_pools_are_not_those_of_others(source, target, scores):
+    network = target(NUM_CLASSES, CHANNELS)
+    assert surgery.transplant(random_network(source), network)[15:] == scores
+    assert not network.score_pool4.weight.any()
+
+
+def test_scores_of_scaled_pools_are_shared_by_networks_that_scale():
+    before, network = random_network("fcn8s-atonce"), FCN8sAtOnce(NUM_CLASSES, CHANNELS)
+    surgery.transplant(before, network)
+    with torch.no_grad():
+        assert torch.equal(network.eval()(IMAGE), before(IMAGE))
 
 
 def test_a_network_for_other_classes_gets_the_base_alone():
@@ -193,7 +238,7 @@ def test_random_weights_keep_the_scale_of_the_preprocessing(preprocessing, devia
 
 def test_random_weights_are_those_of_their_seed():
     nets = [FCN32s(3, CHANNELS) for _ in range(4)]
-    surgery.initialize(nets[0], 5)
+    surgery.initialize(nets[0], np.int64(5))
     surgery.initialize(nets[1], torch.Generator().manual_seed(5))
     surgery.initialize(nets[2], 6)
     surgery.initialize(nets[3], 5)

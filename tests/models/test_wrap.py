@@ -95,14 +95,23 @@ def test_an_output_without_scores_is_reported(output, got):
 
 
 @pytest.mark.parametrize(
-    "shape", [(2, 5, 8, 10), (1, 4, 8, 10), (2, 4, 8), (2, 4), (2, 4, 33, 40), (2, 4, 8, 41)]
+    "shape",
+    [
+        *((2, 5, 8, 10), (1, 4, 8, 10), (2, 4, 8), (2, 4)),
+        *((2, 4, 33, 40), (2, 4, 8, 41), (2, 4, 0, 10)),
+    ],
 )
 def test_scores_of_another_shape_are_reported(shape):
     network = ScoreNetwork(Network(4, lambda scores: torch.zeros(shape)), NUM_CLASSES)
     with pytest.raises(InvalidInput) as caught:
         network.scores(IMAGE)
-    assert caught.value.expected == "(2, 4, h <= 32, w <= 40)"
+    assert caught.value.expected == "(2, 4, h from 1 to 32, w from 1 to 40)"
     assert caught.value.got == str(shape)
+
+
+def test_an_image_without_a_batch_is_reported():
+    with pytest.raises(InvalidInput, match=r"image: expected \(N, 3, H, W\), got \(3, 32, 40\)"):
+        ScoreNetwork(Network(4), NUM_CLASSES)(IMAGE[0])
 
 
 def test_scores_larger_than_the_image_name_a_way_out():

@@ -10,7 +10,7 @@ from models import bilinear
 from seg_loss import Bilinear, metrics, reference
 from seg_loss.compat import caffe
 from seg_loss.compat import torch as compat
-from seg_loss.constants import MAPS
+from seg_loss.constants import MAPS, PREDICTION_MAPS
 from tests.support.backends import Backend
 from tests.support.cases import make_labels, make_logits
 
@@ -86,6 +86,9 @@ CALLS = {
     "loss_and_gradient, in place": in_place,
     "evaluate": with_weights(seg_loss.evaluate, maps=MAPS),
     "evaluate, upsampled": with_weights(seg_loss.evaluate, upsampling=Bilinear(), maps=MAPS),
+    "predict": lambda x, *others: seg_loss.predict(x, maps=PREDICTION_MAPS),
+    "predict, upsampled": lambda x, *others: seg_loss.predict(x, size=(3, 4), maps=PREDICTION_MAPS),
+    "predict, the prediction alone, upsampled": lambda x, *others: seg_loss.predict(x, size=(9, 8)),
     "require_finite": with_labels(seg_loss.require_finite),
     "require_finite, upsampled": with_labels(seg_loss.require_finite, upsampling=Bilinear()),
     "scratch_bytes": lambda x, *others: seg_loss.scratch_bytes(x, (8, 9), upsampling=Bilinear()),

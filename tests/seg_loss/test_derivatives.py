@@ -239,6 +239,13 @@ def test_functions_may_be_functionalized(function):
     assert same_bits(torch.func.functionalize(call)(scores, labels), call(scores, labels))
 
 
+def test_the_loss_of_probabilities_may_be_functionalized():
+    scores, labels, _ = make_inputs(CASES["plain"])
+    probabilities, call = scores.softmax(1), seg_loss.probability_cross_entropy
+    expected = call(probabilities, labels)
+    assert same_bits(torch.func.functionalize(call)(probabilities, labels), expected)
+
+
 @SOME_CASES
 def test_the_loss_with_its_gradient_has_no_derivative(case):
     scores, labels, upsampling = make_inputs(case)

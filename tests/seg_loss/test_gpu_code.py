@@ -234,7 +234,11 @@ EACH_PREDICTED = pytest.mark.parametrize(
     ],
 )
 EACH_MAPS = pytest.mark.parametrize(
-    "maps", [("prediction",), PREDICTION_MAPS], ids=["prediction", "all maps"]
+    "maps",
+    [
+        pytest.param(PREDICTION_MAPS, id="all maps"),
+        pytest.param(("prediction",), id="prediction", marks=pytest.mark.matrix),
+    ],
 )
 
 

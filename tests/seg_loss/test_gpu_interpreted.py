@@ -34,6 +34,12 @@ MATRICES = {
         "interpreter",
     ],
 }
+_PROCESS_GROUPS = " or ".join((
+    "(one_process and two and (logits or bilinear))",
+    "(one_rank_is and (label or pixel) and logits)",
+    "(deferred_error_is and logits)",
+    "ignored_errors",
+))  # fmt: skip
 GROUPS = {
     "the service": ["tests/app/http/test_gpu_service.py"],
     "second derivatives": [f"{BACKENDS}/test_backend_derivatives.py"],
@@ -41,9 +47,10 @@ GROUPS = {
     "some predictions": [
         f"{BACKENDS}/test_backend_prediction.py",
         "-k",
-        "those_of_float64 and (plain or bilinear or gaps)",
+        "those_of_float64 and (plain or bilinear)",
     ],
     "Caffe": ["tests/seg_loss/test_caffe_golden.py"],
+    "process groups": ["tests/seg_loss/test_process_group.py", "-k", _PROCESS_GROUPS],
 }
 
 

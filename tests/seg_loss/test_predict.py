@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.library import opcheck
 
 import seg_loss
 from seg_loss import Bilinear, Deconvolution, InvalidInput
@@ -403,6 +404,14 @@ def test_it_compiles_into_a_full_graph_with_the_same_bits():
     compiled = torch.compile(predict_up, fullgraph=True, backend="aot_eager")
     for got, expected in zip(compiled(scores), predict_up(scores), strict=True):
         assert same_bits(got, expected)
+
+
+@pytest.mark.parametrize("encoding", [[], [0], [8, 16, 3, 3]], ids=str)
+def test_the_operator_passes_opcheck(encoding):
+    scores = make_logits((2, 5, 3, 4))
+    size = [9, 11] if encoding else [3, 4]
+    arguments = scores, size, encoding, "prediction,entropy,top_classes", 2.0
+    opcheck(torch.ops.seg_loss.predict, arguments)
 
 
 def test_an_exported_program_keeps_its_sizes_dynamic():

@@ -74,7 +74,7 @@ def test_public_names_are_those_of_the_contract():
 
 
 LOSS = {"pixel_weight": None, "ignore_index": 255, "label_smoothing": 0.0, "temperature": 1.0,
-        "normalization": "valid", "check_labels": "raise"}  # fmt: skip
+        "normalization": "valid", "process_group": None, "check_labels": "raise"}  # fmt: skip
 SIGNATURES = [
     (seg_loss.spatial_softmax, ["logits"], {"axis": 1, "temperature": 1.0}),
     (seg_loss.pixel_nll, ["logits", "labels"], {"ignore_index": 255, "temperature": 1.0,
@@ -85,12 +85,13 @@ SIGNATURES = [
     (seg_loss.loss_and_gradient, ["logits", "labels", "class_weight"],
      {**LOSS, "upsampling": None, "scores": "logits", "out": None}),
     (seg_loss.evaluate, ["logits", "labels", "class_weight"],
-     {**LOSS, "upsampling": None, "scores": "logits", "maps": ()}),
+     {**{name: value for name, value in LOSS.items() if name != "process_group"},
+      "upsampling": None, "scores": "logits", "maps": ()}),
     (seg_loss.predict, ["scores"],
      {"size": None, "upsampling": None, "maps": ("prediction",), "temperature": 1.0}),
     (seg_loss.probability_cross_entropy, ["probabilities", "labels", "class_weight"],
      {"pixel_weight": None, "ignore_index": 255, "normalization": "valid",
-      "check_labels": "raise"}),
+      "process_group": None, "check_labels": "raise"}),
     (seg_loss.require_finite, ["logits", "labels"], {"ignore_index": 255, "upsampling": None}),
     (metrics.confusion_matrix, ["prediction", "labels", "num_classes"], {"ignore_index": 255}),
     (metrics.fcn_metrics, ["confusion"], {"absent": "skip", "ignore_index": None}),

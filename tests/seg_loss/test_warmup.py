@@ -122,6 +122,8 @@ def test_upsampled_scores_compile_nothing_after_a_warm_up(compiled):
         seg_loss.loss_and_gradient(logits, labels, upsampling=Bilinear())
         for maps in ((), MAPS):
             seg_loss.evaluate(logits, labels, upsampling=Bilinear(), maps=maps)
+        for maps in (("prediction",), ("prediction", "confidence")):
+            seg_loss.predict(logits, size=(512, 512), maps=maps)
 
     assert compiled_after_warm_up(compiled, 19, call) == set()
 
@@ -154,6 +156,9 @@ def test_usual_calls_on_the_cpu_compile_nothing_after_a_warm_up(monkeypatch, num
             large_labels = torch.zeros(1, 8 * size[0], 8 * size[1], dtype=torch.uint8)
             seg_loss.loss_and_gradient(logits, large_labels, upsampling=Bilinear())
             seg_loss.evaluate(logits, large_labels, upsampling=Bilinear(), maps=MAPS)
+            for maps in (("prediction",), ("prediction", "confidence")):
+                seg_loss.predict(logits, maps=maps)
+                seg_loss.predict(logits, size=large_labels.shape[1:], maps=maps)
             leaf = logits.requires_grad_()
             seg_loss.spatial_cross_entropy(leaf, labels).backward()
             seg_loss.spatial_softmax(leaf)[:, 0].sum().backward()
