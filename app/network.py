@@ -15,12 +15,10 @@ side of a pixel, its scores are those of the whole photo. Otherwise they differ,
 Nothing in a checkpoint is unpickled, and no name in it is imported.
 """
 
-import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -33,6 +31,7 @@ from seg_loss.upsampling import Upsampling
 
 from . import devices
 from .errors import IllPosed
+from .models_import import import_models
 from .preprocessing import PREPROCESSINGS, Preprocessing
 from .settings import Settings
 
@@ -310,7 +309,7 @@ def load(
         seg_loss.InvalidInput: if the file cannot be read, or its network cannot compute.
     """
     try:
-        module, spec = _checkpoints().load_network(Path(path), network=factory)
+        module, spec = import_models("checkpoints").load_network(Path(path), network=factory)
         return Network(
             module.to(device),
             device,
@@ -338,12 +337,6 @@ def reason_of(error: Exception) -> str:
     cause = error.__cause__ or error
     text = f"{type(cause).__name__}: {cause}"
     return text.partition("\n")[0].rstrip(".: ")
-
-
-def _checkpoints() -> ModuleType:
-    """Returns `checkpoints` of the folder `models`, which is installed as `seg_loss_models`."""
-    package = "models" if __package__ == "app" else "seg_loss_models"
-    return importlib.import_module(f"{package}.checkpoints")
 
 
 def _weights(span: Span, positions: Tensor) -> Tensor:

@@ -265,8 +265,10 @@ ARROWS = {
         "seg_loss", "app.errors", "app.folders", "app.report", "app.results",
     ),
     # It imports `models` by name, which an installed wheel has under another one.
+    "app.models_import": (),
     "app.network": (
-        "seg_loss", "app.devices", "app.errors", "app.preprocessing", "app.settings",
+        "seg_loss", "app.devices", "app.errors", "app.models_import", "app.preprocessing",
+        "app.settings",
     ),
     "app.operations": (
         "seg_loss", "app.errors", "app.options", "app.inputs", "app.results", "app.formats.npy",
