@@ -33,7 +33,7 @@ from . import devices
 from .errors import IllPosed
 from .models_import import import_models
 from .preprocessing import PREPROCESSINGS, Preprocessing
-from .settings import Settings
+from .settings import Settings, counted_pixels
 
 Photo = npt.NDArray[np.uint8]
 """uint8 [H,W,3], RGB."""
@@ -159,7 +159,7 @@ class Network:
 
     def max_batch(self, height: int, width: int) -> int:
         """Returns how many tiles of this size are computed at a time."""
-        return max(1, self._settings.max_batch_pixels // (height * width))
+        return max(1, self._settings.max_batch_pixels // counted_pixels(height, width))
 
     def working_bytes(self, height: int, width: int) -> int:
         """Returns the bytes of the scores of a photo, and of those of its tiles."""

@@ -48,13 +48,10 @@ from .results import (
     Result,
     max_json_bytes,
 )
-from .settings import PREFIX, Settings
+from .settings import PREFIX, Settings, counted_pixels
 
 DEFAULT_PALETTE = "voc"
 """The palette of pictures if the request names none."""
-
-MIN_PHOTO_SIDE = 256
-"""Height and width that the limit on photos counts for narrower ones."""
 
 PICTURE_BYTES = 48
 """The most bytes that a pixel takes while its picture is drawn, in float32 and as a PNG."""
@@ -190,8 +187,7 @@ def check_photo(inputs: Inputs, options: LossOptions, settings: Settings, num_cl
     """
     assert inputs.image is not None
     height, width = inputs.image.shape[:2]
-    # Networks pad photos, so that the time for a narrow one does not depend on its pixels.
-    num_pixels = max(height, MIN_PHOTO_SIDE) * max(width, MIN_PHOTO_SIDE)
+    num_pixels = counted_pixels(height, width)
     padded = "" if num_pixels == height * width else f", counted as {num_pixels}"
     got = f"{height} x {width} = {height * width}{padded}"
     for count, limit, unit in (

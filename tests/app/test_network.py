@@ -140,6 +140,15 @@ def test_several_photos_are_computed_like_each_alone(checkpoints):
             torch.testing.assert_close(scores, alone[0], rtol=1e-5, atol=1e-4)
 
 
+def test_batches_of_narrow_tiles_are_no_larger_than_others(checkpoints):
+    # FCN pads each tile by 100 pixels to each side, however narrow it is.
+    network = load(checkpoints, "fcn8s", max_batch_pixels=4 * 256 * 1024)
+    assert network.max_batch(1, 1024) == network.max_batch(256, 1024) == 4
+    assert network.max_batch(1, 1) == network.max_batch(256, 256) == 16
+    assert network.max_batch(1024, 1024) == 1
+    assert network.max_batch(5000, 5000) == 1
+
+
 def test_a_network_with_scores_of_one_size_takes_photos_of_one_tile_alone(checkpoints):
     photo, large = make_photos((64, 64), (200, 64))
     network = load(checkpoints, "OneSize", tile_side_pixels=128, tile_overlap_pixels=32)

@@ -335,7 +335,7 @@ def test_a_photo_that_fails_does_not_hurt_those_beside_it(no_white, caplog):
 def test_batches_have_a_limit_of_pixels(checkpoints):
     photos = make_photos(*[(40, 50)] * 5)
     bodies = [file_of(photo) for photo in photos]
-    limits = {"batch_wait_seconds": 20, "max_batch_pixels": 4000}
+    limits = {"batch_wait_seconds": 20, "max_batch_pixels": 2 * 256 * 256}
     with served(**settings_of(checkpoints, "Strided"), **limits) as client:
         client.wait_until_warm()
         responses = client.post_all("/v1/predict", bodies[:4], "*/*")
