@@ -7,12 +7,12 @@ routes: it parses no body and no option. `openapi` describes the tables.
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -25,7 +25,7 @@ from torch import Tensor
 from seg_loss.upsampling import Upsampling
 
 from .. import devices, inputs, operations, results
-from ..errors import NotFound, Unavailable, did_you_mean, safe_repr
+from ..errors import Malformed, NotFound, Unavailable, did_you_mean, safe_repr
 from ..formats import json
 from ..formats.compression import decompress
 from ..images.palettes import PALETTES
@@ -46,6 +46,8 @@ from .middleware import Metrics
 from .pool import Reservation, Workers
 from .responses import ChunkedResponse, Encoded
 from .staging import StagingPool
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -192,7 +194,8 @@ async def handle(request: Request, operation: Operation) -> Response:
         if isinstance(encoded, Inputs):
             with_scores = partial(operations.with_scores, encoded, options)
             async with workers.until(deadline):
-                scores = await _scores(service, encoded, options, grow)
+                computing = _scores(service, encoded, options, grow)
+                scores = await _while_connected(request, computing)
             timings.end("network")
             encoded = await workers.run(lambda: finish(with_scores(*scores)), reservation, deadline)
         headers = {"Server-Timing": timings.header(), "Vary": "Accept"}
@@ -215,6 +218,36 @@ async def _scores(
     grow(network.working_bytes(*decoded.image.shape[:2]))
     scores, upsampling = await service.batcher.scores(decoded.image)
     return scores, upsampling, network.class_names
+
+
+async def _while_connected(request: Request, coroutine: Coroutine[Any, Any, T]) -> T:
+    """Returns the result of a coroutine, which is cancelled if the client disconnects.
+
+    Args:
+        request: the request, whose body has been read.
+        coroutine: what to wait for.
+
+    Raises:
+        Malformed: if the client disconnects; nobody reads the response.
+    """
+    computing = asyncio.create_task(coroutine)
+    disconnecting = asyncio.create_task(_disconnected(request))
+    tasks = (computing, disconnecting)
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not computing.done():
+            raise Malformed("connection", "an open one until the response", "a closed one")
+        return computing.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    """Waits until the client disconnects."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _compute(

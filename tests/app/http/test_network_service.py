@@ -1,5 +1,6 @@
 """A service with a network: photos become label maps, maps, pictures, and with labels metrics."""
 
+import asyncio
 import io
 import json
 import shutil
@@ -365,6 +366,43 @@ def test_a_network_that_takes_too_long_is_a_503(checkpoints):
         assert (40, 50) in sizes
         assert (20, 30) not in sizes
         assert client.app.state.service.workers.bytes_in_flight == 0
+
+
+def test_the_photo_of_a_client_that_disconnects_is_dropped(checkpoints):
+    Waiting.may_go.clear()
+    bodies = [file_of(photo) for photo in make_photos((40, 50), (20, 30))]
+    with served(**settings_of(checkpoints, "Waiting"), num_workers=2) as client:
+        client.wait_until_warm()
+        service = client.app.state.service
+        sizes = service.batcher.network._module.module.sizes
+        statuses = client.post_and_disconnect(
+            "/v1/predict", bodies, lambda: len(sizes) == 2 and len(service.batcher._queue) == 1
+        )
+        assert statuses == [400, 400]
+        assert service.workers.requests_in_flight == service.workers.bytes_in_flight == 0
+        Waiting.may_go.set()
+        (photo,) = make_photos((10, 10))
+        response = client.post("/v1/predict", content=file_of(photo), headers=SAFETENSORS)
+        assert response.status_code == 200
+        assert sorted(sizes[1:]) in ([(10, 10), (20, 30)], [(10, 10), (40, 50)])
+
+
+def test_photos_in_a_batch_are_cancelled_when_the_service_ends(checkpoints):
+    Waiting.may_go.clear()
+    (photo,) = make_photos((40, 50))
+
+    async def close_while_it_computes(batcher) -> None:
+        scores = asyncio.create_task(batcher.scores(photo))
+        while len(batcher.network._module.module.sizes) < 2:
+            await asyncio.sleep(0.01)
+        await batcher.close()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(scores, 20)
+
+    with served(**settings_of(checkpoints, "Waiting")) as client:
+        client.wait_until_warm()
+        client._runner.run(close_while_it_computes(client.app.state.service.batcher))
+        Waiting.may_go.set()
 
 
 def test_a_network_that_has_diverged_is_named(checkpoints):
