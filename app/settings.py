@@ -104,7 +104,8 @@ class Settings(BaseSettings):
         default=1 << 20,
         ge=1,
         description="Most pixels of the photos and tiles that the network computes at a time, if "
-        "they are several. Its memory grows with them. A side of less than 256 pixels counts as 256.",
+        "they are several. Its memory grows with them. A side of less than 256 pixels counts as "
+        "256.",
     )
     batch_wait_seconds: float = Field(
         default=0.005,

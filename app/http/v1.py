@@ -7,12 +7,12 @@ routes: it parses no body and no option. `openapi` describes the tables.
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -46,8 +46,6 @@ from .middleware import Metrics
 from .pool import Reservation, Workers
 from .responses import ChunkedResponse, Encoded
 from .staging import StagingPool
-
-T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -193,9 +191,8 @@ async def handle(request: Request, operation: Operation) -> Response:
             encoded = await workers.run(begin, reservation, deadline)
         if isinstance(encoded, Inputs):
             with_scores = partial(operations.with_scores, encoded, options)
-            async with workers.until(deadline):
-                computing = _scores(service, encoded, options, grow)
-                scores = await _while_connected(request, computing)
+            async with workers.until(deadline), _while_connected(request):
+                scores = await _scores(service, encoded, options, grow)
             timings.end("network")
             encoded = await workers.run(lambda: finish(with_scores(*scores)), reservation, deadline)
         headers = {"Server-Timing": timings.header(), "Vary": "Accept"}
@@ -220,34 +217,32 @@ async def _scores(
     return scores, upsampling, network.class_names
 
 
-async def _while_connected(request: Request, coroutine: Coroutine[Any, Any, T]) -> T:
-    """Returns the result of a coroutine, which is cancelled if the client disconnects.
+@asynccontextmanager
+async def _while_connected(request: Request) -> AsyncIterator[None]:
+    """Ends the code within the context if the client disconnects.
 
     Args:
         request: the request, whose body has been read.
-        coroutine: what to wait for.
 
     Raises:
         Malformed: if the client disconnects; nobody reads the response.
     """
-    computing = asyncio.create_task(coroutine)
-    disconnecting = asyncio.create_task(_disconnected(request))
-    tasks = (computing, disconnecting)
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not computing.done():
-            raise Malformed("connection", "an open one until the response", "a closed one")
-        return computing.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        async with asyncio.timeout(None) as end:
+            watch = asyncio.create_task(_end_when_disconnected(request, end))
+            try:
+                yield
+            finally:
+                watch.cancel()
+    except TimeoutError:
+        got = "a closed one"
+        raise Malformed("connection", "an open one until the response", got) from None
 
 
-async def _disconnected(request: Request) -> None:
-    """Waits until the client disconnects."""
+async def _end_when_disconnected(request: Request, end: asyncio.Timeout) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    end.reschedule(asyncio.get_running_loop().time())
 
 
 def _compute(
