@@ -17,6 +17,7 @@ tensors in the file agree with it.
 import importlib
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,13 +184,17 @@ def load_network(
         OSError: if the file cannot be read.
     """
     suffix = Path(path).suffix
+    if suffix not in (".caffemodel", ".safetensors"):
+        fix = "Pickled checkpoints are not read: load them yourself, then use save_network."
+        expected = "a .safetensors or .caffemodel file"
+        raise InvalidInput("checkpoint", expected, Path(path).name, fix)
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a folder is an OSError
+        # Opening a pipe waits for its other end, and a device may never end.
+        raise InvalidInput("checkpoint", "a regular file", f"{Path(path).name}, which is none")
     if suffix == ".caffemodel":
         return _load_caffemodel(path, network)
-    if suffix == ".safetensors":
-        return _load_safetensors(path, network)
-    fix = "Pickled checkpoints are not read: load them yourself, then use save_network."
-    expected = "a .safetensors or .caffemodel file"
-    raise InvalidInput("checkpoint", expected, Path(path).name, fix)
+    return _load_safetensors(path, network)
 
 
 def _load_caffemodel(

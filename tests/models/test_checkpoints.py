@@ -1,6 +1,7 @@
 """Networks in files: what is saved is loaded, and nothing in a file is trusted."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -317,6 +318,16 @@ def test_a_truncated_file_is_reported(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(InvalidInput, match=r"net\.safetensors: expected a safetensors file, got"):
         load_network(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("suffix", ["safetensors", "caffemodel"])
+def test_a_pipe_or_device_is_not_opened(suffix, tmp_path):
+    os.mkfifo(tmp_path / f"pipe.{suffix}")
+    (tmp_path / f"device.{suffix}").symlink_to(os.devnull)
+    for name in ("pipe", "device"):
+        with pytest.raises(InvalidInput, match=f"checkpoint: expected a regular file, got {name}"):
+            load_network(tmp_path / f"{name}.{suffix}")
 
 
 @pytest.mark.parametrize("name", ["net.pth", "net.pt", "net.ckpt", "net"])
