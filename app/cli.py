@@ -40,10 +40,12 @@ from .terminal import configure_streams, printable
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from seg_loss.upsampling import Upsampling
+
     from .devices import Choice
     from .folders import FileTask
     from .inputs import Inputs
-    from .network import Network
+    from .network import Network, Photo
     from .results import EvaluationResult, PredictionResult
 
 PROGRAM = "seg-loss"
@@ -563,7 +565,7 @@ def _predict_file(
     if network is not None:
         assert inputs.image is not None
         operations.check_photo(inputs, options, settings, network.num_classes)
-        scores, upsampling = network.scores(inputs.image)
+        scores, upsampling = _scores(network, inputs.image)
         names = network.class_names
         inputs = operations.with_scores(inputs, options, scores, upsampling, names)
 
@@ -586,6 +588,23 @@ def _predict_file(
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, chunks[suffix])
     return result
+
+
+def _scores(network: "Network", photo: "Photo") -> "tuple[Tensor, Upsampling | None]":
+    """Returns `network.scores`, with an error that says what the network has raised.
+
+    The service keeps that in its log.
+    """
+    from .errors import IllPosed
+    from .network import reason_of
+
+    try:
+        return network.scores(photo)
+    except IllPosed as error:
+        if error.__cause__ is None:
+            raise
+        fix = f"It raised {reason_of(error)}."
+        raise IllPosed(f"{error.where}", f"{error.expected}", f"{error.got}", fix) from None
 
 
 def _sentence_of(error: Exception, source: Path) -> str:

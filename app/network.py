@@ -128,6 +128,9 @@ class Network:
         self._settings = settings
         probe = np.zeros((_PROBE_PIXELS, _PROBE_PIXELS, 3), dtype=np.uint8)
         (scores,), upsampling = self.scores_of([probe])
+        if bool((scores.isnan() | scores.isposinf()).any()):
+            fix = "The network has diverged, or the file is damaged."
+            raise InvalidInput(name, "finite scores of a black photo", "NaN or infinity", fix)
         num_rows = scores.shape[1]
         self.stride = max(1, round(_PROBE_PIXELS / num_rows))
         if isinstance(upsampling, Deconvolution):
@@ -174,20 +177,24 @@ class Network:
         Raises:
             IllPosed: if the network cannot process photos of this size.
         """
+        height, width = photos[0].shape[:2]
         images = torch.stack([self._preprocessing.to_input(photo) for photo in photos])
         try:
             with torch.no_grad():
                 scores, upsampling = self._module.scores(images.to(self.device))
-        except RuntimeError as error:
-            if isinstance(error, InvalidInput) or devices.is_out_of_memory(error):
+        except Exception as error:
+            # A network of the user may raise anything: timm's raise AssertionError for a size.
+            if isinstance(error, (InvalidInput, MemoryError)) or _is_out_of_memory(error):
                 raise
-            height, width = photos[0].shape[:2]
             expected = f"a size that the network {self.name} can process"
             raise IllPosed("image", expected, f"{height} x {width}") from error
         expected_shape = (len(photos), self.num_classes)
         if scores.ndim != 4 or tuple(scores.shape[:2]) != expected_shape:
             expected = f"scores [{len(photos)},{self.num_classes},h,w]"
             raise InvalidInput(self.name, expected, f"shape {tuple(scores.shape)}")
+        if upsampling is None and scores.shape[2:] != (height, width):
+            expected = f"scores of {height} x {width}, or an upsampling to that size"
+            raise InvalidInput(self.name, expected, f"{scores.shape[2]} x {scores.shape[3]}")
         return list(scores.float().cpu()), upsampling
 
     def scores(self, photo: Photo) -> tuple[Tensor, Upsampling | None]:
@@ -337,6 +344,10 @@ def reason_of(error: Exception) -> str:
     cause = error.__cause__ or error
     text = f"{type(cause).__name__}: {cause}"
     return text.partition("\n")[0].rstrip(".: ")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and devices.is_out_of_memory(error)
 
 
 def _weights(span: Span, positions: Tensor) -> Tensor:

@@ -267,6 +267,22 @@ def test_a_network_that_cannot_compute_is_an_error_with_its_message(tmp_path):
     )
 
 
+def test_a_network_that_has_diverged_is_an_error(tmp_path):
+    path = write_checkpoint(tmp_path, "Diverged")
+    assert message_of(path, "small_networks:Diverged") == (
+        "SEG_LOSS_MODEL: small_networks:Diverged: expected finite scores of a black photo, "
+        "got NaN or infinity. The network has diverged, or the file is damaged."
+    )
+
+
+def test_small_scores_without_an_upsampling_are_an_error(tmp_path):
+    path = write_checkpoint(tmp_path, "Small")
+    assert message_of(path, "small_networks:Small") == (
+        "SEG_LOSS_MODEL: small_networks:Small: expected scores of 64 x 64, or an upsampling to "
+        "that size, got 16 x 16."
+    )
+
+
 def test_a_network_with_other_scores_than_it_says_is_an_error(checkpoints):
     message = message_of(checkpoints / "Misshapen.safetensors", "small_networks:Misshapen")
     assert message == (

@@ -232,6 +232,19 @@ def test_photos_are_cut_into_tiles_as_the_settings_say(photos, run, monkeypatch)
     assert "image: expected at most 1000 pixels for a network, got 150 x 70 = 10500, count" in err
 
 
+def test_the_report_of_a_photo_says_what_the_network_raised(photos, run, tmp_path):
+    model = write_checkpoint(tmp_path, "Choosy")
+    Image.fromarray(make_photos((64, 64))[0]).save("photos/first.png")
+    flags = ["--model", str(model), "--network", "small_networks:Choosy"]
+    status, _, err = run("predict", "photos", "-o", "out", *flags)
+    assert (status, files_in("out")) == (1, {"first.png"})
+    assert err == (
+        "seg-loss: photos/second.JPG: image: expected a size that the network "
+        "small_networks:Choosy can process, got 30 x 20. It raised AssertionError: size does not "
+        "match model (64).\n"
+    )
+
+
 def test_labels_of_photos_have_their_size(photos, run):
     Path("labels").mkdir()
     for name, size in (("first", (40, 50)), ("second", (9, 9))):

@@ -33,7 +33,7 @@ AS_SAFETENSORS = {**SAFETENSORS, "Accept": "application/x-safetensors"}
 def checkpoints(tmp_path_factory):
     """The directory of a checkpoint of each network."""
     directory = tmp_path_factory.mktemp("checkpoints")
-    for name in ("Strided", "NoWhite", "Waiting", "Diverged", "fcn8s"):
+    for name in ("Strided", "NoWhite", "Waiting", "Overflowing", "Choosy", "fcn8s"):
         write_checkpoint(directory, name)
     return directory
 
@@ -407,11 +407,21 @@ def test_photos_in_a_batch_are_cancelled_when_the_service_ends(checkpoints):
 
 def test_a_network_that_has_diverged_is_named(checkpoints):
     (photo,) = make_photos((40, 50))
-    with served(**settings_of(checkpoints, "Diverged")) as client:
+    with served(**settings_of(checkpoints, "Overflowing")) as client:
         for path in ("/v1/predict", "/v1/predict?maps=prediction"):
             response = client.post(path, content=file_of(photo), headers=SAFETENSORS)
             problem = assert_problem(response, 422, "ill_posed")
             assert problem["fix"] == "The network has diverged, or the file is damaged."
+
+
+def test_whatever_a_network_raises_is_an_error_of_the_photo(checkpoints):
+    photos = make_photos((64, 64), (40, 50))
+    with served(**settings_of(checkpoints, "Choosy")) as client:
+        statuses = [
+            client.post("/v1/predict", content=file_of(photo), headers=SAFETENSORS).status_code
+            for photo in photos
+        ]
+    assert statuses == [200, 422]
 
 
 def test_the_served_network_is_described(service, client):
