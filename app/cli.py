@@ -416,7 +416,7 @@ def predict(
     ],
     labels: Annotated[
         Path | None,
-        typer.Option("--labels", help="Labels: a file, or a folder with files of the same names."),
+        _file_option("--labels", "Labels: a file, or a folder with files of the same names."),
     ] = None,
     model: Annotated[
         Path | None,
@@ -446,6 +446,7 @@ def predict(
         raise UsageError("--fail-under: expected --labels too.")
     if factory is not None and model is None:
         raise UsageError("--network: expected --model too.")
+    _check_stdin([*inputs, labels])
     if labels is not None and not labels.is_dir() and (len(inputs) > 1 or inputs[0].is_dir()):
         raise UsageError(f"--labels: expected a folder for several files, got {labels}.")
     if model is None and any(path.suffix.lower() in PHOTO_SUFFIXES for path in inputs):
@@ -691,13 +692,17 @@ def _read_inputs(options: LossOptions, device: str | None, **paths: Path | None)
     """
     from .inputs import assemble
 
-    if sum(path is STDIN for path in paths.values()) > 1:
-        raise UsageError(f"{STDIN}: expected one input from standard input, got several.")
+    _check_stdin(paths.values())
     settings = _settings(for_commands, device=device)
     choice = _choose_device(settings, device)
     _warn([choice.warning] if choice.warning else [])
     files = {name: _read(path, name) for name, path in paths.items() if path is not None}
     return assemble(files, options, settings).copied(lambda tensor: tensor.to(choice.device))
+
+
+def _check_stdin(paths: Iterable[Path | None]) -> None:
+    if sum(path is STDIN for path in paths) > 1:
+        raise UsageError(f"{STDIN}: expected one input from standard input, got several.")
 
 
 def _read(path: Path, name: str) -> memoryview:

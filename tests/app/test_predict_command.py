@@ -70,6 +70,28 @@ def photos(empty_directory, checkpoint) -> list[str]:
     return ["--model", str(checkpoint), "--network", "small_networks:Strided"]
 
 
+@pytest.fixture
+def run_with_stdin(run):
+    """Runs `seg-loss` with these bytes as standard input; returns stdout."""
+
+    def run_with_stdin(content: bytes, *arguments: str) -> str:
+        reader, writer = os.pipe()
+        os.write(writer, content)  # small enough for the buffer of a pipe
+        os.close(writer)
+        before = os.dup(0)
+        os.dup2(reader, 0)
+        try:
+            status, out, err = run(*arguments)
+        finally:
+            os.dup2(before, 0)
+            os.close(before)
+            os.close(reader)
+        assert (status, err) == (0, "")
+        return out
+
+    return run_with_stdin
+
+
 def indices_in(path: str) -> np.ndarray:
     with Image.open(path) as picture:
         assert picture.mode == "P"
@@ -258,6 +280,25 @@ def test_labels_of_photos_have_their_size(photos, run):
     )
 
 
+def test_outputs_within_the_folder_of_the_inputs_are_no_inputs(photos, run):
+    for _ in range(2):
+        status, out, err = run("predict", "photos", "-o", "photos/out", *photos, "--format", "json")
+        assert (status, err) == (0, "")
+        assert len(json.loads(out)["files"]) == 2
+    assert files_in("photos/out") == {"first.png", "second.png"}
+
+
+def test_logits_or_labels_come_from_standard_input(folder, run_with_stdin):
+    labels = npy_file(labels_of("a").numpy())
+    line = "predict logits/a.npy --labels - -o a.png --format json"
+    report = json.loads(run_with_stdin(labels, *line.split()))
+    logits = logits_of("a")[None]
+    expected = seg_loss.evaluate(logits, labels_of("a")[None])
+    assert report["metrics"]["mean_iu"] == pytest.approx(expected.metrics.mean_iu)
+    run_with_stdin(npy_file(logits.numpy()), "predict", "-", "-o", "b.png")
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+
+
 USAGE = {
     "logits -o logits": None,
     "logits -o a.png": "--output: expected a folder for several files, got a.png.",
@@ -281,6 +322,7 @@ USAGE = {
     "logits -o out --fail-under mean_iu=1": "--fail-under: expected --labels too.",
     "logits -o out --maps nll": "Ask evaluate for nll, which needs labels.",
     "logits -o out --size 5": "size: expected height and width with a comma between them",
+    "- --labels - -o out": "-: expected one input from standard input, got several.",
     "logits -o out --format xml": "--format: expected one of table",
     "logits": "Missing option",
     "-o out": "Missing argument",
