@@ -129,6 +129,7 @@ def predict(inputs: Inputs, options: PredictOptions) -> PredictionResult:
         if inputs.image is None:
             fix = ""
         raise IllPosed("inputs", "logits, or an image where a network is served", got, fix)
+    _check_size_of_image(inputs, options, logits)
     names = tuple(dict.fromkeys(("prediction", *options.maps)))
     evaluation, advice = None, list[str]()
     if inputs.labels is not None:
@@ -528,6 +529,20 @@ def _check_size_of_labels(labels: Tensor, options: PredictOptions) -> None:
     if options.size is not None and options.size != (height, width):
         got = "{} x {}".format(*options.size)
         raise IllPosed("size", f"{height} x {width} (height x width) to match the labels", got)
+
+
+def _check_size_of_image(inputs: Inputs, options: PredictOptions, logits: Tensor) -> None:
+    """Checks that an image beside logits, which are not upsampled to its size, has that size."""
+    if inputs.image is None or inputs.network is not None:
+        return
+    is_upsampled = _is_upsampled(inputs, options)
+    size = _upsampled_size(inputs, options) if is_upsampled else tuple(logits.shape[2:])
+    if size == inputs.image.shape[:2]:
+        return
+    height, width = inputs.image.shape[:2]
+    expected = f"{' x '.join(map(str, size)) or 'no axes'} (height x width) to match the maps"
+    fix = "" if is_upsampled else "Scores of lower resolution? Use upsampling=bilinear."
+    raise IllPosed("image", expected, f"{height} x {width}", fix)
 
 
 def _palette(inputs: Inputs, options: LossOptions) -> Palette:
