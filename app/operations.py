@@ -191,18 +191,20 @@ def check_photo(inputs: Inputs, options: LossOptions, settings: Settings, num_cl
     num_pixels = counted_pixels(height, width)
     padded = "" if num_pixels == height * width else f", counted as {num_pixels}"
     got = f"{height} x {width} = {height * width}{padded}"
-    for count, limit, unit in (
-        (num_pixels, settings.max_photo_pixels, "pixels for a network"),
-        (max(height, width), MAX_UPSAMPLED_SIDE, "rows and columns"),
+    for count, limit, unit, setting in (
+        (num_pixels, settings.max_photo_pixels, "pixels for a network", "MAX_PHOTO_PIXELS"),
+        (max(height, width), MAX_UPSAMPLED_SIDE, "rows and columns", None),
         (
             num_classes * height * width,
             settings.max_upsampled_logits,
             f"upsampled logits of {num_classes} classes",
+            "MAX_UPSAMPLED_LOGITS",
         ),
     ):
         if count > limit:
             expected = f"at most {limit} {unit}"
-            raise TooLarge("image", expected, got, "Send a smaller photo.", limit=limit)
+            source = f" The limit is {PREFIX}{setting}." if setting else ""
+            raise TooLarge("image", expected, got, f"Send a smaller photo.{source}", limit=limit)
     check_options_of_photo(options)
     if inputs.labels is not None and tuple(inputs.labels.shape[-2:]) != (height, width):
         got = " x ".join(map(str, inputs.labels.shape[-2:]))

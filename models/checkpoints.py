@@ -56,7 +56,7 @@ class NetworkSpec:
         num_classes: C.
         channels: of a network of `NETWORKS`; None for its default, and for other networks.
         preprocessing: a name in `PREPROCESSINGS`.
-        class_names: a name for each class, or none.
+        class_names: a name of printable characters for each class, or none.
 
     Raises:
         InvalidInput: if a value is of another type or range.
@@ -84,8 +84,11 @@ class NetworkSpec:
             expected = f"one of {', '.join(PREPROCESSINGS)}"
             raise InvalidInput("preprocessing", expected, repr(self.preprocessing))
         names = self.class_names
-        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
-            raise InvalidInput("class_names", "strings", repr(names)[:80])
+        # Terminals obey control characters, and UTF-8 has no surrogates.
+        if not isinstance(names, tuple) or not all(
+            isinstance(name, str) and name.isprintable() for name in names
+        ):
+            raise InvalidInput("class_names", "strings of printable characters", ascii(names)[:80])
         if names and len(names) != self.num_classes:
             raise InvalidInput("class_names", f"{self.num_classes} names, or none", f"{len(names)}")
 

@@ -258,6 +258,10 @@ def test_sizes_in_a_file_of_the_users_network_are_not_trusted(tmp_path):
         ({"class_names": '["a"]'}, "class_names: expected 5 names, or none, got 1"),
         ({"class_names": "[1, 2, 3, 4, 5]"}, "class_names: expected strings"),
         ({"class_names": '"abcde"'}, "class_names: expected strings"),
+        (
+            {"class_names": r'["\ud800", "\u001b[2J", "c", "d", "e"]'},
+            "class_names: expected strings of printable characters",
+        ),
     ],
 )
 def test_false_metadata_are_reported(changes, message, tmp_path):

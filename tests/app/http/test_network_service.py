@@ -268,7 +268,8 @@ def test_photos_for_the_network_have_a_limit_of_their_own(service):
         response = service.post("/v1/predict", content=file_of(photo), headers=SAFETENSORS)
         problem = assert_problem(response, 413, "too_large")
         assert problem["detail"] == (
-            f"image: expected at most 70000 pixels for a network, got {got}. Send a smaller photo."
+            f"image: expected at most 70000 pixels for a network, got {got}. "
+            "Send a smaller photo. The limit is SEG_LOSS_MAX_PHOTO_PIXELS."
         )
         assert problem["limit"] == 70_000
     bomb = service.post("/v1/predict", files={"image": png_bomb()})
