@@ -44,10 +44,12 @@ from .training.options import TrainOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from seg_loss.upsampling import Upsampling
+
     from .devices import Choice
     from .folders import FileTask
     from .inputs import Inputs
-    from .network import Network
+    from .network import Network, Photo
     from .results import EvaluationResult, PredictionResult
 
 PROGRAM = "seg-loss"
@@ -417,7 +419,7 @@ def predict(
     ],
     labels: Annotated[
         Path | None,
-        typer.Option("--labels", help="Labels: a file, or a folder with files of the same names."),
+        _file_option("--labels", "Labels: a file, or a folder with files of the same names."),
     ] = None,
     model: Annotated[
         Path | None,
@@ -447,6 +449,7 @@ def predict(
         raise UsageError("--fail-under: expected --labels too.")
     if factory is not None and model is None:
         raise UsageError("--network: expected --model too.")
+    _check_stdin([*inputs, labels])
     if labels is not None and not labels.is_dir() and (len(inputs) > 1 or inputs[0].is_dir()):
         raise UsageError(f"--labels: expected a folder for several files, got {labels}.")
     if model is None and any(path.suffix.lower() in PHOTO_SUFFIXES for path in inputs):
@@ -593,7 +596,7 @@ def _predict_file(
     if network is not None:
         assert inputs.image is not None
         operations.check_photo(inputs, options, settings, network.num_classes)
-        scores, upsampling = network.scores(inputs.image)
+        scores, upsampling = _scores(network, inputs.image)
         names = network.class_names
         inputs = operations.with_scores(inputs, options, scores, upsampling, names)
 
@@ -616,6 +619,23 @@ def _predict_file(
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, chunks[suffix])
     return result
+
+
+def _scores(network: "Network", photo: "Photo") -> "tuple[Tensor, Upsampling | None]":
+    """Returns `network.scores`, with an error that says what the network has raised.
+
+    The service keeps that in its log.
+    """
+    from .errors import IllPosed
+    from .network import reason_of
+
+    try:
+        return network.scores(photo)
+    except IllPosed as error:
+        if error.__cause__ is None:
+            raise
+        fix = f"It raised {reason_of(error)}."
+        raise IllPosed(f"{error.where}", f"{error.expected}", f"{error.got}", fix) from None
 
 
 def _sentence_of(error: Exception, source: Path) -> str:
@@ -757,13 +777,17 @@ def _read_inputs(options: LossOptions, device: str | None, **paths: Path | None)
     """
     from .inputs import assemble
 
-    if sum(path is STDIN for path in paths.values()) > 1:
-        raise UsageError(f"{STDIN}: expected one input from standard input, got several.")
+    _check_stdin(paths.values())
     settings = _settings(for_commands, device=device)
     choice = _choose_device(settings, device)
     _warn([choice.warning] if choice.warning else [])
     files = {name: _read(path, name) for name, path in paths.items() if path is not None}
     return assemble(files, options, settings).copied(lambda tensor: tensor.to(choice.device))
+
+
+def _check_stdin(paths: Iterable[Path | None]) -> None:
+    if sum(path is STDIN for path in paths) > 1:
+        raise UsageError(f"{STDIN}: expected one input from standard input, got several.")
 
 
 def _read(path: Path, name: str) -> memoryview:

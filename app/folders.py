@@ -1,8 +1,9 @@
 """The files of a command that reads many: their inputs, outputs and labels, checked before work.
 
 A folder stands for the files in it and in its folders whose suffix is one of those asked for. Names
-that begin with a dot are left out. The output of a file has its name and place relative to the
-folder: `IN/a/b.npy` becomes `OUT/a/b.png`. Labels are found in the same way: `LABELS/a/b.png`.
+that begin with a dot are left out, and so is the folder of the outputs, which may lie in that of
+the inputs. The output of a file has its name and place relative to the folder: `IN/a/b.npy` becomes
+`OUT/a/b.png`. Labels are found in the same way: `LABELS/a/b.png`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -66,7 +67,7 @@ def tasks_of(
         written = (MAPS_SUFFIX,)
     tasks = []
     for path in inputs:
-        for source, place in _files_in(path, suffixes):
+        for source, place in _files_in(path, suffixes, output):
             base = output.with_suffix("") if is_file else output / place
             outputs = {suffix: base.with_name(f"{base.name}{suffix}") for suffix in written}
             tasks.append(FileTask(source, place, outputs))
@@ -97,15 +98,21 @@ def _candidates(task: FileTask, labels: Path | None) -> list[Path]:
     return [labels / f"{task.place}{suffix}" for suffix in LABEL_SUFFIXES]
 
 
-def _files_in(path: Path, suffixes: Sequence[str]) -> list[tuple[Path, Path]]:
-    """Returns files with their places; a file itself, whatever its suffix is."""
+def _files_in(path: Path, suffixes: Sequence[str], output: Path) -> list[tuple[Path, Path]]:
+    """Returns files with their places; a file itself, whatever its suffix is.
+
+    Files in a folder `output` within `path` are those of an earlier call.
+    """
     if not path.is_dir():
         return [(path, Path(path.stem))]
+    folder, earlier = path.resolve(), output.resolve()
+    is_within = folder in earlier.parents
     found = [
         file
         for file in sorted(path.rglob("*"))
         if file.suffix.lower() in suffixes
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        and not (is_within and earlier in (folder / file.relative_to(path)).parents)
         and file.is_file()
     ]
     if not found:

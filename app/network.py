@@ -15,12 +15,10 @@ side of a pixel, its scores are those of the whole photo. Otherwise they differ,
 Nothing in a checkpoint is unpickled, and no name in it is imported.
 """
 
-import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -33,8 +31,9 @@ from seg_loss.upsampling import Upsampling
 
 from . import devices
 from .errors import IllPosed
+from .models_import import import_models
 from .preprocessing import PREPROCESSINGS, Preprocessing
-from .settings import Settings
+from .settings import Settings, counted_pixels
 
 Photo = npt.NDArray[np.uint8]
 """uint8 [H,W,3], RGB."""
@@ -129,6 +128,9 @@ class Network:
         self._settings = settings
         probe = np.zeros((_PROBE_PIXELS, _PROBE_PIXELS, 3), dtype=np.uint8)
         (scores,), upsampling = self.scores_of([probe])
+        if bool((scores.isnan() | scores.isposinf()).any()):
+            fix = "The network has diverged, or the file is damaged."
+            raise InvalidInput(name, "finite scores of a black photo", "NaN or infinity", fix)
         num_rows = scores.shape[1]
         self.stride = max(1, round(_PROBE_PIXELS / num_rows))
         if isinstance(upsampling, Deconvolution):
@@ -160,7 +162,7 @@ class Network:
 
     def max_batch(self, height: int, width: int) -> int:
         """Returns how many tiles of this size are computed at a time."""
-        return max(1, self._settings.max_batch_pixels // (height * width))
+        return max(1, self._settings.max_batch_pixels // counted_pixels(height, width))
 
     def working_bytes(self, height: int, width: int) -> int:
         """Returns the bytes of the scores of a photo, and of those of its tiles."""
@@ -175,20 +177,24 @@ class Network:
         Raises:
             IllPosed: if the network cannot process photos of this size.
         """
+        height, width = photos[0].shape[:2]
         images = torch.stack([self._preprocessing.to_input(photo) for photo in photos])
         try:
             with torch.no_grad():
                 scores, upsampling = self._module.scores(images.to(self.device))
-        except RuntimeError as error:
-            if isinstance(error, InvalidInput) or devices.is_out_of_memory(error):
+        except Exception as error:
+            # A network of the user may raise anything: timm's raise AssertionError for a size.
+            if isinstance(error, (InvalidInput, MemoryError)) or _is_out_of_memory(error):
                 raise
-            height, width = photos[0].shape[:2]
             expected = f"a size that the network {self.name} can process"
             raise IllPosed("image", expected, f"{height} x {width}") from error
         expected_shape = (len(photos), self.num_classes)
         if scores.ndim != 4 or tuple(scores.shape[:2]) != expected_shape:
             expected = f"scores [{len(photos)},{self.num_classes},h,w]"
             raise InvalidInput(self.name, expected, f"shape {tuple(scores.shape)}")
+        if upsampling is None and scores.shape[2:] != (height, width):
+            expected = f"scores of {height} x {width}, or an upsampling to that size"
+            raise InvalidInput(self.name, expected, f"{scores.shape[2]} x {scores.shape[3]}")
         return list(scores.float().cpu()), upsampling
 
     def scores(self, photo: Photo) -> tuple[Tensor, Upsampling | None]:
@@ -310,7 +316,7 @@ def load(
         seg_loss.InvalidInput: if the file cannot be read, or its network cannot compute.
     """
     try:
-        module, spec = _checkpoints().load_network(Path(path), network=factory)
+        module, spec = import_models("checkpoints").load_network(Path(path), network=factory)
         return Network(
             module.to(device),
             device,
@@ -340,10 +346,8 @@ def reason_of(error: Exception) -> str:
     return text.partition("\n")[0].rstrip(".: ")
 
 
-def _checkpoints() -> ModuleType:
-    """Returns `checkpoints` of the folder `models`, which is installed as `seg_loss_models`."""
-    package = "models" if __package__ == "app" else "seg_loss_models"
-    return importlib.import_module(f"{package}.checkpoints")
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and devices.is_out_of_memory(error)
 
 
 def _weights(span: Span, positions: Tensor) -> Tensor:

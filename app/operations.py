@@ -48,13 +48,10 @@ from .results import (
     Result,
     max_json_bytes,
 )
-from .settings import PREFIX, Settings
+from .settings import PREFIX, Settings, counted_pixels
 
 DEFAULT_PALETTE = "voc"
 """The palette of pictures if the request names none."""
-
-MIN_PHOTO_SIDE = 256
-"""Height and width that the limit on photos counts for narrower ones."""
 
 PICTURE_BYTES = 48
 """The most bytes that a pixel takes while its picture is drawn, in float32 and as a PNG."""
@@ -132,6 +129,7 @@ def predict(inputs: Inputs, options: PredictOptions) -> PredictionResult:
         if inputs.image is None:
             fix = ""
         raise IllPosed("inputs", "logits, or an image where a network is served", got, fix)
+    _check_size_of_image(inputs, options, logits)
     names = tuple(dict.fromkeys(("prediction", *options.maps)))
     evaluation, advice = None, list[str]()
     if inputs.labels is not None:
@@ -190,22 +188,23 @@ def check_photo(inputs: Inputs, options: LossOptions, settings: Settings, num_cl
     """
     assert inputs.image is not None
     height, width = inputs.image.shape[:2]
-    # Networks pad photos, so that the time for a narrow one does not depend on its pixels.
-    num_pixels = max(height, MIN_PHOTO_SIDE) * max(width, MIN_PHOTO_SIDE)
+    num_pixels = counted_pixels(height, width)
     padded = "" if num_pixels == height * width else f", counted as {num_pixels}"
     got = f"{height} x {width} = {height * width}{padded}"
-    for count, limit, unit in (
-        (num_pixels, settings.max_photo_pixels, "pixels for a network"),
-        (max(height, width), MAX_UPSAMPLED_SIDE, "rows and columns"),
+    for count, limit, unit, setting in (
+        (num_pixels, settings.max_photo_pixels, "pixels for a network", "MAX_PHOTO_PIXELS"),
+        (max(height, width), MAX_UPSAMPLED_SIDE, "rows and columns", None),
         (
             num_classes * height * width,
             settings.max_upsampled_logits,
             f"upsampled logits of {num_classes} classes",
+            "MAX_UPSAMPLED_LOGITS",
         ),
     ):
         if count > limit:
             expected = f"at most {limit} {unit}"
-            raise TooLarge("image", expected, got, "Send a smaller photo.", limit=limit)
+            source = f" The limit is {PREFIX}{setting}." if setting else ""
+            raise TooLarge("image", expected, got, f"Send a smaller photo.{source}", limit=limit)
     check_options_of_photo(options)
     if inputs.labels is not None and tuple(inputs.labels.shape[-2:]) != (height, width):
         got = " x ".join(map(str, inputs.labels.shape[-2:]))
@@ -532,6 +531,20 @@ def _check_size_of_labels(labels: Tensor, options: PredictOptions) -> None:
     if options.size is not None and options.size != (height, width):
         got = "{} x {}".format(*options.size)
         raise IllPosed("size", f"{height} x {width} (height x width) to match the labels", got)
+
+
+def _check_size_of_image(inputs: Inputs, options: PredictOptions, logits: Tensor) -> None:
+    """Checks that an image beside logits, which are not upsampled to its size, has that size."""
+    if inputs.image is None or inputs.network is not None:
+        return
+    is_upsampled = _is_upsampled(inputs, options)
+    size = _upsampled_size(inputs, options) if is_upsampled else tuple(logits.shape[2:])
+    if size == inputs.image.shape[:2]:
+        return
+    height, width = inputs.image.shape[:2]
+    expected = f"{' x '.join(map(str, size)) or 'no axes'} (height x width) to match the maps"
+    fix = "" if is_upsampled else "Scores of lower resolution? Use upsampling=bilinear."
+    raise IllPosed("image", expected, f"{height} x {width}", fix)
 
 
 def _palette(inputs: Inputs, options: LossOptions) -> Palette:

@@ -22,6 +22,8 @@ from .errors import safe_repr
 
 PREFIX = "SEG_LOSS_"
 MEBIBYTE = 1024 * 1024
+MIN_PHOTO_SIDE = 256
+"""Height and width that the limits on pixels of the network count for narrower photos and tiles."""
 _POSITIVE = re.compile(r"[1-9][0-9]{0,8}")
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*", re.IGNORECASE)
 _SERVICE_VARIABLE = re.compile(
@@ -102,7 +104,8 @@ class Settings(BaseSettings):
         default=1 << 20,
         ge=1,
         description="Most pixels of the photos and tiles that the network computes at a time, if "
-        "they are several. Its memory grows with them.",
+        "they are several. Its memory grows with them. A side of less than 256 pixels counts as "
+        "256.",
     )
     batch_wait_seconds: float = Field(
         default=0.005,
@@ -319,6 +322,15 @@ def misspelt_variables(names: Iterable[str]) -> list[str]:
             expected = "expected the name of a setting"
             sentences.append(f"{name}: {expected}; did you mean {PREFIX}{similar}?")
     return sentences
+
+
+def counted_pixels(height: int, width: int) -> int:
+    """Returns the pixels of a photo or tile, as limits of the network count them.
+
+    Networks pad photos, FCN by 100 pixels to each side, so that the time and the memory for a
+    narrow one do not depend on its pixels alone.
+    """
+    return max(height, MIN_PHOTO_SIDE) * max(width, MIN_PHOTO_SIDE)
 
 
 def num_cores() -> int:

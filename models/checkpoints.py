@@ -20,6 +20,7 @@ import inspect
 import json
 import math
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ class NetworkSpec:
         num_classes: C.
         channels: of a network of `NETWORKS`; None for its default, and for other networks.
         preprocessing: a name in `PREPROCESSINGS`.
-        class_names: a name for each class, or none.
+        class_names: a name of printable characters for each class, or none.
 
     Raises:
         InvalidInput: if a value is of another type or range.
@@ -87,8 +88,11 @@ class NetworkSpec:
             expected = f"one of {', '.join(PREPROCESSINGS)}"
             raise InvalidInput("preprocessing", expected, repr(self.preprocessing))
         names = self.class_names
-        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
-            raise InvalidInput("class_names", "a tuple of strings", repr(names)[:80])
+        # Terminals obey control characters, and UTF-8 has no surrogates.
+        if not isinstance(names, tuple) or not all(
+            isinstance(name, str) and name.isprintable() for name in names
+        ):
+            raise InvalidInput("class_names", "a tuple of printable strings", ascii(names)[:80])
         if names and len(names) != self.num_classes:
             raise InvalidInput("class_names", f"{self.num_classes} names, or none", f"{len(names)}")
 
@@ -201,13 +205,17 @@ def load_network(
         OSError: if the file cannot be read.
     """
     suffix = Path(path).suffix.lower()
+    if suffix not in (".caffemodel", ".safetensors"):
+        fix = "Pickled checkpoints are not read: load them yourself, then use save_network."
+        expected = "a .safetensors or .caffemodel file"
+        raise InvalidInput("checkpoint", expected, Path(path).name, fix)
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a folder is an OSError
+        # Opening a pipe waits for its other end, and a device may never end.
+        raise InvalidInput("checkpoint", "a regular file", f"{Path(path).name}, which is none")
     if suffix == ".caffemodel":
         return _load_caffemodel(path, network)
-    if suffix == ".safetensors":
-        return _load_safetensors(path, network)
-    fix = "Pickled checkpoints are not read: load them yourself, then use save_network."
-    expected = "a .safetensors or .caffemodel file"
-    raise InvalidInput("checkpoint", expected, Path(path).name, fix)
+    return _load_safetensors(path, network)
 
 
 def _load_caffemodel(

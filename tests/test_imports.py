@@ -265,8 +265,10 @@ ARROWS = {
         "seg_loss", "app.errors", "app.folders", "app.report", "app.results",
     ),
     # It imports `models` by name, which an installed wheel has under another one.
+    "app.models_import": (),
     "app.network": (
-        "seg_loss", "app.devices", "app.errors", "app.preprocessing", "app.settings",
+        "seg_loss", "app.devices", "app.errors", "app.models_import", "app.preprocessing",
+        "app.settings",
     ),
     "app.operations": (
         "seg_loss", "app.errors", "app.options", "app.inputs", "app.results", "app.formats.npy",
@@ -292,7 +294,7 @@ ARROWS = {
         "app.errors", "app.preprocessing", "app.training.data", "app.training.interrupts",
         "app.training.recipes",
     ),
-    "app.training.networks": ("seg_loss", "models"),  # which it imports by name, on first use
+    "app.training.networks": ("seg_loss", "models", "app.models_import"),  # models: types alone
     "app.training.distributed": (),
     "app.training.interrupts": (),
     "app.training.optimization": ("app.training.recipes",),
@@ -303,8 +305,10 @@ ARROWS = {
         "seg_loss", "app.training.data", "app.training.distributed", "app.training.networks",
         "app.training.samples",
     ),
-    "app.training.checkpoints": ("app.errors", "app.formats.safetensors", "app.training.networks"),
-    "app.training.initialization": ("app.errors", "app.training.networks"),
+    "app.training.checkpoints": (
+        "app.errors", "app.formats.safetensors", "app.models_import", "app.training.networks",
+    ),
+    "app.training.initialization": ("app.errors", "app.models_import", "app.training.networks"),
     "app.training.callbacks": (
         "seg_loss", "app.errors", "app.images.palettes", "app.options", "app.terminal",
         "app.training.checkpoints", "app.training.options", "app.training.recipes",
@@ -312,7 +316,8 @@ ARROWS = {
     ),
     "app.training.loop": ("app.training",),
     "app.training.command": (
-        "seg_loss", "app.devices", "app.errors", "app.images.palettes", "app.training",
+        "seg_loss", "app.devices", "app.errors", "app.images.palettes", "app.models_import",
+        "app.training",
     ),
     "app.cli": (
         "seg_loss", "app.errors", "app.settings", "app.report", "app.devices", "app.options",

@@ -122,7 +122,10 @@ def test_the_installed_packages_are_imported_from_where_they_are_installed(insta
 
 
 def test_the_installed_service_finds_the_installed_networks(installed, tmp_path):
-    script = "from seg_loss_app import network; print(network._checkpoints().__name__)"
+    script = (
+        "from seg_loss_app.models_import import import_models\n"
+        "print(import_models('checkpoints').__name__)"
+    )
     printed = run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(installed))
     assert printed == "seg_loss_models.checkpoints\n"
 

@@ -92,7 +92,12 @@ async def _warm_up(service: Service) -> None:
     try:
         for num_classes in _warm_class_counts(service):
             warm_up = partial(seg_loss.warm_up, service.device, num_classes=num_classes)
-            await service.workers.run_without_limits(warm_up)
+            if service.is_warm:
+                # In a thread of its own, so that no request waits for it: a photo, which is passed
+                # to the workers three times, would wait for three numbers of classes.
+                await asyncio.to_thread(warm_up)
+            else:
+                await service.workers.run_without_limits(warm_up)
             # A kernel for the CPU compiles in a second or two, so that the first request for
             # another number of classes may wait for it. One for a GPU takes longer.
             if service.device.type == "cpu" and not service.is_warm:

@@ -132,8 +132,12 @@ class Batcher:
         while self._queue:
             await self._wait_for_others()
             batch = self._next_batch()
-            if batch:
-                await self._compute(batch)
+            try:
+                if batch:
+                    await self._compute(batch)
+            finally:
+                for tile in batch:
+                    tile.result.cancel()  # has no effect unless `close` has ended the computation
 
     async def _wait_for_others(self) -> None:
         """Waits while requests are read whose photos may fit the batch, for some milliseconds."""

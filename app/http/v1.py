@@ -7,8 +7,8 @@ routes: it parses no body and no option. `openapi` describes the tables.
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from time import perf_counter
@@ -25,7 +25,7 @@ from torch import Tensor
 from seg_loss.upsampling import Upsampling
 
 from .. import devices, inputs, operations, results
-from ..errors import NotFound, Unavailable, did_you_mean, safe_repr
+from ..errors import Malformed, NotFound, Unavailable, did_you_mean, safe_repr
 from ..formats import json
 from ..formats.compression import decompress
 from ..images.palettes import PALETTES
@@ -191,7 +191,7 @@ async def handle(request: Request, operation: Operation) -> Response:
             encoded = await workers.run(begin, reservation, deadline)
         if isinstance(encoded, Inputs):
             with_scores = partial(operations.with_scores, encoded, options)
-            async with workers.until(deadline):
+            async with workers.until(deadline), _while_connected(request):
                 scores = await _scores(service, encoded, options, grow)
             timings.end("network")
             encoded = await workers.run(lambda: finish(with_scores(*scores)), reservation, deadline)
@@ -215,6 +215,34 @@ async def _scores(
     grow(network.working_bytes(*decoded.image.shape[:2]))
     scores, upsampling = await service.batcher.scores(decoded.image)
     return scores, upsampling, network.class_names
+
+
+@asynccontextmanager
+async def _while_connected(request: Request) -> AsyncIterator[None]:
+    """Ends the code within the context if the client disconnects.
+
+    Args:
+        request: the request, whose body has been read.
+
+    Raises:
+        Malformed: if the client disconnects; nobody reads the response.
+    """
+    try:
+        async with asyncio.timeout(None) as end:
+            watch = asyncio.create_task(_end_when_disconnected(request, end))
+            try:
+                yield
+            finally:
+                watch.cancel()
+    except TimeoutError:
+        got = "a closed one"
+        raise Malformed("connection", "an open one until the response", got) from None
+
+
+async def _end_when_disconnected(request: Request, end: asyncio.Timeout) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    end.reschedule(asyncio.get_running_loop().time())
 
 
 def _compute(

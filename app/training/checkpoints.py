@@ -34,7 +34,8 @@ from torch.optim import Optimizer
 
 from ..errors import IllPosed, Malformed, dtype_name, safe_repr
 from ..formats import safetensors
-from .networks import NetworkSpec, import_models, load_network, save_network
+from ..models_import import import_models
+from .networks import NetworkSpec, load_network, save_network
 
 _WEIGHTS, _TRAINING = "weights.safetensors", "training.safetensors"
 _NUMBER = re.compile(r"[0-9]{8,12}")

@@ -20,6 +20,7 @@ from seg_loss import InvalidInput, __version__
 from .. import devices
 from ..errors import IllPosed, Malformed, RequestError, safe_repr
 from ..images.palettes import PALETTES
+from ..models_import import import_models
 from .callbacks import (
     METRICS,
     Callback,
@@ -35,7 +36,7 @@ from .distributed import Ranks, joined, local_rank, world_size
 from .initialization import RANDOM, initialize
 from .interrupts import Interrupts
 from .loop import Outcome, Trainer
-from .networks import NetworkSpec, import_models
+from .networks import NetworkSpec
 from .options import TrainOptions, resolve
 from .recipes import Recipe
 from .samples import Augmentation, SampleError, Samples

@@ -6,7 +6,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import IllPosed, Malformed, safe_repr
-from .networks import NetworkSpec, import_models, load_network
+from ..models_import import import_models
+from .networks import NetworkSpec, load_network
 
 RANDOM = "random"
 SUFFIXES = (".caffemodel", ".safetensors")

@@ -1,26 +1,17 @@
-"""The networks of the folder `models`, which an installed wheel has as `seg_loss_models`.
+"""What a training uses of `models`, with the types of a checkout."""
 
-`models` loads torch and protobuf: only commands that use a network import this module.
-"""
-
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+
+from ..models_import import import_models
 
 if TYPE_CHECKING:
     from models.checkpoints import NetworkSpec as NetworkSpec
     from seg_loss.upsampling import Upsampling
 else:
     NetworkSpec = Any
-
-_PACKAGE = "models" if __name__.partition(".")[0] == "app" else "seg_loss_models"
-
-
-def import_models(name: str) -> Any:
-    """Returns a module of the folder `models`."""
-    return importlib.import_module(f"{_PACKAGE}.{name}")
 
 
 def scores_of(model: nn.Module, image: Tensor) -> "tuple[Tensor, Upsampling | None]":

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,22 +66,40 @@ class Client:
 
         return self._runner.run(post_all())
 
+    def post_and_disconnect(
+        self, path: str, bodies: Sequence[bytes], is_time: Callable[[], bool]
+    ) -> list[int]:
+        """Posts safetensors bodies, and closes the connections when it is time; the statuses."""
+
+        async def post(body: bytes, leaving: asyncio.Event) -> int:
+            messages = [{"type": "http.request", "body": body, "more_body": False}]
+            statuses = []
+
+            async def receive() -> dict[str, object]:
+                if messages:
+                    return messages.pop()
+                await leaving.wait()
+                return {"type": "http.disconnect"}
+
+            async def send(message: dict[str, object]) -> None:
+                statuses.append(message.get("status"))
+
+            await self.app(_scope(path, b"", body), receive, send)
+            return statuses[0]
+
+        async def post_all() -> list[int]:
+            leaving = asyncio.Event()
+            posting = [asyncio.create_task(post(body, leaving)) for body in bodies]
+            while not is_time():
+                await asyncio.sleep(0.01)
+            leaving.set()
+            return await asyncio.gather(*posting)
+
+        return self._runner.run(asyncio.wait_for(post_all(), 30))
+
     def post_raw_query(self, path: str, query: bytes, content: bytes) -> int:
         """The status; for queries that no HTTP client would send."""
-        scope = {
-            "type": "http",
-            "http_version": "1.1",
-            "method": "POST",
-            "scheme": "http",
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": query,
-            "root_path": "",
-            "headers": [
-                (b"content-type", b"application/x-safetensors"),
-                (b"content-length", b"%d" % len(content)),
-            ],
-        }
+        scope = _scope(path, query, content)
         statuses = []
 
         async def receive() -> dict[str, object]:
@@ -99,6 +117,24 @@ class Client:
                 await asyncio.sleep(0.01)
 
         self._runner.run(asyncio.wait_for(wait(), 120))
+
+
+def _scope(path: str, query: bytes, content: bytes) -> dict[str, object]:
+    """The ASGI scope of a POST of a safetensors body."""
+    return {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": query,
+        "root_path": "",
+        "headers": [
+            (b"content-type", b"application/x-safetensors"),
+            (b"content-length", b"%d" % len(content)),
+        ],
+    }
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,28 @@ class Diverged(Strided):
         return super().forward(image) * float("nan")
 
 
+class Overflowing(Strided):
+    """Scores of NaN, except of black photos."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(image) * (float("nan") if image.amax() > 0 else 1)
+
+
+class Choosy(Strided):
+    """Fails as a transformer does that takes photos of 64 x 64 only."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        assert image.shape[2:] == (64, 64), "size does not match model (64)."
+        return super().forward(image)
+
+
+class Small(Strided):
+    """Scores of a quarter of the size, and no upsampling, in a wrapper of its own."""
+
+    def scores(self, image: Tensor) -> tuple[Tensor, None]:
+        return self.forward(image), None
+
+
 def failing(num_classes: int) -> nn.Module:
     raise LookupError(f"no network with {num_classes} classes")
 

@@ -140,6 +140,15 @@ def test_several_photos_are_computed_like_each_alone(checkpoints):
             torch.testing.assert_close(scores, alone[0], rtol=1e-5, atol=1e-4)
 
 
+def test_batches_of_narrow_tiles_are_no_larger_than_others(checkpoints):
+    # FCN pads each tile by 100 pixels to each side, however narrow it is.
+    network = load(checkpoints, "fcn8s", max_batch_pixels=4 * 256 * 1024)
+    assert network.max_batch(1, 1024) == network.max_batch(256, 1024) == 4
+    assert network.max_batch(1, 1) == network.max_batch(256, 256) == 16
+    assert network.max_batch(1024, 1024) == 1
+    assert network.max_batch(5000, 5000) == 1
+
+
 def test_a_network_with_scores_of_one_size_takes_photos_of_one_tile_alone(checkpoints):
     photo, large = make_photos((64, 64), (200, 64))
     network = load(checkpoints, "OneSize", tile_side_pixels=128, tile_overlap_pixels=32)
@@ -255,6 +264,22 @@ def test_a_network_that_cannot_compute_is_an_error_with_its_message(tmp_path):
     assert message_of(path, "small_networks:Broken") == (
         "SEG_LOSS_MODEL: expected a network that computes a photo of 64 x 64, "
         "got RuntimeError: needs 65 pixels."
+    )
+
+
+def test_a_network_that_has_diverged_is_an_error(tmp_path):
+    path = write_checkpoint(tmp_path, "Diverged")
+    assert message_of(path, "small_networks:Diverged") == (
+        "SEG_LOSS_MODEL: small_networks:Diverged: expected finite scores of a black photo, "
+        "got NaN or infinity. The network has diverged, or the file is damaged."
+    )
+
+
+def test_small_scores_without_an_upsampling_are_an_error(tmp_path):
+    path = write_checkpoint(tmp_path, "Small")
+    assert message_of(path, "small_networks:Small") == (
+        "SEG_LOSS_MODEL: small_networks:Small: expected scores of 64 x 64, or an upsampling to "
+        "that size, got 16 x 16."
     )
 
 

@@ -25,6 +25,7 @@ from serving import SAFETENSORS, assert_problem, served
 import seg_loss
 from app import operations, options, results
 from app.devices import CPU
+from app.errors import IllPosed
 from app.images.palettes import PALETTES
 from app.inputs import Inputs
 from seg_loss import Bilinear
@@ -339,3 +340,25 @@ def test_nan_is_a_warning_of_the_command(run, empty_directory):
     status, _, err = run("predict", "logits.npy", "-o", "a.png")
     assert status == 0
     assert err == "seg-loss: warning: logits.npy: logits contain non-finite values.\n"
+
+
+@pytest.mark.parametrize(
+    ("values", "size", "fix"),
+    [
+        ({}, "3 x 4", " Scores of lower resolution? Use upsampling=bilinear."),
+        ({"size": (5, 5)}, "5 x 5", ""),
+        ({"upsampling": "bilinear"}, "6 x 8", ""),
+        ({"size": (6, 8)}, "6 x 8", ""),
+    ],
+)
+def test_an_image_beside_logits_has_the_size_of_the_maps(values, size, fix):
+    inputs = Inputs(logits=torch.randn(1, 3, 3, 4), image=np.zeros((6, 8, 3), np.uint8))
+    predict_options = options.PredictOptions(**values)
+    if size == "6 x 8":
+        result = operations.predict(inputs, predict_options)
+        assert result.maps["prediction"].shape == (1, 6, 8)
+    else:
+        with pytest.raises(IllPosed) as error:
+            operations.predict(inputs, predict_options)
+        expected = f"image: expected {size} (height x width) to match the maps, got 6 x 8."
+        assert error.value.detail == expected + fix

@@ -70,6 +70,28 @@ def photos(empty_directory, checkpoint) -> list[str]:
     return ["--model", str(checkpoint), "--network", "small_networks:Strided"]
 
 
+@pytest.fixture
+def run_with_stdin(run):
+    """Runs `seg-loss` with these bytes as standard input; returns stdout."""
+
+    def run_with_stdin(content: bytes, *arguments: str) -> str:
+        reader, writer = os.pipe()
+        os.write(writer, content)  # small enough for the buffer of a pipe
+        os.close(writer)
+        before = os.dup(0)
+        os.dup2(reader, 0)
+        try:
+            status, out, err = run(*arguments)
+        finally:
+            os.dup2(before, 0)
+            os.close(before)
+            os.close(reader)
+        assert (status, err) == (0, "")
+        return out
+
+    return run_with_stdin
+
+
 def indices_in(path: str) -> np.ndarray:
     with Image.open(path) as picture:
         assert picture.mode == "P"
@@ -232,6 +254,19 @@ def test_photos_are_cut_into_tiles_as_the_settings_say(photos, run, monkeypatch)
     assert "image: expected at most 1000 pixels for a network, got 150 x 70 = 10500, count" in err
 
 
+def test_the_report_of_a_photo_says_what_the_network_raised(photos, run, tmp_path):
+    model = write_checkpoint(tmp_path, "Choosy")
+    Image.fromarray(make_photos((64, 64))[0]).save("photos/first.png")
+    flags = ["--model", str(model), "--network", "small_networks:Choosy"]
+    status, _, err = run("predict", "photos", "-o", "out", *flags)
+    assert (status, files_in("out")) == (1, {"first.png"})
+    assert err == (
+        "seg-loss: photos/second.JPG: image: expected a size that the network "
+        "small_networks:Choosy can process, got 30 x 20. It raised AssertionError: size does not "
+        "match model (64).\n"
+    )
+
+
 def test_labels_of_photos_have_their_size(photos, run):
     Path("labels").mkdir()
     for name, size in (("first", (40, 50)), ("second", (9, 9))):
@@ -243,6 +278,25 @@ def test_labels_of_photos_have_their_size(photos, run):
         "seg-loss: photos/second.JPG: labels: expected 30 x 20 (height x width) to match the "
         "image, got 9 x 9.\n"
     )
+
+
+def test_outputs_within_the_folder_of_the_inputs_are_no_inputs(photos, run):
+    for _ in range(2):
+        status, out, err = run("predict", "photos", "-o", "photos/out", *photos, "--format", "json")
+        assert (status, err) == (0, "")
+        assert len(json.loads(out)["files"]) == 2
+    assert files_in("photos/out") == {"first.png", "second.png"}
+
+
+def test_logits_or_labels_come_from_standard_input(folder, run_with_stdin):
+    labels = npy_file(labels_of("a").numpy())
+    line = "predict logits/a.npy --labels - -o a.png --format json"
+    report = json.loads(run_with_stdin(labels, *line.split()))
+    logits = logits_of("a")[None]
+    expected = seg_loss.evaluate(logits, labels_of("a")[None])
+    assert report["metrics"]["mean_iu"] == pytest.approx(expected.metrics.mean_iu)
+    run_with_stdin(npy_file(logits.numpy()), "predict", "-", "-o", "b.png")
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
 
 
 USAGE = {
@@ -268,6 +322,7 @@ USAGE = {
     "logits -o out --fail-under mean_iu=1": "--fail-under: expected --labels too.",
     "logits -o out --maps nll": "Ask evaluate for nll, which needs labels.",
     "logits -o out --size 5": "size: expected height and width with a comma between them",
+    "- --labels - -o out": "-: expected one input from standard input, got several.",
     "logits -o out --format xml": "--format: expected one of table",
     "logits": "Missing option",
     "-o out": "Missing argument",

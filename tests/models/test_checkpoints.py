@@ -1,6 +1,7 @@
 """Networks in files: what is saved is loaded, and nothing in a file is trusted."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -318,8 +319,12 @@ def test_sizes_in_a_file_of_the_users_network_are_not_trusted(tmp_path):
         ({"channels": None}, r"channels \(64, 128, 256, 512, 512, 4096\), as it says"),
         ({"preprocessing": "none"}, "preprocessing: expected one of caffe, imagenet, got 'none'"),
         ({"class_names": '["a"]'}, "class_names: expected 5 names, or none, got 1"),
-        ({"class_names": "[1, 2, 3, 4, 5]"}, "class_names: expected a tuple of strings"),
-        ({"class_names": '"abcde"'}, "class_names: expected a tuple of strings"),
+        ({"class_names": "[1, 2, 3, 4, 5]"}, "class_names: expected a tuple of printable strings"),
+        ({"class_names": '"abcde"'}, "class_names: expected a tuple of printable strings"),
+        (
+            {"class_names": r'["\ud800", "\u001b[2J", "c", "d", "e"]'},
+            "class_names: expected a tuple of printable strings",
+        ),
     ],
 )
 def test_false_metadata_are_reported(changes, message, tmp_path):
@@ -380,6 +385,16 @@ def test_a_truncated_file_is_reported(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(InvalidInput, match=r"net\.safetensors: expected a safetensors file, got"):
         load_network(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("suffix", ["safetensors", "caffemodel"])
+def test_a_pipe_or_device_is_not_opened(suffix, tmp_path):
+    os.mkfifo(tmp_path / f"pipe.{suffix}")
+    (tmp_path / f"device.{suffix}").symlink_to(os.devnull)
+    for name in ("pipe", "device"):
+        with pytest.raises(InvalidInput, match=f"checkpoint: expected a regular file, got {name}"):
+            load_network(tmp_path / f"{name}.{suffix}")
 
 
 @pytest.mark.parametrize("name", ["net.pth", "net.pt", "net.ckpt", "net"])
@@ -468,7 +483,10 @@ def test_a_network_is_not_saved_under_the_names_of_its_wrapper(wrap, message, tm
         (("fcn8s", 2, (1, 2)), "channels: expected six positive integers"),
         (("fcn8s", 2, None, "bgr"), "preprocessing: expected one of caffe, imagenet, got 'bgr'"),
         (("fcn8s", 2, None, "caffe", ("a",)), "class_names: expected 2 names, or none, got 1"),
-        (("fcn8s", 2, None, "caffe", ["a", "b"]), "class_names: expected a tuple of strings"),
+        (
+            ("fcn8s", 2, None, "caffe", ["a", "b"]),
+            "class_names: expected a tuple of printable strings",
+        ),
     ],
 )
 def test_a_wrong_spec_raises(arguments, message):

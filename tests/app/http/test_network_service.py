@@ -1,5 +1,6 @@
 """A service with a network: photos become label maps, maps, pictures, and with labels metrics."""
 
+import asyncio
 import io
 import json
 import shutil
@@ -32,7 +33,7 @@ AS_SAFETENSORS = {**SAFETENSORS, "Accept": "application/x-safetensors"}
 def checkpoints(tmp_path_factory):
     """The directory of a checkpoint of each network."""
     directory = tmp_path_factory.mktemp("checkpoints")
-    for name in ("Strided", "NoWhite", "Waiting", "Diverged", "fcn8s"):
+    for name in ("Strided", "NoWhite", "Waiting", "Overflowing", "Choosy", "fcn8s"):
         write_checkpoint(directory, name)
     return directory
 
@@ -267,7 +268,8 @@ def test_photos_for_the_network_have_a_limit_of_their_own(service):
         response = service.post("/v1/predict", content=file_of(photo), headers=SAFETENSORS)
         problem = assert_problem(response, 413, "too_large")
         assert problem["detail"] == (
-            f"image: expected at most 70000 pixels for a network, got {got}. Send a smaller photo."
+            f"image: expected at most 70000 pixels for a network, got {got}. "
+            "Send a smaller photo. The limit is SEG_LOSS_MAX_PHOTO_PIXELS."
         )
         assert problem["limit"] == 70_000
     bomb = service.post("/v1/predict", files={"image": png_bomb()})
@@ -335,7 +337,7 @@ def test_a_photo_that_fails_does_not_hurt_those_beside_it(no_white, caplog):
 def test_batches_have_a_limit_of_pixels(checkpoints):
     photos = make_photos(*[(40, 50)] * 5)
     bodies = [file_of(photo) for photo in photos]
-    limits = {"batch_wait_seconds": 20, "max_batch_pixels": 4000}
+    limits = {"batch_wait_seconds": 20, "max_batch_pixels": 2 * 256 * 256}
     with served(**settings_of(checkpoints, "Strided"), **limits) as client:
         client.wait_until_warm()
         responses = client.post_all("/v1/predict", bodies[:4], "*/*")
@@ -367,13 +369,60 @@ def test_a_network_that_takes_too_long_is_a_503(checkpoints):
         assert client.app.state.service.workers.bytes_in_flight == 0
 
 
+def test_the_photo_of_a_client_that_disconnects_is_dropped(checkpoints):
+    Waiting.may_go.clear()
+    bodies = [file_of(photo) for photo in make_photos((40, 50), (20, 30))]
+    with served(**settings_of(checkpoints, "Waiting"), num_workers=2) as client:
+        client.wait_until_warm()
+        service = client.app.state.service
+        sizes = service.batcher.network._module.module.sizes
+        statuses = client.post_and_disconnect(
+            "/v1/predict", bodies, lambda: len(sizes) == 2 and len(service.batcher._queue) == 1
+        )
+        assert statuses == [400, 400]
+        assert service.workers.requests_in_flight == service.workers.bytes_in_flight == 0
+        Waiting.may_go.set()
+        (photo,) = make_photos((10, 10))
+        response = client.post("/v1/predict", content=file_of(photo), headers=SAFETENSORS)
+        assert response.status_code == 200
+        assert sorted(sizes[1:]) in ([(10, 10), (20, 30)], [(10, 10), (40, 50)])
+
+
+def test_photos_in_a_batch_are_cancelled_when_the_service_ends(checkpoints):
+    Waiting.may_go.clear()
+    (photo,) = make_photos((40, 50))
+
+    async def close_while_it_computes(batcher) -> None:
+        scores = asyncio.create_task(batcher.scores(photo))
+        while len(batcher.network._module.module.sizes) < 2:
+            await asyncio.sleep(0.01)
+        await batcher.close()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(scores, 20)
+
+    with served(**settings_of(checkpoints, "Waiting")) as client:
+        client.wait_until_warm()
+        client._runner.run(close_while_it_computes(client.app.state.service.batcher))
+        Waiting.may_go.set()
+
+
 def test_a_network_that_has_diverged_is_named(checkpoints):
     (photo,) = make_photos((40, 50))
-    with served(**settings_of(checkpoints, "Diverged")) as client:
+    with served(**settings_of(checkpoints, "Overflowing")) as client:
         for path in ("/v1/predict", "/v1/predict?maps=prediction"):
             response = client.post(path, content=file_of(photo), headers=SAFETENSORS)
             problem = assert_problem(response, 422, "ill_posed")
             assert problem["fix"] == "The network has diverged, or the file is damaged."
+
+
+def test_whatever_a_network_raises_is_an_error_of_the_photo(checkpoints):
+    photos = make_photos((64, 64), (40, 50))
+    with served(**settings_of(checkpoints, "Choosy")) as client:
+        statuses = [
+            client.post("/v1/predict", content=file_of(photo), headers=SAFETENSORS).status_code
+            for photo in photos
+        ]
+    assert statuses == [200, 422]
 
 
 def test_the_served_network_is_described(service, client):

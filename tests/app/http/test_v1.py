@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import threading
 from pathlib import Path
 
 import fcn_demo
@@ -21,7 +22,7 @@ from examples import (
     safetensors_file,
 )
 from PIL import Image
-from serving import SAFETENSORS, assert_problem, served
+from serving import SAFETENSORS, assert_problem, assert_still_serves, served
 
 import seg_loss
 from app.http.v1 import RESOURCES
@@ -345,6 +346,22 @@ def test_readyz_is_503_until_warm_and_while_draining():
         assert client.get("/readyz").json() == {"status": "ready"}
         client.app.state.service.is_draining = True
         assert client.get("/readyz").json()["detail"] == "The service is stopping."
+
+
+def test_requests_do_not_wait_until_further_kernels_are_compiled(monkeypatch):
+    may_end = threading.Event()
+
+    def warm_up(_: torch.device, *, num_classes: int) -> None:
+        if num_classes == 19:
+            may_end.wait(90)
+
+    monkeypatch.setattr(seg_loss, "warm_up", warm_up)
+    with served(warm_classes="2,19", num_workers=1, compute_timeout_seconds=45) as client:
+        client.wait_until_warm()
+        try:
+            assert_still_serves(client)
+        finally:
+            may_end.set()
 
 
 def test_server_timing_names_the_steps(client):
