@@ -20,8 +20,8 @@ from seg_loss import InvalidInput, __version__
 from .. import devices
 from ..errors import IllPosed, Malformed, RequestError, safe_repr
 from ..images.palettes import PALETTES
+from ..report import METRICS
 from .callbacks import (
-    METRICS,
     Callback,
     DiagnosisAdvice,
     MetricsFile,

@@ -424,6 +424,20 @@ def test_tensorboard_gets_scalars_and_pictures(voc, tmp_path):
     assert (first.height, first.width) == (20, 3 * 24)  # photo, labels, prediction
 
 
+def test_curves_keep_the_step_that_a_training_is_resumed_after(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for begin, end in ((0, 8), (4, 10)):  # killed after step 8, resumed from step 4
+        board = TensorBoard(tmp_path, begin, None, PALETTES["voc"], Lines())
+        for step in range(begin + 2, end + 1, 2):
+            board.on_log(record_of(step, float(begin)))
+        board.on_end()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    points = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert points == [(2, 0), (4, 0), (6, 4), (8, 4), (10, 4)]
+
+
 def test_curves_end_with_one_warning_on_a_full_disk(tmp_path, small_files, capfd):
     lines = Lines()
     before = threading.excepthook
