@@ -304,7 +304,9 @@ ARROWS = {
         "app.training.samples",
     ),
     "app.training.checkpoints": ("app.errors", "app.formats.safetensors", "app.training.networks"),
-    "app.training.initialization": ("app.errors", "app.training.networks"),
+    "app.training.initialization": (
+        "app.errors", "app.training.checkpoints", "app.training.networks",
+    ),
     "app.training.callbacks": (
         "seg_loss", "app.errors", "app.images.palettes", "app.options", "app.report",
         "app.terminal", "app.training.checkpoints", "app.training.options", "app.training.recipes",

@@ -97,6 +97,33 @@ def test_a_resumed_training_with_other_images_gets_a_warning(tmp_path, run):
     assert "warning: the training had 4 images, and now has 3" in err
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--channels", "3,3,3,3,3,5"), "expected 'fc6.weight' of shape (5, 3, 7, 7), got (4, 3"),
+        (("--num-classes", 4), "expected a network of 4 classes, got 3."),
+        (("--network", "fcn16s"), "network: expected 'fcn32s', which"),
+        (("--optimizer", "sgd"), "expected the state of SGD, got 'AdamW'."),
+    ],
+)
+def test_a_network_of_other_sizes_is_not_resumed(trained_fcn, voc, run, change, message):
+    status, _, err = run("train", voc, "-o", trained_fcn, "--resume", *change, "--steps", 3)
+    assert status == 1
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.fixture(scope="module")
+def trained_fcn(voc, tmp_path_factory):
+    """The folder of a training of two steps, which tests do not change."""
+    folder = tmp_path_factory.mktemp("trained")
+    command = ("app", "train", voc, "-o", folder, *FCN)
+    process = start(*command)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return folder
+
+
 def test_a_folder_with_a_training_is_not_overwritten(voc, tmp_path, run):
     assert run("train", voc, "-o", tmp_path, *OWN)[0] == 0
     before = weights_of(tmp_path / "best.safetensors")
@@ -243,6 +270,10 @@ def test_ones_own_network_begins_with_its_own_checkpoint(voc, tmp_path, run):
     assert f"weights: {best}" in err
     (newest,) = Run(tmp_path / "b").checkpoints()
     assert weights_of(newest / "weights.safetensors") == weights_of(best)
+    other = (*OWN, "--num-classes", 4, "--init", best)
+    status, _, err = run("train", voc, "-o", tmp_path / "c", *other)
+    assert status == 1
+    assert f"{best}: expected a network of 4 classes, got 3." in err
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 import torch.distributed as dist
-from training_data import PLAIN
+from training_data import PLAIN, SKIPPING
 from training_runs import TINY_RECIPE, Lines, make_trainer, run
 
 from app.errors import IllPosed
@@ -100,6 +100,18 @@ def test_the_first_process_alone_writes(two, voc, tmp_path):
     two.run(train_rank, voc, tmp_path, RECIPE)
     assert [path.name for path in Run(tmp_path).checkpoints()] == ["00000005"]
     assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def train_with_skipped_layer(rank, data, folder):
+    """Trains a network that skips a layer in its first step; returns the weights."""
+    trainer = make_trainer(data, folder, RECIPE, ranks=ranks_of(rank), network=SKIPPING)
+    run(trainer)
+    return {name: tensor.tolist() for name, tensor in trainer._model.state_dict().items()}
+
+
+def test_a_layer_that_some_steps_skip_stays_the_same_in_all(two, voc, tmp_path):
+    first, second = two.run(train_with_skipped_layer, voc, tmp_path)
+    assert first == second
 
 
 def interrupted_rank(rank, data, folder):
