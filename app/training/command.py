@@ -200,6 +200,9 @@ def _checked_data(
     num_train, num_val = len(data.train), len(data.val)
     terminal.write_line(f"{data.layout}: {num_train} training and {num_val} validation images")
     ranks.in_first(lambda: _check_data(data, labels, options, terminal))
+    if not data.train:
+        got = f"images without a partner: {len(data.problems)}"
+        raise IllPosed("data", "at least one training image with labels", got)
     return data
 
 
@@ -251,6 +254,8 @@ def _options(request: Request, run: Run) -> TrainOptions:
     wanted = request.model or options.network
     if saved_name != wanted:
         fix = "Pass the --model of the training: no file names code to run."
+        if ":" not in f"{saved_name}{wanted}":
+            fix = "Another network is another training: name another folder."
         expected = f"{safe_repr(f'{saved_name}')}, which {where} names"
         raise IllPosed("network", expected, safe_repr(wanted), fix)
     return options
@@ -282,6 +287,11 @@ def _check_data(
         raise report.error(num_pairs)
     for sentence in report.advice:
         terminal.write_line(f"warning: {sentence}")
+    if report.turned:
+        terminal.write_line(
+            f"warning: photos that their EXIF orientation turns upright: {report.turned}. "
+            "Their labels must be upright too."
+        )
     num_shared = len(set(data.train) & set(data.val))
     if num_shared:
         terminal.write_line(f"warning: images that are trained and validated on: {num_shared}")

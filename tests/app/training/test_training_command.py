@@ -175,7 +175,28 @@ def test_bad_data_is_listed_before_the_first_step(tmp_path, run):
     )
     assert status == 1
     assert "warning: images without a partner, which are left out: 1" in err
-    assert "labels: expected 0...2 or 255 (ignored), got 7" in err
+    expected = "expected files that fit, got labels: expected 0...2 or 255, got 7."
+    assert f"image '2007_000001': {expected}" in err
+    for name in ("2007_000001", "2007_000002"):
+        (root / "JPEGImages" / f"{name}.png").unlink()
+    status, _, err = run(
+        "train", root, "-o", tmp_path / "other", *OWN, "--check-data", "none", "--val-split", "none"
+    )
+    assert status == 1
+    assert "expected at least one training image with labels, got images without a par" in err
+
+
+def test_turned_photos_get_a_warning(tmp_path, run):
+    root = write_voc(tmp_path / "voc", 2, 1)
+    path = root / "JPEGImages" / "2007_000000.png"
+    with Image.open(path) as photo:
+        exif = photo.getexif()
+        exif[0x0112] = 3
+        photo.save(path, exif=exif)
+    status, _, err = run("train", root, "-o", tmp_path / "seed=3" / "run", *OWN)
+    assert status == 0
+    assert "warning: photos that their EXIF orientation turns upright: 1. Their labels" in err
+    assert f"in {tmp_path}/seed=3/run/best.safetensors" in err  # not --seed 3
 
 
 def test_images_of_both_splits_get_a_warning(tmp_path, run):
