@@ -3,9 +3,10 @@
 find, check the data -> resolve the recipe -> build the network -> Trainer
 """
 
+import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -138,13 +139,15 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
     spec = _spec(network, options, recipe)
     torch.manual_seed(recipe.seed)  # a network of the user initialises itself
     model = import_models("checkpoints").build(spec)
+    before = run.read_config() if request.resume and run.config.exists() else {}
+    init = _init(request, before)
     if not is_resumed:
-        write_line(initialize(model, spec, request.init, recipe.seed))
+        write_line(initialize(model, spec, init, recipe.seed))
     model.to(ranks.device)
     augmentation = Augmentation(recipe.crop, recipe.scale, recipe.flip)
     validation = Samples(data.val, labels, recipe.preprocessing) if data.val else None
     validator = Validator(validation, labels, ranks, options.workers) if validation else None
-    is_new = request.init == RANDOM and not is_resumed
+    is_new = init == RANDOM and not is_resumed
     trainer = Trainer(
         model,
         spec,
@@ -158,9 +161,11 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
         write_line=write_line,
         workers=options.workers,
     )
+    config = _config(request, init, options, recipe, spec, data, ranks)
     if request.resume:
-        _resume(trainer, run, recipe, data, ranks, write_line)
-    ranks.in_first(lambda: run.write_config(_config(request, options, recipe, spec, data)))
+        _resume(trainer, run, recipe, ranks, write_line)
+        config["resumed"] = _resumed(before, config, trainer.progress.step, write_line)
+    ranks.in_first(lambda: run.write_config(config))
     write_line(_description(model, spec, recipe, ranks))
     results = _LastValidation()
     if ranks.is_first:
@@ -210,7 +215,6 @@ def _resume(
     trainer: Trainer,
     run: Run,
     recipe: Recipe,
-    data: DataSet,
     ranks: Ranks,
     write_line: WriteLine,
 ) -> None:
@@ -225,9 +229,8 @@ def _resume(
         write_line(f"{run.folder} has no checkpoint: the training begins with step 1")
         return
     write_line(f"resumed after step {step} of {recipe.steps}")
-    before = run.read_config().get("num_train") if run.config.exists() else None
-    if before not in (None, len(data.train)):
-        write_line(f"warning: the training had {before} images, and now has {len(data.train)}")
+    if step >= recipe.steps:
+        write_line("there is no step left: pass more steps with --steps or --epochs to go on")
 
 
 def _options(request: Request, run: Run) -> TrainOptions:
@@ -259,6 +262,44 @@ def _options(request: Request, run: Run) -> TrainOptions:
         expected = f"{safe_repr(f'{saved_name}')}, which {where} names"
         raise IllPosed("network", expected, safe_repr(wanted), fix)
     return options
+
+
+def _init(request: Request, before: Mapping[str, Any]) -> str:
+    """Returns the first weights: those of the training that is resumed, unless others are given."""
+    saved = before.get("init")
+    return saved if request.init == RANDOM and isinstance(saved, str) else request.init
+
+
+_COMPARED = ("data", "num_train", "num_val", "processes", "device", "seg_loss", "torch")
+"""What a configuration holds beside the recipe that should not change when a training goes on."""
+_NOT_COMPARED = ("steps", "keep", "log_interval", "val_interval", "checkpoint_interval")
+"""Values of the recipe that change no step."""
+
+
+def _resumed(
+    before: Mapping[str, Any], config: Mapping[str, Any], step: int, write_line: WriteLine
+) -> list[Any]:
+    """Returns what changed at each time that the training was resumed, and warns of it."""
+    history = before.get("resumed")
+    history = list(history) if isinstance(history, list) else []
+    changes = {}
+    old, new = (_compared(json.loads(json.dumps(each))) for each in (before, config))
+    for name, value in new.items():
+        if name in old and old[name] != value:
+            changes[name] = [old[name], value]
+            texts = (safe_repr(f"{each}") for each in changes[name])
+            write_line(
+                f"warning: {name}: the training had {next(texts)}, and now has {next(texts)}"
+            )
+    return [*history, {"after_step": step, "changes": changes}] if step else history
+
+
+def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    recipe = config.get("recipe")
+    values = {name: config[name] for name in _COMPARED if name in config}
+    if isinstance(recipe, dict):
+        values |= {name: value for name, value in recipe.items() if name not in _NOT_COMPARED}
+    return values
 
 
 def _check_output(request: Request, run: Run) -> None:
@@ -313,7 +354,13 @@ def _spec(network: str, options: TrainOptions, recipe: Recipe) -> NetworkSpec:
 
 
 def _config(
-    request: Request, options: TrainOptions, recipe: Recipe, spec: NetworkSpec, data: DataSet
+    request: Request,
+    init: str,
+    options: TrainOptions,
+    recipe: Recipe,
+    spec: NetworkSpec,
+    data: DataSet,
+    ranks: Ranks,
 ) -> dict[str, object]:
     return {
         "format": _CONFIG_FORMAT,
@@ -323,7 +370,9 @@ def _config(
         "layout": data.layout,
         "num_train": len(data.train),
         "num_val": len(data.val),
-        "init": request.init,
+        "processes": ranks.world_size,
+        "device": ranks.device.type,
+        "init": init,
         "network": asdict(spec),
         "options": options.model_dump(mode="json", exclude_unset=True),
         "recipe": asdict(recipe),

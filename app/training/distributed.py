@@ -25,7 +25,7 @@ _TIMEOUT = timedelta(hours=2)
 """Time for which the other processes wait while the first checks the data."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ranks:
     """The processes of a training.
 
@@ -134,7 +134,11 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=_TIMEOUT)
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), device, dist.group.WORLD)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device, dist.group.WORLD)
+        yield ranks
     finally:
         dist.destroy_process_group()
+        # Gloo's threads end with the last reference. One that frees a tensor while the interpreter
+        # is finalised aborts the process: "terminate called without an active exception".
+        ranks.group = None

@@ -94,7 +94,38 @@ def test_a_resumed_training_with_other_images_gets_a_warning(tmp_path, run):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
     status, _, err = run("train", root, "-o", tmp_path / "run", *OWN, "--resume", "--steps", 3)
     assert status == 0
-    assert "warning: the training had 4 images, and now has 3" in err
+    assert "warning: num_train: the training had '4', and now has '3'" in err
+
+
+def test_changes_of_a_resumed_training_are_kept_in_its_configuration(voc, tmp_path, run):
+    output = tmp_path / "run"
+    resume = ("train", voc, "-o", output, "--model", TINY, "--resume")
+    assert run("train", voc, "-o", output, *OWN)[0] == 0
+    status, _, err = run(*resume, "--steps", 3, "--seed", 7, "--keep", 1)
+    assert status == 0
+    assert "warning: seed: the training had '0', and now has '7'" in err
+    status, _, err = run(*resume)
+    assert status == 0
+    assert "there is no step left: pass more steps with --steps or --epochs to go on" in err
+    assert "warning" not in err
+    config = json.loads((output / "config.json").read_text())
+    assert config["resumed"] == [
+        {"after_step": 2, "changes": {"seed": [0, 7]}},
+        {"after_step": 3, "changes": {}},
+    ]
+    assert (config["processes"], config["device"]) == (1, "cpu")
+
+
+def test_a_resumed_training_keeps_its_first_weights(trained_fcn, voc, tmp_path, run):
+    best = trained_fcn / "best.safetensors"
+    output = tmp_path / "run"
+    assert run("train", voc, "-o", output, *FCN, "--init", best)[0] == 0
+    assert run("train", voc, "-o", output, "--resume", "--steps", 3)[0] == 0
+    assert json.loads((output / "config.json").read_text())["init"] == f"{best}"
+    shutil.rmtree(output / "checkpoints")  # as if it had been stopped before the first
+    status, _, err = run("train", voc, "-o", output, "--resume")
+    assert status == 0
+    assert f"layers of {best}, from conv1_1" in err
 
 
 @pytest.mark.parametrize(
