@@ -9,6 +9,7 @@ DistributedDataParallel divides this sum by the number of processes. With it, mu
 that number.)
 """
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -133,6 +134,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         yield Ranks(0, 1, device)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
+    # Its functions have the group of the moment in which it is imported as a default argument.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group(backend, timeout=_TIMEOUT)
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), device, dist.group.WORLD)
     try:

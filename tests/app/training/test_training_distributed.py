@@ -1,6 +1,7 @@
 """Several processes: the weights of one process on the joined batch, one end, one writer."""
 
 import dataclasses
+import importlib
 import multiprocessing
 import os
 import signal
@@ -147,7 +148,10 @@ def gloo_threads():
 
 def train_and_leave(folder, data):
     """Trains in one of two processes that have nothing else; returns gloo's threads afterwards."""
+    defaults = "torch.distributed.nn.functional"  # would keep the group if it were imported later
+    sys.modules.pop(defaults, None)
     with joined(torch.device("cpu")) as ranks:
+        importlib.import_module(defaults)
         trainer = make_trainer(data, folder, RECIPE, ranks=ranks, network=PLAIN)
         run(trainer)
         during = gloo_threads()
