@@ -287,9 +287,9 @@ def parse(model: type[Options], pairs: Iterable[tuple[str, str]]) -> Options:
 def flag_pattern(names: Iterable[str]) -> re.Pattern[str]:
     """Returns a pattern of options with a value, as messages name them: layout=nhwc.
 
-    Options in quotes are what the user wrote.
+    Options in quotes are what the user wrote, and those between slashes are names of folders.
     """
-    return re.compile(rf"\b(?<!')({'|'.join(names)})=(?=\w|-\d)")
+    return re.compile(rf"\b(?<!['/\\,])({'|'.join(names)})=(?=\w|-\d)(?!\S*[/\\])")
 
 
 def with_flags(sentence: str, pattern: re.Pattern[str]) -> str:

@@ -308,16 +308,18 @@ ARROWS = {
     "app.training.checkpoints": (
         "app.errors", "app.formats.safetensors", "app.models_import", "app.training.networks",
     ),
-    "app.training.initialization": ("app.errors", "app.models_import", "app.training.networks"),
+    "app.training.initialization": (
+        "app.errors", "app.models_import", "app.training.checkpoints", "app.training.networks",
+    ),
     "app.training.callbacks": (
-        "seg_loss", "app.errors", "app.images.palettes", "app.options", "app.terminal",
-        "app.training.checkpoints", "app.training.options", "app.training.recipes",
+        "seg_loss", "app.errors", "app.images.palettes", "app.options", "app.report",
+        "app.terminal", "app.training.checkpoints", "app.training.options", "app.training.recipes",
         "app.training.samples", "app.training.validation",
     ),
     "app.training.loop": ("app.training",),
     "app.training.command": (
         "seg_loss", "app.devices", "app.errors", "app.images.palettes", "app.models_import",
-        "app.training",
+        "app.report", "app.training",
     ),
     "app.cli": (
         "seg_loss", "app.errors", "app.settings", "app.report", "app.devices", "app.options",

@@ -430,6 +430,16 @@ def _check_num_pixels(where: str, height: int, width: int, max_pixels: int) -> N
         )
 
 
+def photo_orientation(data: bytes) -> int:
+    """Returns the EXIF orientation of a PNG or JPEG that `read_photo` can read: 1 if upright."""
+    if data.startswith(PNG_SIGNATURE):
+        orientation = _orientation(_read_header(data, "photo").metadata())
+    else:
+        with JpegImageFile(io.BytesIO(data)) as photo:
+            orientation = _orientation(photo.info)
+    return orientation if orientation in _TRANSPOSE else 1
+
+
 def _orientation(metadata: Mapping[Any, Any]) -> int:
     """Returns the orientation in EXIF data or else in XMP, or 1 if it is missing or damaged.
 

@@ -23,6 +23,7 @@ from seg_loss.diagnosis import diagnose
 from ..errors import IllPosed
 from ..images.palettes import Palette
 from ..options import with_flags
+from ..report import METRICS
 from ..terminal import printable
 from .checkpoints import write_atomically
 from .options import FLAGS
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 WriteLine = Callable[[str], None]
 """Writes one line to standard error."""
-
-METRICS = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
 
 
 @dataclass(frozen=True)
@@ -271,7 +270,7 @@ class TensorBoard(Callback):
 
     Args:
         folder: the folder of the event files.
-        step: TensorBoard hides what was written for later steps.
+        step: TensorBoard hides what was written for later steps, which a resumed training repeats.
         photos: the images of the validation.
         palette: the colours of the classes.
         write_line: writes a warning.
@@ -296,7 +295,7 @@ class TensorBoard(Callback):
         self._photos = photos
         self._palette = palette
         self._write_line = write_line
-        self._writer: Any = SummaryWriter(str(folder), purge_step=step or None)
+        self._writer: Any = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
         # TensorBoard writes in a thread, whose error the next call here raises again.
         self._report_thread_error = threading.excepthook
         threading.excepthook = self._on_thread_error

@@ -52,12 +52,14 @@ class Progress:
         samples: number of training samples that they have used, in all processes.
         best: the best mean IU of a validation, or None.
         best_step: the step of that validation.
+        validated: the step of the last validation.
     """
 
     step: int = 0
     samples: int = 0
     best: float | None = None
     best_step: int = 0
+    validated: int = 0
 
 
 def write_atomically(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
@@ -173,10 +175,45 @@ class Run:
                 shutil.rmtree(old)
         return final
 
+    def save_progress(self, progress: Progress, optimizer: Optimizer, scaler: GradScaler) -> None:
+        """Replaces the numbers in the checkpoint of a step, whose weights stay.
+
+        Raises:
+            OSError: if they cannot be written. All that was there stays.
+        """
+        path = self._checkpoints / f"{progress.step:08d}" / _TRAINING
+        write_atomically(path, _encode(progress, optimizer, scaler))
+
     def _delete_incomplete(self) -> None:
         """Deletes what a process that was killed has left."""
         for path in self._checkpoints.glob(".*"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def load_weights(path: Path, model: nn.Module, spec: NetworkSpec, fix: str) -> None:
+    """Loads all weights of a network.
+
+    Args:
+        path: a file of the same network.
+        model: the network that is filled.
+        spec: its description.
+        fix: the remedy if the file is of a network of other sizes.
+
+    Raises:
+        InvalidInput, IllPosed: if it is.
+        OSError: if the file cannot be read.
+    """
+    loaded, saved = load_network(path, network=spec.network)
+    if saved.num_classes != spec.num_classes:
+        expected = f"a network of {spec.num_classes} classes"
+        raise IllPosed(f"{path}", expected, f"{saved.num_classes}", fix)
+    state = loaded.state_dict()
+    for name, tensor in model.state_dict().items():
+        shape, got = (tuple(t.shape) if t is not None else None for t in (tensor, state.get(name)))
+        if got != shape:
+            expected = f"{safe_repr(name)} of shape {shape}"
+            raise IllPosed(f"{path}", expected, "none" if got is None else f"{got}", fix)
+    model.load_state_dict(state)
 
 
 def load_checkpoint(
@@ -188,8 +225,7 @@ def load_checkpoint(
         InvalidInput, IllPosed, Malformed: if a file does not fit network and optimizer.
         OSError: if a file cannot be read.
     """
-    loaded, _ = load_network(folder / _WEIGHTS, network=spec.network)
-    model.load_state_dict(loaded.state_dict())
+    load_weights(folder / _WEIGHTS, model, spec, "Resume with the options of the training.")
     path = folder / _TRAINING
     where = f"{path}"
     try:
@@ -212,6 +248,7 @@ def load_checkpoint(
             int(numbers["samples"]),
             None if best is None else float(best),
             int(numbers["best_step"]),
+            int(numbers["validated"]),
         )
     except (KeyError, TypeError, ValueError):
         raise Malformed(where, "the numbers of a training", "others") from None

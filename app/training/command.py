@@ -3,9 +3,10 @@
 find, check the data -> resolve the recipe -> build the network -> Trainer
 """
 
+import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ from .. import devices
 from ..errors import IllPosed, Malformed, RequestError, safe_repr
 from ..images.palettes import PALETTES
 from ..models_import import import_models
+from ..report import METRICS
 from .callbacks import (
-    METRICS,
     Callback,
     DiagnosisAdvice,
     MetricsFile,
@@ -139,13 +140,15 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
     spec = _spec(network, options, recipe)
     torch.manual_seed(recipe.seed)  # a network of the user initialises itself
     model = import_models("checkpoints").build(spec)
+    before = run.read_config() if request.resume and run.config.exists() else {}
+    init = _init(request, before)
     if not is_resumed:
-        write_line(initialize(model, spec, request.init, recipe.seed))
+        write_line(initialize(model, spec, init, recipe.seed))
     model.to(ranks.device)
     augmentation = Augmentation(recipe.crop, recipe.scale, recipe.flip)
     validation = Samples(data.val, labels, recipe.preprocessing) if data.val else None
     validator = Validator(validation, labels, ranks, options.workers) if validation else None
-    is_new = request.init == RANDOM and not is_resumed
+    is_new = init == RANDOM and not is_resumed
     trainer = Trainer(
         model,
         spec,
@@ -159,9 +162,11 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
         write_line=write_line,
         workers=options.workers,
     )
+    config = _config(request, init, options, recipe, spec, data, ranks)
     if request.resume:
-        _resume(trainer, run, recipe, data, ranks, write_line)
-    ranks.in_first(lambda: run.write_config(_config(request, options, recipe, spec, data)))
+        _resume(trainer, run, recipe, ranks, write_line)
+        config["resumed"] = _resumed(before, config, trainer.progress.step, write_line)
+    ranks.in_first(lambda: run.write_config(config))
     write_line(_description(model, spec, recipe, ranks))
     results = _LastValidation()
     if ranks.is_first:
@@ -201,6 +206,9 @@ def _checked_data(
     num_train, num_val = len(data.train), len(data.val)
     terminal.write_line(f"{data.layout}: {num_train} training and {num_val} validation images")
     ranks.in_first(lambda: _check_data(data, labels, options, terminal))
+    if not data.train:
+        got = f"images without a partner: {len(data.problems)}"
+        raise IllPosed("data", "at least one training image with labels", got)
     return data
 
 
@@ -208,7 +216,6 @@ def _resume(
     trainer: Trainer,
     run: Run,
     recipe: Recipe,
-    data: DataSet,
     ranks: Ranks,
     write_line: WriteLine,
 ) -> None:
@@ -223,9 +230,8 @@ def _resume(
         write_line(f"{run.folder} has no checkpoint: the training begins with step 1")
         return
     write_line(f"resumed after step {step} of {recipe.steps}")
-    before = run.read_config().get("num_train") if run.config.exists() else None
-    if before not in (None, len(data.train)):
-        write_line(f"warning: the training had {before} images, and now has {len(data.train)}")
+    if step >= recipe.steps:
+        write_line("there is no step left: pass more steps with --steps or --epochs to go on")
 
 
 def _options(request: Request, run: Run) -> TrainOptions:
@@ -252,9 +258,49 @@ def _options(request: Request, run: Run) -> TrainOptions:
     wanted = request.model or options.network
     if saved_name != wanted:
         fix = "Pass the --model of the training: no file names code to run."
+        if ":" not in f"{saved_name}{wanted}":
+            fix = "Another network is another training: name another folder."
         expected = f"{safe_repr(f'{saved_name}')}, which {where} names"
         raise IllPosed("network", expected, safe_repr(wanted), fix)
     return options
+
+
+def _init(request: Request, before: Mapping[str, Any]) -> str:
+    """Returns the first weights: those of the training that is resumed, unless others are given."""
+    saved = before.get("init")
+    return saved if request.init == RANDOM and isinstance(saved, str) else request.init
+
+
+_COMPARED = ("data", "num_train", "num_val", "processes", "device", "seg_loss", "torch")
+"""What a configuration holds beside the recipe that should not change when a training goes on."""
+_NOT_COMPARED = ("steps", "keep", "log_interval", "val_interval", "checkpoint_interval")
+"""Values of the recipe that change no step."""
+
+
+def _resumed(
+    before: Mapping[str, Any], config: Mapping[str, Any], step: int, write_line: WriteLine
+) -> list[Any]:
+    """Returns what changed at each time that the training was resumed, and warns of it."""
+    history = before.get("resumed")
+    history = list(history) if isinstance(history, list) else []
+    changes = {}
+    old, new = (_compared(json.loads(json.dumps(each))) for each in (before, config))
+    for name, value in new.items():
+        if name in old and old[name] != value:
+            changes[name] = [old[name], value]
+            texts = (safe_repr(f"{each}") for each in changes[name])
+            write_line(
+                f"warning: {name}: the training had {next(texts)}, and now has {next(texts)}"
+            )
+    return [*history, {"after_step": step, "changes": changes}] if step else history
+
+
+def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    recipe = config.get("recipe")
+    values = {name: config[name] for name in _COMPARED if name in config}
+    if isinstance(recipe, dict):
+        values |= {name: value for name, value in recipe.items() if name not in _NOT_COMPARED}
+    return values
 
 
 def _check_output(request: Request, run: Run) -> None:
@@ -283,6 +329,11 @@ def _check_data(
         raise report.error(num_pairs)
     for sentence in report.advice:
         terminal.write_line(f"warning: {sentence}")
+    if report.turned:
+        terminal.write_line(
+            f"warning: photos that their EXIF orientation turns upright: {report.turned}. "
+            "Their labels must be upright too."
+        )
     num_shared = len(set(data.train) & set(data.val))
     if num_shared:
         terminal.write_line(f"warning: images that are trained and validated on: {num_shared}")
@@ -304,7 +355,13 @@ def _spec(network: str, options: TrainOptions, recipe: Recipe) -> NetworkSpec:
 
 
 def _config(
-    request: Request, options: TrainOptions, recipe: Recipe, spec: NetworkSpec, data: DataSet
+    request: Request,
+    init: str,
+    options: TrainOptions,
+    recipe: Recipe,
+    spec: NetworkSpec,
+    data: DataSet,
+    ranks: Ranks,
 ) -> dict[str, object]:
     return {
         "format": _CONFIG_FORMAT,
@@ -314,7 +371,9 @@ def _config(
         "layout": data.layout,
         "num_train": len(data.train),
         "num_val": len(data.val),
-        "init": request.init,
+        "processes": ranks.world_size,
+        "device": ranks.device.type,
+        "init": init,
         "network": asdict(spec),
         "options": options.model_dump(mode="json", exclude_unset=True),
         "recipe": asdict(recipe),

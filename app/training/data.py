@@ -21,7 +21,7 @@ suffix alone. Photos are PNG or JPEG, label maps PNG, TIFF or BMP.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +78,12 @@ class LabelFormat:
     label_space: str = "raw"
     label_encoding: Encoding = "auto"
     palette: str | None = None
+
+    @property
+    def expected(self) -> str:
+        """The values of labels, for messages."""
+        ignored = ", ".join(map(str, self.ignore_index))
+        return f"0...{self.num_classes - 1}" + (f" or {ignored}" if ignored else "")
 
     def read(self, path: Path, check_size: Callable[[int, int], None] | None = None) -> Labels:
         """Returns the class indices [H,W] of a file, uint8 or int32.
@@ -147,12 +153,14 @@ class DataReport:
         pixels: number of pixels of each class in the training labels.
         ignored_pixels: number of ignored pixels there.
         advice: sentences about labels that look like those of another label space.
+        turned: number of photos that their EXIF orientation turns upright.
     """
 
     problems: tuple[Problem, ...]
     pixels: tuple[int, ...] = ()
     ignored_pixels: int = 0
     advice: tuple[str, ...] = field(default=())
+    turned: int = 0
 
     def lines(self) -> Iterator[str]:
         """Yields the problems, one in a line, and how many more there are of each kind."""
@@ -372,12 +380,13 @@ def _divide(
 
 @dataclass(frozen=True)
 class _Checked:
-    """What one pair holds: its problem, or the pixels of each class, and advice."""
+    """What one pair holds: its problem, or the pixels of each class, advice, and orientation."""
 
     problem: Problem | None
     pixels: npt.NDArray[np.int64] | None = None
     num_pixels: int = 0
     advice: str = ""
+    is_turned: bool = False
 
 
 def check(
@@ -402,17 +411,19 @@ def check(
     pixels = np.zeros(labels.num_classes, dtype=np.int64)
     ignored_pixels = 0
     advice: Counter[str] = Counter()
+    turned = 0
     for done, (pair, checked) in enumerate(_checked(data.root, pairs, labels, workers), 1):
         if checked.problem is not None:
             problems.append(checked.problem)
         if checked.advice:
             advice[checked.advice] += 1
+        turned += checked.is_turned
         if checked.pixels is not None and pair in training:
             pixels += checked.pixels
             ignored_pixels += checked.num_pixels - int(checked.pixels.sum())
         progress(done, len(pairs))
     frequent = tuple(sentence for sentence, count in advice.items() if 2 * count > len(pairs))
-    return DataReport(tuple(problems), tuple(pixels.tolist()), ignored_pixels, frequent)
+    return DataReport(tuple(problems), tuple(pixels.tolist()), ignored_pixels, frequent, turned)
 
 
 def _checked(
@@ -431,7 +442,9 @@ def _checked(
 def _check_pair(root: Path, pair: Pair, labels: LabelFormat) -> _Checked:
     photo_name, label_name = (f"{path.relative_to(root)}" for path in (pair.photo, pair.labels))
     try:
-        size = read_photo(pair.photo).shape[:2]
+        content = pair.photo.read_bytes()
+        size = png.read_photo(content, where="photo", max_pixels=MAX_PIXELS).shape[:2]
+        is_turned = png.photo_orientation(content) != 1
     except (RequestError, OSError) as error:
         return _Checked(Problem("unreadable photos", photo_name, _sentence_of(error)))
     other: list[tuple[int, int]] = []
@@ -448,10 +461,12 @@ def _check_pair(root: Path, pair: Pair, labels: LabelFormat) -> _Checked:
             sentence = (
                 f"its size is {_size_text(*other[0])}, that of the photo {_size_text(*size)}."
             )
+            if is_turned and other[0] == size[::-1]:
+                sentence += f" {_TURNED}"
             return _Checked(Problem("labels of another size", label_name, sentence))
         kind = "unreadable label maps" if isinstance(error, OSError) else "invalid label maps"
         return _Checked(Problem(kind, label_name, _sentence_of(error)))
-    return _check_values(values, labels, label_name)
+    return replace(_check_values(values, labels, label_name), is_turned=is_turned)
 
 
 def _check_values(values: Labels, labels: LabelFormat, name: str) -> _Checked:
@@ -472,13 +487,14 @@ def _check_values(values: Labels, labels: LabelFormat, name: str) -> _Checked:
         else:
             invalid.append(f"{value} ({count} pixel{'s' if count > 1 else ''})")
     if invalid:
-        ignored = ", ".join(map(str, labels.ignore_index))
-        expected = f"0...{num_classes - 1}" + (f" or {ignored}" if ignored else "")
         more = f" and {len(invalid) - 5} more values" if len(invalid) > 5 else ""
-        sentence = f"expected {expected}, got {', '.join(invalid[:5])}{more}."
+        sentence = f"expected {labels.expected}, got {', '.join(invalid[:5])}{more}."
         return _Checked(Problem("labels outside the classes", name, sentence))
     advice = next((text for text in sentences if "label_space=" in text), "")
     return _Checked(None, pixels, values.size, advice)
+
+
+_TURNED = "Its EXIF orientation turns the photo upright: turn the labels too."
 
 
 def _size_text(height: int, width: int) -> str:

@@ -9,6 +9,7 @@ DistributedDataParallel divides this sum by the number of processes. With it, mu
 that number.)
 """
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +26,7 @@ _TIMEOUT = timedelta(hours=2)
 """Time for which the other processes wait while the first checks the data."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ranks:
     """The processes of a training.
 
@@ -133,8 +134,14 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         yield Ranks(0, 1, device)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
+    # Its functions have the group of the moment in which it is imported as a default argument.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group(backend, timeout=_TIMEOUT)
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), device, dist.group.WORLD)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device, dist.group.WORLD)
+        yield ranks
     finally:
         dist.destroy_process_group()
+        # Gloo's threads end with the last reference. One that frees a tensor while the interpreter
+        # is finalised aborts the process: "terminate called without an active exception".
+        ranks.group = None

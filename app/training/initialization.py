@@ -7,6 +7,7 @@ from torch import nn
 
 from ..errors import IllPosed, Malformed, safe_repr
 from ..models_import import import_models
+from .checkpoints import load_weights
 from .networks import NetworkSpec, load_network
 
 RANDOM = "random"
@@ -46,8 +47,7 @@ def initialize(model: nn.Module, spec: NetworkSpec, init: str, seed: int) -> str
         fix = "Other files, such as .pth, are pickles: load them in Python and save safetensors."
         raise IllPosed("init", f"random, or a file {' or '.join(SUFFIXES)}", safe_repr(init), fix)
     if not is_fcn:
-        loaded, _ = load_network(path, network=spec.network)
-        model.load_state_dict(loaded.state_dict())
+        load_weights(path, model, spec, "Such a network begins with weights of the same sizes.")
         return f"weights: {path}"
     if path.suffix == ".caffemodel":
         layers = import_models("caffe_weights").read(path)

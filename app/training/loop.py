@@ -8,7 +8,7 @@ bits that it would have had, on the CPU and with the same number of threads.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,7 +97,6 @@ class Trainer:
         self._optimizer: Optimizer = make_optimizer(model, recipe)
         self._parameters = trained_parameters(self._optimizer)
         self._objective = Objective(model, recipe, labels.ignore_index, ranks)
-        self._has_gradient: list[bool] | None = None
         self.progress = Progress()
 
     def add(self, callback: Callback) -> None:
@@ -142,6 +141,11 @@ class Trainer:
         is_saved = True
         received = 0
         self._model.train()
+        if progress.step and self._is_validation_due():  # it was interrupted
+            received = self._validate(interrupts)
+            if not received:
+                is_saved = self._save_progress()
+            log.restart()
         while progress.step < recipe.steps and not received:
             with log.waiting():
                 micro_batches = [next(batches) for _ in range(recipe.accumulation)]
@@ -156,9 +160,8 @@ class Trainer:
             if is_last or progress.step % recipe.log_interval == 0:
                 record = log.record(progress, rate_at(progress.step - 1, recipe))
                 call_all(self._callbacks, "on_log", record)
-            has_ended = is_last or progress.step % recipe.val_interval == 0
-            if self._validator is not None and has_ended and not received:
-                self._validate(self._validator, interrupts)
+            if self._is_validation_due() and not received:
+                received = self._validate(interrupts)
                 log.restart()
             if is_last or received or progress.step % recipe.checkpoint_interval == 0:
                 is_saved = self._save()
@@ -214,13 +217,23 @@ class Trainer:
     def _sum_gradients(self) -> None:
         if self._ranks.world_size == 1:
             return
-        if self._has_gradient is None:
-            # A part of a network that nothing uses has no gradient in any process.
-            used = self._ranks.sum([float(p.grad is not None) for p in self._parameters])
-            self._has_gradient = [count > 0 for count in used]
-        self._ranks.sum_gradients(self._parameters, self._has_gradient)
+        # A layer that a step skips has no gradient in any process, and is not changed.
+        used = self._ranks.sum([float(p.grad is not None) for p in self._parameters])
+        self._ranks.sum_gradients(self._parameters, [count > 0 for count in used])
 
-    def _validate(self, validator: Validator, interrupts: Interrupts) -> None:
+    def _is_validation_due(self) -> bool:
+        """Returns whether the weights of this step have to be validated, and have not been."""
+        step, recipe = self.progress.step, self._recipe
+        has_ended = step == recipe.steps or step % recipe.val_interval == 0
+        return self._validator is not None and has_ended and self.progress.validated < step
+
+    def _validate(self, interrupts: Interrupts) -> int:
+        """Validates, and returns the number of the signal that has ended it, or 0.
+
+        A training that is resumed begins with the validation that a signal has ended.
+        """
+        validator = self._validator
+        assert validator is not None
         # Statistics of normalisation layers are those of the first process, which writes them.
         self._ranks.copy_from_first(self._model)
         result = validator(
@@ -230,9 +243,11 @@ class Trainer:
             is_cancelled=lambda: interrupts.received != 0,
         )
         if result is None:
-            return
+            return interrupts.received or 2
         call_all(self._callbacks, "on_validation", self.progress.step, result)
         self._keep_best(result)
+        self.progress.validated = self.progress.step
+        return 0
 
     def _keep_best(self, result: Validation) -> None:
         progress, mean_iu = self.progress, result.metrics.mean_iu
@@ -251,19 +266,31 @@ class Trainer:
         step = self.progress.step
         if not are_finite(self._model):
             raise self._advice.diverged(step, "weights that are not finite")
+        return self._write(
+            lambda: self._run.save_checkpoint(
+                self.progress,
+                self._model,
+                self._spec,
+                self._optimizer,
+                self._objective.scaler,
+                self._recipe.keep,
+            )
+        )
+
+    def _save_progress(self) -> bool:
+        """Writes into the checkpoint that this training began with that it has been validated."""
+        scaler = self._objective.scaler
+        return self._write(lambda: self._run.save_progress(self.progress, self._optimizer, scaler))
+
+    def _write(self, write: Callable[[], object]) -> bool:
+        """Writes in the first process, and returns whether that was possible."""
         is_saved = True
         if self._ranks.is_first:
             try:
-                self._run.save_checkpoint(
-                    self.progress,
-                    self._model,
-                    self._spec,
-                    self._optimizer,
-                    self._objective.scaler,
-                    self._recipe.keep,
-                )
+                write()
             except OSError as error:
-                self._write_line(_write_warning(f"the checkpoint of step {step}", error))
+                what = f"the checkpoint of step {self.progress.step}"
+                self._write_line(_write_warning(what, error))
                 is_saved = False
         self._ranks.wait()
         return is_saved

@@ -47,7 +47,10 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """Returns the optimizer of a recipe. SGD has Caffe's update while the rate is fixed."""
+    """Returns the optimizer of a recipe. SGD has Caffe's update while the rate is fixed.
+
+    Caffe has the rate in the velocity, v = m v + lr g, and torch applies it to the velocity.
+    """
     groups = parameter_groups(model, recipe)
     if recipe.optimizer == "adamw":
         return AdamW(groups)

@@ -178,7 +178,7 @@ def read_pair(pair: Pair, labels: LabelFormat) -> tuple[Photo, Labels]:
     """Returns a photo, uint8 [H,W,3], and its class indices [H,W] in `label_dtype`.
 
     Raises:
-        IllPosed: if they differ in size, or a value does not fit the dtype.
+        IllPosed: if they differ in size, or a value is neither a class nor ignored.
         RequestError: if a file is damaged.
         OSError: if it cannot be read.
     """
@@ -187,10 +187,12 @@ def read_pair(pair: Pair, labels: LabelFormat) -> tuple[Photo, Labels]:
     if values.shape != photo.shape[:2]:
         sizes = (f"{height} x {width}" for height, width in (photo.shape[:2], values.shape))
         raise IllPosed("labels", f"{next(sizes)} as the photo", next(sizes))
-    dtype = label_dtype(labels)[0]
-    if dtype == np.uint8 and values.dtype != np.uint8 and (values != values.astype(dtype)).any():
-        raise IllPosed("labels", f"0...{labels.num_classes - 1}", "values above 255")
-    return photo, values.astype(dtype, copy=False)
+    invalid = (values < 0) | (values >= labels.num_classes)
+    for ignored in labels.ignore_index:
+        invalid &= values != ignored
+    if invalid.any():  # the file was not checked, or has changed
+        raise IllPosed("labels", labels.expected, f"{values[invalid][0]}")
+    return photo, values.astype(label_dtype(labels)[0], copy=False)
 
 
 def label_dtype(labels: LabelFormat) -> tuple[npt.DTypeLike, int]:

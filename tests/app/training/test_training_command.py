@@ -94,7 +94,65 @@ def test_a_resumed_training_with_other_images_gets_a_warning(tmp_path, run):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
     status, _, err = run("train", root, "-o", tmp_path / "run", *OWN, "--resume", "--steps", 3)
     assert status == 0
-    assert "warning: the training had 4 images, and now has 3" in err
+    assert "warning: num_train: the training had '4', and now has '3'" in err
+
+
+def test_changes_of_a_resumed_training_are_kept_in_its_configuration(voc, tmp_path, run):
+    output = tmp_path / "run"
+    resume = ("train", voc, "-o", output, "--model", TINY, "--resume")
+    assert run("train", voc, "-o", output, *OWN)[0] == 0
+    status, _, err = run(*resume, "--steps", 3, "--seed", 7, "--keep", 1)
+    assert status == 0
+    assert "warning: seed: the training had '0', and now has '7'" in err
+    status, _, err = run(*resume)
+    assert status == 0
+    assert "there is no step left: pass more steps with --steps or --epochs to go on" in err
+    assert "warning" not in err
+    config = json.loads((output / "config.json").read_text())
+    assert config["resumed"] == [
+        {"after_step": 2, "changes": {"seed": [0, 7]}},
+        {"after_step": 3, "changes": {}},
+    ]
+    assert (config["processes"], config["device"]) == (1, "cpu")
+
+
+def test_a_resumed_training_keeps_its_first_weights(trained_fcn, voc, tmp_path, run):
+    best = trained_fcn / "best.safetensors"
+    output = tmp_path / "run"
+    assert run("train", voc, "-o", output, *FCN, "--init", best)[0] == 0
+    assert run("train", voc, "-o", output, "--resume", "--steps", 3)[0] == 0
+    assert json.loads((output / "config.json").read_text())["init"] == f"{best}"
+    shutil.rmtree(output / "checkpoints")  # as if it had been stopped before the first
+    status, _, err = run("train", voc, "-o", output, "--resume")
+    assert status == 0
+    assert f"layers of {best}, from conv1_1" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--channels", "3,3,3,3,3,5"), "expected 'fc6.weight' of shape (5, 3, 7, 7), got (4, 3"),
+        (("--num-classes", 4), "expected a network of 4 classes, got 3."),
+        (("--network", "fcn16s"), "network: expected 'fcn32s', which"),
+        (("--optimizer", "sgd"), "expected the state of SGD, got 'AdamW'."),
+    ],
+)
+def test_a_network_of_other_sizes_is_not_resumed(trained_fcn, voc, run, change, message):
+    status, _, err = run("train", voc, "-o", trained_fcn, "--resume", *change, "--steps", 3)
+    assert status == 1
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.fixture(scope="module")
+def trained_fcn(voc, tmp_path_factory):
+    """The folder of a training of two steps, which tests do not change."""
+    folder = tmp_path_factory.mktemp("trained")
+    command = ("app", "train", voc, "-o", folder, *FCN)
+    process = start(*command)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return folder
 
 
 def test_a_folder_with_a_training_is_not_overwritten(voc, tmp_path, run):
@@ -148,7 +206,28 @@ def test_bad_data_is_listed_before_the_first_step(tmp_path, run):
     )
     assert status == 1
     assert "warning: images without a partner, which are left out: 1" in err
-    assert "labels: expected 0...2 or 255 (ignored), got 7" in err
+    expected = "expected files that fit, got labels: expected 0...2 or 255, got 7."
+    assert f"image '2007_000001': {expected}" in err
+    for name in ("2007_000001", "2007_000002"):
+        (root / "JPEGImages" / f"{name}.png").unlink()
+    status, _, err = run(
+        "train", root, "-o", tmp_path / "other", *OWN, "--check-data", "none", "--val-split", "none"
+    )
+    assert status == 1
+    assert "expected at least one training image with labels, got images without a par" in err
+
+
+def test_turned_photos_get_a_warning(tmp_path, run):
+    root = write_voc(tmp_path / "voc", 2, 1)
+    path = root / "JPEGImages" / "2007_000000.png"
+    with Image.open(path) as photo:
+        exif = photo.getexif()
+        exif[0x0112] = 3
+        photo.save(path, exif=exif)
+    status, _, err = run("train", root, "-o", tmp_path / "seed=3" / "run", *OWN)
+    assert status == 0
+    assert "warning: photos that their EXIF orientation turns upright: 1. Their labels" in err
+    assert f"in {tmp_path}/seed=3/run/best.safetensors" in err  # not --seed 3
 
 
 def test_images_of_both_splits_get_a_warning(tmp_path, run):
@@ -243,6 +322,10 @@ def test_ones_own_network_begins_with_its_own_checkpoint(voc, tmp_path, run):
     assert f"weights: {best}" in err
     (newest,) = Run(tmp_path / "b").checkpoints()
     assert weights_of(newest / "weights.safetensors") == weights_of(best)
+    other = (*OWN, "--num-classes", 4, "--init", best)
+    status, _, err = run("train", voc, "-o", tmp_path / "c", *other)
+    assert status == 1
+    assert f"{best}: expected a network of 4 classes, got 3." in err
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,35 @@ def test_every_problem_is_in_one_list(tmp_path):
     assert {"invalid names", "repeated names"} <= set(kinds)
 
 
+def turn(path, orientation):
+    """Writes an EXIF orientation into a photo, whose pixels stay."""
+    with Image.open(path) as photo:
+        photo.load()
+        exif = photo.getexif()
+        exif[0x0112] = orientation
+        photo.save(path, exif=exif)
+
+
+def test_photos_that_exif_turns_are_pointed_out(tmp_path):
+    root = write_voc(tmp_path / "voc", 3, 0)
+    photos = root / "JPEGImages"
+    turn(photos / "2007_000000.png", 6)
+    (problem,) = problems_of(root, val_split=None)
+    assert problem.sentence == (
+        "its size is 20 x 24, that of the photo 24 x 20. "
+        "Its EXIF orientation turns the photo upright: turn the labels too."
+    )
+    turn(photos / "2007_000000.png", 3)  # of the same size
+    with Image.open(photos / "2007_000001.png") as photo:
+        exif = photo.getexif()
+        exif[0x0112] = 2
+        (photos / "2007_000001.png").unlink()
+        photo.save(photos / "2007_000001.jpg", exif=exif)
+    turn(photos / "2007_000002.png", 1)
+    report = check(find(root, val_split=None), LABELS)
+    assert (report.problems, report.turned) == ((), 2)
+
+
 def test_a_long_list_ends_with_the_number_of_the_others(tmp_path):
     root = write_voc(tmp_path / "voc", MAX_LISTED + 5, 0)
     for path in (root / "SegmentationClass").iterdir():

@@ -1,12 +1,18 @@
 """Several processes: the weights of one process on the joined batch, one end, one writer."""
 
 import dataclasses
+import importlib
+import multiprocessing
+import os
 import signal
+import socket
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from training_data import PLAIN
+from training_data import PLAIN, SKIPPING
 from training_runs import TINY_RECIPE, Lines, make_trainer, run
 
 from app.errors import IllPosed
@@ -102,6 +108,18 @@ def test_the_first_process_alone_writes(two, voc, tmp_path):
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
+def train_with_skipped_layer(rank, data, folder):
+    """Trains a network that skips a layer in its first step; returns the weights."""
+    trainer = make_trainer(data, folder, RECIPE, ranks=ranks_of(rank), network=SKIPPING)
+    run(trainer)
+    return {name: tensor.tolist() for name, tensor in trainer._model.state_dict().items()}
+
+
+def test_a_layer_that_some_steps_skip_stays_the_same_in_all(two, voc, tmp_path):
+    first, second = two.run(train_with_skipped_layer, voc, tmp_path)
+    assert first == second
+
+
 def interrupted_rank(rank, data, folder):
     """Interrupts the second process after its third step; returns the outcome of this one."""
     trainer = make_trainer(data, folder, RECIPE, ranks=ranks_of(rank), network=PLAIN)
@@ -121,6 +139,54 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(two, voc, tmp_pat
     results = two.run(interrupted_rank, voc, tmp_path)
     assert results == [(3, signal.SIGINT), (3, signal.SIGTERM)]
     assert [path.name for path in Run(tmp_path).checkpoints()] == ["00000003"]
+
+
+def gloo_threads():
+    names = (path.read_text() for path in Path("/proc/self/task").glob("*/comm"))
+    return sum("gloo" in name for name in names)
+
+
+def train_and_leave(folder, data):
+    """Trains in one of two processes that have nothing else; returns gloo's threads afterwards."""
+    defaults = "torch.distributed.nn.functional"  # would keep the group if it were imported later
+    sys.modules.pop(defaults, None)
+    with joined(torch.device("cpu")) as ranks:
+        importlib.import_module(defaults)
+        trainer = make_trainer(data, folder, RECIPE, ranks=ranks, network=PLAIN)
+        run(trainer)
+        during = gloo_threads()
+    return during, gloo_threads(), trainer.progress.step
+
+
+def join_and_leave(rank, folder, data, port, results):
+    os.environ.update(
+        RANK=f"{rank}", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=f"{port}"
+    )
+    results.put(train_and_leave(folder, data))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_no_thread_of_gloo_outlives_a_training(voc, tmp_path):
+    # A thread that frees a tensor while the interpreter ends would abort the process.
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    results = context.Queue()
+    arguments = (tmp_path, voc, port, results)
+    processes = [context.Process(target=join_and_leave, args=(r, *arguments)) for r in range(2)]
+    for process in processes:
+        process.start()
+    try:
+        for _ in processes:
+            during, after, step = results.get(timeout=60)
+            assert (during > 0, after, step) == (True, 0, 5)
+    finally:
+        for process in processes:
+            process.join(timeout=60)
+            process.kill()
+        results.close()
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 def fail_in_first(rank):

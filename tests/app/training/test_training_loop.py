@@ -173,6 +173,30 @@ def test_a_signal_ends_a_validation_that_is_running(voc, tmp_path):
     outcome = trainer.train(interrupts)
     assert interrupts.asked == 1  # of two images
     assert (outcome.signal, outcome.progress.best) == (signal.SIGINT, None)
+    assert (outcome.progress.step, outcome.progress.validated) == (1, 0)
+
+
+def validations_of(path):
+    return [line for line in path.read_text().splitlines() if '"val"' in line]
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_validation_that_a_signal_prevented_follows_on_resume(voc, tmp_path, step):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    run(make_trainer(voc, whole, callbacks=[MetricsFile(whole / "m", 0, Lines())]))
+    stopped = [AtStep(step, interrupt), MetricsFile(parts / "m", 0, Lines())]
+    assert run(make_trainer(voc, parts, callbacks=stopped)).progress.validated == step - 4
+    for _ in range(2):  # the second time there is nothing to do
+        resumed = make_trainer(voc, parts, callbacks=[MetricsFile(parts / "m", step, Lines())])
+        assert resumed.load()
+        assert run(resumed).progress.validated == 8
+        step = 8
+        assert bits_of(parts) == bits_of(whole)
+        best = [weights_of(folder / "best.safetensors") for folder in (whole, parts)]
+        assert best[0] == best[1]
+        assert validations_of(parts / "m") == validations_of(whole / "m")
 
 
 @pytest.fixture
@@ -422,6 +446,20 @@ def test_tensorboard_gets_scalars_and_pictures(voc, tmp_path):
     assert [event.step for event in events.Scalars("val/mean_iu")] == [4, 8]
     (first, _) = events.Images("val/0")
     assert (first.height, first.width) == (20, 3 * 24)  # photo, labels, prediction
+
+
+def test_curves_keep_the_step_that_a_training_is_resumed_after(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for begin, end in ((0, 8), (4, 10)):  # killed after step 8, resumed from step 4
+        board = TensorBoard(tmp_path, begin, None, PALETTES["voc"], Lines())
+        for step in range(begin + 2, end + 1, 2):
+            board.on_log(record_of(step, float(begin)))
+        board.on_end()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    points = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert points == [(2, 0), (4, 0), (6, 4), (8, 4), (10, 4)]
 
 
 def test_curves_end_with_one_warning_on_a_full_disk(tmp_path, small_files, capfd):

@@ -11,6 +11,7 @@ COLOURS = np.array([(60, 60, 60), (220, 40, 40), (40, 60, 220)], dtype=np.uint8)
 NUM_CLASSES = len(COLOURS)
 TINY = f"{__name__}:tiny_network"
 PLAIN = f"{__name__}:PlainNetwork"
+SKIPPING = f"{__name__}:SkippingNetwork"
 """The names of networks of the user."""
 
 
@@ -74,3 +75,19 @@ class PlainNetwork(nn.Module):
     def forward(self, image):
         """Returns scores of the image's size."""
         return self.score(self.conv(image).relu())
+
+
+class SkippingNetwork(PlainNetwork):
+    """A network that skips a layer in each second training step, as stochastic depth does."""
+
+    _num_steps = 0
+
+    def forward(self, image):
+        """Returns scores of the image's size."""
+        features = self.conv(image).relu()
+        scores = self.score(features)
+        if self.training:
+            self._num_steps += 1
+            if self._num_steps % 2 == 0:
+                scores = scores + self.auxiliary(features)
+        return scores
