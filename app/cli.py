@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from seg_loss import __version__
 
 from .errors import RequestError, UsageError, did_you_mean, safe_repr
+from .formats import PHOTO_SUFFIXES, TENSOR_SUFFIXES
 from .options import (
     NUMBER,
     OPTION_NAMES,
@@ -56,9 +57,6 @@ PROGRAM = "seg-loss"
 STDOUT = "standard output"
 STDIN = Path("-")
 """Standard input. A file of that name is another path, ./-, which is equal."""
-LOGITS_SUFFIXES = (".npy", ".npz", ".safetensors")
-PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg")
-"""The suffixes of the files that `predict` takes from a folder."""
 _FLAGS = flag_pattern((*OPTION_NAMES, *TrainOptions.model_fields))
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -464,7 +462,7 @@ def predict(
     tasks = folders.tasks_of(
         inputs,
         output,
-        suffixes=PHOTO_SUFFIXES if model else LOGITS_SUFFIXES,
+        suffixes=PHOTO_SUFFIXES if model else TENSOR_SUFFIXES,
         with_maps="maps" in options.model_fields_set,
         labels=labels,
         others=[] if model is None else [model],

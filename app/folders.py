@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import IllPosed, UsageError
+from .formats import LABEL_MAP_SUFFIXES, TENSOR_SUFFIXES
 
 LABEL_MAP_SUFFIX, MAPS_SUFFIX = ".png", ".safetensors"
 """The suffixes of what is written for a file."""
-LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".npy", ".npz", ".safetensors")
+LABEL_SUFFIXES = (*LABEL_MAP_SUFFIXES, *TENSOR_SUFFIXES)
 
 
 @dataclass(frozen=True)

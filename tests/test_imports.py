@@ -255,7 +255,7 @@ ARROWS = {
         "seg_loss", "app.errors", "app.formats.rasters", "app.images", "app.label_spaces",
     ),
     "app.preprocessing": (),
-    "app.folders": ("app.errors",),
+    "app.folders": ("app.errors", "app.formats"),
     "app.inputs": (
         "seg_loss", "app.errors", "app.settings", "app.options", "app.formats",
         "app.images.palettes", "app.label_spaces",
@@ -323,7 +323,7 @@ ARROWS = {
     ),
     "app.cli": (
         "seg_loss", "app.errors", "app.settings", "app.report", "app.devices", "app.options",
-        "app.inputs", "app.results", "app.operations", "app.formats.npy", "app.formats.npz",
+        "app.inputs", "app.results", "app.operations", "app.formats",
         "app.images", "app.http.server", "app.terminal", "app.folders", "app.network",
         "app.prediction_report", "app.training",
     ),

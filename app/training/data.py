@@ -28,14 +28,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import IllPosed, RequestError, safe_repr
-from ..formats import png
+from ..formats import LABEL_MAP_SUFFIXES, PHOTO_SUFFIXES, png
 from ..formats.rasters import Encoding
 from ..images.palettes import PALETTES
 from ..label_spaces import advice_for, to_classes
 from ..terminal import printable
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
-LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 LABEL_FOLDERS = ("labels", "annotations", "masks")
 SPLIT_ALIASES: Mapping[str, str] = {"train": "training", "val": "validation"}
 
@@ -267,7 +265,7 @@ def _listed(
             problems.append(Problem("invalid names", where, f"{safe_repr(name)} is no name."))
             continue
         photo = _with_suffix(photos, name, PHOTO_SUFFIXES)
-        label = _with_suffix(labels, name, LABEL_SUFFIXES)
+        label = _with_suffix(labels, name, LABEL_MAP_SUFFIXES)
         if photo is None:
             problems.append(_missing("photo", photos.relative_to(root), name))
         if label is None:
@@ -339,7 +337,7 @@ def _in_folders(
 ) -> tuple[Pair, ...]:
     """Returns the pairs of the files in two folders, by their paths without ending and suffix."""
     photo_of = _files_by_name(root, photos, PHOTO_SUFFIXES, problems, photo_ending)
-    label_of = _files_by_name(root, labels, LABEL_SUFFIXES, problems, label_ending)
+    label_of = _files_by_name(root, labels, LABEL_MAP_SUFFIXES, problems, label_ending)
     for what, folder, lacking in (
         ("label map", labels, photo_of.keys() - label_of.keys()),
         ("photo", photos, label_of.keys() - photo_of.keys()),
