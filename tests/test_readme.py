@@ -65,6 +65,10 @@ def expected_row(what: str, shape: str) -> str:
         rows = rows_of("cpu_upsampled.md", shape)
         torch_row, own_row = "interpolate + cross_entropy", "upsampled_cross_entropy"
         faster = rows[own_row][1]
+    elif what == "prediction, upsampled":
+        rows = rows_of("predict.md", shape)
+        torch_row, own_row = "interpolate + argmax", "predict"
+        faster = rows[own_row][1]
     elif what == "evaluation":
         rows = rows_of("cpu.md", f"{shape} float32")
         torch_row, own_row = "torch evaluate", "evaluate"
@@ -82,7 +86,7 @@ def test_the_speed_table_is_that_of_the_committed_results():
     assert len(rows) >= 5
     cases = [tuple(cell.strip() for cell in row.split("|")[1:3]) for row in rows]
     assert rows == [expected_row(*case) for case in cases]
-    for result in ("cpu.md", "cpu_upsampled.md"):
+    for result in ("cpu.md", "cpu_upsampled.md", "predict.md"):
         machine = (RESULTS / result).read_text().splitlines()[0]
         assert "AMD EPYC, 2 threads, torch 2.13.0" in machine
 
