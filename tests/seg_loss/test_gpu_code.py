@@ -220,30 +220,14 @@ def test_all_maps_of_upsampled_scores_compile_without_spills(case, architecture)
     )
 
 
-# Few for each run, and all of them with the other matrices.
-PREDICTED = those_of_planes(cases_for(logits, (FLOAT32, (90,)), **ROWS))
-MORE_PREDICTED = [case for case in SOME_LOGITS if case.id not in {few.id for few in PREDICTED}]
-EACH_PREDICTED = pytest.mark.parametrize(
-    ("case", "architecture"),
-    [
-        *PREDICTED,
-        *(
-            pytest.param(*case.values, id=case.id, marks=pytest.mark.matrix)
-            for case in MORE_PREDICTED
-        ),
-    ],
-)
+PREDICTED = [*those_of_planes(cases_for(logits, (FLOAT32, (90,)), **ROWS)), *SOME_LOGITS]
 EACH_MAPS = pytest.mark.parametrize(
-    "maps",
-    [
-        pytest.param(PREDICTION_MAPS, id="all maps"),
-        pytest.param(("prediction",), id="prediction", marks=pytest.mark.matrix),
-    ],
+    "maps", [PREDICTION_MAPS, ("prediction",)], ids=["all maps", "prediction"]
 )
 
 
 @EACH_MAPS
-@EACH_PREDICTED
+@pytest.mark.parametrize(("case", "architecture"), PREDICTED)
 def test_predictions_compile_without_spills(case, architecture, maps):
     compile_all_without_spills(
         architecture, lambda: gpu_code.launch_prediction(case.tensor(), maps=maps)
@@ -251,10 +235,8 @@ def test_predictions_compile_without_spills(case, architecture, maps):
 
 
 @EACH_MAPS
-@EACH_PREDICTED
+@pytest.mark.parametrize(("case", "architecture"), those_of_planes(PREDICTED))
 def test_predictions_of_upsampled_scores_compile_without_spills(case, architecture, maps):
-    if case.layout != PLANES:
-        pytest.skip("upsampled scores have one table")
     scores = Scores(case.num_classes, case.dtype)
     compile_all_without_spills(
         architecture, lambda: gpu_code.launch_prediction(scores.tensor(), scores.size, maps)
