@@ -110,8 +110,8 @@ class OneOf:
 Number = Annotated[float, BeforeValidator(_check_number)]
 
 
-class LossOptions(BaseModel):
-    """The options of every operation."""
+class LabelOptions(BaseModel):
+    """The options about labels, which operations and trainings share."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -120,6 +120,26 @@ class LossOptions(BaseModel):
         title="an integer, several with commas between them, or none",
         description="Labels of pixels that do not count.",
     )
+    label_space: Annotated[str, OneOf(LABEL_SPACES)] = Field(
+        default="raw",
+        title=f"one of {', '.join(LABEL_SPACES)}",
+        description="What the values in labels mean, if they are no class indices.",
+    )
+    label_encoding: Annotated[Encoding, OneOf(ENCODINGS)] = Field(
+        default="auto",
+        title=f"one of {', '.join(ENCODINGS)}",
+        description="Whether the samples of label pictures are class indices or colours.",
+    )
+    palette: Annotated[str | None, OneOf(PALETTES)] = Field(
+        default=None,
+        title=f"one of {', '.join(PALETTES)}",
+        description="The colours and names of the classes.",
+    )
+
+
+class LossOptions(LabelOptions):
+    """The options of every operation."""
+
     label_smoothing: Number = Field(
         default=0.0,
         ge=0,
@@ -157,21 +177,6 @@ class LossOptions(BaseModel):
         title=f"one of {', '.join(SCORES)}",
         description="Whether the logits are logits, or probabilities after the softmax. The "
         "gradient is then in the probabilities.",
-    )
-    label_space: Annotated[str, OneOf(LABEL_SPACES)] = Field(
-        default="raw",
-        title=f"one of {', '.join(LABEL_SPACES)}",
-        description="What the values in labels mean, if they are no class indices.",
-    )
-    label_encoding: Annotated[Encoding, OneOf(ENCODINGS)] = Field(
-        default="auto",
-        title=f"one of {', '.join(ENCODINGS)}",
-        description="Whether the samples of label pictures are class indices or colours.",
-    )
-    palette: Annotated[str | None, OneOf(PALETTES)] = Field(
-        default=None,
-        title=f"one of {', '.join(PALETTES)}",
-        description="The colours and names of the classes.",
     )
 
 

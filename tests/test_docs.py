@@ -59,7 +59,7 @@ def test_the_python_examples_print_what_their_comments_say(page, url):
 
 
 def pages_with_commands():
-    # test_example_training.py runs those of the worked example, which take minutes, in a short form.
+    # `make test-example` runs the commands of the worked example in a short form.
     return [page for page in pages_with("sh") if page != example.PAGE]
 
 

@@ -10,15 +10,12 @@ import re
 from dataclasses import fields, replace
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from seg_loss.constants import NORMALIZATIONS
 
 from ..errors import IllPosed
-from ..formats.rasters import ENCODINGS, Encoding
-from ..images.palettes import PALETTES
-from ..label_spaces import LABEL_SPACES
-from ..options import Number, OneOf, flag_pattern, parse_integers
+from ..options import LabelOptions, Number, OneOf, flag_pattern
 from .recipes import (
     AMP,
     FCN_RATES,
@@ -124,10 +121,8 @@ def _row(name: str, title: str, description: str, **bounds: Any) -> Any:
     return Field(default=None, title=title, description=text, **bounds)
 
 
-class TrainOptions(BaseModel):
+class TrainOptions(LabelOptions):
     """The options of `seg-loss train`; those that are None have the value of the recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     recipe: Annotated[str, OneOf(RECIPES)] = Field(
         default="fcn",
@@ -159,26 +154,6 @@ class TrainOptions(BaseModel):
         title="a name for each class, with commas between them",
         description="Names of the classes, which the checkpoints hold. Those of the palette if not "
         "given.",
-    )
-    ignore_index: Annotated[tuple[int, ...], BeforeValidator(parse_integers)] = Field(
-        default=(255,),
-        title="an integer, several with commas between them, or none",
-        description="Labels of pixels that do not count.",
-    )
-    label_space: Annotated[str, OneOf(LABEL_SPACES)] = Field(
-        default="raw",
-        title=f"one of {', '.join(LABEL_SPACES)}",
-        description="What the values in labels mean, if they are no class indices.",
-    )
-    label_encoding: Annotated[Encoding, OneOf(ENCODINGS)] = Field(
-        default="auto",
-        title=f"one of {', '.join(ENCODINGS)}",
-        description="Whether the samples of label pictures are class indices or colours.",
-    )
-    palette: Annotated[str | None, OneOf(PALETTES)] = Field(
-        default=None,
-        title=f"one of {', '.join(PALETTES)}",
-        description="The colours and names of the classes.",
     )
     train_split: str = Field(default="train", title="a name", description="The split to train on.")
     val_split: Annotated[str | None, BeforeValidator(_none)] = Field(
