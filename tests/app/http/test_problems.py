@@ -656,8 +656,8 @@ def test_arrays_in_npz_files_are_bounded_together():
 
 
 NAMES = (
-    "options: expected names among ignore_index, label_smoothing, temperature, normalization, "
-    "upsampling, layout, scores, label_space, label_encoding, palette"
+    "options: expected names among ignore_index, label_space, label_encoding, palette, "
+    "label_smoothing, temperature, normalization, upsampling, layout, scores"
 )
 INTEGERS = "ignore_index: expected an integer, several with commas between them, or none"
 SHARE = "label_smoothing: expected a number from 0 to 1"
