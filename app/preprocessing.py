@@ -1,15 +1,18 @@
 """Photos as the input of a network: order of the channels, mean and scale.
 
 A network must see photos as it did in training. A checkpoint therefore names its preprocessing.
+`to_input` imports torch, so that the command line can list the names without it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,10 @@ class Preprocessing:
     mean: tuple[float, float, float]
     deviation: tuple[float, float, float]
 
-    def to_input(self, photo: npt.NDArray[np.uint8]) -> Tensor:
+    def to_input(self, photo: npt.NDArray[np.uint8]) -> "Tensor":
         """Returns a photo [H,W,3] as the input of a network, float32 [3,H,W]."""
+        import torch
+
         # torch warns of an array that cannot be written to, such as np.asarray(Image).
         array = np.require(photo, requirements=["C", "W"])
         channels = torch.from_numpy(array).permute(2, 0, 1)

@@ -58,11 +58,11 @@ class Problem:
 
     @property
     def full_bytes(self) -> int:
-        """Of the scores at the size of the maps."""
+        """The bytes of the scores at the size of the maps."""
         return self.num_pixels * self.scores.shape[1] * self.scores.element_size()
 
     def bytes_for(self, pixel_bytes: int) -> int:
-        """Of the scores and of maps with so many bytes for each pixel."""
+        """Returns the bytes of the scores, and of maps with `pixel_bytes` bytes for each pixel."""
         return self.scores.nbytes + pixel_bytes * self.num_pixels
 
 

@@ -34,7 +34,7 @@ from seg_loss import InvalidInput
 
 from . import caffe_weights
 from .atomic_file import atomic_write
-from .fcn import VGG16_CHANNELS
+from .fcn import VGG16_CHANNELS, is_positive_int
 from .networks import NETWORKS
 from .wrap import ScoreNetwork
 
@@ -76,12 +76,12 @@ class NetworkSpec:
         if self.network not in tuple(NETWORKS) and not _is_import_name(self.network):
             expected = f'one of {", ".join(NETWORKS)}, or "package.module:callable"'
             raise InvalidInput("network", expected, repr(self.network))
-        if not _is_positive_int(self.num_classes):
+        if not is_positive_int(self.num_classes):
             raise InvalidInput("num_classes", "an integer of at least 1", repr(self.num_classes))
         if self.channels is not None:
             sizes = self.channels
             is_six = isinstance(sizes, tuple) and len(sizes) == len(VGG16_CHANNELS)
-            if self.network not in NETWORKS or not is_six or not all(map(_is_positive_int, sizes)):
+            if self.network not in NETWORKS or not is_six or not all(map(is_positive_int, sizes)):
                 expected = "six positive integers, for a network of models.networks"
                 raise InvalidInput("channels", expected, repr(sizes))
         if self.preprocessing not in PREPROCESSINGS:
@@ -427,7 +427,3 @@ def _is_import_name(name: object) -> bool:
         and attribute.isidentifier()
         and all(part.isidentifier() for part in module.split("."))
     )
-
-
-def _is_positive_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -112,7 +112,7 @@ class FCN(VGG16, ABC):
 
     def __init__(self, num_classes: int = 21, channels: Sequence[int] = VGG16_CHANNELS) -> None:
         super().__init__(channels)
-        if not _is_positive_int(num_classes):
+        if not is_positive_int(num_classes):
             raise InvalidInput("num_classes", "an integer of at least 1", repr(num_classes))
         self.num_classes = num_classes
 
@@ -381,13 +381,14 @@ def _check_channels(channels: Sequence[int]) -> None:
     if (
         not isinstance(channels, list | tuple)
         or len(channels) != len(VGG16_CHANNELS)
-        or not all(map(_is_positive_int, channels))
+        or not all(map(is_positive_int, channels))
     ):
         expected = "six positive integers, of the five blocks and of fc6 and fc7"
         raise InvalidInput("channels", expected, repr(channels))
 
 
-def _is_positive_int(value: object) -> bool:
+def is_positive_int(value: object) -> bool:
+    """Returns whether a value is an integer of at least 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 

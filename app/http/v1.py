@@ -73,7 +73,7 @@ class Service:
     is_draining: bool = False
 
     def announced(self, options: LossOptions) -> AbstractContextManager[None]:
-        """Tells the queue of the network that a request may have a photo for it."""
+        """Lets the queue of the network wait for a request that may have a photo."""
         takes_photos = isinstance(options, (PredictOptions, VisualizeOptions))
         if self.batcher is None or not takes_photos:
             return nullcontext()
@@ -156,7 +156,7 @@ async def handle(request: Request, operation: Operation) -> Response:
     if isinstance(options, EvaluateOptions):
         responses.check_can_hold_maps(media_type, options.maps)
     if isinstance(options, PredictOptions):
-        # Every response tells of the prediction.
+        # Every response contains the prediction.
         maps = [name for name in options.maps if name != "prediction"]
         responses.check_can_hold_maps(media_type, maps)
     content_type = request.headers.get("content-type", "")
@@ -225,7 +225,7 @@ async def _while_connected(request: Request) -> AsyncIterator[None]:
         request: the request, whose body has been read.
 
     Raises:
-        Malformed: if the client disconnects; nobody reads the response.
+        Malformed: if the client disconnects. Its response is discarded.
     """
     try:
         async with asyncio.timeout(None) as end:

@@ -16,6 +16,7 @@ from seg_loss.constants import NORMALIZATIONS
 
 from ..errors import IllPosed
 from ..options import LabelOptions, Number, OneOf, flag_pattern
+from ..preprocessing import PREPROCESSINGS
 from .recipes import (
     AMP,
     FCN_RATES,
@@ -30,7 +31,6 @@ from .recipes import (
     fits_labels,
 )
 
-PREPROCESSINGS = ("caffe", "imagenet")
 DATA_CHECKS = ("full", "none")
 TENSORBOARD = ("auto", "yes", "no")
 
