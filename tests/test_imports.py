@@ -284,7 +284,7 @@ ARROWS = {
     "app.training": (),
     "app.training.recipes": (),
     "app.training.options": (
-        "seg_loss", "app.errors", "app.options", "app.training.recipes",
+        "seg_loss", "app.errors", "app.options", "app.preprocessing", "app.training.recipes",
     ),
     "app.training.data": (
         "app.errors", "app.formats", "app.images.palettes", "app.label_spaces", "app.terminal",
