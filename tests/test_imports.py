@@ -157,7 +157,7 @@ ARROWS = {
         "seg_loss.gpu.math",
     ),
     "seg_loss.gpu.many_classes": (
-        "seg_loss.constants", "seg_loss.gpu.cross_entropy", "seg_loss.gpu.interpolation",
+        "seg_loss.gpu.cross_entropy", "seg_loss.gpu.evaluate", "seg_loss.gpu.interpolation",
         "seg_loss.gpu.math",
     ),
     "seg_loss.gpu.predict": (

@@ -110,6 +110,36 @@ def highest_of_blocks(blocks, chosen, c):
 
 
 @triton.jit
+def moment_of_blocks(blocks, exponentials, pixel_scale, exponent):
+    """Returns the sum of exponentials times their exponents, which the entropy is made of."""
+    moment = tl.zeros(blocks[0].shape, widen(blocks[0]).dtype)
+    for k in tl.static_range(len(blocks)):
+        p = tl.fma(widen(blocks[k]), pixel_scale[None, :], -exponent[None, :])
+        p = tl.maximum(p, -2000.0, propagate_nan=tl.PropagateNan.ALL)  # 0 times -inf is NaN
+        moment += exponentials[k] * p
+    return tl.sum(moment, axis=0)
+
+
+@triton.jit
+def store_top_class(top_maps, row, inside, top_class, logit, softmax):
+    """Stores one of the most probable classes, and its probability.
+
+    Args:
+        top_maps: the maps of classes and of probabilities.
+        row: offsets in the maps.
+        inside: which pixels exist.
+        top_class: the class of each pixel.
+        logit: its logit.
+        softmax: scale and subtrahend of the exponent, and the factor of the exponential.
+    """
+    top_classes, top_probabilities = top_maps
+    pixel_scale, exponent, factor = softmax
+    tl.store(top_classes + row, top_class.to(top_classes.dtype.element_ty), inside)
+    probability = exponential(tl.fma(logit, pixel_scale, -exponent)) * factor
+    tl.store(top_probabilities + row, probability.to(top_probabilities.dtype.element_ty), inside)
+
+
+@triton.jit
 def evaluate_kernel(
     logits,
     labels,
@@ -221,14 +251,12 @@ def evaluate_kernel(
     confidence = exponential(tl.fma(m, pixel_scale, -exponent)) * factor
     tl.store(confidence_map + offset, confidence, inside)
     if entropy_map is not None:
-        moment = tl.zeros((BLOCK_C, BLOCK_P), dtype)
-        for k in tl.static_range(len(blocks)):
-            p = tl.fma(widen(blocks[k]), pixel_scale[None, :], -exponent[None, :])
-            p = tl.maximum(p, -2000.0, propagate_nan=tl.PropagateNan.ALL)  # 0 times -inf is NaN
-            moment += exponentials[k] * p
-        entropy = log_s - tl.sum(moment, axis=0) * unit * factor
+        moment = moment_of_blocks(blocks, exponentials, pixel_scale, exponent)
+        entropy = log_s - moment * unit * factor
         tl.store(entropy_map + offset, entropy.to(entropy_map.dtype.element_ty), inside)
     if top_classes is not None:
+        top_maps = (top_classes, top_probabilities)
+        softmax = (pixel_scale, exponent, factor)
         DEPTH: tl.constexpr = C if C < TOP else TOP  # Triton before 3.6 makes a tensor of min()
         chosen = ()
         for rank in tl.static_range(DEPTH):
@@ -236,10 +264,7 @@ def evaluate_kernel(
             first = first_class_of_blocks(blocks, highest, chosen, c, C)
             chosen += (first,)
             row = (image * DEPTH + rank) * pixels + pixel
-            tl.store(top_classes + row, first.to(top_classes.dtype.element_ty), inside)
-            probability = exponential(tl.fma(highest, pixel_scale, -exponent)) * factor
-            probability = probability.to(top_probabilities.dtype.element_ty)
-            tl.store(top_probabilities + row, probability, inside)
+            store_top_class(top_maps, row, inside, first, highest, softmax)
     if IS_EARLY:
         wait_for_previous_kernel()
 

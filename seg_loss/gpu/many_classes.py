@@ -8,7 +8,6 @@ first time from the second-level cache. The formulas are those of `cross_entropy
 import triton
 import triton.language as tl
 
-from seg_loss.constants import NUM_TOP_CLASSES
 from seg_loss.gpu.cross_entropy import (
     gradient_factors,
     gradient_of_block,
@@ -20,6 +19,7 @@ from seg_loss.gpu.cross_entropy import (
     spatial_offsets,
     sum_class_weights,
 )
+from seg_loss.gpu.evaluate import TOP, store_top_class
 from seg_loss.gpu.interpolation import interpolate, locate_sources
 from seg_loss.gpu.math import (
     BLOCKS_PER_SUM,
@@ -30,8 +30,6 @@ from seg_loss.gpu.math import (
     float_from_bits,
     reciprocal,
 )
-
-TOP = tl.constexpr(NUM_TOP_CLASSES)
 
 
 @triton.jit
@@ -58,6 +56,32 @@ def highest_of(best, best_classes, C: tl.constexpr):
     highest = tl.max(best, axis=0)
     first = tl.min(tl.where(best == highest[None, :], best_classes, C), axis=0)
     return highest, tl.where(first < C, first, 0)
+
+
+@triton.jit
+def find_best_class(
+    logits,
+    at,
+    source_weights,
+    chosen,
+    inside,
+    strides,
+    dtype,
+    C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """Returns the highest logit and the first class that has it, but for the chosen classes."""
+    c = tl.arange(0, BLOCK_C)
+    best = tl.full((BLOCK_C, BLOCK_P), -float("inf"), dtype)
+    best_classes = c[:, None] + tl.zeros((BLOCK_C, BLOCK_P), tl.int32)
+    for k in range((C + BLOCK_C - 1) // BLOCK_C):
+        classes = c + k * BLOCK_C
+        x = load_block(logits, at, source_weights, classes, inside, strides, dtype, C)
+        for earlier in tl.static_range(len(chosen)):
+            x = tl.where(classes[:, None] == chosen[earlier][None, :], -float("inf"), x)
+        best, best_classes = higher_of(x, classes, best, best_classes)
+    return highest_of(best, best_classes, C)
 
 
 @triton.jit
@@ -217,24 +241,16 @@ def many_classes_kernel(
         entropy = log_s - moment * unit * inverse
         tl.store(entropy_map + offset, entropy.to(entropy_map.dtype.element_ty), inside)
     if top_classes is not None:
+        top_maps = (top_classes, top_probabilities)
+        softmax = (pixel_scale, exponent, inverse)
         chosen = ()
         for rank in tl.static_range(TOP):
-            best = tl.full((BLOCK_C, BLOCK_P), -float("inf"), dtype)
-            best_classes = c[:, None] + tl.zeros((BLOCK_C, BLOCK_P), tl.int32)
-            for k in range(K):
-                classes = c + k * BLOCK_C
-                x = load_block(logits, at, source_weights, classes, inside, strides, dtype, C)
-                for earlier in tl.static_range(rank):
-                    is_chosen = classes[:, None] == chosen[earlier][None, :]
-                    x = tl.where(is_chosen, -float("inf"), x)
-                best, best_classes = higher_of(x, classes, best, best_classes)
-            highest, first = highest_of(best, best_classes, C)
+            highest, first = find_best_class(
+                logits, at, source_weights, chosen, inside, strides, dtype, C, BLOCK_C, BLOCK_P
+            )
             chosen += (first,)
             row = (image * TOP + rank) * pixels + pixel
-            tl.store(top_classes + row, first.to(top_classes.dtype.element_ty), inside)
-            probability = exponential(tl.fma(highest, pixel_scale, -exponent)) * inverse
-            probability = probability.to(top_probabilities.dtype.element_ty)
-            tl.store(top_probabilities + row, probability, inside)
+            store_top_class(top_maps, row, inside, first, highest, softmax)
 
     if gradient is not None or grad_planes is not None:
         if IS_SMOOTHED:

@@ -20,9 +20,15 @@ from seg_loss.gpu.cross_entropy import (
     nll_of,
     spatial_offsets,
 )
-from seg_loss.gpu.evaluate import TOP, first_class_of_blocks, highest_of_blocks
+from seg_loss.gpu.evaluate import (
+    TOP,
+    first_class_of_blocks,
+    highest_of_blocks,
+    moment_of_blocks,
+    store_top_class,
+)
 from seg_loss.gpu.interpolation import interpolate, locate_sources
-from seg_loss.gpu.many_classes import higher_of, highest_of, load_block
+from seg_loss.gpu.many_classes import find_best_class, load_block
 from seg_loss.gpu.math import (
     BLOCKS_PER_SUM,
     add_other_class,
@@ -30,7 +36,6 @@ from seg_loss.gpu.math import (
     exponent_scale,
     exponential,
     reciprocal,
-    widen,
 )
 
 
@@ -110,14 +115,12 @@ def predict_kernel(
             tl.store(confidence_map + offset, confidence, inside)
         if entropy_map is not None:
             log_s = _log_sum(t, m, m_exp, pixel_scale, exponent, unit, inverse_temperature)
-            moment = tl.zeros((BLOCK_C, BLOCK_P), dtype)
-            for k in tl.static_range(len(blocks)):
-                p = tl.fma(widen(blocks[k]), pixel_scale[None, :], -exponent[None, :])
-                p = tl.maximum(p, -2000.0, propagate_nan=tl.PropagateNan.ALL)  # 0 * -inf is NaN
-                moment += exponentials[k] * p
-            entropy = log_s - tl.sum(moment, axis=0) * unit * factor
+            moment = moment_of_blocks(blocks, exponentials, pixel_scale, exponent)
+            entropy = log_s - moment * unit * factor
             tl.store(entropy_map + offset, entropy.to(entropy_map.dtype.element_ty), inside)
         if top_classes is not None:
+            top_maps = (top_classes, top_probabilities)
+            softmax = (pixel_scale, exponent, factor)
             DEPTH: tl.constexpr = C if C < TOP else TOP
             chosen = ()
             for rank in tl.static_range(DEPTH):
@@ -125,36 +128,7 @@ def predict_kernel(
                 first = first_class_of_blocks(blocks, highest, chosen, c, C)
                 chosen += (first,)
                 row = (image * DEPTH + rank) * pixels + pixel
-                tl.store(top_classes + row, first.to(top_classes.dtype.element_ty), inside)
-                probability = exponential(tl.fma(highest, pixel_scale, -exponent)) * factor
-                probability = probability.to(top_probabilities.dtype.element_ty)
-                tl.store(top_probabilities + row, probability, inside)
-
-
-@triton.jit
-def _find_best(
-    scores,
-    at,
-    source_weights,
-    chosen,
-    inside,
-    strides,
-    dtype,
-    C: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
-    """Returns the highest score and the first class that has it, but for the chosen classes."""
-    c = tl.arange(0, BLOCK_C)
-    best = tl.full((BLOCK_C, BLOCK_P), -float("inf"), dtype)
-    best_classes = c[:, None] + tl.zeros((BLOCK_C, BLOCK_P), tl.int32)
-    for k in range((C + BLOCK_C - 1) // BLOCK_C):
-        classes = c + k * BLOCK_C
-        x = load_block(scores, at, source_weights, classes, inside, strides, dtype, C)
-        for earlier in tl.static_range(len(chosen)):
-            x = tl.where(classes[:, None] == chosen[earlier][None, :], -float("inf"), x)
-        best, best_classes = higher_of(x, classes, best, best_classes)
-    return highest_of(best, best_classes, C)
+                store_top_class(top_maps, row, inside, first, highest, softmax)
 
 
 @triton.jit
@@ -202,7 +176,7 @@ def predict_by_blocks_kernel(
         strides = (class_stride, row_stride, column_stride)
         at, source_weights = locate_sources(grid, pixel, inside, rows, columns, strides)
     strides = (class_stride, row_stride, column_stride)
-    m, predicted = _find_best(
+    m, predicted = find_best_class(
         scores, at, source_weights, (), inside, strides, dtype, C, BLOCK_C, BLOCK_P
     )
     if prediction is not None:
@@ -237,15 +211,14 @@ def predict_by_blocks_kernel(
             entropy = log_s - moment * unit * factor
             tl.store(entropy_map + offset, entropy.to(entropy_map.dtype.element_ty), inside)
         if top_classes is not None:
+            top_maps = (top_classes, top_probabilities)
+            softmax = (pixel_scale, exponent, factor)
             DEPTH: tl.constexpr = C if C < TOP else TOP
             chosen = ()
             for rank in tl.static_range(DEPTH):
-                highest, first_class = _find_best(
+                highest, first_class = find_best_class(
                     scores, at, source_weights, chosen, inside, strides, dtype, C, BLOCK_C, BLOCK_P
                 )
                 chosen += (first_class,)
                 row = (image * DEPTH + rank) * pixels + pixel
-                tl.store(top_classes + row, first_class.to(top_classes.dtype.element_ty), inside)
-                probability = exponential(tl.fma(highest, pixel_scale, -exponent)) * factor
-                probability = probability.to(top_probabilities.dtype.element_ty)
-                tl.store(top_probabilities + row, probability, inside)
+                store_top_class(top_maps, row, inside, first_class, highest, softmax)
