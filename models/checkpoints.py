@@ -33,8 +33,9 @@ from torch import Tensor, nn
 from seg_loss import InvalidInput
 
 from . import caffe_weights
+from ._numbers import is_positive_int
 from .atomic_file import atomic_write
-from .fcn import VGG16_CHANNELS, is_positive_int
+from .fcn import VGG16_CHANNELS
 from .networks import NETWORKS
 from .wrap import ScoreNetwork
 

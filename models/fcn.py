@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from seg_loss import Deconvolution, InvalidInput
 from seg_loss.constants import FCN_CROPS
 
+from ._numbers import is_positive_int
 from .bilinear import bilinear_kernel
 
 VGG16_CHANNELS = (64, 128, 256, 512, 512, 4096)
@@ -385,11 +386,6 @@ def _check_channels(channels: Sequence[int]) -> None:
     ):
         expected = "six positive integers, of the five blocks and of fc6 and fc7"
         raise InvalidInput("channels", expected, repr(channels))
-
-
-def is_positive_int(value: object) -> bool:
-    """Returns whether a value is an integer of at least 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _check_image(image: Tensor) -> None:

@@ -176,7 +176,8 @@ def test_every_public_name_is_in_the_reference():
     listed = set(re.findall(r"^::: (\S+)", "\n".join(TEXT.values()), re.MULTILINE))
     modules = ("metrics", "compat.torch", "compat.caffe", "constants")
     names = {f"seg_loss.{name}" for name in seg_loss.__all__}
-    networks = [found.name for found in pkgutil.walk_packages(models.__path__, "models.")]
+    walk = pkgutil.walk_packages(models.__path__, "models.")
+    networks = [found.name for found in walk if "._" not in found.name]
     for module in (*(f"seg_loss.{name}" for name in modules), *networks):
         for name, value in vars(importlib.import_module(module)).items():
             if not name.startswith("_") and getattr(value, "__module__", None) == module:

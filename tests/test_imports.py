@@ -229,16 +229,17 @@ ARROWS = {
     # The networks.
     # checkpoints -> networks, wrap, caffe_weights; surgery -> caffe_weights; networks -> fcn.
     "models": (),
+    "models._numbers": (),
     "models.atomic_file": (),
     "models.bilinear": ("seg_loss",),
-    "models.fcn": ("seg_loss", "models.bilinear"),
+    "models.fcn": ("seg_loss", "models._numbers", "models.bilinear"),
     "models.networks": ("models.fcn",),
     "models.wrap": ("seg_loss",),
     "models.caffe_weights": ("seg_loss", "models.atomic_file"),
     "models.surgery": ("seg_loss", "models.caffe_weights", "models.fcn"),
     "models.checkpoints": (
-        "seg_loss", "models.atomic_file", "models.caffe_weights", "models.fcn", "models.networks",
-        "models.wrap",
+        "seg_loss", "models._numbers", "models.atomic_file", "models.caffe_weights", "models.fcn",
+        "models.networks", "models.wrap",
     ),
     # The app: http, cli -> operations -> inputs -> {formats, images} -> errors.
     "app": (),
