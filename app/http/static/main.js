@@ -15,6 +15,7 @@ mountPanels({ header: element("header"), panels: element("panels") }, store);
 store.on(["scene"], ({ scene }) => {
   element("viewer").hidden = scene === null;
   element("panels").hidden = scene === null;
+  document.body.classList.toggle("has-scene", scene !== null);
 });
 
 // The tests read and change the state through this name.
