@@ -1,8 +1,9 @@
 /** The table of classes: point at a row to highlight its class, press it to isolate it. */
 
+import { create } from "../dom.js";
 import { classResults, evaluationOf, meanNll } from "./answers.js";
 import { Confusion } from "./confusion.js";
-import { create, createPanel, createSwatch } from "./dom.js";
+import { createPanel, createSwatch } from "./elements.js";
 import { counted, countText, differenceText, nllText, percentDigits } from "./numbers.js";
 
 /**
@@ -17,7 +18,13 @@ import { counted, countText, differenceText, nllText, percentDigits } from "./nu
 
 /** @type {Object<string, Column>} */
 const COLUMNS = {
-  class: { name: "class", title: "Class", hint: "index and name", value: (row) => row.index, first: 1 },
+  class: {
+    name: "class",
+    title: "Class",
+    hint: "index and name",
+    value: (row) => row.index,
+    first: 1,
+  },
   pixels: {
     name: "pixels",
     title: "Pixels",
@@ -81,20 +88,27 @@ const USUAL = ["class", "pixels", "share", "iu", "accuracy", "nll"];
 const OF_TWO = ["class", "pixels", "iu", "otherIu", "change", "accuracy", "nll"];
 
 export function mountClasses(store) {
-  const note = create("p", { class: "muted" });
+  const note = create("p", { className: "muted" });
   const headRow = create("tr");
   const present = create("tbody");
   const absent = create("tbody", { id: "absent-classes", hidden: true });
   const foot = create("tfoot");
-  const table = create("table", { "aria-labelledby": "classes-title" }, create("thead", {}, headRow), present, absent, foot);
+  const table = create(
+    "table",
+    { "aria-labelledby": "classes-title" },
+    create("thead", {}, headRow),
+    present,
+    absent,
+    foot,
+  );
   const fold = create("button", {
     type: "button",
-    class: "fold",
+    className: "fold",
     "aria-controls": absent.id,
     "aria-expanded": "false",
     onclick: () => unfold(absent.hidden),
   });
-  const scroller = create("div", { class: "scroller" }, table);
+  const scroller = create("div", { className: "scroller" }, table);
   const section = createPanel("classes", "Classes", note, scroller, fold);
 
   /** @type {Map<number, {row: HTMLElement, result: object}>} */
@@ -108,7 +122,8 @@ export function mountClasses(store) {
     if (!columns.includes(sorting.column)) Object.assign(sorting, { column: "class", order: 1 });
     headRow.replaceChildren(...columns.map(headCell));
     rows.clear();
-    for (const result of results) rows.set(result.index, { result, row: bodyRow(scene, result, columns) });
+    for (const result of results)
+      rows.set(result.index, { result, row: bodyRow(scene, result, columns) });
     numAbsent = results.filter((result) => result.isAbsent).length;
     foot.replaceChildren(...(evaluation ? [meanRow(scene, evaluation, columns)] : []));
     note.textContent = noteOf(scene, evaluation, prediction);
@@ -122,7 +137,9 @@ export function mountClasses(store) {
   function columnsOf(scene, evaluation) {
     if (evaluation === null) return WITHOUT_TRUTH;
     const names = scene.predictions.length > 1 ? OF_TWO : USUAL;
-    const hasNll = scene.predictions.some(({ answer }) => (evaluationOf(answer)?.loss ?? null) !== null);
+    const hasNll = scene.predictions.some(
+      ({ answer }) => (evaluationOf(answer)?.loss ?? null) !== null,
+    );
     return hasNll ? names : names.filter((name) => name !== "nll");
   }
 
@@ -134,22 +151,35 @@ export function mountClasses(store) {
       sort();
     };
     const titled = name === "iu" && store.state.scene.predictions.length > 1 ? "IU A" : title;
-    const button = create("button", { type: "button", class: "plain", title: hint, onclick: sortBy }, titled);
+    const button = create(
+      "button",
+      { type: "button", className: "plain", title: hint, onclick: sortBy },
+      titled,
+    );
     return create("th", { scope: "col", "data-column": name }, button);
   }
 
   function bodyRow(scene, result, columns) {
     const { index } = result;
-    const toggle = () => store.set({ isolated: store.state.isolated === index ? null : index, cell: null });
+    const toggle = () =>
+      store.set({ isolated: store.state.isolated === index ? null : index, cell: null });
     const leave = () => {
       if (store.state.highlighted === index) store.set({ highlighted: null });
     };
-    const button = create("button", { type: "button", class: "plain name" }, scene.classNames[index] ?? `class ${index}`);
-    const number = create("span", { class: "muted number index" }, `${index}`);
+    const button = create(
+      "button",
+      { type: "button", className: "plain name" },
+      scene.classNames[index] ?? `class ${index}`,
+    );
+    const number = create("span", { className: "muted number index" }, `${index}`);
     const head = create("div", {}, createSwatch(scene, index), number, button);
     const cells = columns.slice(1).map((name) => {
       const value = COLUMNS[name].value(result);
-      const cell = create("td", { "data-column": name, "data-value": value }, COLUMNS[name].text(value));
+      const cell = create(
+        "td",
+        { "data-column": name, "data-value": value ?? "" },
+        COLUMNS[name].text(value),
+      );
       if (name === "change" && value) cell.classList.add(value > 0 ? "better" : "worse");
       return cell;
     });
@@ -160,7 +190,12 @@ export function mountClasses(store) {
       onfocusin: () => store.set({ highlighted: index }),
       onfocusout: leave,
     };
-    return create("tr", { "data-class": `${index}`, ...listeners }, create("th", { scope: "row" }, head), ...cells);
+    return create(
+      "tr",
+      { "data-class": `${index}`, ...listeners },
+      create("th", { scope: "row" }, head),
+      ...cells,
+    );
   }
 
   function unfold(isOpen) {
@@ -171,7 +206,9 @@ export function mountClasses(store) {
 
   function sort() {
     const { value } = COLUMNS[sorting.column];
-    const sorted = [...rows.values()].sort((a, b) => compare(value(a.result), value(b.result), sorting.order));
+    const sorted = [...rows.values()].sort((a, b) =>
+      compare(value(a.result), value(b.result), sorting.order),
+    );
     present.append(...sorted.filter(({ result }) => !result.isAbsent).map(({ row }) => row));
     absent.append(...sorted.filter(({ result }) => result.isAbsent).map(({ row }) => row));
     const current = new Set(sorted.map(({ row }) => row));
@@ -210,7 +247,8 @@ function resultsOf(scene, prediction, confusion, columns) {
   for (const result of results) {
     result.iu = a[result.index] ?? null;
     result.otherIu = b[result.index] ?? null;
-    result.change = result.iu === null || result.otherIu === null ? null : result.otherIu - result.iu;
+    result.change =
+      result.iu === null || result.otherIu === null ? null : result.otherIu - result.iu;
     if (predictedByOther.some((pixels) => pixels[result.index])) result.isAbsent = false;
   }
   return results;
@@ -225,12 +263,14 @@ function meanRow(scene, evaluation, columns) {
     nll: meanNll(evaluation),
   };
   if (columns.includes("change")) {
-    const [a, b] = scene.predictions.map(({ answer }) => evaluationOf(answer)?.metrics.mean_iu ?? null);
+    const [a, b] = scene.predictions.map(
+      ({ answer }) => evaluationOf(answer)?.metrics.mean_iu ?? null,
+    );
     Object.assign(means, { iu: a, otherIu: b, change: a === null || b === null ? null : b - a });
   }
   const cells = columns.slice(1).map((name) => {
     const text = means[name] === undefined ? "" : COLUMNS[name].text(means[name]);
-    return create("td", { "data-column": name, "data-value": means[name] }, text);
+    return create("td", { "data-column": name, "data-value": means[name] ?? "" }, text);
   });
   const title = `Mean of ${counted(metrics.num_classes_averaged, "class", "classes")}`;
   return create("tr", {}, create("th", { scope: "row" }, title), ...cells);

@@ -13,7 +13,9 @@ export class Confusion {
     /** @type {Float64Array}  the valid pixels that each class is predicted for */
     this.predictedPixels = new Float64Array(this.numClasses);
     if (Array.isArray(json)) {
-      json.forEach((row, truth) => row.forEach((count, predicted) => this.#add(truth, predicted, count)));
+      json.forEach((row, truth) =>
+        row.forEach((count, predicted) => this.#add(truth, predicted, count)),
+      );
     } else {
       for (const [truth, predicted, count] of json.triplets) this.#add(truth, predicted, count);
     }

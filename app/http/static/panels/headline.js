@@ -1,7 +1,8 @@
 /** The numbers that everyone looks for first, and the choice between two predictions. */
 
+import { create } from "../dom.js";
 import { evaluationOf } from "./answers.js";
-import { create, createPanel } from "./dom.js";
+import { createPanel } from "./elements.js";
 import { counted, differenceText, lossText, percentText } from "./numbers.js";
 
 /**
@@ -34,26 +35,35 @@ const HEADLINES = [
     value: (evaluation) => evaluation.loss,
     text: lossText,
     difference: (value) => differenceText(value, 4),
-    note: ({ loss, uniform_loss }) => (loss === null ? "needs logits" : `ln C is ${lossText(uniform_loss)}`),
+    note: ({ loss, uniform_loss }) =>
+      loss === null ? "needs logits" : `ln C is ${lossText(uniform_loss)}`,
   },
 ];
 
 export function mountHeadline(store) {
   const section = createPanel("headline", "Result");
-  const choice = create("div", { class: "choice predictions", role: "group", "aria-label": "Prediction shown" });
-  const tiles = create("dl", { class: "tiles" });
-  const note = create("p", { class: "muted" });
+  const choice = create("div", {
+    className: "choice predictions",
+    role: "group",
+    "aria-label": "Prediction shown",
+  });
+  const tiles = create("dl", { className: "tiles" });
+  const note = create("p", { className: "muted" });
   section.append(choice, tiles, note);
 
   function show({ scene, prediction, evaluation }) {
     choice.hidden = scene.predictions.length < 2;
-    choice.replaceChildren(...scene.predictions.map((other, index) => choiceButton(other, index, prediction)));
+    choice.replaceChildren(
+      ...scene.predictions.map((other, index) => choiceButton(other, index, prediction)),
+    );
     tiles.hidden = evaluation === null;
     const others = scene.predictions.filter((other) => other !== prediction);
     const other = others.length ? evaluationOf(others[0].answer) : null;
     const otherName = "AB"[scene.predictions.indexOf(others[0])];
     tiles.replaceChildren(
-      ...(evaluation === null ? [] : HEADLINES.map((headline) => tile(headline, evaluation, other, otherName))),
+      ...(evaluation === null
+        ? []
+        : HEADLINES.map((headline) => tile(headline, evaluation, other, otherName))),
     );
     note.textContent =
       evaluation === null
@@ -82,13 +92,15 @@ export function mountHeadline(store) {
 
 function tile({ title, value, text, difference, note }, evaluation, other, otherName) {
   const shown = value(evaluation);
-  const lines = [create("dd", { class: "value number" }, text(shown))];
+  const lines = [create("dd", { className: "value number" }, text(shown))];
   if (other !== null) {
     const otherValue = value(other);
     const change = shown === null || otherValue === null ? null : shown - otherValue;
-    lines.push(create("dd", { class: "note number" }, `${difference(change)} against ${otherName}`));
+    lines.push(
+      create("dd", { className: "note number" }, `${difference(change)} against ${otherName}`),
+    );
   } else {
-    lines.push(create("dd", { class: "note number" }, note(evaluation)));
+    lines.push(create("dd", { className: "note number" }, note(evaluation)));
   }
-  return create("div", { class: "tile" }, create("dt", {}, title), ...lines);
+  return create("div", { className: "tile" }, create("dt", {}, title), ...lines);
 }

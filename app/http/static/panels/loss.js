@@ -1,8 +1,9 @@
 /** The loss, what divides it, how it compares with a uniform prediction, and what it says. */
 
+import { create } from "../dom.js";
 import { meanNll } from "./answers.js";
-import { create, createPanel, createSvg } from "./dom.js";
-import { createFixes } from "./fix_buttons.js";
+import { createFacts, createPanel, createSvg } from "./elements.js";
+import { createFixes } from "./fix-buttons.js";
 import { countText, lossText } from "./numbers.js";
 
 const DIVISORS = {
@@ -34,8 +35,12 @@ export function mountLoss(store) {
     if (evaluation === null) return;
     if (evaluation.loss === null) {
       body.replaceChildren(
-        create("p", {}, "A label map has no loss: the loss needs the logits of each class. Metrics and confusion are above."),
-        facts(pixelFacts(evaluation)),
+        create(
+          "p",
+          {},
+          "A label map has no loss: the loss needs the logits of each class. Metrics and confusion are above.",
+        ),
+        createFacts(pixelCounts(evaluation)),
       );
       return;
     }
@@ -46,12 +51,18 @@ export function mountLoss(store) {
     const mean = meanNll(evaluation);
     const isMean = mean !== null && Math.abs(mean - evaluation.loss) <= 1e-6 * Math.abs(mean);
     body.replaceChildren(
-      facts([
+      createFacts([
         ["Loss", lossText(evaluation.loss)],
-        ...(marks.length > 1 ? marks.map((mark) => [`Loss of ${mark.name}`, lossText(mark.evaluation.loss)]) : []),
+        ...(marks.length > 1
+          ? marks.map((mark) => [`Loss of ${mark.name}`, lossText(mark.evaluation.loss)])
+          : []),
         ...(isMean || mean === null ? [] : [["Mean NLL of a valid pixel", lossText(mean)]]),
-        ["Divided by", `${countText(evaluation.divisor)}, ${DIVISORS[evaluation.normalization] ?? ""}`, `normalization=${evaluation.normalization}`],
-        ...pixelFacts(evaluation),
+        [
+          "Divided by",
+          `${countText(evaluation.divisor)}, ${DIVISORS[evaluation.normalization]} `,
+          create("code", { className: "muted" }, `normalization=${evaluation.normalization}`),
+        ],
+        ...pixelCounts(evaluation),
       ]),
       scale(marks, evaluation.uniform_loss),
       diagnosis(evaluation.diagnosis, store),
@@ -61,19 +72,8 @@ export function mountLoss(store) {
   return { section, show };
 }
 
-function pixelFacts({ valid_pixels, ignored_pixels }) {
+function pixelCounts({ valid_pixels, ignored_pixels }) {
   return [["Pixels", `${countText(valid_pixels)} valid, ${countText(ignored_pixels)} ignored`]];
-}
-
-function facts(rows) {
-  return create(
-    "dl",
-    { class: "facts" },
-    ...rows.flatMap(([name, text, code]) => [
-      create("dt", {}, name),
-      create("dd", { class: "number" }, text, code ? " " : null, code ? create("code", { class: "muted" }, code) : null),
-    ]),
-  );
 }
 
 /** A line from 0 on, with a mark at the mean NLL of each prediction and at ln C. */
@@ -82,11 +82,17 @@ function scale(marks, uniformLoss) {
   const end = 1.15 * Math.max(uniformLoss, ...means.map(({ mean }) => mean)) || 1;
   const { width, height, left, right, line } = SCALE;
   const at = (value) => left + ((right - left) * value) / end;
-  const text = means.map(({ mean, name }) => `${means.length > 1 ? `of ${name} ` : ""}${lossText(mean)}`).join(", ");
+  const text = means
+    .map(({ mean, name }) => `${means.length > 1 ? `of ${name} ` : ""}${lossText(mean)}`)
+    .join(", ");
   const label = `The mean NLL of a pixel ${text}, on a line from 0 with ln C at ${lossText(uniformLoss)}`;
   const tick = (value, name, className) => [
     createSvg("path", { class: className, d: `M${at(value)} ${line - 6}v12` }),
-    createSvg("text", { class: className, x: at(value), y: line + 22, "text-anchor": "middle" }, name),
+    createSvg(
+      "text",
+      { class: className, x: at(value), y: line + 22, "text-anchor": "middle" },
+      name,
+    ),
   ];
   return createSvg(
     "svg",
@@ -112,8 +118,16 @@ function anchor(share) {
   return share > 0.94 ? "end" : "middle";
 }
 
-function diagnosis({ state, advice } = {}, store) {
-  if (!state) return "";
-  const badge = create("strong", { class: `badge ${state === "learning" ? "good" : "bad"}` }, STATES[state] ?? state);
-  return create("div", { class: "diagnosis" }, create("p", {}, badge, " ", advice), createFixes(advice, store));
+function diagnosis({ state, advice }, store) {
+  const badge = create(
+    "strong",
+    { className: `badge ${state === "learning" ? "good" : "bad"}` },
+    STATES[state] ?? state,
+  );
+  return create(
+    "div",
+    { className: "diagnosis" },
+    create("p", {}, badge, " ", advice),
+    createFixes(advice, store),
+  );
 }

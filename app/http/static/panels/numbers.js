@@ -27,7 +27,9 @@ export function percentDigits(share) {
 export function lossText(value) {
   if (isMissing(value)) return MISSING;
   if (value === 0) return "0";
-  return Math.abs(value) >= 1000 ? COUNTS.format(Number(value.toPrecision(6))) : value.toPrecision(4);
+  return Math.abs(value) >= 1000
+    ? COUNTS.format(Number(value.toPrecision(6)))
+    : value.toPrecision(4);
 }
 
 /** A mean NLL in nats, with three digits behind the point, for columns. */

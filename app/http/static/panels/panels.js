@@ -25,7 +25,6 @@ import { mountWarnings } from "./warnings.js";
 // A panel is a section, and a function that draws it anew: `show(shown)`.
 const PANELS = [
   mountHeadline,
-  mountSelection,
   mountWarnings,
   mountClasses,
   mountConfusions,
@@ -33,6 +32,7 @@ const PANELS = [
   mountReliability,
   mountImages,
   mountReadings,
+  mountSelection,
 ];
 
 export function mountPanels({ header, panels }, store) {

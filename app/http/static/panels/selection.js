@@ -1,12 +1,21 @@
 /** The line that says which pixels alone are lit, and lights all again. */
 
-import { create } from "./dom.js";
+import { create } from "../dom.js";
 import { counted } from "./numbers.js";
 
 export function mountSelection(store) {
   const text = create("p", { role: "status" });
-  const clear = create("button", { type: "button", onclick: () => store.set({ isolated: null, cell: null }) }, "Show all");
-  const section = create("section", { class: "selection", "aria-label": "Selection", hidden: true }, text, clear);
+  const clear = create(
+    "button",
+    { type: "button", onclick: () => store.set({ isolated: null, cell: null }) },
+    "Show all",
+  );
+  const section = create(
+    "section",
+    { className: "selection", "aria-label": "Selection", hidden: true },
+    text,
+    clear,
+  );
   let confusion = null;
 
   function describe({ scene, isolated, cell }) {
@@ -17,7 +26,9 @@ export function mountSelection(store) {
       text.textContent = `Only ${name(isolated)} is lit.`;
       return;
     }
-    const pixels = confusion ? ` (${counted(confusion.at(cell.truth, cell.predicted), "pixel")})` : "";
+    const pixels = confusion
+      ? ` (${counted(confusion.at(cell.truth, cell.predicted), "pixel")})`
+      : "";
     text.textContent =
       cell.truth === cell.predicted
         ? `Only ${name(cell.truth)}, predicted rightly, is lit${pixels}.`
