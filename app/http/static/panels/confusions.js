@@ -19,7 +19,7 @@ export function mountConfusions(store) {
     "Confusions",
     note,
     matrix.element,
-    create("h3", {}, "Most frequent"),
+    create("h3", {}, "Most frequent, truth → prediction"),
     list,
   );
   /** @type {?import("./panels.js").Shown} */
@@ -60,7 +60,8 @@ export function mountConfusions(store) {
         { className: "pair" },
         createSwatch(scene, truth),
         scene.classNames[truth],
-        create("span", { className: "muted" }, " predicted as "),
+        create("span", { className: "muted", "aria-hidden": "true" }, "→"),
+        create("span", { className: "visually-hidden" }, " predicted as "),
         createSwatch(scene, predicted),
         scene.classNames[predicted],
       ),
@@ -110,7 +111,8 @@ function createMatrix(store) {
   line.id = "matrix-line";
   const legendEnd = create("span", { className: "number" });
   const bar = create("span", { className: "ramp" });
-  const legend = create("p", { className: "legend muted" }, "0", bar, legendEnd);
+  const diagonal = create("span", { className: "diagonal" });
+  const legend = create("p", { className: "legend muted" }, "0", bar, legendEnd, diagonal, "right");
   const scales = createChoice(
     "Colours",
     { log: "Pixels (log)", share: "Share of row" },
@@ -120,7 +122,7 @@ function createMatrix(store) {
     },
   );
   const all = create("input", { type: "checkbox", onchange: () => draw() });
-  const allLabel = create("label", {}, all, " absent classes too");
+  const allLabel = create("label", {}, all, " with absent classes");
   const controls = create("div", { className: "controls" }, scales.element, allLabel);
   const element = create("div", { className: "matrix" }, controls, board, line, legend, spoken);
   const heatmap = new Heatmap(canvas);

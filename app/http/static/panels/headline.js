@@ -21,14 +21,14 @@ const HEADLINES = [
     value: (evaluation) => evaluation.metrics.mean_iu,
     text: percentText,
     difference: (value) => differenceText(value === null ? null : 100 * value, 1),
-    note: ({ metrics }) => `of ${counted(metrics.num_classes_averaged, "class", "classes")}`,
+    note: ({ metrics }) => `${counted(metrics.num_classes_averaged, "class", "classes")}`,
   },
   {
     title: "Pixel accuracy",
     value: (evaluation) => evaluation.metrics.pixel_accuracy,
     text: percentText,
     difference: (value) => differenceText(value === null ? null : 100 * value, 1),
-    note: ({ valid_pixels }) => `of ${counted(valid_pixels, "pixel")}`,
+    note: ({ valid_pixels }) => `${counted(valid_pixels, "pixel")}`,
   },
   {
     title: "Loss",
@@ -96,9 +96,7 @@ function tile({ title, value, text, difference, note }, evaluation, other, other
   if (other !== null) {
     const otherValue = value(other);
     const change = shown === null || otherValue === null ? null : shown - otherValue;
-    lines.push(
-      create("dd", { className: "note number" }, `${difference(change)} against ${otherName}`),
-    );
+    lines.push(create("dd", { className: "note number" }, `${difference(change)} vs ${otherName}`));
   } else {
     lines.push(create("dd", { className: "note number" }, note(evaluation)));
   }

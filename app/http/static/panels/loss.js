@@ -24,7 +24,8 @@ const STATES = {
   non_finite: "Not finite",
 };
 
-const SCALE = { width: 400, height: 62, left: 10, right: 390, line: 34 };
+// In the units of the viewBox. Each mark has its text in a row of its own, above the line.
+const SCALE = { width: 400, left: 10, right: 390, row: 16, below: 30 };
 
 export function mountLoss(store) {
   const body = create("div");
@@ -52,10 +53,9 @@ export function mountLoss(store) {
     const isMean = mean !== null && Math.abs(mean - evaluation.loss) <= 1e-6 * Math.abs(mean);
     body.replaceChildren(
       createFacts([
-        ["Loss", lossText(evaluation.loss)],
         ...(marks.length > 1
           ? marks.map((mark) => [`Loss of ${mark.name}`, lossText(mark.evaluation.loss)])
-          : []),
+          : [["Loss", lossText(evaluation.loss)]]),
         ...(isMean || mean === null ? [] : [["Mean NLL of a valid pixel", lossText(mean)]]),
         [
           "Divided by",
@@ -80,7 +80,8 @@ function pixelCounts({ valid_pixels, ignored_pixels }) {
 function scale(marks, uniformLoss) {
   const means = marks.filter(({ mean }) => mean !== null);
   const end = 1.15 * Math.max(uniformLoss, ...means.map(({ mean }) => mean)) || 1;
-  const { width, height, left, right, line } = SCALE;
+  const { width, left, right, row, below } = SCALE;
+  const line = row * Math.max(1, means.length) + 12;
   const at = (value) => left + ((right - left) * value) / end;
   const text = means
     .map(({ mean, name }) => `${means.length > 1 ? `of ${name} ` : ""}${lossText(mean)}`)
@@ -96,16 +97,17 @@ function scale(marks, uniformLoss) {
   ];
   return createSvg(
     "svg",
-    { class: "scale", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
+    { class: "scale", viewBox: `0 0 ${width} ${line + below}`, role: "img", "aria-label": label },
     createSvg("path", { class: "line", d: `M${left} ${line}H${right}` }),
     createSvg("path", { class: "below", d: `M${left} ${line}H${at(uniformLoss)}` }),
     ...tick(0, "0", "tick"),
     ...tick(uniformLoss, `ln C = ${lossText(uniformLoss)}`, "tick"),
-    ...means.flatMap(({ mean, name }) => [
+    ...means.flatMap(({ mean, name }, index) => [
+      createSvg("path", { class: "mark", d: `M${at(mean)} ${row * (index + 1)}V${line}` }),
       createSvg("circle", { class: "mark", cx: at(mean), cy: line, r: 6 }),
       createSvg(
         "text",
-        { class: "mark", x: at(mean), y: line - 14, "text-anchor": anchor(mean / end) },
+        { class: "mark", x: at(mean), y: row * (index + 1) - 4, "text-anchor": anchor(mean / end) },
         means.length > 1 ? `${name} ${lossText(mean)}` : lossText(mean),
       ),
     ]),

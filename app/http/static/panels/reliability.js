@@ -40,7 +40,7 @@ export function mountReliability() {
     summary.replaceChildren(
       "Expected calibration error (ECE) ",
       create("strong", { className: "number" }, percentText(ece)),
-      `. ${verdict(filled)}`,
+      `. ${verdict(filled, ece)}`,
     );
     figure.replaceChildren(diagram(bins, ece));
     body.replaceChildren(...filled.map(row));
@@ -50,14 +50,18 @@ export function mountReliability() {
 }
 
 /** Says whether pixels are more often right, or less often, than their confidence is. */
-function verdict(bins) {
+function verdict(bins, ece) {
   const total = bins.reduce((sum, { pixels }) => sum + pixels, 0);
   const gap =
     bins.reduce(
       (sum, { pixels, confidence, accuracy }) => sum + pixels * (confidence - accuracy),
       0,
     ) / total;
-  if (Math.abs(gap) < 0.005) return "On average the confidence agrees with the accuracy.";
+  if (Math.abs(gap) < 0.005) {
+    return ece < 0.02
+      ? "The confidence agrees with the accuracy."
+      : "The confidence is too high in some bins and too low in others.";
+  }
   const points = `${(100 * Math.abs(gap)).toFixed(1)} points`;
   return gap > 0
     ? `The prediction is too confident, by ${points} on average.`
@@ -101,7 +105,7 @@ function diagram(bins, ece) {
     ];
     const title = `Confidence ${bin.lower.toFixed(2)} to ${bin.upper.toFixed(2)}: ${countText(bin.pixels)} pixels, mean confidence ${percentText(bin.confidence)}, accuracy ${percentText(bin.accuracy)}`;
     return [
-      rectangle("accuracy", left, y(bin.accuracy), right, y(0)),
+      rectangle("accuracy", left, y(low), right, y(0)),
       rectangle(
         bin.accuracy < bin.confidence ? "gap over" : "gap under",
         left,
