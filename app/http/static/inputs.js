@@ -21,7 +21,13 @@ import { hashOf, LINKED, parseHash } from "./link.js";
 import { getBlob, RequestError } from "./requests.js";
 
 /** The role of the file that an error about an input of a request is about. */
-const ROLE_OF_INPUT = { labels: "truth", logits: "prediction", prediction: "prediction", image: "photo", second: "second" };
+const ROLE_OF_INPUT = {
+  labels: "truth",
+  logits: "prediction",
+  prediction: "prediction",
+  second: "second",
+  image: "photo",
+};
 const LINK_DELAY_MS = 300;
 
 /**
@@ -40,14 +46,18 @@ class Inputs {
   #status;
   #cards;
   #form;
+  #options;
   #toolbar;
   /** @type {import("./evaluation.js").Answer[]} */
   #answers = [];
+  #answered = { calls: [], options: {} };
   #imageIndex = 0;
   #running = new AbortController();
   /** @type {?string} */
   #invalidRole = null;
   #notes = {};
+  /** @type {?{width: number, height: number, numClasses: number}} */
+  #former = null;
   #linkedNames = [];
 
   constructor(inputs, status, store) {
@@ -55,7 +65,7 @@ class Inputs {
     this.#status = new Status(status);
     const cards = create("ul", { className: "file-cards" });
     const fields = create("div", { className: "option-fields" });
-    const options = create(
+    this.#options = create(
       "details",
       { className: "options" },
       create("summary", {}, "Options"),
@@ -66,7 +76,7 @@ class Inputs {
       create("p", { className: "drop-hint" }, "Drop a photo, a prediction and its truth anywhere on this page."),
       cards,
       bar,
-      options,
+      this.#options,
     );
     this.#cards = new FileCards(cards, {
       choose: (files, role) => this.#add(files, role),
@@ -104,7 +114,10 @@ class Inputs {
     const options = this.#service.optionsOf("/v1/evaluate").filter(({ name }) => name !== "maps");
     this.#form.build(options);
     this.#toolbar.showNetwork(this.#service.network?.name ?? null);
-    this.#store.set({ options: this.#service.valid(this.#store.state.options) });
+    const valid = this.#service.valid(this.#store.state.options);
+    if (Object.keys(valid).length < Object.keys(this.#store.state.options).length) {
+      this.#store.set({ options: valid });
+    }
     this.#form.show(this.#store.state.options);
     this.#render();
   }
@@ -121,7 +134,7 @@ class Inputs {
         group.push(...(await sourcesOf(file)));
       } catch {
         const detail = `${file.name} cannot be read: it is a folder, or was removed or changed.`;
-        this.#fail({ detail, fix: "Drop files, not folders." });
+        this.#report({ detail, fix: "Drop files, not folders." });
         return;
       }
     }
@@ -139,7 +152,7 @@ class Inputs {
       await this.#add([new File([blob], "sample.safetensors")], null);
     } catch (error) {
       if (!(error instanceof RequestError)) throw error;
-      this.#fail(error.problem);
+      this.#report(error.problem);
     }
   }
 
@@ -177,6 +190,10 @@ class Inputs {
     if (running.signal.aborted) return;
     const { options } = store.state;
     const calls = callsFor(this.#files, options);
+    if (this.#areAnswered(calls, options)) {
+      await this.#showImage(this.#imageIndex);
+      return;
+    }
     if (!calls.length) {
       this.#answers = [];
       store.set({ scene: null });
@@ -194,14 +211,37 @@ class Inputs {
       const answers = await compute(calls, options, this.#service, { signal, onProgress });
       if (signal.aborted) return;
       this.#answers = answers;
+      this.#answered = { calls, options };
       await this.#showImage(this.#imageIndex);
     } catch (error) {
       if (error.name === "AbortError") return;
       if (!(error instanceof RequestError)) throw error;
-      this.#fail(await this.#explained(error.problem), error.role);
+      // Pictures of other files or options would be taken for those of the present ones.
+      this.#answers = [];
+      store.set({ scene: null });
+      this.#report(await this.#explained(error.problem), error.role);
     } finally {
       if (this.#running === running) store.set({ progress: null });
     }
+  }
+
+  /** Returns whether the answers are those to these requests: another photo needs no request. */
+  #areAnswered(calls, options) {
+    const isSame = (call, index) => {
+      const former = this.#answered.calls[index];
+      const inputs = Object.entries(call.inputs);
+      return (
+        call.path === former.path &&
+        inputs.length === Object.keys(former.inputs).length &&
+        inputs.every(([name, source]) => former.inputs[name] === source)
+      );
+    };
+    return (
+      this.#answers.length > 0 &&
+      options === this.#answered.options &&
+      calls.length === this.#answered.calls.length &&
+      calls.every(isSame)
+    );
   }
 
   /** Shows an image of the batch that the answers are about. */
@@ -215,7 +255,7 @@ class Inputs {
         photo = await decodePhoto(this.#files.byRole.photo, imageIndex);
       } catch (error) {
         if (!(error instanceof RequestError)) throw error;
-        this.#fail(error.problem);
+        this.#report(error.problem);
       }
     }
     if (answers !== this.#answers || imageIndex !== this.#imageIndex) return;
@@ -227,8 +267,19 @@ class Inputs {
     });
     this.#notes = notesOn(scene);
     const shown = Math.min(this.#store.state.shown, scene.predictions.length - 1);
-    this.#store.set({ scene, shown });
+    this.#store.set({ scene, shown, ...this.#outdated(scene) });
     this.#render();
+  }
+
+  /** Returns the members of the state that are about a scene of another size or other classes. */
+  #outdated({ width, height, numClasses }) {
+    const former = this.#former;
+    this.#former = { width, height, numClasses };
+    const isOf = (name) => former === null || former[name] === this.#former[name];
+    return {
+      ...(isOf("width") && isOf("height") ? {} : { camera: null, hover: null }),
+      ...(isOf("numClasses") ? {} : { isolated: null, highlighted: null, cell: null }),
+    };
   }
 
   /** Returns a problem with the connection as one with a file, if a file cannot be read any more. */
@@ -248,12 +299,13 @@ class Inputs {
   }
 
   /**
+   * Shows an error.
    * @param {import("./types.js").Problem} problem
    * @param {import("./inputs/sources.js").Role} [role]  the prediction whose request has failed
    */
-  #fail(problem, role = "prediction") {
-    const where = /^[a-z_]+/.exec(problem.where ?? "")?.[0];
-    const invalid = Object.hasOwn(ROLE_OF_INPUT, where ?? "") ? ROLE_OF_INPUT[where] : null;
+  #report(problem, role = "prediction") {
+    const input = /^[a-z_]*/.exec(problem.where ?? "")[0];
+    const invalid = Object.hasOwn(ROLE_OF_INPUT, input) ? ROLE_OF_INPUT[input] : null;
     this.#invalidRole = invalid === "prediction" ? role : invalid;
     this.#store.set({ problem });
     this.#render();
@@ -267,7 +319,7 @@ class Inputs {
     }
     const source = this.#files.byRole[this.#invalidRole];
     const subject = source ? `${ROLES[this.#invalidRole]}, ${source.name}:` : "";
-    this.#form.mark(problem.where ?? null, ERROR_ID);
+    if (this.#form.mark(problem.where ?? null, ERROR_ID)) this.#options.open = true;
     const { options } = this.#store.state;
     const sentence = sentenceOf(problem);
     const remedies = fixesIn(problem.fix ?? "", this.#form.names).map(({ option, value }) => ({

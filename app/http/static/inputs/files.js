@@ -14,17 +14,22 @@ export class Files {
   unassigned = [];
 
   /**
-   * Gives each source of a group its role. One whose role has a source already replaces it, but a
-   * second prediction of another name is put beside the first.
+   * Gives each source of a group its role; one that has the role already is replaced. A prediction
+   * that comes alone is put beside the first one, unless it has the same name.
    * @param {Source[]} group
    */
   add(group) {
-    const rest = [];
+    const roles = new Set(group.map(({ role }) => role));
+    if (roles.has("prediction") && (roles.has("truth") || roles.has("photo"))) {
+      this.byRole.prediction = null;
+      this.byRole.second = null;
+    }
     const filled = new Set();
+    const rest = [];
     for (const source of group) {
-      let role = source.role;
       const first = this.byRole.prediction;
-      if (role === "prediction" && first !== null && first.name !== source.name) role = "second";
+      const isSecond = source.role === "prediction" && first !== null && first.name !== source.name;
+      const role = isSecond ? "second" : source.role;
       if (role === null || filled.has(role)) {
         rest.push(source);
         continue;
@@ -32,9 +37,11 @@ export class Files {
       filled.add(role);
       this.byRole[role] = source;
     }
-    // One map of classes whose name tells nothing can only be what is missing.
+    // A map of classes whose name tells nothing can only be what is missing.
     const missing = ["prediction", "truth"].filter((role) => this.byRole[role] === null);
-    if (rest.length === 1 && missing.length === 1) this.byRole[missing[0]] = rest.pop();
+    if (rest.length === 1 && rest[0].role === null && missing.length === 1) {
+      this.byRole[missing[0]] = rest.pop();
+    }
     this.unassigned.push(...rest);
   }
 

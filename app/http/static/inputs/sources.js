@@ -27,9 +27,15 @@ export const ROLES = {
   second: "Second prediction",
 };
 
-const TRUTH_NAME = /(^|[^a-z])(gt|truth|ground|labels?|target|mask|anno|annotations?)([^a-z]|$|ids)/i;
-const PREDICTION_NAME =
-  /(^|[^a-z])(preds?|predictions?|predicted|outputs?|logits|scores|probs?|results?)([^a-z]|$)/i;
+/** Words in the names of files. Those of the last row also occur beside one of the second. */
+const WORDS = {
+  truth: ["gt", "truth", "groundtruth", "ground", "target", "targets"],
+  prediction: [
+    ...["pred", "preds", "prediction", "predictions", "predicted", "output", "outputs"],
+    ...["logits", "scores", "probs", "probabilities", "result", "results"],
+  ],
+  labels: ["label", "labels", "mask", "masks", "anno", "annotation", "annotations"],
+};
 const ROLE_OF_TENSOR = {
   image: "photo",
   labels: "truth",
@@ -60,7 +66,7 @@ export async function sourcesOf(file) {
 
 /** Returns whether a source has scores of classes, and not the classes themselves. */
 export function hasScores({ tensor, isPicture, name }) {
-  if (tensor === null) return !isPicture && !TRUTH_NAME.test(name);
+  if (tensor === null) return !isPicture && roleOfName(name) !== "truth";
   return /^B?F/.test(tensor.dtype);
 }
 
@@ -105,10 +111,15 @@ function otherSource(file) {
 
 /** Returns the role that the name of a file tells; null if it tells none, or two. */
 function roleOfName(name) {
-  const isTruth = TRUTH_NAME.test(name);
-  const isPrediction = PREDICTION_NAME.test(name);
-  if (isTruth === isPrediction) return null;
-  return isTruth ? "truth" : "prediction";
+  const words = name
+    .replace(/([a-z])([A-Z])/g, "$1 $2")
+    .toLowerCase()
+    .split(/[^a-z]+/);
+  const [isTruth, isPrediction, isLabels] = Object.values(WORDS).map((row) =>
+    row.some((word) => words.includes(word)),
+  );
+  if (isPrediction) return isTruth ? null : "prediction";
+  return isTruth || isLabels ? "truth" : null;
 }
 
 function dtypeName(dtype) {
