@@ -45,7 +45,8 @@ def oklch_to_srgb(lightness: Numbers, max_chroma: float, hue_degrees: Numbers) -
         low, high = np.where(is_inside, middle, low), np.where(is_inside, high, middle)
     linear = _linear_rgb(lightness, low, hue).clip(0, 1)
     encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.rint(255 * encoded).astype(np.uint8)
+    colours: Colours = np.rint(255 * encoded).astype(np.uint8)
+    return colours
 
 
 def _linear_rgb(lightness: Numbers, chroma: Numbers, hue: Numbers) -> Numbers:

@@ -62,9 +62,9 @@ CITYSCAPES = """
 119 11 32 bicycle
 """
 
-# The classes that Cityscapes annotates but does not evaluate, in the colours of *_color.png. Missing
-# are those in black; the polegroup, which has the colour of poles; and the licence plate, which has
-# that of cars and does not occur in the files.
+# The classes that Cityscapes annotates but does not evaluate, in the colours of *_color.png. Those
+# in black are missing; so are the polegroup, which has the colour of poles, and the licence plate,
+# which has that of cars and does not occur in the files.
 CITYSCAPES_VOID = """
 111 74 0 dynamic
 81 0 81 ground

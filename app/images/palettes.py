@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import IllPosed, did_you_mean, safe_repr
-from . import palette_tables as tables
+from . import palette_tables
 from .oklch import oklch_to_srgb
 
 NUM_COLOURS = 256
@@ -247,7 +247,9 @@ def choose_palette(
     label_space: str = "raw",
     largest_value: int | None = None,
 ) -> ChosenPalette:
-    """Returns the palette of a picture or an answer, by the first of these rules that holds:
+    """Returns the palette of a picture or an answer.
+
+    The first of these rules that holds decides:
 
     1. `option`: the palette that the request names or sends.
     2. `network`: the palette whose class names are those of the network that is served.
@@ -403,19 +405,27 @@ def _of_table(
 PALETTES: Mapping[str, Palette] = {
     row.name: row
     for row in (
-        Palette("voc", voc_colours(), _rows(tables.VOC)[1], ignore_index=255, background_index=0),
-        _of_table("cityscapes", tables.CITYSCAPES, void_colours=_rows(tables.CITYSCAPES_VOID)[0]),
-        _of_table("ade20k", tables.ADE20K),
+        Palette(
+            "voc", voc_colours(), _rows(palette_tables.VOC)[1], ignore_index=255, background_index=0
+        ),
+        _of_table(
+            "cityscapes",
+            palette_tables.CITYSCAPES,
+            void_colours=_rows(palette_tables.CITYSCAPES_VOID)[0],
+        ),
+        _of_table("ade20k", palette_tables.ADE20K),
         # Black is a class of COCO-Stuff.
-        _of_table("cocostuff", tables.COCOSTUFF, _VOC_VOID, has_void=False),
-        _of_table("camvid", tables.CAMVID, ignore_index=11),
-        _of_table("pascal_context", tables.PASCAL_CONTEXT, background_index=0, has_void=False),
+        _of_table("cocostuff", palette_tables.COCOSTUFF, _VOC_VOID, has_void=False),
+        _of_table("camvid", palette_tables.CAMVID, ignore_index=11),
+        _of_table(
+            "pascal_context", palette_tables.PASCAL_CONTEXT, background_index=0, has_void=False
+        ),
         _of_table(
             "pascal_context_59",
-            tables.PASCAL_CONTEXT.strip().partition("\n")[2],
+            palette_tables.PASCAL_CONTEXT.strip().partition("\n")[2],
             has_void=False,
         ),
-        _of_table("okabe_ito", tables.OKABE_ITO, _VOC_VOID, has_void=False),
+        _of_table("okabe_ito", palette_tables.OKABE_ITO, _VOC_VOID, has_void=False),
         Palette(
             "generated",
             np.concatenate([generated_colours(NUM_COLOURS - 1), np.zeros((1, 3), dtype=np.uint8)]),
