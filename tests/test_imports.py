@@ -367,7 +367,7 @@ OTHERS = {
     "models": {"torch", "numpy", "google", "safetensors"},
     "app": {"torch", "numpy", "models", *entry_point.EXTRA},
 }
-MAX_APP_LEVEL = 7
+MAX_APP_LEVEL = 8
 
 
 @functools.cache

@@ -9,9 +9,11 @@
 
 const MAGIC = [0x93, 0x4e, 0x55, 0x4d, 0x50, 0x59];
 const MAX_HEADER_BYTES = 64 * 1024;
-const HEADER = /^\{(?: *'(?:descr'|fortran_order'|shape')[^']*(?:'[^']*')?,? *){3}\} *\n$/;
-const DESCR = /'descr': '([<|])([fiu])([1248])'/;
-const SHAPE = /'shape': \(([0-9]+(?:, ?[0-9]+)*),?\)/;
+// The header that NumPy writes. Any other valid one is read by the service.
+const HEADER = new RegExp(
+  /^\{'descr': '([<|])([fiu])([1248])', 'fortran_order': False, /.source +
+    /'shape': \(([0-9]+(?:, [0-9]+)*),?\), \} *\n$/.source,
+);
 const KINDS = { f: "F", i: "I", u: "U" };
 
 /**
@@ -28,15 +30,11 @@ export async function readTensor(file) {
   const length = isFirstVersion ? view.getUint16(8, true) : view.getUint32(8, true);
   if (length > MAX_HEADER_BYTES) return null;
   const begin = (isFirstVersion ? 10 : 12) + length;
-  const header = await file.slice(begin - length, begin).text();
-  const descr = DESCR.exec(header);
-  const shape = SHAPE.exec(header);
-  if (!HEADER.test(header) || !header.includes("'fortran_order': False") || !descr || !shape) {
-    return null;
-  }
-  const [, order, kind, itemBytes] = descr;
+  const header = HEADER.exec(await file.slice(begin - length, begin).text());
+  if (header === null) return null;
+  const [, order, kind, itemBytes, shape] = header;
   if ((order === "|") !== (itemBytes === "1") || (kind === "f" && itemBytes === "1")) return null;
-  const sizes = shape[1].split(",").map(Number);
+  const sizes = shape.split(",").map(Number);
   const numBytes = sizes.reduce((product, size) => product * size, Number(itemBytes));
   if (numBytes !== file.size - begin) return null;
   return { dtype: `${KINDS[kind]}${8 * Number(itemBytes)}`, shape: sizes, blob: file.slice(begin) };
