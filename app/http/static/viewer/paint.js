@@ -217,18 +217,23 @@ export function paintError(raster, levels, out, source) {
  */
 export function findOutline(raster, ranks, rank) {
   const { index, width } = raster;
+  const isWithin = new Uint8Array(index.length);
+  for (let i = 0; i < index.length; i++) {
+    if (index[i] >= 0 && ranks[index[i]] === rank) isWithin[i] = 1;
+  }
   const inside = [];
   const outside = [];
-  const within = (i) => index[i] >= 0 && ranks[index[i]] === rank;
-  const visit = (i, j) => {
-    if (within(i) === within(j)) return;
-    const [inner, outer] = within(i) ? [i, j] : [j, i];
-    inside.push(inner);
-    outside.push(outer);
-  };
-  for (let i = 0; i < index.length; i++) {
-    if ((i + 1) % width !== 0) visit(i, i + 1);
-    if (i + width < index.length) visit(i, i + width);
+  for (let i = 0, x = 0; i < index.length; i++, x++) {
+    if (x === width) x = 0;
+    const here = isWithin[i];
+    if (x + 1 < width && here !== isWithin[i + 1]) {
+      inside.push(here ? i : i + 1);
+      outside.push(here ? i + 1 : i);
+    }
+    if (i + width < index.length && here !== isWithin[i + width]) {
+      inside.push(here ? i : i + width);
+      outside.push(here ? i + width : i);
+    }
   }
   return { inside: Int32Array.from(inside), outside: Int32Array.from(outside) };
 }
