@@ -1,0 +1,245 @@
+/**
+ * Painting: loops over the device pixels of a pane, which look up a colour for each.
+ *
+ * Each function takes a raster, the levels of its pixels, and the pixels to be written. Pixels outside
+ * the image become transparent.
+ *
+ * @typedef {import("./raster.js").Raster} Raster
+ */
+
+import {
+  BLUISH_GREEN,
+  CHECKER_DARK,
+  CHECKER_LIGHT,
+  CHECKER_PX,
+  CORRECT,
+  DIMMED,
+  LIT,
+  SKY_BLUE,
+  VERMILION,
+  YELLOW,
+  dim,
+  mix,
+} from "./colours.js";
+
+/** Colours of the error pane. */
+export const ERROR = {
+  correct: CORRECT,
+  wrong: VERMILION,
+  boundary: YELLOW,
+  hit: BLUISH_GREEN,
+  missed: VERMILION,
+  falseAlarm: SKY_BLUE,
+};
+
+/** @returns {Uint32Array} a pixel at each level */
+function atLevels(pixel) {
+  return Uint32Array.from([LIT, 1, DIMMED], (level) => dim(pixel, level));
+}
+
+const DARK = atLevels(CHECKER_DARK);
+const LIGHT = atLevels(CHECKER_LIGHT);
+
+/** The checkerboard at a device pixel, which stays where it is when the image moves. */
+function checkerAt(i, width, cell) {
+  const x = i % width;
+  const y = (i - x) / width;
+  return ((x / cell) ^ (y / cell)) & 1;
+}
+
+function checkerCell(raster) {
+  return Math.max(1, Math.round(CHECKER_PX * raster.ratio));
+}
+
+/** @param {Uint32Array} photo  a pixel for each of the raster */
+export function paintPhoto(raster, levels, out, photo) {
+  const { index } = raster;
+  for (let i = 0; i < index.length; i++) {
+    const level = levels[i];
+    out[i] = index[i] < 0 ? 0 : level === LIT ? photo[i] : dim(photo[i], level);
+  }
+}
+
+/**
+ * Paints classes, over the photo if there is one.
+ * @param {object} source
+ * @param {Int32Array} source.classes  -1 where ignored
+ * @param {Uint32Array} source.colours
+ * @param {Uint8Array} source.classLevels
+ * @param {?Uint32Array} source.photo
+ * @param {number} source.opacity  of the classes over the photo
+ */
+export function paintClasses(raster, levels, out, source) {
+  const { classes, colours, classLevels, photo } = source;
+  const { index, width } = raster;
+  const weight = photo === null ? 256 : Math.round(256 * source.opacity);
+  const cell = checkerCell(raster);
+  const ignoredLevel = classLevels.includes(LIT) ? Math.max(...classLevels) : LIT;
+  for (let i = 0; i < index.length; i++) {
+    const offset = index[i];
+    if (offset < 0) {
+      out[i] = 0;
+      continue;
+    }
+    const k = classes[offset];
+    let level = levels[i];
+    let pixel;
+    if (k < 0) {
+      if (ignoredLevel > level) level = ignoredLevel;
+      pixel = checkerAt(i, width, cell) ? CHECKER_DARK : CHECKER_LIGHT;
+    } else {
+      if (classLevels[k] > level) level = classLevels[k];
+      pixel = colours[k];
+    }
+    if (weight < 256) pixel = mix(photo[i], pixel, weight);
+    out[i] = level === LIT ? pixel : dim(pixel, level);
+  }
+}
+
+/**
+ * Paints values in the colours of a table.
+ * @param {object} source
+ * @param {Float32Array} source.values
+ * @param {number} source.top  the value of the last colour; the first one is that of 0
+ * @param {Uint32Array} source.table  256 colours at each level
+ * @param {?Int32Array} source.truth  to find ignored pixels
+ */
+export function paintValues(raster, levels, out, source) {
+  const { values, top, table, truth } = source;
+  const { index, width } = raster;
+  const factor = 255 / top;
+  const cell = checkerCell(raster);
+  for (let i = 0; i < index.length; i++) {
+    const offset = index[i];
+    if (offset < 0) {
+      out[i] = 0;
+    } else if (truth !== null && truth[offset] < 0) {
+      out[i] = (checkerAt(i, width, cell) ? DARK : LIGHT)[levels[i]];
+    } else {
+      const value = values[offset];
+      const colour = value >= top ? 255 : value > 0 ? (value * factor + 0.5) | 0 : 0;
+      out[i] = table[(levels[i] << 8) | colour];
+    }
+  }
+}
+
+/**
+ * Paints where two predictions differ: the first colours of the table where the first one is better.
+ * @param {object} source
+ * @param {[Float32Array, Float32Array]} source.nll
+ * @param {number} source.top  the difference of the last colour
+ */
+export function paintDifference(raster, levels, out, source) {
+  const [first, second] = source.nll;
+  const { top, table, truth } = source;
+  const { index, width } = raster;
+  const factor = 127.5 / top;
+  const cell = checkerCell(raster);
+  for (let i = 0; i < index.length; i++) {
+    const offset = index[i];
+    if (offset < 0) {
+      out[i] = 0;
+    } else if (truth[offset] < 0) {
+      out[i] = (checkerAt(i, width, cell) ? DARK : LIGHT)[levels[i]];
+    } else {
+      // Two infinite NLLs have no difference.
+      const difference = first[offset] - second[offset] || 0;
+      const colour = Math.min(Math.max(127.5 + difference * factor, 0), 255);
+      out[i] = table[(levels[i] << 8) | (colour + 0.5)];
+    }
+  }
+}
+
+/** Paints which of two predictions is right, in the first and the last colour of the table. */
+export function paintBetter(raster, levels, out, source) {
+  const { truth, classes, table } = source;
+  const [first, second] = classes;
+  const { index, width } = raster;
+  const cell = checkerCell(raster);
+  const colours = [0, 128, 255];
+  for (let i = 0; i < index.length; i++) {
+    const offset = index[i];
+    if (offset < 0) {
+      out[i] = 0;
+    } else if (truth[offset] < 0) {
+      out[i] = (checkerAt(i, width, cell) ? DARK : LIGHT)[levels[i]];
+    } else {
+      const label = truth[offset];
+      const better = (second[offset] === label) - (first[offset] === label);
+      out[i] = table[(levels[i] << 8) | colours[better + 1]];
+    }
+  }
+}
+
+/**
+ * Paints right and wrong pixels.
+ * @param {object} source
+ * @param {Int32Array} source.truth
+ * @param {Int32Array} source.classes
+ * @param {?number} source.isolated  a class whose hits, misses and false alarms are told apart
+ * @param {?Uint8Array} source.boundary  with it, errors near a boundary are told from confusion, which
+ *   has the colour of the predicted class
+ * @param {Uint32Array} source.colours  of the classes
+ */
+export function paintError(raster, levels, out, source) {
+  const { truth, classes, isolated, boundary, colours } = source;
+  const { index, width } = raster;
+  const cell = checkerCell(raster);
+  const chosen = isolated ?? -1;
+  for (let i = 0; i < index.length; i++) {
+    const offset = index[i];
+    if (offset < 0) {
+      out[i] = 0;
+      continue;
+    }
+    const label = truth[offset];
+    const k = classes[offset];
+    let pixel = ERROR.correct;
+    if (label < 0) {
+      pixel = checkerAt(i, width, cell) ? CHECKER_DARK : CHECKER_LIGHT;
+    } else if (chosen >= 0) {
+      if (label === chosen) pixel = k === chosen ? ERROR.hit : ERROR.missed;
+      else if (k === chosen) pixel = ERROR.falseAlarm;
+    } else if (label !== k) {
+      if (boundary === null) pixel = ERROR.wrong;
+      else pixel = boundary[offset] ? ERROR.boundary : colours[k];
+    }
+    const level = levels[i];
+    out[i] = level === LIT ? pixel : dim(pixel, level);
+  }
+}
+
+/**
+ * Finds the outline of a region on a raster: pixels of the region beside pixels that are not, and the
+ * other way round.
+ * @param {Uint8Array} ranks  the rank of the region of each pixel of the image
+ * @returns {{inside: Int32Array, outside: Int32Array}} indices of device pixels
+ */
+export function findOutline(raster, ranks, rank) {
+  const { index, width } = raster;
+  const isWithin = new Uint8Array(index.length);
+  for (let i = 0; i < index.length; i++) {
+    if (index[i] >= 0 && ranks[index[i]] === rank) isWithin[i] = 1;
+  }
+  const inside = [];
+  const outside = [];
+  for (let i = 0, x = 0; i < index.length; i++, x++) {
+    if (x === width) x = 0;
+    const here = isWithin[i];
+    if (x + 1 < width && here !== isWithin[i + 1]) {
+      inside.push(here ? i : i + 1);
+      outside.push(here ? i + 1 : i);
+    }
+    if (i + width < index.length && here !== isWithin[i + width]) {
+      inside.push(here ? i : i + width);
+      outside.push(here ? i + width : i);
+    }
+  }
+  return { inside: Int32Array.from(inside), outside: Int32Array.from(outside) };
+}
+
+/** Paints an outline that shows on every colour: white around black. */
+export function paintOutline(out, { inside, outside }) {
+  for (const i of outside) out[i] = 0xffffffff;
+  for (const i of inside) out[i] = 0xff000000;
+}
