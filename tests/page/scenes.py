@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from conftest import wait_until
 from examples import safetensors_file  # conftest.py has put tests/app on the path
 from PIL import Image
 
@@ -23,12 +24,13 @@ MAPS = "prediction,nll,confidence,entropy,top_classes,top_probabilities"
 SHOW = """
 (scene) => {
   for (const prediction of scene.predictions) {
-    prediction.classes = Uint8Array.from(prediction.classes);
+    prediction.classes = Int32Array.from(prediction.classes);
     for (const name of ["nll", "confidence", "entropy"]) {
       prediction[name] &&= Float32Array.from(prediction[name]);
     }
-    prediction.topClasses &&= prediction.topClasses.map((map) => Uint8Array.from(map));
-    prediction.topProbabilities &&= prediction.topProbabilities.map((map) => Float32Array.from(map));
+    prediction.topClasses &&= prediction.topClasses.map((map) => Int32Array.from(map));
+    const probabilities = prediction.topProbabilities;
+    prediction.topProbabilities &&= probabilities.map((map) => Float32Array.from(map));
   }
   scene.colours = Uint8Array.from(scene.colours);
   scene.truth &&= Int32Array.from(scene.truth);
@@ -57,7 +59,11 @@ def other_logits(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def prediction_of(
-    url: str, name: str, logits: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8], **options: str
+    url: str,
+    name: str,
+    logits: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.uint8],
+    **options: str,
 ) -> dict[str, object]:
     """A `Prediction` of types.js, of the first image, from the answer of the service."""
     body = safetensors_file(labels=torch.from_numpy(labels), logits=torch.from_numpy(logits))
@@ -104,5 +110,5 @@ def scene_of(labels: npt.NDArray[np.uint8], *predictions: dict[str, object], num
 
 
 def show(page, scene: dict[str, object]) -> None:
-    page.wait_for_function("window.segLoss !== undefined")
+    wait_until(page, "window.segLoss !== undefined")
     page.evaluate(SHOW, scene)
