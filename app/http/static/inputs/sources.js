@@ -4,7 +4,7 @@
  * Nothing is decoded here: the service says what the values in a file mean, and what is wrong with
  * it. A file whose header is not as expected is sent as it is.
  *
- * @typedef {"photo" | "truth" | "prediction" | "second"} Role
+ * @typedef {"photo" | "prediction" | "truth" | "second" | "palette"} Role
  *
  * @typedef {object} Source  the bytes of one input
  * @property {string} name  the name of its file
@@ -25,6 +25,7 @@ export const ROLES = {
   prediction: "Prediction",
   truth: "Truth",
   second: "Second prediction",
+  palette: "Palette",
 };
 
 /** Words in the names of files. Those of the last row also occur beside one of the second. */
@@ -43,6 +44,7 @@ const ROLE_OF_TENSOR = {
   prediction: "prediction",
 };
 const PHOTO = /\.(jpe?g|webp|avif|gif)$/i;
+const PALETTE = /\.(gpl|json|txt)$/i;
 const PICTURE = /\.(png|tiff?|bmp)$/i;
 
 /**
@@ -99,13 +101,14 @@ function tensorSource(name, { dtype, shape, blob }, tensorName) {
 function otherSource(file) {
   const isPhoto = PHOTO.test(file.name);
   const isPicture = isPhoto || PICTURE.test(file.name);
+  const guess = isPhoto ? "photo" : PALETTE.test(file.name) ? "palette" : roleOfName(file.name);
   return {
     name: file.name,
     blob: file,
     tensor: null,
     isPicture,
     description: `${file.name.split(".").at(-1).toUpperCase()}, ${byteText(file.size)}`,
-    role: isPhoto ? "photo" : (roleOfName(file.name) ?? (isPicture ? null : "prediction")),
+    role: guess ?? (isPicture ? null : "prediction"),
   };
 }
 
