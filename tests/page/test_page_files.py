@@ -1,6 +1,7 @@
 """Files, options and requests of the page: what is dropped, what is sent, and what is refused."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ import seg_loss
 pytestmark = pytest.mark.page
 
 SIZE = (24, 36)
+SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 NUM_CLASSES = 5
 
 
@@ -202,7 +204,7 @@ def test_an_invalid_label_names_its_fix_which_a_button_applies(page):
     labels[labels == 255] = 0
     drop_and_wait(page, files_of(logits, labels + 1))
     assert state(page, "scene") is None
-    assert page.locator("#problem").text_content().startswith("Truth, gt.npy: labels: expected 0")
+    assert page.locator("#problem").text_content().startswith("Truth, gt.npy: expected 0")
     assert page.get_by_label("gt.npy is the").get_attribute("aria-invalid") == "true"
     page.get_by_role("button", name="Use label_space=ade_zero").click()
     wait_until_settled(page)
@@ -214,7 +216,7 @@ def test_a_truth_of_another_size_is_refused_in_words(page):
     logits, labels = make_arrays()
     drop_and_wait(page, files_of(logits, labels[:, :20]))
     message = page.locator("#problem").text_content()
-    assert message.startswith("Truth, gt.npy: labels: expected shape (1, 24, 36)")
+    assert message.startswith("Truth, gt.npy: expected shape (1, 24, 36)")
 
 
 def test_scores_of_lower_resolution_get_an_upsampling(page):
@@ -232,7 +234,7 @@ def test_a_damaged_file_is_refused_in_words(page):
     page.allowed = [400]
     drop_and_wait(page, damaged)
     message = page.locator("#problem").text_content()
-    assert message.startswith("Prediction, net.npy: logits: expected")
+    assert message.startswith("Prediction, net.npy: expected")
     assert "bytes" in message
 
 
@@ -342,3 +344,61 @@ def test_the_json_can_be_downloaded(page):
         page.get_by_role("button", name="Download JSON").click()
     assert download.value.suggested_filename == "net.json"
     assert json.loads(download.value.path().read_text()) == answer(page)
+
+
+def test_the_fcn_demo_gives_its_published_metrics(page):
+    folder = SHARED_DATA / "fcn-demo"
+    if not folder.exists():
+        pytest.skip("needs the FCN demo in ../shared/data")
+    names = ("image.jpg", "label.png", "output.png")
+    drop_and_wait(page, {name: (folder / name).read_bytes() for name in names})
+    page.get_by_role("button", name="Use palette=voc").click()
+    wait_until_settled(page)
+    result = answer(page)
+    assert (result["valid_pixels"], result["ignored_pixels"]) == (149715, 17285)
+    metrics = result["metrics"]
+    assert metrics["pixel_accuracy"] == 0.8425141101426042
+    assert metrics["mean_accuracy"] == 0.8454627806113827
+    assert metrics["mean_iu"] == 0.7196156777147081
+    assert metrics["frequency_weighted_iu"] == 0.7273739799737002
+    assert [metrics["iu"][index] for index in (0, 2, 15)] == [
+        0.7772942512797062,
+        0.6620824689401179,
+        0.7194703129243007,
+    ]
+    scene = page.evaluate(
+        """() => {
+          const { truth, predictions: [{ classes }], classNames, photo } = segLoss.store.state.scene;
+          const valid = classes.filter((_, pixel) => truth[pixel] >= 0);
+          const count = (array, value) => array.filter((entry) => entry === value).length;
+          return { truth: [-1, 0, 2, 15].map((value) => count(truth, value)),
+            predicted: [0, 2, 15].map((value) => count(valid, value)),
+            names: classNames.length, photo: [photo.width, photo.height] };
+        }"""
+    )
+    assert scene["truth"] == [17285, 54389, 34183, 61143]
+    assert scene["predicted"] == [66092, 37122, 46501]
+    assert scene["names"] == 21
+    assert scene["photo"] == [334, 500]
+
+
+def test_the_ade_sample_gives_its_published_metrics(page):
+    folder = SHARED_DATA / "ade-sample"
+    if not folder.exists():
+        pytest.skip("needs the ADE20K sample in ../shared/data")
+    ignored = valid = 0
+    options = {"label_space": "ade_zero", "prediction_space": "ade_zero", "palette": "ade20k"}
+    page.evaluate("(options) => segLoss.store.set({ options })", {**options, "absent": "zero"})
+    classes = set()
+    for index in (1, 2, 3):
+        name = f"ADE_val_0000000{index}.png"
+        files = {"pred.png": "predictions", "gt.png": "annotations"}
+        drop_and_wait(page, {key: (folder / files[key] / name).read_bytes() for key in files})
+        result = answer(page)
+        ignored += result["ignored_pixels"]
+        valid += result["valid_pixels"]
+        present = [label for label, row in enumerate(result["confusion"]) if any(row)]
+        classes.update(present)
+        assert result["metrics"]["mean_iu"] == len(present) / 150
+        assert result["metrics"]["pixel_accuracy"] == 1
+    assert (ignored, valid, len(classes)) == (3613 + 17280 + 2031, 628772, 15)

@@ -27,6 +27,7 @@ const ROLE_OF_INPUT = {
   prediction: "prediction",
   second: "second",
   image: "photo",
+  palette: "palette",
 };
 const LINK_DELAY_MS = 300;
 
@@ -112,7 +113,7 @@ class Inputs {
       return;
     }
     const options = this.#service.optionsOf("/v1/evaluate").filter(({ name }) => name !== "maps");
-    this.#form.build(options);
+    this.#form.build(options, { palette: this.#cards.chooser("palette", "Own palette") });
     this.#toolbar.showNetwork(this.#service.network?.name ?? null);
     const valid = this.#service.valid(this.#store.state.options);
     if (Object.keys(valid).length < Object.keys(this.#store.state.options).length) {
@@ -139,6 +140,10 @@ class Inputs {
       }
     }
     if (role !== null && group.length === 1) group[0].role = role;
+    const { palette, ...options } = this.#store.state.options;
+    if (palette !== undefined && group.some((source) => source.role === "palette")) {
+      this.#store.set({ options }); // a request has one palette
+    }
     this.#change(() => {
       if (role === "second" && group.length === 1) this.#files.byRole.second = group[0];
       else this.#files.add(group);
@@ -321,7 +326,7 @@ class Inputs {
     const subject = source ? `${ROLES[this.#invalidRole]}, ${source.name}:` : "";
     if (this.#form.mark(problem.where ?? null, ERROR_ID)) this.#options.open = true;
     const { options } = this.#store.state;
-    const sentence = sentenceOf(problem);
+    const sentence = sentenceOf(problem, subject);
     const remedies = fixesIn(problem.fix ?? "", this.#form.names).map(({ option, value }) => ({
       text: `Use ${option}=${value}`,
       apply: () => this.#store.set({ options: { ...options, [option]: value } }),
@@ -380,7 +385,9 @@ function notesOn({ photo, width, height, numImages, imageIndex }) {
   return { photo: `The photo has ${sizes} pixels: it is shown scaled.` };
 }
 
-/** Returns the detail with the fix, which most details end with. */
-function sentenceOf({ detail, fix }) {
-  return fix && !detail.includes(fix) ? `${detail} ${fix}` : detail;
+/** Returns the detail with the fix, which most details end with, and without `where` if told. */
+function sentenceOf({ detail, fix, where }, subject) {
+  const isTold = subject !== "" && detail.startsWith(`${where}: `);
+  const sentence = isTold ? detail.slice(where.length + 2) : detail;
+  return fix && !sentence.includes(fix) ? `${sentence} ${fix}` : sentence;
 }

@@ -27,6 +27,7 @@ const SCORE_MAPS = [
   "top_classes",
   "top_probabilities",
 ];
+const LABEL_MAPS = ["labels", "nll"];
 const CLASS_MAPS = ["labels", "prediction"];
 
 /**
@@ -56,7 +57,9 @@ export function callsFor({ byRole }, options) {
 export async function compute(calls, options, service, { signal, onProgress }) {
   const answers = [];
   for (const { role, path, maps, inputs } of calls) {
-    const query = { ...queryOf(path, options, service), maps: service.mapsOf(path, maps).join(",") };
+    // Without labels, /v1/predict has neither labels nor their NLL.
+    const available = maps.filter((map) => inputs.labels || !LABEL_MAPS.includes(map));
+    const query = { ...queryOf(path, options, service), maps: available.join(",") };
     const ordinal = calls.length > 1 ? ` (${answers.length + 1} of ${calls.length})` : "";
     const report = (phase, fraction) => onProgress(phase + ordinal, fraction);
     try {
@@ -72,21 +75,24 @@ export async function compute(calls, options, service, { signal, onProgress }) {
 }
 
 /** @returns {?Call} */
-function callFor(role, prediction, { truth, photo }, options) {
-  const labels = truth === null ? {} : { labels: truth };
+function callFor(role, prediction, { truth, photo, palette }, options) {
+  const others = {
+    ...(palette === null ? {} : { palette }),
+    ...(truth === null ? {} : { labels: truth }),
+  };
   if (prediction.isNetwork) {
     if (photo === null) return null;
-    return { role, path: "/v1/predict", maps: SCORE_MAPS, inputs: { ...labels, image: photo } };
+    return { role, path: "/v1/predict", maps: SCORE_MAPS, inputs: { ...others, image: photo } };
   }
   if (truth !== null) {
-    const inputs = { labels: truth, [hasScores(prediction) ? "logits" : "prediction"]: prediction };
-    const maps = hasScores(prediction) ? SCORE_MAPS : CLASS_MAPS;
-    return { role, path: "/v1/evaluate", maps, inputs };
+    const isScores = hasScores(prediction);
+    const inputs = { ...others, [isScores ? "logits" : "prediction"]: prediction };
+    return { role, path: "/v1/evaluate", maps: isScores ? SCORE_MAPS : CLASS_MAPS, inputs };
   }
   if (!hasScores(prediction)) return null;
   // Scores of lower resolution become as large as the photo.
   const isUpsampled = (options.upsampling ?? "none") !== "none" && photo !== null;
-  const inputs = { logits: prediction, ...(isUpsampled ? { image: photo } : {}) };
+  const inputs = { ...others, logits: prediction, ...(isUpsampled ? { image: photo } : {}) };
   return { role, path: "/v1/predict", maps: SCORE_MAPS, inputs };
 }
 

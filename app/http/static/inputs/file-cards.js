@@ -15,12 +15,16 @@ const ACCEPTED = {
   prediction: LABEL_FILES,
   truth: LABEL_FILES,
   second: LABEL_FILES,
+  palette: ".json,.txt,.gpl",
 };
+/** The role whose card is only there if it has a file; the options have its file input. */
+const OPTIONAL = "palette";
 const HINTS = {
   photo: "JPEG or PNG",
   prediction: "logits .npy, .npz, .safetensors, or classes as PNG",
   truth: "classes as PNG, .npy, .safetensors",
   second: "to compare with the first; optional",
+  palette: "colours and names of classes: JSON, text, or GIMP palette",
 };
 
 export class FileCards {
@@ -49,7 +53,8 @@ export class FileCards {
    */
   show(files, { invalid, errorId, notes }) {
     const focused = document.activeElement?.dataset?.control;
-    const cards = Object.keys(ROLES).map((role) => {
+    const roles = Object.keys(ROLES).filter((role) => role !== OPTIONAL || files.byRole[role]);
+    const cards = roles.map((role) => {
       const source = files.byRole[role];
       const card = source === null ? this.#emptyCard(role) : this.#card(source, role, notes[role]);
       if (role === invalid) {
@@ -71,12 +76,17 @@ export class FileCards {
       "li",
       { className: "file-card empty", "data-role": role },
       create("h3", {}, ROLES[role]),
-      this.#chooser(role, "Choose a file"),
+      this.chooser(role, "Choose a file"),
       create("p", { className: "hint" }, HINTS[role]),
     );
   }
 
-  #chooser(role, text) {
+  /**
+   * Returns a file input for a role, as a label that looks like a button.
+   * @param {Role} role
+   * @param {string} text
+   */
+  chooser(role, text) {
     const input = create("input", {
       type: "file",
       accept: ACCEPTED[role],
@@ -101,7 +111,7 @@ export class FileCards {
         "div",
         { className: "file-controls" },
         ...(source.isNetwork ? [] : [this.#roleSelect(source, role, role)]),
-        this.#chooser(role, "Replace"),
+        this.chooser(role, "Replace"),
       ),
     );
   }

@@ -9,7 +9,7 @@ import { ROLES } from "./sources.js";
 
 export class Files {
   /** @type {Object<Role, ?Source>} */
-  byRole = { photo: null, prediction: null, truth: null, second: null };
+  byRole = { photo: null, prediction: null, truth: null, second: null, palette: null };
   /** @type {Source[]} */
   unassigned = [];
 

@@ -22,10 +22,17 @@ export class OptionsForm {
     this.#onChange = onChange;
   }
 
-  /** @param {Option[]} options */
-  build(options) {
+  /**
+   * @param {Option[]} options
+   * @param {Object<string, HTMLElement>} additions  a further control for an option, by its name
+   */
+  build(options, additions) {
     this.#fields.clear();
-    this.#element.replaceChildren(...options.map((option) => this.#field(option)));
+    const fields = options.map((option) => this.#field(option));
+    for (const [index, { name }] of options.entries()) {
+      if (Object.hasOwn(additions, name)) fields[index].append(additions[name]);
+    }
+    this.#element.replaceChildren(...fields);
   }
 
   /** The names of the options that have a field. */

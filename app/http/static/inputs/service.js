@@ -59,15 +59,4 @@ export class Service {
     const option = this.optionsOf("/v1/evaluate").find((entry) => entry.name === name);
     return String(option?.schema.default ?? "");
   }
-
-  /**
-   * Returns the maps among these that a path can answer with.
-   * @param {string} path
-   * @param {string[]} maps
-   */
-  mapsOf(path, maps) {
-    const { schema } = this.optionsOf(path).find(({ name }) => name === "maps") ?? {};
-    const offered = schema?.items?.enum;
-    return offered === undefined ? maps : maps.filter((name) => offered.includes(name));
-  }
 }
