@@ -23,11 +23,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from seg_loss.constants import LABEL_DTYPES
 from seg_loss.upsampling import Upsampling
 
 from . import label_spaces
 from .errors import (
     IllPosed,
+    RequestError,
     TooLarge,
     UnsupportedMedia,
     did_you_mean,
@@ -36,7 +38,7 @@ from .errors import (
 )
 from .formats import json, multipart, npy, npz, png, rasters, safetensors
 from .images.palettes import PALETTES
-from .options import LAYOUTS, LossOptions, PredictOptions, VisualizeOptions
+from .options import LAYOUTS, EvaluateOptions, LossOptions, PredictionOptions, PredictOptions
 from .settings import Settings
 
 Source = Tensor | memoryview
@@ -83,6 +85,7 @@ class Inputs:
         pixel_weight: [N,*spatial].
         prediction: class indices [N,*spatial].
         image: the photo, uint8 [H,W,3].
+        num_classes: C of a prediction that is evaluated in place of logits; else None.
         network: describes logits that a network has computed; None for those of the request.
         warnings: sentences about content that is probably unintended.
     """
@@ -93,6 +96,7 @@ class Inputs:
     pixel_weight: Tensor | None = None
     prediction: Tensor | None = None
     image: npt.NDArray[np.uint8] | None = None
+    num_classes: int | None = None
     network: NetworkOutput | None = None
     warnings: tuple[str, ...] = ()
 
@@ -183,7 +187,31 @@ def assemble(
         if name in sources
     }
     # Each once: the layout is checked with every input, and before a picture is decoded.
-    return Inputs(**tensors, warnings=tuple(dict.fromkeys(reader.warnings)))
+    warnings = tuple(dict.fromkeys(reader.warnings))
+    return Inputs(**tensors, num_classes=reader.num_classes, warnings=warnings)
+
+
+def is_label_map(source: Source) -> bool:
+    """Returns whether a file holds class indices: a picture, or a tensor of integers."""
+    if isinstance(source, memoryview) and _file_type(source) not in _TENSOR_FILES:
+        return _file_type(source) in _PICTURES
+    try:
+        return not _tensor("logits", source).dtype.is_floating_point
+    except RequestError:
+        return False  # an error of whoever reads it
+
+
+def class_indices(where: str, tensor: Tensor) -> Tensor:
+    """Returns class indices [N,*spatial] from the same or [N,1,*spatial].
+
+    Raises:
+        IllPosed: if they are no integers, or have no axes.
+    """
+    if dtype_name(tensor.dtype) not in LABEL_DTYPES:
+        raise IllPosed(where, "class indices, which are integers", dtype_name(tensor.dtype))
+    if not tensor.ndim:
+        raise IllPosed(where, "[N,H,W] or [H,W]", "no axes")
+    return tensor[:, 0] if tensor.ndim > 3 and tensor.shape[1] == 1 else tensor
 
 
 def _fix_for_option(options: LossOptions, name: str) -> str:
@@ -222,6 +250,8 @@ class _Reader:
         self.is_upsampled = options.upsampling != "none" or self.size is not None
         self.has_upsampled_size = False
         self.logits: Tensor | None = None
+        self.labels: Tensor | None = None
+        self.num_classes: int | None = None
         self.warnings: list[str] = []
 
     def read_logits(self, where: str, source: Source) -> Tensor:
@@ -251,12 +281,16 @@ class _Reader:
         self._check_layout(labels.shape)
         self._check_upsampled_size(where, labels.shape)
         self._add_advice(labels)
+        self.labels = labels
         return labels
 
     def read_prediction(self, where: str, source: Source) -> Tensor:
         options = self.options
-        space = options.prediction_space if isinstance(options, VisualizeOptions) else "raw"
-        return self._read_indices(where, source, space)
+        space = options.prediction_space if isinstance(options, PredictionOptions) else "raw"
+        prediction = self._read_indices(where, source, space)
+        if isinstance(options, EvaluateOptions) and self.logits is None:
+            self._count_classes(options, prediction)
+        return prediction
 
     def read_class_weight(self, where: str, source: Source) -> Tensor:
         return _tensor(where, source)
@@ -382,12 +416,39 @@ class _Reader:
             labels.numpy(), logits.shape[1], options.ignore_index, space
         )
 
+    def _count_classes(self, options: EvaluateOptions, prediction: Tensor) -> None:
+        """Sets the number of classes of a prediction, and adds advice about its labels.
+
+        Raises:
+            TooLarge: if the number exceeds the limit of the settings.
+        """
+        if self.labels is None:
+            return  # an error of `operations`
+        labels = class_indices("labels", self.labels)
+        num_classes = options.num_classes
+        if num_classes is None and options.palette is not None:
+            num_classes = len(PALETTES[options.palette].class_names)
+        if num_classes is None:
+            prediction = class_indices("prediction", prediction)
+            largest = _largest_class(prediction, labels, options.ignore_index)
+            # A larger class is invalid then: the error says where it is.
+            num_classes = min(largest + 1, self.settings.max_classes)
+        _check_limit("num_classes", num_classes, "classes", self.settings.max_classes)
+        self.num_classes = num_classes
+        space = options.label_space if "label_space" in options.model_fields_set else ""
+        self.warnings += label_spaces.advice_for(
+            labels.numpy(), num_classes, options.ignore_index, space
+        )
+
     def _with_batch_axis(self, where: str, tensor: Tensor) -> Tensor:
         """Returns [*spatial] of a batch of one as [1,*spatial]; any other shape as it is."""
         if not tensor.numel():
             raise IllPosed(where, "at least one number", f"shape {tuple(tensor.shape)}")
         if self.logits is None:
             tensor = tensor[None] if tensor.ndim == 2 else tensor
+            _check_limit(
+                where, len(tensor) if tensor.ndim else 1, "images", self.settings.max_images
+            )
             num_pixels = prod(tensor.shape[1:])
             _check_limit(where, num_pixels, "pixels per image", self.settings.max_pixels)
         elif self.is_upsampled:
@@ -541,6 +602,28 @@ def _distortion(size: Sequence[int], spatial: Sequence[int]) -> float:
             scales = [(s - corner) / (g - corner) for s, g in zip(size, spatial, strict=True)]
             distortions.append(max(scales) / min(scales))
     return min(distortions)
+
+
+def _largest_class(prediction: Tensor, labels: Tensor, ignored: Sequence[int]) -> int:
+    """Returns the largest value at pixels that count; 0 if there is none.
+
+    An ignored value in the prediction is no class, since it would be the largest one.
+    """
+    counts = torch.ones_like(labels, dtype=torch.bool)
+    for value in representable(ignored, labels.dtype):
+        counts &= labels != value
+    largest = [labels[counts]]
+    if prediction.shape == labels.shape:  # else an error of `seg_loss`
+        for value in representable(ignored, prediction.dtype):
+            counts &= prediction != value
+        largest.append(prediction[counts])
+    return max((int(values.long().max()) for values in largest if values.numel()), default=0)
+
+
+def representable(values: Sequence[int], dtype: torch.dtype) -> list[int]:
+    """Returns the values that the dtype can hold; no label has any other value."""
+    limits = torch.iinfo(dtype)
+    return [value for value in values if limits.min <= value <= limits.max]
 
 
 def _check_limit(where: str, count: int, unit: str, limit: int) -> None:

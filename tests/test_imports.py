@@ -280,6 +280,9 @@ ARROWS = {
         "app.results", "app.operations", "app.formats", "app.images.palettes", "app.network",
         "app.preprocessing",
     ),
+    "app.http.pages": ("app.errors", "app.http.routing"),
+    "app.http.routing": (),
+    "app.http.sample": ("app.formats", "app.http.pool", "app.images"),
     # training: command -> loop -> objective, validation, checkpoints, callbacks -> samples -> data.
     # `options` is imported by the command line, and imports no torch.
     "app.training": (),
@@ -367,7 +370,7 @@ OTHERS = {
     "models": {"torch", "numpy", "google", "safetensors"},
     "app": {"torch", "numpy", "models", *entry_point.EXTRA},
 }
-MAX_APP_LEVEL = 7
+MAX_APP_LEVEL = 8
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from ..inputs import DECODERS, READERS
 from ..options import (
     MAX_IGNORED,
     SIZE,
+    EvaluateOptions,
     LossOptions,
     PredictOptions,
     VisualizeOptions,
@@ -68,6 +69,7 @@ _RETRY_AFTER: Json = {
 _ALLOW: Json = {"Allow": {"description": "The methods of the path.", "schema": _STRING}}
 
 _EXAMPLE = {"logits": [[[[0.5, 2.0]], [[1.5, -1.0]]]], "labels": [[[1, 255]]]}
+_LABEL_MAP_EXAMPLE = {"prediction": [[[1, 0]]], "labels": [[[1, 255]]]}
 _LOSS_EXAMPLE: Json = {
     "loss": 0.3132616877555847,
     "normalization": "valid",
@@ -87,8 +89,20 @@ _LOSS_EXAMPLE: Json = {
 """The answer of `/v1/loss` to `_EXAMPLE`."""
 _ERRORS: tuple[type[RequestError], ...] = (*ERROR_TYPES, RequestError)
 """All errors: `RequestError` itself stands for those of the service."""
-_REQUIRED: Mapping[type[LossOptions], tuple[str, ...]] = {VisualizeOptions: (), PredictOptions: ()}
-"""The inputs that an operation with these options needs, if not the usual two."""
+_LOGITS_OR_PREDICTION: Json = {
+    "required": ["labels"],
+    "oneOf": [{"required": ["logits"]}, {"required": ["prediction"]}],
+}
+_NEEDED: Mapping[type[LossOptions], Json] = {
+    EvaluateOptions: _LOGITS_OR_PREDICTION,
+    VisualizeOptions: {"minProperties": 1},
+    PredictOptions: {"minProperties": 1},
+}
+"""The inputs that an operation with these options needs, if not logits and labels."""
+_EXAMPLES: Mapping[type[LossOptions], Json] = {
+    EvaluateOptions: {"a label map": {"value": _LABEL_MAP_EXAMPLE}},
+}
+"""Bodies beside that of two pixels."""
 
 
 def document(paths: Mapping[str, Any]) -> Json:
@@ -195,6 +209,8 @@ def _parameters(options: type[LossOptions]) -> list[Json]:
         elif schema.get("type") == "number":
             keywords = ("type", "default", "minimum", "maximum")
             query = {keyword: schema[keyword] for keyword in keywords}
+        elif name == "num_classes":
+            query = next(entry for entry in schema["anyOf"] if entry["type"] == "integer")
         parameters.append(
             {
                 "name": name,
@@ -209,9 +225,8 @@ def _parameters(options: type[LossOptions]) -> list[Json]:
 
 
 def _bodies(options: type[LossOptions]) -> Json:
-    """Returns the content of a request by media type."""
-    required = _REQUIRED.get(options, ("logits", "labels"))
-    needed: Json = {"required": [*required]} if required else {"minProperties": 1}
+    """Returns the content of a request by media type; the first has examples to try."""
+    needed = _NEEDED.get(options, {"required": ["logits", "labels"]})
     file = {"type": "string", "contentMediaType": "application/octet-stream"}
     integers = {key: _reference("Integers") for key in json.INTEGER_KEYS}
     lists = {key: integers.get(key, _reference("Numbers")) for key in json.KEYS}
@@ -220,10 +235,11 @@ def _bodies(options: type[LossOptions]) -> Json:
         multipart.MEDIA_TYPE: {"schema": _object(dict.fromkeys(READERS, file), **needed)},
         json.MEDIA_TYPE: {
             "schema": _object(lists, **needed),
-            "examples": {"two pixels": {"value": _EXAMPLE}},
+            "examples": {"two pixels": {"value": _EXAMPLE}, **_EXAMPLES.get(options, {})},
         },
     }
-    return {media_type: bodies[media_type] for media_type in DECODERS}
+    media_types = sorted(DECODERS, key=lambda media_type: media_type != json.MEDIA_TYPE)
+    return {media_type: bodies[media_type] for media_type in media_types}
 
 
 def _schemas() -> Json:
@@ -248,6 +264,7 @@ def _schemas() -> Json:
     hints = {name: _hint_of(Evaluation, name) for name in EVALUATION_FIELDS}
     evaluation = {**_properties(hints), "confusion": matrix}
     loss = {name: evaluation[name] for name in LOSS_FIELDS}
+    without_logits = "null for a prediction without logits, like every loss."
     palette = {
         "name": {"type": "string", "enum": [*PALETTES]},
         "class_names": {"type": "array", "items": _STRING},
@@ -273,7 +290,14 @@ def _schemas() -> Json:
         "Numbers": _lists_of("number", "Numbers"),
         "Integers": _lists_of("integer", "Integers"),
         "Loss": {**_answer({**loss, "warnings": warnings}), "examples": [_LOSS_EXAMPLE]},
-        "Evaluation": _answer({**evaluation, "warnings": warnings}),
+        "Evaluation": _answer(
+            {
+                **evaluation,
+                "diagnosis": _or_null(evaluation["diagnosis"], without_logits),
+                "calibration": _or_null(evaluation["calibration"], without_logits),
+                "warnings": warnings,
+            }
+        ),
         "Prediction": _answer(
             {
                 "num_images": _INTEGER,
@@ -372,6 +396,10 @@ def _lists_of(kind: str, name: str) -> Json:
 
 def _object(properties: Mapping[str, object], **more: object) -> Json:
     return {"type": "object", "properties": properties, "additionalProperties": False, **more}
+
+
+def _or_null(schema: Json, description: str) -> Json:
+    return {"description": description, "oneOf": [schema, {"type": "null"}]}
 
 
 def _answer(properties: Mapping[str, object]) -> Json:

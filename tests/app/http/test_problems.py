@@ -900,13 +900,14 @@ def test_an_unknown_path_lists_those_there_are(client):
     assert problem["routes"] == [
         *(f"POST /v1/{operation.name}" for operation in OPERATIONS),
         *(f"GET {resource.path}" for resource in RESOURCES),
+        *(f"GET {path}" for path in ("/", "/docs", "/static/{path}")),
     ]
     assert problem["detail"] == (
         f"path: expected one of {', '.join(problem['routes'])}, got '/nothing'."
     )
     problem = assert_problem(client.post("/v1/los"), 404, "not_found")
     assert problem["fix"] == "Did you mean /v1/loss?"
-    for path in ("/v1/palettes/%00", "/v1/loss//", "//", "/v1/loss%0A", "/v1/palettes/a/b"):
+    for path in ("/v1/palettes/%00", "/v1/loss//", "/%2F", "/v1/loss%0A", "/v1/palettes/a/b"):
         assert_problem(client.get(path), 404, "not_found")
 
 
