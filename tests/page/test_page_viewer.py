@@ -16,12 +16,11 @@ expect = pytest.importorskip("playwright.sync_api").expect
 
 pytestmark = pytest.mark.page
 
-CORRECT = (225, 225, 225)
+CORRECT = (217, 217, 217)
 VERMILION = (213, 94, 0)
 BLUISH_GREEN = (0, 158, 115)
-SKY_BLUE = (86, 180, 233)
-YELLOW = (240, 228, 66)
-CHECKERS = {(170, 170, 170), (138, 138, 138)}
+BLUE = (0, 114, 178)
+CHECKERS = {(96, 96, 96), (144, 144, 144)}
 LEVELS = (0, 128, 208)
 ALL_PANES = ["photo", "truth", "prediction", "error", "nll", "confidence", "entropy"]
 
@@ -182,7 +181,7 @@ def test_errors_by_kind_tell_boundaries_from_confusion(page):
         for right in range(5):
             near |= padded[down : down + height, right : right + width] != scene.truth
     # A pixel beyond the edge repeats one that is as near.
-    colours = np.where(near[..., None], YELLOW, scene.colours[predicted])
+    colours = np.where(near[..., None], VERMILION, scene.colours[predicted])
     colours = np.where((scene.truth == predicted)[..., None], CORRECT, colours)
     valid = scene.truth >= 0
     assert (picture(page, "error", scene)[valid] == colours[valid]).all()
@@ -199,7 +198,7 @@ def test_an_isolated_class_has_hits_misses_and_false_alarms(page):
     is_true, is_predicted = scene.truth == 1, predicted == 1
     assert (colours[is_true & is_predicted] == BLUISH_GREEN).all()
     assert (colours[is_true & ~is_predicted] == VERMILION).all()
-    assert (colours[~is_true & is_predicted & (scene.truth >= 0)] == SKY_BLUE).all()
+    assert (colours[~is_true & is_predicted & (scene.truth >= 0)] == BLUE).all()
     # The truth shows this class alone.
     truth = picture(page, "truth", scene)
     valid = scene.truth >= 0
@@ -226,7 +225,7 @@ def test_thresholds_dim_the_same_pixels_in_all_panes(page):
     }
     for pane, colours in full.items():
         assert (lit(picture(page, pane, scene)[valid], colours[valid]) == wanted[valid]).all(), pane
-    page.get_by_label("Confidence at most").fill("0.6")
+    page.get_by_label("Confidence up to").fill("0.6")
     settle(page)
     wanted &= prediction.confidence.astype(np.float64) <= 0.6
     assert (lit(picture(page, "nll", scene)[valid], full["nll"][valid]) == wanted[valid]).all()

@@ -63,19 +63,19 @@ export function lookupTable(table) {
   return pixels;
 }
 
-/** The colours of Okabe and Ito, which colour-blind readers can tell apart. */
+/**
+ * Colours with a fixed meaning, those of app/images/style.py. The bright ones are of Okabe and Ito, which
+ * colour-blind readers can tell apart.
+ */
 export const VERMILION = pack(213, 94, 0);
 export const BLUISH_GREEN = pack(0, 158, 115);
-export const SKY_BLUE = pack(86, 180, 233);
 export const BLUE = pack(0, 114, 178);
-export const YELLOW = pack(240, 228, 66);
-
-export const CORRECT = pack(225, 225, 225);
+export const CORRECT = pack(217, 217, 217);
 
 /** Ignored pixels are a checkerboard of these, with cells of CHECKER_PX CSS pixels. */
-export const CHECKER_LIGHT = pack(170, 170, 170);
-export const CHECKER_DARK = pack(138, 138, 138);
-export const CHECKER_PX = 6;
+export const CHECKER_DARK = pack(96, 96, 96);
+export const CHECKER_LIGHT = pack(144, 144, 144);
+export const CHECKER_PX = 4;
 
 /** From blue by way of light grey to vermilion. */
 export const DIVERGING = (() => {

@@ -8,6 +8,7 @@
  */
 
 import {
+  BLUE,
   BLUISH_GREEN,
   CHECKER_DARK,
   CHECKER_LIGHT,
@@ -15,9 +16,7 @@ import {
   CORRECT,
   DIMMED,
   LIT,
-  SKY_BLUE,
   VERMILION,
-  YELLOW,
   dim,
   mix,
   pack,
@@ -27,10 +26,10 @@ import {
 export const ERROR = {
   correct: CORRECT,
   wrong: VERMILION,
-  boundary: YELLOW,
+  boundary: VERMILION,
   hit: BLUISH_GREEN,
   missed: VERMILION,
-  falseAlarm: SKY_BLUE,
+  falseAlarm: BLUE,
 };
 
 /** @returns {Int32Array} a pixel at each level */
@@ -222,40 +221,63 @@ export function paintError(raster, levels, out, source) {
   }
 }
 
-/**
- * Finds the outline of a region on a raster: pixels of the region beside pixels that are not, and the
- * other way round.
- * @param {Uint8Array} ranks  the rank of the region of each pixel of the image
- * @returns {{inside: Int32Array, outside: Int32Array}} indices of device pixels
- */
-export function findOutline(raster, ranks, rank) {
-  const { index, width } = raster;
-  const isWithin = new Uint8Array(index.length);
-  for (let i = 0; i < index.length; i++) {
-    if (index[i] >= 0 && ranks[index[i]] === rank) isWithin[i] = 1;
-  }
-  const inside = [];
-  const outside = [];
-  for (let i = 0, x = 0; i < index.length; i++, x++) {
-    if (x === width) x = 0;
-    const here = isWithin[i];
-    if (x + 1 < width && here !== isWithin[i + 1]) {
-      inside.push(here ? i : i + 1);
-      outside.push(here ? i + 1 : i);
-    }
-    if (i + width < index.length && here !== isWithin[i + width]) {
-      inside.push(here ? i : i + width);
-      outside.push(here ? i + width : i);
-    }
-  }
-  return { inside: Int32Array.from(inside), outside: Int32Array.from(outside) };
-}
-
 const BLACK = pack(0, 0, 0);
 const WHITE = pack(255, 255, 255);
 
-/** Paints an outline that shows on every colour: white around black. */
-export function paintOutline(out, { inside, outside }) {
-  for (const i of outside) out[i] = WHITE;
-  for (const i of inside) out[i] = BLACK;
+/** The distances from a region, in device pixels, of the white and the black line around it. */
+const WHITE_LINE = 2;
+const BLACK_LINE = 3;
+
+/**
+ * Finds the lines around a region on a raster. They keep a distance, so that a thin region stays
+ * visible, and holes of single pixels get no line.
+ * @param {Uint8Array} ranks  the rank of the region of each pixel of the image
+ * @returns {{white: Int32Array, black: Int32Array}} indices of device pixels
+ */
+export function findOutline(raster, ranks, rank) {
+  const { index, width } = raster;
+  const distances = new Uint8Array(index.length).fill(BLACK_LINE + 1);
+  for (let i = 0; i < index.length; i++) {
+    if (index[i] >= 0 && ranks[index[i]] === rank) distances[i] = 0;
+  }
+  sweepDistances(distances, width, 1);
+  sweepDistances(distances, width, -1);
+  const white = [];
+  const black = [];
+  for (let i = 0; i < index.length; i++) {
+    if (distances[i] === WHITE_LINE) white.push(i);
+    else if (distances[i] === BLACK_LINE) black.push(i);
+  }
+  return { white: Int32Array.from(white), black: Int32Array.from(black) };
+}
+
+/** Half of a distance transform on a chessboard: forwards with step 1, backwards with -1. */
+function sweepDistances(distances, width, step) {
+  const { length } = distances;
+  const height = length / width;
+  for (let rowRank = 0; rowRank < height; rowRank++) {
+    const start = step > 0 ? rowRank * width : length - 1 - rowRank * width;
+    for (let columnRank = 0; columnRank < width; columnRank++) {
+      const i = start + step * columnRank;
+      let least = distances[i];
+      if (least === 0) continue;
+      const before = i - step;
+      const above = i - step * width;
+      if (columnRank > 0 && distances[before] < least) least = distances[before] + 1;
+      if (rowRank > 0) {
+        if (distances[above] < least) least = distances[above] + 1;
+        if (columnRank > 0 && distances[above - step] < least) least = distances[above - step] + 1;
+        if (columnRank + 1 < width && distances[above + step] < least) {
+          least = distances[above + step] + 1;
+        }
+      }
+      distances[i] = least;
+    }
+  }
+}
+
+/** Paints an outline that shows on every colour: white, and black around it. */
+export function paintOutline(out, { white, black }) {
+  for (const i of white) out[i] = WHITE;
+  for (const i of black) out[i] = BLACK;
 }

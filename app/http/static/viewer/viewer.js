@@ -436,9 +436,19 @@ class Viewer {
   #visit(region) {
     const { scene } = this.#store.state;
     this.#move((camera, image, pane) => cameras.around(region, image, pane));
+    this.#reveal();
     const [truth, predicted] = [region.truth, region.predicted].map((k) => nameOf(scene, k));
     const nll = region.nll === null ? "" : `, NLL ${digits(region.nll)} nats in sum`;
     this.#say(`Region ${region.rank}: ${truth} predicted as ${predicted}, ${region.pixels} pixels${nll}.`);
+  }
+
+  /** Scrolls to the panes if none is in the window. */
+  #reveal() {
+    const isVisible = this.#shown.some(({ stage }) => {
+      const { top, bottom } = stage.getBoundingClientRect();
+      return bottom > 0 && top < innerHeight;
+    });
+    if (!isVisible) this.#shown[0]?.stage.scrollIntoView({ block: "center" });
   }
 
   #lightAll() {
