@@ -43,6 +43,13 @@ def expect_state(page, name, is_expected):
     raise AssertionError(f"{name} is {state(page, name)}")
 
 
+def stage_box(page, pane=""):
+    """Scrolls to a stage, and returns where it is in the window."""
+    stage = page.locator(f"{pane} .viewer-stage")
+    stage.scroll_into_view_if_needed()
+    return stage.bounding_box()
+
+
 def painted(page, pane):
     """Returns a pane's canvas, uint8 [height,width,4]."""
     width, height, data = page.evaluate(
@@ -259,7 +266,7 @@ def test_a_cell_of_the_matrix_lights_exactly_its_pixels(page):
 def test_zoom_keeps_the_pixel_under_the_pointer(page):
     scene = made_up_scene(height=48, width=96)
     scene.show(page)
-    box = page.locator("[data-pane=truth] .viewer-stage").bounding_box()
+    box = stage_box(page, "[data-pane=truth]")
     x, y = box["x"] + 0.3 * box["width"], box["y"] + 0.6 * box["height"]
     page.mouse.move(x, y)
     before = state(page, "hover")
@@ -296,7 +303,7 @@ def test_zoom_keeps_the_pixel_under_the_pointer(page):
 def test_two_fingers_zoom_at_their_centre(page):
     scene = made_up_scene(height=48, width=96)
     scene.show(page)
-    box = page.locator("[data-pane=photo] .viewer-stage").bounding_box()
+    box = stage_box(page, "[data-pane=photo]")
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     session = page.context.new_cdp_session(page)
 
@@ -320,7 +327,7 @@ def test_the_tooltip_has_the_values_of_numpy_at_ten_pixels(page):
     scene = made_up_scene(predictions=2, num_classes=6, seed=5)
     scene.show(page)
     set_state(page, panes=["prediction"])
-    box = page.locator("[data-pane=prediction] .viewer-stage").bounding_box()
+    box = stage_box(page, "[data-pane=prediction]")
     scale = min(box["width"] / scene.width, box["height"] / scene.height)
     rng = np.random.default_rng(1)
     pixels = [*zip(rng.integers(0, 24, 9), rng.integers(0, 32, 9), strict=True)]
@@ -383,7 +390,7 @@ def test_the_divider_shows_one_pane_on_each_side(page):
         assert (both[:height, cut:] == alone["error"][:height, cut:]).all()
     # The line itself can be dragged, and keys move it.
     set_state(page, slider={"left": "truth", "right": "error", "at": 0.5})
-    box = page.locator(".viewer-stage").bounding_box()
+    box = stage_box(page, "")
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
