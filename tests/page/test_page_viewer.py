@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from scenes import Prediction, Scene, made_up_scene, settle
+from viewer_scenes import Prediction, Scene, made_up_scene, settle
 
 from app.images.colormaps import INFERNO, VIRIDIS, paint
 
