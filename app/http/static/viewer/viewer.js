@@ -94,11 +94,10 @@ class Viewer {
     );
     viewer.append(
       this.#toolbar.element,
-      this.#lit,
       create("p", { id: INSTRUCTIONS_ID, className: "visually-hidden" }, INSTRUCTIONS),
       this.#panes,
       this.#divider.element,
-      this.#status,
+      create("div", { className: "viewer-foot" }, this.#status, this.#lit),
       this.#spoken,
       this.#regions.element,
       this.#tooltip.element,
