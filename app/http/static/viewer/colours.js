@@ -2,12 +2,13 @@
  * Colours as the 32-bit pixels of a canvas, and their mixtures.
  *
  * A pixel is stored as red, green, blue, alpha. All browsers run on little-endian processors, so that
- * red is the lowest byte of a Uint32Array's element.
+ * red is the lowest byte of an element of an Int32Array. Unsigned elements would not fit the integers
+ * that engines compute with, and take twice the time.
  */
 
 /** @returns {number} the opaque pixel of a colour */
 export function pack(red, green, blue) {
-  return (0xff000000 | (blue << 16) | (green << 8) | red) >>> 0;
+  return 0xff000000 | (blue << 16) | (green << 8) | red;
 }
 
 /** @returns {[number, number, number]} red, green and blue of a pixel */
@@ -30,7 +31,7 @@ export function mix(first, second, weight) {
     (Math.imul(first & 0xff00ff, rest) + Math.imul(second & 0xff00ff, weight) + 0x800080) >>> 8;
   const green =
     (Math.imul((first >>> 8) & 0xff, rest) + Math.imul((second >>> 8) & 0xff, weight) + 0x80) >>> 8;
-  return (0xff000000 | (redBlue & 0xff00ff) | (green << 8)) >>> 0;
+  return 0xff000000 | (redBlue & 0xff00ff) | (green << 8);
 }
 
 /** The levels of a pixel: what a choice points at is lit, the rest is dimmed. */
@@ -53,7 +54,7 @@ export function dim(pixel, level) {
  * @param {Uint8Array} table  256 colours
  */
 export function lookupTable(table) {
-  const pixels = new Uint32Array(3 * 256);
+  const pixels = new Int32Array(3 * 256);
   for (let level = LIT; level <= DIMMED; level++) {
     for (let i = 0; i < 256; i++) {
       pixels[256 * level + i] = dim(pack(table[3 * i], table[3 * i + 1], table[3 * i + 2]), level);
@@ -62,19 +63,19 @@ export function lookupTable(table) {
   return pixels;
 }
 
-/** The colours of Okabe and Ito, which colour-blind readers can tell apart. */
+/**
+ * Colours with a fixed meaning, those of app/images/style.py. The bright ones are of Okabe and Ito, which
+ * colour-blind readers can tell apart.
+ */
 export const VERMILION = pack(213, 94, 0);
 export const BLUISH_GREEN = pack(0, 158, 115);
-export const SKY_BLUE = pack(86, 180, 233);
 export const BLUE = pack(0, 114, 178);
-export const YELLOW = pack(240, 228, 66);
-
-export const CORRECT = pack(225, 225, 225);
+export const CORRECT = pack(217, 217, 217);
 
 /** Ignored pixels are a checkerboard of these, with cells of CHECKER_PX CSS pixels. */
-export const CHECKER_LIGHT = pack(170, 170, 170);
-export const CHECKER_DARK = pack(138, 138, 138);
-export const CHECKER_PX = 6;
+export const CHECKER_DARK = pack(96, 96, 96);
+export const CHECKER_LIGHT = pack(144, 144, 144);
+export const CHECKER_PX = 4;
 
 /** From blue by way of light grey to vermilion. */
 export const DIVERGING = (() => {

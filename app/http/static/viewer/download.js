@@ -16,7 +16,7 @@ export function wholePicture(name, state) {
   const layers = layersOf(state.scene);
   const raster = Raster.ofWholeImage(layers.image);
   const image = new ImageData(raster.width, raster.height);
-  paneOf(name).paint(new Frame(layers, state, raster), new Uint32Array(image.data.buffer));
+  paneOf(name).paint(new Frame(layers, state, raster), new Int32Array(image.data.buffer));
   return image;
 }
 

@@ -29,7 +29,7 @@ export class Frame {
     this.classLevels = classLevels(selection, this.layers.numClasses);
   }
 
-  /** @returns {Uint32Array} the photo as the raster shows it */
+  /** @returns {Int32Array} the photo as the raster shows it */
   get photo() {
     this.#photo ??= this.layers.photo.at(this.raster);
     return this.#photo;

@@ -25,7 +25,7 @@ class Layers {
     this.lnC = Math.log(scene.numClasses);
     const { colours, ignoreColour } = scene;
     /** One for each class, and the ignored colour behind them. */
-    this.colours = new Uint32Array(scene.numClasses + 1);
+    this.colours = new Int32Array(scene.numClasses + 1);
     for (let k = 0; k < scene.numClasses; k++) {
       this.colours[k] = pack(colours[3 * k], colours[3 * k + 1], colours[3 * k + 2]);
     }

@@ -5,7 +5,7 @@ const MIN_PANE_PX = 220;
 const MIN_HEIGHT_PX = 120;
 
 /** The height of a pane's title and legend. */
-const SURROUNDINGS_PX = 84;
+const SURROUNDINGS_PX = 68;
 
 /** The part of the window's height that the panes may take. */
 const WINDOW_SHARE = 0.9;

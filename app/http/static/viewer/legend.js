@@ -22,7 +22,7 @@ export function legendOf(name, state) {
       return errorLegend(state);
     case "nll": {
       const top = layers.nllTop(state.shown, state.nllScale);
-      const ticks = [tick(0, "0"), tick(1, isClipped ? `${digits(top)} (99 %)` : lnCText(lnC))];
+      const ticks = [tick(0, "0"), tick(1, isClipped ? `${digits(top)} (99th percentile)` : lnCText(lnC))];
       // A label close to an end would cover that end's.
       if (isClipped && lnC > 0.25 * top && lnC < 0.6 * top) ticks.push(tick(lnC / top, lnCText(lnC)));
       return [bar(INFERNO, "nats", ticks)];

@@ -2,12 +2,13 @@
  * Painting: loops over the device pixels of a pane, which look up a colour for each.
  *
  * Each function takes a raster, the levels of its pixels, and the pixels to be written. Pixels outside
- * the image become transparent.
+ * the image become transparent. Only the columns from `raster.from` are painted, `raster.count` of them.
  *
  * @typedef {import("./raster.js").Raster} Raster
  */
 
 import {
+  BLUE,
   BLUISH_GREEN,
   CHECKER_DARK,
   CHECKER_LIGHT,
@@ -15,26 +16,25 @@ import {
   CORRECT,
   DIMMED,
   LIT,
-  SKY_BLUE,
   VERMILION,
-  YELLOW,
   dim,
   mix,
+  pack,
 } from "./colours.js";
 
 /** Colours of the error pane. */
 export const ERROR = {
   correct: CORRECT,
   wrong: VERMILION,
-  boundary: YELLOW,
+  boundary: VERMILION,
   hit: BLUISH_GREEN,
   missed: VERMILION,
-  falseAlarm: SKY_BLUE,
+  falseAlarm: BLUE,
 };
 
-/** @returns {Uint32Array} a pixel at each level */
+/** @returns {Int32Array} a pixel at each level */
 function atLevels(pixel) {
-  return Uint32Array.from([LIT, 1, DIMMED], (level) => dim(pixel, level));
+  return Int32Array.from([LIT, 1, DIMMED], (level) => dim(pixel, level));
 }
 
 const DARK = atLevels(CHECKER_DARK);
@@ -51,12 +51,14 @@ function checkerCell(raster) {
   return Math.max(1, Math.round(CHECKER_PX * raster.ratio));
 }
 
-/** @param {Uint32Array} photo  a pixel for each of the raster */
+/** @param {Int32Array} photo  a pixel for each of the raster */
 export function paintPhoto(raster, levels, out, photo) {
-  const { index } = raster;
-  for (let i = 0; i < index.length; i++) {
-    const level = levels[i];
-    out[i] = index[i] < 0 ? 0 : level === LIT ? photo[i] : dim(photo[i], level);
+  const { index, width, from, count } = raster;
+  for (let start = from; start < index.length; start += width) {
+    for (let i = start; i < start + count; i++) {
+      const level = levels[i];
+      out[i] = index[i] < 0 ? 0 : level === LIT ? photo[i] : dim(photo[i], level);
+    }
   }
 }
 
@@ -64,35 +66,37 @@ export function paintPhoto(raster, levels, out, photo) {
  * Paints classes, over the photo if there is one.
  * @param {object} source
  * @param {Int32Array} source.classes  -1 where ignored
- * @param {Uint32Array} source.colours
+ * @param {Int32Array} source.colours
  * @param {Uint8Array} source.classLevels
- * @param {?Uint32Array} source.photo
+ * @param {?Int32Array} source.photo
  * @param {number} source.opacity  of the classes over the photo
  */
 export function paintClasses(raster, levels, out, source) {
   const { classes, colours, classLevels, photo } = source;
-  const { index, width } = raster;
+  const { index, width, from, count } = raster;
   const weight = photo === null ? 256 : Math.round(256 * source.opacity);
   const cell = checkerCell(raster);
   const ignoredLevel = classLevels.includes(LIT) ? Math.max(...classLevels) : LIT;
-  for (let i = 0; i < index.length; i++) {
-    const offset = index[i];
-    if (offset < 0) {
-      out[i] = 0;
-      continue;
+  for (let start = from; start < index.length; start += width) {
+    for (let i = start; i < start + count; i++) {
+      const offset = index[i];
+      if (offset < 0) {
+        out[i] = 0;
+        continue;
+      }
+      const k = classes[offset];
+      let level = levels[i];
+      let pixel;
+      if (k < 0) {
+        if (ignoredLevel > level) level = ignoredLevel;
+        pixel = checkerAt(i, width, cell) ? CHECKER_DARK : CHECKER_LIGHT;
+      } else {
+        if (classLevels[k] > level) level = classLevels[k];
+        pixel = colours[k];
+      }
+      if (weight < 256) pixel = mix(photo[i], pixel, weight);
+      out[i] = level === LIT ? pixel : dim(pixel, level);
     }
-    const k = classes[offset];
-    let level = levels[i];
-    let pixel;
-    if (k < 0) {
-      if (ignoredLevel > level) level = ignoredLevel;
-      pixel = checkerAt(i, width, cell) ? CHECKER_DARK : CHECKER_LIGHT;
-    } else {
-      if (classLevels[k] > level) level = classLevels[k];
-      pixel = colours[k];
-    }
-    if (weight < 256) pixel = mix(photo[i], pixel, weight);
-    out[i] = level === LIT ? pixel : dim(pixel, level);
   }
 }
 
@@ -101,24 +105,26 @@ export function paintClasses(raster, levels, out, source) {
  * @param {object} source
  * @param {Float32Array} source.values
  * @param {number} source.top  the value of the last colour; the first one is that of 0
- * @param {Uint32Array} source.table  256 colours at each level
+ * @param {Int32Array} source.table  256 colours at each level
  * @param {?Int32Array} source.truth  to find ignored pixels
  */
 export function paintValues(raster, levels, out, source) {
   const { values, top, table, truth } = source;
-  const { index, width } = raster;
+  const { index, width, from, count } = raster;
   const factor = 255 / top;
   const cell = checkerCell(raster);
-  for (let i = 0; i < index.length; i++) {
-    const offset = index[i];
-    if (offset < 0) {
-      out[i] = 0;
-    } else if (truth !== null && truth[offset] < 0) {
-      out[i] = (checkerAt(i, width, cell) ? DARK : LIGHT)[levels[i]];
-    } else {
-      const value = values[offset];
-      const colour = value >= top ? 255 : value > 0 ? (value * factor + 0.5) | 0 : 0;
-      out[i] = table[(levels[i] << 8) | colour];
+  for (let start = from; start < index.length; start += width) {
+    for (let i = start; i < start + count; i++) {
+      const offset = index[i];
+      if (offset < 0) {
+        out[i] = 0;
+      } else if (truth !== null && truth[offset] < 0) {
+        out[i] = (checkerAt(i, width, cell) ? DARK : LIGHT)[levels[i]];
+      } else {
+        const value = values[offset];
+        const colour = value >= top ? 255 : value > 0 ? (value * factor + 0.5) | 0 : 0;
+        out[i] = table[(levels[i] << 8) | colour];
+      }
     }
   }
 }
@@ -132,20 +138,22 @@ export function paintValues(raster, levels, out, source) {
 export function paintDifference(raster, levels, out, source) {
   const [first, second] = source.nll;
   const { top, table, truth } = source;
-  const { index, width } = raster;
+  const { index, width, from, count } = raster;
   const factor = 127.5 / top;
   const cell = checkerCell(raster);
-  for (let i = 0; i < index.length; i++) {
-    const offset = index[i];
-    if (offset < 0) {
-      out[i] = 0;
-    } else if (truth[offset] < 0) {
-      out[i] = (checkerAt(i, width, cell) ? DARK : LIGHT)[levels[i]];
-    } else {
-      // Two infinite NLLs have no difference.
-      const difference = first[offset] - second[offset] || 0;
-      const colour = Math.min(Math.max(127.5 + difference * factor, 0), 255);
-      out[i] = table[(levels[i] << 8) | (colour + 0.5)];
+  for (let start = from; start < index.length; start += width) {
+    for (let i = start; i < start + count; i++) {
+      const offset = index[i];
+      if (offset < 0) {
+        out[i] = 0;
+      } else if (truth[offset] < 0) {
+        out[i] = (checkerAt(i, width, cell) ? DARK : LIGHT)[levels[i]];
+      } else {
+        // Two infinite NLLs have no difference.
+        const difference = first[offset] - second[offset] || 0;
+        const colour = Math.min(Math.max(127.5 + difference * factor, 0), 255);
+        out[i] = table[(levels[i] << 8) | (colour + 0.5)];
+      }
     }
   }
 }
@@ -154,19 +162,21 @@ export function paintDifference(raster, levels, out, source) {
 export function paintBetter(raster, levels, out, source) {
   const { truth, classes, table } = source;
   const [first, second] = classes;
-  const { index, width } = raster;
+  const { index, width, from, count } = raster;
   const cell = checkerCell(raster);
   const colours = [0, 128, 255];
-  for (let i = 0; i < index.length; i++) {
-    const offset = index[i];
-    if (offset < 0) {
-      out[i] = 0;
-    } else if (truth[offset] < 0) {
-      out[i] = (checkerAt(i, width, cell) ? DARK : LIGHT)[levels[i]];
-    } else {
-      const label = truth[offset];
-      const better = (second[offset] === label) - (first[offset] === label);
-      out[i] = table[(levels[i] << 8) | colours[better + 1]];
+  for (let start = from; start < index.length; start += width) {
+    for (let i = start; i < start + count; i++) {
+      const offset = index[i];
+      if (offset < 0) {
+        out[i] = 0;
+      } else if (truth[offset] < 0) {
+        out[i] = (checkerAt(i, width, cell) ? DARK : LIGHT)[levels[i]];
+      } else {
+        const label = truth[offset];
+        const better = (second[offset] === label) - (first[offset] === label);
+        out[i] = table[(levels[i] << 8) | colours[better + 1]];
+      }
     }
   }
 }
@@ -179,67 +189,95 @@ export function paintBetter(raster, levels, out, source) {
  * @param {?number} source.isolated  a class whose hits, misses and false alarms are told apart
  * @param {?Uint8Array} source.boundary  with it, errors near a boundary are told from confusion, which
  *   has the colour of the predicted class
- * @param {Uint32Array} source.colours  of the classes
+ * @param {Int32Array} source.colours  of the classes
  */
 export function paintError(raster, levels, out, source) {
   const { truth, classes, isolated, boundary, colours } = source;
-  const { index, width } = raster;
+  const { index, width, from, count } = raster;
   const cell = checkerCell(raster);
   const chosen = isolated ?? -1;
-  for (let i = 0; i < index.length; i++) {
-    const offset = index[i];
-    if (offset < 0) {
-      out[i] = 0;
-      continue;
+  for (let start = from; start < index.length; start += width) {
+    for (let i = start; i < start + count; i++) {
+      const offset = index[i];
+      if (offset < 0) {
+        out[i] = 0;
+        continue;
+      }
+      const label = truth[offset];
+      const k = classes[offset];
+      let pixel = ERROR.correct;
+      if (label < 0) {
+        pixel = checkerAt(i, width, cell) ? CHECKER_DARK : CHECKER_LIGHT;
+      } else if (chosen >= 0) {
+        if (label === chosen) pixel = k === chosen ? ERROR.hit : ERROR.missed;
+        else if (k === chosen) pixel = ERROR.falseAlarm;
+      } else if (label !== k) {
+        if (boundary === null) pixel = ERROR.wrong;
+        else pixel = boundary[offset] ? ERROR.boundary : colours[k];
+      }
+      const level = levels[i];
+      out[i] = level === LIT ? pixel : dim(pixel, level);
     }
-    const label = truth[offset];
-    const k = classes[offset];
-    let pixel = ERROR.correct;
-    if (label < 0) {
-      pixel = checkerAt(i, width, cell) ? CHECKER_DARK : CHECKER_LIGHT;
-    } else if (chosen >= 0) {
-      if (label === chosen) pixel = k === chosen ? ERROR.hit : ERROR.missed;
-      else if (k === chosen) pixel = ERROR.falseAlarm;
-    } else if (label !== k) {
-      if (boundary === null) pixel = ERROR.wrong;
-      else pixel = boundary[offset] ? ERROR.boundary : colours[k];
-    }
-    const level = levels[i];
-    out[i] = level === LIT ? pixel : dim(pixel, level);
   }
 }
 
+const BLACK = pack(0, 0, 0);
+const WHITE = pack(255, 255, 255);
+
+/** The distances from a region, in device pixels, of the white and the black line around it. */
+const WHITE_LINE = 2;
+const BLACK_LINE = 3;
+
 /**
- * Finds the outline of a region on a raster: pixels of the region beside pixels that are not, and the
- * other way round.
+ * Finds the lines around a region on a raster. They keep a distance, so that a thin region stays
+ * visible, and holes of single pixels get no line.
  * @param {Uint8Array} ranks  the rank of the region of each pixel of the image
- * @returns {{inside: Int32Array, outside: Int32Array}} indices of device pixels
+ * @returns {{white: Int32Array, black: Int32Array}} indices of device pixels
  */
 export function findOutline(raster, ranks, rank) {
   const { index, width } = raster;
-  const isWithin = new Uint8Array(index.length);
+  const distances = new Uint8Array(index.length).fill(BLACK_LINE + 1);
   for (let i = 0; i < index.length; i++) {
-    if (index[i] >= 0 && ranks[index[i]] === rank) isWithin[i] = 1;
+    if (index[i] >= 0 && ranks[index[i]] === rank) distances[i] = 0;
   }
-  const inside = [];
-  const outside = [];
-  for (let i = 0, x = 0; i < index.length; i++, x++) {
-    if (x === width) x = 0;
-    const here = isWithin[i];
-    if (x + 1 < width && here !== isWithin[i + 1]) {
-      inside.push(here ? i : i + 1);
-      outside.push(here ? i + 1 : i);
-    }
-    if (i + width < index.length && here !== isWithin[i + width]) {
-      inside.push(here ? i : i + width);
-      outside.push(here ? i + width : i);
-    }
+  sweepDistances(distances, width, 1);
+  sweepDistances(distances, width, -1);
+  const white = [];
+  const black = [];
+  for (let i = 0; i < index.length; i++) {
+    if (distances[i] === WHITE_LINE) white.push(i);
+    else if (distances[i] === BLACK_LINE) black.push(i);
   }
-  return { inside: Int32Array.from(inside), outside: Int32Array.from(outside) };
+  return { white: Int32Array.from(white), black: Int32Array.from(black) };
 }
 
-/** Paints an outline that shows on every colour: white around black. */
-export function paintOutline(out, { inside, outside }) {
-  for (const i of outside) out[i] = 0xffffffff;
-  for (const i of inside) out[i] = 0xff000000;
+/** Half of a distance transform on a chessboard: forwards with step 1, backwards with -1. */
+function sweepDistances(distances, width, step) {
+  const { length } = distances;
+  const height = length / width;
+  for (let rowRank = 0; rowRank < height; rowRank++) {
+    const start = step > 0 ? rowRank * width : length - 1 - rowRank * width;
+    for (let columnRank = 0; columnRank < width; columnRank++) {
+      const i = start + step * columnRank;
+      let least = distances[i];
+      if (least === 0) continue;
+      const before = i - step;
+      const above = i - step * width;
+      if (columnRank > 0 && distances[before] < least) least = distances[before] + 1;
+      if (rowRank > 0) {
+        if (distances[above] < least) least = distances[above] + 1;
+        if (columnRank > 0 && distances[above - step] < least) least = distances[above - step] + 1;
+        if (columnRank + 1 < width && distances[above + step] < least) {
+          least = distances[above + step] + 1;
+        }
+      }
+      distances[i] = least;
+    }
+  }
+}
+
+/** Paints an outline that shows on every colour: white, and black around it. */
+export function paintOutline(out, { white, black }) {
+  for (const i of white) out[i] = WHITE;
+  for (const i of black) out[i] = BLACK;
 }

@@ -24,7 +24,7 @@ export const TABLES = {
  * @property {string} means  one sentence for those who point at its button
  * @property {(scene: import("../types.js").Scene, shown: number) => ?string} lacks  why a scene has no
  *   such pane; null if it has
- * @property {(frame: import("./frame.js").Frame, out: Uint32Array) => void} paint
+ * @property {(frame: import("./frame.js").Frame, out: Int32Array) => void} paint
  * @property {(keyof import("../types.js").State)[]} follows  members of the state that change this
  *   pane, apart from those that change all
  */

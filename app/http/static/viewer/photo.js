@@ -24,7 +24,7 @@ export class Photo {
   /**
    * Returns the photo as a raster shows it: the nearest pixels if it is enlarged, else smoothed.
    * @param {import("./raster.js").Raster} raster
-   * @returns {Uint32Array} one pixel for each of the raster
+   * @returns {Int32Array} one pixel for each of the raster
    */
   at(raster) {
     return raster.scale >= 1 ? this.#nearest(raster) : this.#smooth(raster);
@@ -33,7 +33,7 @@ export class Photo {
   #nearest(raster) {
     const { index } = raster;
     const pixels = this.pixels;
-    const layer = new Uint32Array(index.length);
+    const layer = new Int32Array(index.length);
     for (let i = 0; i < index.length; i++) {
       if (index[i] >= 0) layer[i] = pixels[index[i]];
     }
@@ -75,5 +75,5 @@ function draw(source, width, height) {
 }
 
 function pixelsOf(context, width, height) {
-  return new Uint32Array(context.getImageData(0, 0, width, height).data.buffer);
+  return new Int32Array(context.getImageData(0, 0, width, height).data.buffer);
 }

@@ -10,6 +10,9 @@ export class Raster {
   index = new Int32Array(0);
   width = 0;
   height = 0;
+  /** The columns that are painted, from this one, and their number. */
+  from = 0;
+  count = 0;
   /** Device pixels for each CSS pixel. */
   ratio = 1;
   /** Device pixels for each pixel of the image. */
@@ -26,7 +29,7 @@ export class Raster {
   update(size, camera, image) {
     const { width, height, ratio } = size;
     const scale = camera.scale * ratio;
-    Object.assign(this, { width, height, ratio, scale });
+    Object.assign(this, { width, height, ratio, scale, from: 0, count: width });
     this.left = camera.x - width / 2 / scale;
     this.top = camera.y - height / 2 / scale;
     if (this.index.length !== width * height) this.index = new Int32Array(width * height);

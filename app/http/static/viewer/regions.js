@@ -75,9 +75,18 @@ export class Regions {
       return;
     }
     const region = this.#regions[index];
-    this.#list.children[index].scrollIntoView({ block: "nearest", inline: "nearest" });
+    this.#reveal(this.#list.children[index]);
     this.#actions.outline({ ranks: this.#ranks, rank: region.rank });
     this.#actions.visit(region);
+  }
+
+  /** Scrolls the list, but not the page, whose panes are looked at. */
+  #reveal(row) {
+    const list = this.#list;
+    const top = row.offsetTop;
+    const bottom = top + row.offsetHeight;
+    if (top < list.scrollTop) list.scrollTop = top;
+    else if (bottom > list.scrollTop + list.clientHeight) list.scrollTop = bottom - list.clientHeight;
   }
 
   #find() {

@@ -112,12 +112,12 @@ export class Renderer {
     const { width, height } = this.#size;
     const isRaw = this.#isRaw && state.scene.photo !== null;
     const names = isRaw ? [RAW] : slot.names;
-    const pictures = names.map((name) => this.#picture(name));
-    const divider = pictures.length > 1 ? Math.round(width * state.slider.at) : width;
-    const shown = `${divider} ${pictures.map(({ version }) => version)}`;
+    const divider = names.length > 1 ? Math.round(width * state.slider.at) : width;
+    const left = this.#picture(names[0], 0, divider);
+    const right = names.length > 1 ? this.#picture(names[1], divider, width) : null;
+    const shown = `${divider} ${left.version} ${right?.version}`;
     if (slot.shown === shown) return;
     slot.shown = shown;
-    const [left, right] = pictures;
     slot.context.putImageData(left.image, 0, 0, 0, 0, divider, height);
     if (right) slot.context.putImageData(right.image, 0, 0, divider, 0, width - divider, height);
   }
@@ -137,28 +137,43 @@ export class Renderer {
     this.#isMoved = this.#isSelected = false;
   }
 
-  /** @returns {{image: ImageData, version: number}} a pane, painted if it is stale */
-  #picture(name) {
+  /**
+   * Returns a pane of which the columns from `from` until `to` are painted.
+   * @returns {{image: ImageData, version: number}} the version changes with the pixels
+   */
+  #picture(name, from, to) {
     const { width, height } = this.#size;
     let picture = this.#pictures.get(name);
     if (!picture) {
       const image = new ImageData(width, height);
-      picture = { image, pixels: new Uint32Array(image.data.buffer), isStale: true, version: 0 };
+      const pixels = new Int32Array(image.data.buffer);
+      picture = { image, pixels, isStale: true, version: 0, from: 0, to: 0 };
       this.#pictures.set(name, picture);
     }
-    if (picture.isStale) {
-      this.#paint(name, picture.pixels);
-      picture.isStale = false;
-      picture.version = ++this.#versions;
+    if (picture.isStale || to < picture.from || from > picture.to) {
+      this.#paint(name, picture.pixels, from, to);
+      Object.assign(picture, { isStale: false, version: ++this.#versions, from, to });
+      return picture;
+    }
+    // A divider that moves adds a strip to one of its panes.
+    if (from < picture.from) {
+      this.#paint(name, picture.pixels, from, picture.from);
+      Object.assign(picture, { version: ++this.#versions, from });
+    }
+    if (to > picture.to) {
+      this.#paint(name, picture.pixels, picture.to, to);
+      Object.assign(picture, { version: ++this.#versions, to });
     }
     return picture;
   }
 
-  #paint(name, pixels) {
+  #paint(name, pixels, from, to) {
     if (name === RAW) {
       pixels.set(this.#frame.photo);
       return;
     }
+    this.#raster.from = from;
+    this.#raster.count = to - from;
     paneOf(name).paint(this.#frame, pixels);
     if (this.#region === null) return;
     const { ranks, rank } = this.#region;

@@ -44,7 +44,7 @@ export class Stage {
           ];
     this.element = create(
       "figure",
-      { className: "viewer-pane", "data-pane": names.join(" ") },
+      { className: "viewer-pane" },
       create("figcaption", { className: "viewer-head" }, this.#title, ...buttons),
       this.stage,
       this.#legend,
@@ -69,6 +69,7 @@ export class Stage {
 
   /** Updates title and legend. */
   update(state) {
+    this.element.dataset.pane = this.names.join(" ");
     const title = this.names.map((name) => titleOf(paneOf(name), state)).join(" | ");
     this.#title.textContent = title;
     this.#title.title = title;

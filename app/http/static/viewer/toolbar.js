@@ -81,7 +81,7 @@ export class Toolbar {
       { type: "button", "aria-pressed": "false", onclick: () => toggleSlider() },
       "Compare two",
     );
-    this.#swap = create("button", { type: "button", onclick: () => swap() }, "Other prediction");
+    this.#swap = create("button", { type: "button", onclick: () => swap() }, "Swap predictions");
     return create(
       "div",
       { className: "viewer-group", role: "group", "aria-label": "View" },
@@ -100,8 +100,8 @@ export class Toolbar {
 
   #ranges() {
     this.#opacity = this.#range("Opacity", "opacity", 1, 0.01);
-    this.#minNll = this.#range("NLL at least", "minNll", 1, 0.01);
-    this.#maxConfidence = this.#range("Confidence at most", "maxConfidence", 1, 0.01);
+    this.#minNll = this.#range("NLL from", "minNll", 1, 0.01);
+    this.#maxConfidence = this.#range("Confidence up to", "maxConfidence", 1, 0.01);
     return [this.#opacity, this.#minNll, this.#maxConfidence].map(({ element }) => element);
   }
 

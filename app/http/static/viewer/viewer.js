@@ -64,10 +64,12 @@ class Viewer {
   #stages = new Map();
   /** @type {Stage[]} */
   #shown = [];
+  #arrangement = "";
   /** Of each pane, in CSS pixels. */
   #size = { width: 0, height: 0 };
   #scene = null;
   #active = null;
+  #pointed = null;
   #hasCursor = false;
   #panesBefore = null;
   #timers = new Map();
@@ -92,11 +94,10 @@ class Viewer {
     );
     viewer.append(
       this.#toolbar.element,
-      this.#lit,
       create("p", { id: INSTRUCTIONS_ID, className: "visually-hidden" }, INSTRUCTIONS),
       this.#panes,
       this.#divider.element,
-      this.#status,
+      create("div", { className: "viewer-foot" }, this.#status, this.#lit),
       this.#spoken,
       this.#regions.element,
       this.#tooltip.element,
@@ -108,8 +109,9 @@ class Viewer {
   #listen() {
     const store = this.#store;
     store.on(["scene"], () => this.#changeScene());
-    store.on(["scene", "shown", "panes", "slider"], () => this.#arrange());
-    store.on(["scene", "shown", "isolated", "errorColours", "borderPx", "nllScale", "slider"], () =>
+    store.on(["scene", "shown", "panes"], () => this.#arrange());
+    store.on(["slider"], () => this.#changeSlider());
+    store.on(["scene", "shown", "isolated", "errorColours", "borderPx", "nllScale"], () =>
       this.#updateStages(),
     );
     const selecting = ["minNll", "maxConfidence", "isolated", "cell"];
@@ -183,6 +185,14 @@ class Viewer {
     });
   }
 
+  /** A divider that moves leaves the canvases where they are. */
+  #changeSlider() {
+    const { state } = this.#store;
+    const names = state.slider && `${state.slider.left} ${state.slider.right}`;
+    if (names !== null && names === this.#shown[0]?.names.join(" ")) this.#divider.update(state);
+    else this.#arrange();
+  }
+
   /** Puts the canvases that the state asks for in their places. */
   #arrange() {
     const { state } = this.#store;
@@ -195,12 +205,10 @@ class Viewer {
     const slots = slider ? [[slider.left, slider.right]] : panesToShow(state).map((name) => [name]);
     this.#shown = slots.map((names) => this.#stageOf(names));
     if (!this.#shown.includes(this.#active)) this.#active = null;
-    const elements = this.#shown.map(({ element }) => element);
-    const isSame =
-      elements.length === this.#panes.children.length &&
-      elements.every((element, i) => element === this.#panes.children[i]);
-    if (!isSame) {
-      this.#panes.replaceChildren(...elements);
+    const arrangement = slots.join(" ");
+    if (arrangement !== this.#arrangement) {
+      this.#arrangement = arrangement;
+      this.#panes.replaceChildren(...this.#shown.map(({ element }) => element));
       this.#updateStages();
     }
     this.#divider.element.hidden = slider === null;
@@ -313,17 +321,26 @@ class Viewer {
       stage.mark(hover, camera, this.#size);
     }
     const stage = this.#active;
-    if (hover === null || stage === null) {
+    if (hover === null) {
       this.#tooltip.hide();
-      this.#status.textContent = hover === null ? "" : describe(scene, valuesAt(scene, hover));
+      // What #say has written stays.
+      if (this.#pointed !== null) this.#status.textContent = "";
+      this.#pointed = null;
+      return;
+    }
+    if (this.#pointed !== hover) {
+      this.#pointed = hover;
+      const text = describe(scene, valuesAt(scene, hover));
+      this.#status.textContent = text;
+      if (this.#hasCursor) this.#later("spoken", () => this.#say(text));
+    }
+    if (stage === null) {
+      this.#tooltip.hide();
       return;
     }
     const { left, top } = cameras.toPane(camera, this.#size, hover.x + 0.5, hover.y + 0.5);
     const box = stage.stage.getBoundingClientRect();
     this.#tooltip.show(scene, hover, { left: box.left + left, top: box.top + top });
-    const text = describe(scene, valuesAt(scene, hover));
-    this.#status.textContent = text;
-    if (this.#hasCursor) this.#later("spoken", () => this.#say(text));
   }
 
   /** Has a screen reader read a text. */
@@ -360,9 +377,9 @@ class Viewer {
     this.#hasCursor = true;
     this.#active = stage;
     const centre = cameras.pixelAt(this.#camera, scene, this.#size, width / 2, height / 2);
-    const hoverBefore = hover;
-    this.#setHover(hoverBefore ?? centre ?? { x: 0, y: 0 });
-    this.#pointOut();
+    // The pixel is described again, this time for screen readers.
+    this.#pointed = null;
+    this.#store.set({ hover: { ...(hover ?? centre ?? { x: 0, y: 0 }) } });
   }
 
   #endCursor() {
@@ -418,9 +435,19 @@ class Viewer {
   #visit(region) {
     const { scene } = this.#store.state;
     this.#move((camera, image, pane) => cameras.around(region, image, pane));
+    this.#reveal();
     const [truth, predicted] = [region.truth, region.predicted].map((k) => nameOf(scene, k));
     const nll = region.nll === null ? "" : `, NLL ${digits(region.nll)} nats in sum`;
     this.#say(`Region ${region.rank}: ${truth} predicted as ${predicted}, ${region.pixels} pixels${nll}.`);
+  }
+
+  /** Scrolls to the panes if none is in the window. */
+  #reveal() {
+    const isVisible = this.#shown.some(({ stage }) => {
+      const { top, bottom } = stage.getBoundingClientRect();
+      return bottom > 0 && top < innerHeight;
+    });
+    if (!isVisible) this.#shown[0]?.stage.scrollIntoView({ block: "center" });
   }
 
   #lightAll() {
