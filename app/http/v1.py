@@ -316,7 +316,11 @@ def openapi_document() -> dict[str, Any]:
     paths |= {
         resource.path: {
             "get": openapi.resource(
-                resource.summary, resource.content, resource.errors, resource.parameters
+                "Resources" if resource.path.startswith("/v1") else "Service",
+                resource.summary,
+                resource.content,
+                resource.errors,
+                resource.parameters,
             )
         }
         for resource in RESOURCES
