@@ -47,6 +47,12 @@ _SCALARS: Mapping[object, Json] = {
 _CHOICES = {"normalization": NORMALIZATIONS, "absent": ABSENT}
 """The members of answers that are a name among choices."""
 
+TAGS: Mapping[str, str] = {
+    "Operations": "Tensors or files are sent, options are in the query.",
+    "Resources": "What requests can name, and a scene to try them with.",
+    "Service": "Health, metrics and this document.",
+}
+"""The groups of paths, and what the API pages say of them."""
 PALETTE_NAME: Json = {
     "name": "name",
     "in": "path",
@@ -89,12 +95,12 @@ _LOSS_EXAMPLE: Json = {
 """The answer of `/v1/loss` to `_EXAMPLE`."""
 _ERRORS: tuple[type[RequestError], ...] = (*ERROR_TYPES, RequestError)
 """All errors: `RequestError` itself stands for those of the service."""
-_LOGITS_OR_PREDICTION: Json = {
+_LABELS_AND_PREDICTED: Json = {
     "required": ["labels"],
-    "oneOf": [{"required": ["logits"]}, {"required": ["prediction"]}],
+    "anyOf": [{"required": [name]} for name in ("logits", "prediction", "image")],
 }
 _NEEDED: Mapping[type[LossOptions], Json] = {
-    EvaluateOptions: _LOGITS_OR_PREDICTION,
+    EvaluateOptions: _LABELS_AND_PREDICTED,
     VisualizeOptions: {"minProperties": 1},
     PredictOptions: {"minProperties": 1},
 }
@@ -114,6 +120,7 @@ def document(paths: Mapping[str, Any]) -> Json:
             "summary": "The pixel-wise softmax loss of semantic segmentation",
             "version": seg_loss.__version__,
         },
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": dict(paths),
         "components": {"schemas": _schemas(), "responses": _error_responses()},
     }
@@ -135,6 +142,7 @@ def operation(
     statuses = [error.status for error in ERROR_TYPES if error is not NotFound]
     return {
         "operationId": name,
+        "tags": ["Operations"],
         "summary": summary,
         "parameters": _parameters(options),
         "requestBody": {
@@ -147,13 +155,14 @@ def operation(
 
 
 def resource(
+    tag: str,
     summary: str,
     content: Mapping[str, object],
     errors: Iterable[int],
     parameters: Iterable[Mapping[str, object]],
 ) -> Json:
     """Returns the entry of a GET path."""
-    entry = {"summary": summary, "parameters": list(parameters)}
+    entry = {"tags": [tag], "summary": summary, "parameters": list(parameters)}
     statuses = [*errors, MethodNotAllowed.status]
     return {**entry, "responses": _responses(summary, content, statuses)}
 
