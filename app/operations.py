@@ -372,10 +372,17 @@ def _evaluate_label_map(
         raise IllPosed("maps", expected, ", ".join(missing), "Send logits to get them.")
     labels = class_indices("labels", inputs.labels)
     prediction = class_indices("prediction", prediction)
-    assert inputs.num_classes is not None
-    confusion = confusion_matrix(
-        prediction, labels, inputs.num_classes, ignore_index=options.ignore_index
-    )
+    num_classes = inputs.num_classes
+    assert num_classes is not None
+    try:
+        confusion = confusion_matrix(
+            prediction, labels, num_classes, ignore_index=options.ignore_index
+        )
+    except InvalidInput as error:
+        fix = label_spaces.prediction_fix(prediction.numpy(), num_classes)
+        if error.where != "prediction" or error.fix or not fix:
+            raise
+        raise IllPosed(error.where, error.expected, error.got, fix) from None
     valid = torch.ones_like(labels, dtype=torch.bool)
     for value in representable(options.ignore_index, labels.dtype):
         valid &= labels != value

@@ -148,6 +148,19 @@ def test_a_prediction_that_is_no_class_is_an_error_that_says_where(client):
         assert problem.get("fix", "") == fix
 
 
+def test_a_prediction_in_another_label_space_has_a_fix(client):
+    values = torch.arange(34, dtype=torch.uint8)[None, None]
+    labels = torch.zeros_like(values)
+    path = "/v1/evaluate?palette=cityscapes"
+    response = client.post_tensors(path, prediction=values, labels=labels)
+    problem = assert_problem(response, 422, "ill_posed")
+    assert problem["detail"] == (
+        "prediction: expected 0...18, got 19 at (0, 0, 19) and 14 more pixels. Values up to 33 "
+        "for 19 classes look like ids of Cityscapes, not train ids. "
+        "Use prediction_space=cityscapes_ids."
+    )
+
+
 def test_logits_and_a_prediction_are_one_too_many(client):
     maps, logits = label_maps(), make_inputs()["logits"]
     problem = assert_problem(
