@@ -491,6 +491,7 @@ def test_a_network_predicts_a_photo_and_compares_it_with_a_truth(browser, tmp_pa
     labels = random.integers(0, small_networks.NUM_CLASSES, (40, 50)).astype(np.uint8)
     with running(model=f"{model}", log_level="warning") as server:
         page = browser.new_page()
+        page.set_default_timeout(10_000)
         page.goto(server.url)
         button = page.get_by_role("button", name="Predict with")
         button.wait_for()
