@@ -114,7 +114,7 @@ class Inputs {
     }
     const options = this.#service.optionsOf("/v1/evaluate").filter(({ name }) => name !== "maps");
     this.#form.build(options, { palette: this.#cards.chooser("palette", "Own palette") });
-    this.#toolbar.showNetwork(this.#service.network?.name ?? null);
+    this.#toolbar.showNetwork(this.#service.networkName);
     const valid = this.#service.valid(this.#store.state.options);
     if (Object.keys(valid).length < Object.keys(this.#store.state.options).length) {
       this.#store.set({ options: valid });
@@ -163,7 +163,7 @@ class Inputs {
 
   #networkSource() {
     return {
-      name: this.#service.network.name,
+      name: this.#service.networkName,
       blob: new Blob(),
       tensor: null,
       isPicture: false,
