@@ -403,11 +403,10 @@ def test_the_divider_shows_one_pane_on_each_side(page):
     assert state(page, "slider") is None
 
 
-def flood_regions(scene):
-    """Returns the connected errors of one confusion, the greatest summed NLL first."""
+def flood_regions(scene, is_found, key):
+    """Returns the connected pixels of equal keys, the greatest summed NLL or number first."""
     (prediction,) = scene.predictions
-    truth, predicted = scene.truth, prediction.classes.astype(int)
-    rest = {(row, column) for row, column in np.argwhere((truth >= 0) & (truth != predicted))}
+    rest = {(row, column) for row, column in np.argwhere(is_found)}
     regions = []
     while rest:
         first = rest.pop()
@@ -417,36 +416,37 @@ def flood_regions(scene):
             for down in (-1, 0, 1):
                 for right in (-1, 0, 1):
                     near = (row + down, column + right)
-                    alike = (
-                        near in rest
-                        and truth[near] == truth[first]
-                        and predicted[near] == predicted[first]
-                    )
-                    if alike:
+                    if near in rest and key[near] == key[first]:
                         rest.remove(near)
                         region.append(near)
                         border.append(near)
         regions.append(region)
-    return sorted(
-        regions, key=lambda region: -sum(float(prediction.nll[pixel]) for pixel in region)
-    )
+    value = np.ones(scene.truth.shape) if prediction.nll is None else prediction.nll
+    return sorted(regions, key=lambda region: -sum(float(value[pixel]) for pixel in region))
+
+
+def region_facts(page, count):
+    """Waits until the list has as many regions, and returns their texts."""
+    rows = page.locator(".viewer-region-facts")
+    expect(rows).to_have_count(count)
+    return rows.all_inner_texts()
 
 
 def test_worst_regions_are_those_of_a_flood_fill(page):
     scene = made_up_scene(height=40, width=60, num_classes=3, seed=2)
     scene.show(page)
     (prediction,) = scene.predictions
+    predicted = prediction.classes.astype(int)
+    is_wrong = (scene.truth >= 0) & (scene.truth != predicted)
+    regions = flood_regions(scene, is_wrong, 3 * scene.truth + predicted)
     rows = page.locator(".viewer-region")
-    rows.first.wait_for()
-    regions = flood_regions(scene)
-    assert rows.count() == min(20, len(regions))
+    facts = region_facts(page, 20)
     assert f"of {len(regions)} regions" in page.locator(".viewer-regions-summary").inner_text()
     total = prediction.nll.astype(np.float64).sum()
-    for row, region in zip(rows.all(), regions, strict=False):
+    for fact, region in zip(facts, regions, strict=False):
         nll = sum(float(prediction.nll[pixel]) for pixel in region)
-        text = row.inner_text()
         share = f"{100 * nll / total:.1f} % of the loss"
-        assert f"{len(region)} px · {digits(nll)} nats · {share}" in text
+        assert fact == f"{len(region)} px · {digits(nll)} nats · {share}"
     # Choosing one brings the panes there.
     page.keyboard.press("n")
     region = np.array(regions[0])
@@ -469,6 +469,29 @@ def test_worst_regions_are_those_of_a_flood_fill(page):
     assert rows.nth(1).get_attribute("aria-current") == "true"
     page.keyboard.press("p")
     assert rows.first.get_attribute("aria-current") == "true"
+
+
+def test_regions_of_high_nll_and_those_without_logits(page):
+    scene = made_up_scene(height=30, width=40, num_classes=4, seed=4)
+    scene.show(page)
+    (prediction,) = scene.predictions
+    page.get_by_label("Regions of").select_option("nll")
+    set_state(page, minNll=2.5)
+    everywhere = np.zeros(scene.truth.shape, dtype=int)
+    regions = flood_regions(scene, prediction.nll.astype(np.float64) >= 2.5, everywhere)
+    for fact, region in zip(region_facts(page, min(20, len(regions))), regions, strict=False):
+        nll = sum(float(prediction.nll[pixel]) for pixel in region)
+        assert fact.startswith(f"{len(region)} px · {digits(nll)} nats · ")
+    # Without logits it is the number of pixels that counts.
+    predicted = prediction.classes.astype(int)
+    is_wrong = (scene.truth >= 0) & (scene.truth != predicted)
+    scene = Scene(4, scene.truth, [Prediction("map.png", prediction.classes)])
+    scene.show(page)
+    regions = flood_regions(scene, is_wrong, 4 * scene.truth + predicted)
+    facts = region_facts(page, 20)
+    for fact, region in zip(facts, regions, strict=False):
+        share = f"{100 * len(region) / is_wrong.sum():.1f} % of the errors"
+        assert fact == f"{len(region)} px · {share}"
 
 
 def test_two_predictions_show_which_is_better_where(page):
@@ -631,11 +654,31 @@ def test_panes_stack_on_a_narrow_page(page):
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+def test_a_dense_screen_gets_all_of_its_pixels(browser, url):
+    context = browser.new_context(
+        viewport={"width": 800, "height": 600}, device_scale_factor=2, color_scheme="dark"
+    )
+    page = context.new_page()
+    page.goto(url)
+    scene = made_up_scene(has_photo=False)
+    scene.show(page)
+    canvas = painted(page, "error")
+    assert canvas.shape[1] == 2 * stage_box(page, "[data-pane=error]")["width"]
+    wrong = scene.predictions[0].classes != scene.truth
+    valid = scene.truth >= 0
+    expected = np.where(wrong[..., None], VERMILION, CORRECT)
+    assert (at_centres(canvas, scene)[valid] == expected[valid]).all()
+    context.close()
+
+
 def test_a_scene_of_another_size_is_shown_whole(page):
     made_up_scene().show(page)
     set_state(page, camera={"scale": 40, "x": 3, "y": 3}, hover={"x": 2, "y": 2})
     made_up_scene(seed=1).show(page)
     assert state(page, "camera") == {"scale": 40, "x": 3, "y": 3}
+    # A link may have any camera: it is brought within bounds.
+    set_state(page, camera={"scale": 900, "x": 1000, "y": -5})
+    assert page.locator(".viewer-zoom-value").inner_text() == "6400 %"
     other = made_up_scene(height=10, width=50, has_photo=False)
     other.show(page)
     assert state(page, "camera") is None

@@ -17,9 +17,13 @@ export function fit(image, pane) {
   return { scale, x: image.width / 2, y: image.height / 2 };
 }
 
-/** @returns {Camera} the camera of the state, or the one that shows the whole image */
+/**
+ * Returns the camera of the state within its bounds, which depend on the pane, or the one that shows the
+ * whole image. A link may have any camera.
+ * @returns {Camera}
+ */
 export function resolve(camera, image, pane) {
-  return camera ?? fit(image, pane);
+  return (camera && clamp(camera, image, pane)) ?? fit(image, pane);
 }
 
 /**

@@ -21,7 +21,7 @@ export function dividerFor(state) {
 
 /** @returns {boolean} whether a scene has both panes of a divider */
 export function dividerFits({ scene, shown, slider }) {
-  return [slider.left, slider.right].every((name) => paneOf(name).lacks(scene, shown) === null);
+  return [slider.left, slider.right].every((name) => paneOf(name)?.lacks(scene, shown) === null);
 }
 
 export class Divider {

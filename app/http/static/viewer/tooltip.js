@@ -77,7 +77,8 @@ function content(scene, values) {
       each.entropy === null ? null : `entropy ${digits(each.entropy)} nats`,
     ].filter((fact) => fact !== null);
     if (facts.length) {
-      rows.push(create("div", { className: "viewer-tooltip-facts" }, facts.join(" · ")));
+      const spans = facts.map((fact) => create("span", {}, fact));
+      rows.push(create("div", { className: "viewer-tooltip-facts" }, ...spans));
     }
   }
   return rows;
