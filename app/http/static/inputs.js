@@ -11,6 +11,7 @@ import { callsFor, compute } from "./inputs/computation.js";
 import { listenForDrops } from "./inputs/drop.js";
 import { FileCards } from "./inputs/file-cards.js";
 import { Files } from "./inputs/files.js";
+import { FilesBox } from "./inputs/files-box.js";
 import { OptionsForm } from "./inputs/options-form.js";
 import { decodePhoto } from "./inputs/photo.js";
 import { Service } from "./inputs/service.js";
@@ -34,9 +35,11 @@ const LINK_DELAY_MS = 300;
 /**
  * @param {{header: HTMLElement, inputs: HTMLElement, status: HTMLElement}} elements
  * @param {import("./state.js").Store} store
+ * @returns {{chooseImage: (index: number) => void}}  shows an image of the batch
  */
 export function mountInputs({ inputs, status }, store) {
-  new Inputs(inputs, status, store);
+  const mounted = new Inputs(inputs, status, store);
+  return { chooseImage: (index) => mounted.chooseImage(index) };
 }
 
 class Inputs {
@@ -49,6 +52,7 @@ class Inputs {
   #form;
   #options;
   #toolbar;
+  #box;
   /** @type {import("./evaluation.js").Answer[]} */
   #answers = [];
   #answered = { calls: [], options: {} };
@@ -73,12 +77,12 @@ class Inputs {
       fields,
     );
     const bar = create("div", { className: "toolbar" });
-    inputs.append(
+    this.#box = new FilesBox(inputs.querySelector("details"));
+    this.#box.append(
       create("p", { className: "drop-hint" }, "Drop a photo, a prediction and its truth anywhere on this page."),
       cards,
-      bar,
-      this.#options,
     );
+    inputs.append(bar, this.#options);
     this.#cards = new FileCards(cards, {
       choose: (files, role) => this.#add(files, role),
       assign: (source, role) => this.#change(() => this.#files.assign(source, role)),
@@ -88,8 +92,7 @@ class Inputs {
     this.#toolbar = new Toolbar(bar, {
       sample: () => this.#loadSample(),
       predict: () => this.#change(() => this.#files.add([this.#networkSource()])),
-      choosePrediction: (shown) => store.set({ shown }),
-      chooseImage: (imageIndex) => this.#showImage(imageIndex),
+      chooseImage: (imageIndex) => this.chooseImage(imageIndex),
       link: () => location.href,
     });
     listenForDrops((files) => this.#add(files, null));
@@ -98,10 +101,16 @@ class Inputs {
     store.on(["progress"], ({ progress }) => this.#status.showProgress(progress));
     store.on(["problem"], ({ problem }) => this.#showProblem(problem));
     store.on(["scene", "shown"], ({ scene, shown }) => this.#toolbar.show(scene, shown));
+    store.on(["scene"], ({ scene }) => this.#box.showScene(scene));
     this.#linkWhenChanged();
     this.#ready = this.#loadService();
     this.#status.showNote(this.#nextStep());
     this.#render();
+  }
+
+  /** Shows an image of the batch. */
+  chooseImage(imageIndex) {
+    this.#showImage(imageIndex);
   }
 
   async #loadService() {
@@ -341,6 +350,7 @@ class Inputs {
   #render() {
     const marks = { invalid: this.#invalidRole, errorId: ERROR_ID, notes: this.#notes };
     this.#cards.show(this.#files, marks);
+    this.#box.showFiles(this.#files);
     this.#form.show(this.#store.state.options);
     this.#toolbar.showFiles(this.#files);
   }
