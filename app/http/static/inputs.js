@@ -350,7 +350,7 @@ class Inputs {
   #render() {
     const marks = { invalid: this.#invalidRole, errorId: ERROR_ID, notes: this.#notes };
     this.#cards.show(this.#files, marks);
-    this.#box.showFiles(this.#files);
+    this.#box.showFiles(this.#files, this.#notes);
     this.#form.show(this.#store.state.options);
     this.#toolbar.showFiles(this.#files);
   }

@@ -20,10 +20,14 @@ export class FilesBox {
     this.#details.append(...children);
   }
 
-  /** @param {import("./files.js").Files} files */
-  showFiles(files) {
+  /**
+   * Names the files, and opens the box if a card needs attention.
+   * @param {import("./files.js").Files} files
+   * @param {Object<string, string>} notes  sentences about files, by role
+   */
+  showFiles(files, notes) {
     this.#names.textContent = files.all.map(({ name }) => name).join(", ");
-    if (files.unassigned.length) this.#details.open = true;
+    if (files.unassigned.length || Object.keys(notes).length) this.#details.open = true;
   }
 
   /** @param {?import("../types.js").Scene} scene */
