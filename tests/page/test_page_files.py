@@ -247,7 +247,7 @@ def test_a_damaged_file_is_refused_in_words(page):
 def test_a_photo_that_cannot_be_decoded_is_told_and_the_rest_shown(page):
     logits, labels = make_arrays()
     drop_and_wait(page, {**files_of(logits, labels), "photo.jpg": b"no photo"})
-    page.get_by_text("photo.jpg is no picture that this browser can decode.").wait_for()
+    page.get_by_text("photo.jpg is no picture that this browser decodes.").wait_for()
     assert state(page, "scene.photo") is None
     assert answer(page)["loss"] == loss_of(logits, labels)
 
@@ -256,7 +256,7 @@ def test_a_photo_of_another_size_is_told(page):
     logits, labels = make_arrays()
     photo = png_file(np.zeros((10, 20, 3), np.uint8))
     drop_and_wait(page, {**files_of(logits, labels), "photo.png": photo})
-    page.get_by_text("The photo has 20 x 10, the maps 36 x 24 pixels").wait_for()
+    page.get_by_text("The photo has 20 x 10 pixels, the maps have 36 x 24").wait_for()
 
 
 def test_logits_without_a_truth_are_predicted(page):

@@ -17,7 +17,32 @@ const MAX_FILES = 4;
 const MAX_NAME_CHARACTERS = 120;
 
 /** The members of the state that a link restores. */
-export const LINKED = ["options", "camera", "panes", "opacity", "minNll", "maxConfidence", "slider", "shown"];
+const LINKED = [
+  "options",
+  "camera",
+  "panes",
+  "opacity",
+  "minNll",
+  "maxConfidence",
+  "slider",
+  "shown",
+];
+const DELAY_MS = 300;
+
+/**
+ * Keeps the hash of the address up to date. A browser limits how often it may change.
+ * @param {import("./state.js").Store} store
+ * @param {() => string[]} fileNames  returns the names of the files that the link is about
+ */
+export function keepLink(store, fileNames) {
+  let timer = null;
+  store.on([...LINKED, "scene"], () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      history.replaceState(null, "", hashOf(store.state, fileNames()));
+    }, DELAY_MS);
+  });
+}
 
 /**
  * Returns the hash for a state.
@@ -33,8 +58,8 @@ export function hashOf(state, fileNames) {
   if (slider !== null) entries.push(["slider", [slider.left, slider.right, rounded(slider.at)]]);
   if (shown === 1) entries.push(["shown", "1"]);
   for (const name of fileNames) entries.push(["file", name.slice(0, MAX_NAME_CHARACTERS)]);
-  const text = new URLSearchParams(entries.map(([name, value]) => [name, String(value)])).toString();
-  return `#${text.replaceAll("%2C", ",")}`;
+  const texts = entries.map(([name, value]) => [name, String(value)]);
+  return `#${new URLSearchParams(texts)}`.replaceAll("%2C", ",");
 }
 
 /**
