@@ -27,7 +27,7 @@ from . import label_spaces
 from .errors import IllPosed, TooLarge, dtype_name
 from .formats import npy, png
 from .images import render
-from .images.palettes import PALETTES, Palette
+from .images.palettes import PALETTES, ChosenPalette, choose_palette
 from .images.render import KINDS, Layers
 from .inputs import MAX_UPSAMPLED_SIDE, Inputs, NetworkOutput
 from .options import (
@@ -49,9 +49,6 @@ from .results import (
     max_json_bytes,
 )
 from .settings import PREFIX, Settings, counted_pixels
-
-DEFAULT_PALETTE = "voc"
-"""The palette of pictures if the request names none."""
 
 PICTURE_BYTES = 48
 """The most bytes that a pixel takes while its picture is drawn, in float32 and as a PNG."""
@@ -88,7 +85,7 @@ def gradient(inputs: Inputs, options: GradientOptions) -> GradientResult:
 
 def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
     """Returns a picture of one image."""
-    palette = _palette(inputs, options)
+    palette = palette_for(inputs, options).palette
     labels = _indices("labels", inputs.labels)
     prediction = _indices("prediction", inputs.prediction)
     tensors, is_finite = dict[str, Tensor](), True
@@ -97,7 +94,7 @@ def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
     maps = {name: tensor[0].cpu().numpy() for name, tensor in tensors.items()}
     if prediction is None:
         prediction = maps.get("prediction")
-    num_classes = len(palette.class_names)
+    num_classes = palette.num_classes
     if inputs.logits is not None:
         num_classes = inputs.logits.shape[1]
     valid = None
@@ -143,19 +140,38 @@ def predict(inputs: Inputs, options: PredictOptions) -> PredictionResult:
     else:
         is_finite = _have_softmax(inputs, options, logits)
         maps = _predict(inputs, options, logits, names)
-    palette = _palette(inputs, options)
-    class_names = () if options.palette is None else palette.class_names
-    if inputs.network is not None and inputs.network.class_names:
-        class_names = inputs.network.class_names
     return PredictionResult(
         maps=maps,
         names=options.maps,
         num_classes=logits.shape[1],
-        class_names=class_names,
-        palette=palette,
+        palette=palette_for(inputs, options),
         evaluation=evaluation,
+        reports=inputs.reports,
         warnings=(*inputs.warnings, *advice),
         is_finite=is_finite,
+    )
+
+
+def palette_for(
+    inputs: Inputs, options: LossOptions, num_classes: int | None = None
+) -> ChosenPalette:
+    """Returns the palette of pictures and answers, by the rule of `choose_palette`.
+
+    Args:
+        inputs: the inputs.
+        options: the options.
+        num_classes: C, if it is known without logits.
+    """
+    of_option = None if options.palette is None else PALETTES[options.palette]
+    if inputs.logits is not None and inputs.logits.ndim > 1:
+        num_classes = inputs.logits.shape[1]
+    return choose_palette(
+        option=inputs.palette or of_option,
+        network_names=() if inputs.network is None else inputs.network.class_names,
+        files=inputs.file_palettes,
+        num_classes=num_classes,
+        label_space=options.label_space,
+        largest_value=inputs.largest_class,
     )
 
 
@@ -305,7 +321,8 @@ def _evaluate(inputs: Inputs, options: LossOptions, maps: tuple[str, ...]) -> Ev
     logits, labels = _logits_and_labels(inputs)
     evaluation = _evaluation(inputs, options, logits, labels, maps)
     advice = label_spaces.shift_advice(evaluation.confusion.cpu().numpy())
-    return EvaluationResult(evaluation, (*inputs.warnings, *advice))
+    palette = palette_for(inputs, options)
+    return EvaluationResult(evaluation, inputs.reports, palette, (*inputs.warnings, *advice))
 
 
 def _evaluation(
@@ -545,13 +562,6 @@ def _check_size_of_image(inputs: Inputs, options: PredictOptions, logits: Tensor
     expected = f"{' x '.join(map(str, size)) or 'no axes'} (height x width) to match the maps"
     fix = "" if is_upsampled else "Scores of lower resolution? Use upsampling=bilinear."
     raise IllPosed("image", expected, f"{height} x {width}", fix)
-
-
-def _palette(inputs: Inputs, options: LossOptions) -> Palette:
-    """Returns the palette of the option, or of the network's classes, or the default one."""
-    names = None if inputs.network is None else inputs.network.class_names
-    of_network = (row.name for row in PALETTES.values() if row.class_names == names)
-    return PALETTES[options.palette or next(of_network, DEFAULT_PALETTE)]
 
 
 def _predict(
