@@ -46,7 +46,7 @@ def side_by_side(panels: list[Panel]) -> Image.Image:
     width, height = panels[0][1].size
     num_columns = 2 if width >= _WIDE * height else len(panels)
     num_rows = -(-len(panels) // num_columns)
-    pixels = font_pixels(height)
+    pixels = font_pixels(num_rows * height)  # as the legend beside them
     title, gap = line_height(pixels), max(2, pixels // 2)
     step = gap + max(width, *(length(name, pixels) for name, _ in panels))
     size = (

@@ -80,7 +80,7 @@ def beside(picture: Image.Image, legend: Legend) -> Image.Image:
     pixels = font_pixels(picture.height)
     line, margin, swatch = line_height(pixels), pixels, round(1.6 * pixels)
     bar = legend.bar
-    top = margin if bar is None else margin + _BAR_ROWS * line + margin
+    top = margin if bar is None else margin + (1 + _BAR_ROWS) * line + margin
     num_headings = bool(legend.columns)
     num_rows = num_headings + min(len(legend.entries), _MIN_ROWS)
     height = max(picture.height, top + num_rows * line + margin)
@@ -181,8 +181,10 @@ def _draw_bar(
     box: tuple[int, int, int, int],
     pixels: int,
 ) -> None:
-    """Draws a colour bar, with its highest value at the top and its unit below it."""
+    """Draws a colour bar, with its unit above it and its highest value at the top."""
     left, top, width, height = box
+    draw.text((left, top), bar.unit, INK, font(pixels), anchor="lt")
+    top += line_height(pixels)
     index = np.rint(np.linspace(255, 0, height)).astype(np.intp)
     colours = np.repeat(bar.colormap[index][:, None], width, axis=1)
     canvas.paste(Image.fromarray(colours), (left, top))
@@ -193,7 +195,6 @@ def _draw_bar(
         y = top + round((1 - level) * (height - 1))
         draw.line((left + width, y, left + width + pixels // 3, y), fill=INK)
         draw.text((left + width + pixels // 2, y), text, INK, font(pixels), anchor="lm")
-    draw.text((left, top + height + pixels // 4), bar.unit, INK, font(pixels), anchor="lt")
 
 
 def _draw_swatch(

@@ -166,7 +166,7 @@ def _finished_label_map(
     ignored = None if ignore == "prediction" else layers.ignored()
     is_redrawn = ignored is not None and not (ignore == "colour" and where == "labels")
     if style.contour_px:
-        lines = is_near_another(indices, style.contour_px)
+        lines = _outlines(indices, style)
         if ignored is not None:
             lines &= ~ignored
         picture = picture.convert("RGB")
@@ -252,7 +252,7 @@ def _error(layers: Layers, style: Style) -> _Drawing:
             colours = picture_of_indices(prediction, palette).convert("RGB")
             painting.paste(picture, colours, kind.mask)
     if style.contour_px:
-        painting.draw_lines(picture, is_near_another(labels, style.contour_px))
+        painting.draw_lines(picture, _outlines(labels, style))
     ignore = "checker" if style.ignore == "auto" else style.ignore
     if ignored is not None:
         picture = _with_ignored(picture, ignored, ignore, layers, style)
@@ -316,7 +316,7 @@ def _heat_map(
         painting.fill(picture, grey, rest)
     if style.contour_px:
         drawn = _required(indices, "contour_px", f"kind={kind}", "Send `labels` or `prediction`.")
-        painting.draw_lines(picture, is_near_another(drawn, style.contour_px))
+        painting.draw_lines(picture, _outlines(drawn, style))
     ignore = "checker" if style.ignore == "auto" else style.ignore
     if not_shown.any():
         picture = _with_ignored(picture, not_shown, ignore, layers, style)
@@ -414,6 +414,14 @@ def _required(array: _Array | None, where: str, purpose: str, fix: str) -> _Arra
     if array is None:
         raise IllPosed(where, f"something to draw for {purpose}", "nothing", fix)
     return array
+
+
+def _outlines(indices: Indices, style: Style) -> Mask:
+    """Returns the pixels near another index, of the chosen classes alone."""
+    outlines = is_near_another(indices, style.contour_px)
+    if style.classes is not None:
+        outlines &= is_one_of(indices, style.classes)
+    return outlines
 
 
 def _colours(layers: Layers, style: Style) -> npt.NDArray[np.uint8]:
