@@ -111,7 +111,7 @@ def test_colours_of_ids_without_a_train_id_are_void():
     void = {tuple(palette.ignore_colour), *palette.void_colours}
     others = set()
     for line in LABELS_OF_CITYSCAPES.strip().splitlines():
-        value, train_id, *colour, name = line.split(maxsplit=5)
+        _, train_id, *colour, name = line.split(maxsplit=5)
         if train_id == "255" and name != "polegroup":
             others.add(tuple(map(int, colour)))
     assert others == void
