@@ -218,6 +218,23 @@ def to_classes(labels: Labels, name: str, ignored: Sequence[int], where: str) ->
     return classes.astype(np.uint8)
 
 
+def values_of_classes(name: str, num_values: int) -> npt.NDArray[np.intp]:
+    """Returns the value of each class in a space, of the values below `num_values`.
+
+    So colours by value become colours by class. There are none in a space without a table, and
+    none behind a class without a value.
+    """
+    space = LABEL_SPACES[name]
+    if name == "raw":
+        return np.arange(num_values)
+    if space.table is None:
+        return np.arange(0)
+    classes = space.table[:num_values]
+    value_of = {int(c): v for v, c in enumerate(classes) if c not in (_INVALID, VOID)}
+    count = next(index for index in range(len(value_of) + 1) if index not in value_of)
+    return np.array([value_of[index] for index in range(count)], dtype=np.intp)
+
+
 def advice_for(labels: Labels, num_classes: int, ignored: Sequence[int], name: str) -> list[str]:
     """Returns sentences about labels that are valid but probably unintended.
 

@@ -30,7 +30,7 @@ from .images import render, resample
 from .images.error_map import is_one_of
 from .images.kinds import KINDS
 from .images.layers import Layers
-from .images.palettes import PALETTES, Palette, find_class
+from .images.palettes import PALETTES, ChosenPalette, Palette, choose_palette, find_class
 from .images.style import Style
 from .inputs import MAX_UPSAMPLED_SIDE, Inputs, NetworkOutput
 from .options import (
@@ -52,9 +52,6 @@ from .results import (
     max_json_bytes,
 )
 from .settings import PREFIX, Settings, counted_pixels
-
-DEFAULT_PALETTE = "voc"
-"""The palette of pictures if the request names none."""
 
 PICTURE_BYTES = 48
 """The most bytes that a pixel takes while its picture is drawn, in float32 and as a PNG."""
@@ -92,8 +89,7 @@ def gradient(inputs: Inputs, options: GradientOptions) -> GradientResult:
 def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
     """Returns a picture of one image."""
     inputs = _one_image(inputs, options)
-    palette = _palette(inputs, options)
-    class_names = _class_names(inputs, options, palette)
+    palette = palette_for(inputs, options).palette
     labels = _indices("labels", inputs.labels)
     prediction = _indices("prediction", inputs.prediction)
     tensors, is_finite = dict[str, Tensor](), True
@@ -103,7 +99,7 @@ def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
     maps = {name: tensor[0].cpu().numpy() for name, tensor in tensors.items()}
     if prediction is None:
         prediction = maps.get("prediction")
-    num_classes = len(palette.class_names)
+    num_classes = palette.num_classes
     if inputs.logits is not None:
         num_classes = inputs.logits.shape[1]
     layers = Layers(
@@ -117,7 +113,7 @@ def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
         entropy=maps.get("entropy"),
         photo=inputs.image,
         valid=None if labels is None else ~is_one_of(labels, options.ignore_index),
-        class_names=class_names,
+        class_names=palette.class_names,
     )
     style = Style(
         alpha=options.alpha,
@@ -126,7 +122,7 @@ def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
         legend=options.legend,
         scale=options.scale,
         cmap=options.cmap,
-        classes=_chosen_classes(replace(palette, class_names=class_names), options),
+        classes=_chosen_classes(palette, options),
         ignore=options.ignore,
     )
     picture = render.draw(options.kind, resample.resampled(layers, options.resize), style)
@@ -162,19 +158,38 @@ def predict(inputs: Inputs, options: PredictOptions) -> PredictionResult:
     else:
         is_finite = _have_softmax(inputs, options, logits)
         maps = _predict(inputs, options, logits, names)
-    palette = _palette(inputs, options)
-    class_names = () if options.palette is None else palette.class_names
-    if inputs.network is not None and inputs.network.class_names:
-        class_names = inputs.network.class_names
     return PredictionResult(
         maps=maps,
         names=options.maps,
         num_classes=logits.shape[1],
-        class_names=class_names,
-        palette=palette,
+        palette=palette_for(inputs, options),
         evaluation=evaluation,
+        reports=inputs.reports,
         warnings=(*inputs.warnings, *advice),
         is_finite=is_finite,
+    )
+
+
+def palette_for(
+    inputs: Inputs, options: LossOptions, num_classes: int | None = None
+) -> ChosenPalette:
+    """Returns the palette of pictures and answers, by the rule of `choose_palette`.
+
+    Args:
+        inputs: the inputs.
+        options: the options.
+        num_classes: C, if it is known without logits.
+    """
+    of_option = None if options.palette is None else PALETTES[options.palette]
+    if inputs.logits is not None and inputs.logits.ndim > 1:
+        num_classes = inputs.logits.shape[1]
+    return choose_palette(
+        option=inputs.palette or of_option,
+        network_names=() if inputs.network is None else inputs.network.class_names,
+        files=inputs.file_palettes,
+        num_classes=num_classes,
+        label_space=options.label_space,
+        largest_value=inputs.largest_class,
     )
 
 
@@ -326,7 +341,8 @@ def _evaluate(inputs: Inputs, options: LossOptions, maps: tuple[str, ...]) -> Ev
     logits, labels = _logits_and_labels(inputs)
     evaluation = _evaluation(inputs, options, logits, labels, maps)
     advice = label_spaces.shift_advice(evaluation.confusion.cpu().numpy())
-    return EvaluationResult(evaluation, (*inputs.warnings, *advice))
+    palette = palette_for(inputs, options)
+    return EvaluationResult(evaluation, inputs.reports, palette, (*inputs.warnings, *advice))
 
 
 def _evaluation(
@@ -568,13 +584,6 @@ def _check_size_of_image(inputs: Inputs, options: PredictOptions, logits: Tensor
     raise IllPosed("image", expected, f"{height} x {width}", fix)
 
 
-def _palette(inputs: Inputs, options: LossOptions) -> Palette:
-    """Returns the palette of the option, or of the network's classes, or the default one."""
-    names = None if inputs.network is None else inputs.network.class_names
-    of_network = (row.name for row in PALETTES.values() if row.class_names == names)
-    return PALETTES[options.palette or next(of_network, DEFAULT_PALETTE)]
-
-
 def _predict(
     inputs: Inputs, options: LossOptions, logits: Tensor, names: tuple[str, ...]
 ) -> dict[str, Tensor]:
@@ -649,13 +658,6 @@ def _one_image(inputs: Inputs, options: VisualizeOptions) -> Inputs:
 def _choice_of_image(num_images: int) -> str:
     """Returns the fix for a batch where one image is expected."""
     return f"Choose one: image_index=0...{num_images - 1}." if num_images > 1 else ""
-
-
-def _class_names(inputs: Inputs, options: LossOptions, palette: Palette) -> tuple[str, ...]:
-    """Returns the names of the network's classes, or those of a palette that was asked for."""
-    if inputs.network is not None and inputs.network.class_names:
-        return inputs.network.class_names
-    return () if options.palette is None else palette.class_names
 
 
 def _chosen_classes(palette: Palette, options: VisualizeOptions) -> tuple[int, ...] | None:

@@ -7,8 +7,8 @@ A label map is a PNG whose samples are class indices. `rasters` reads TIFF and B
 | palette, 1, 2, 4, 8 | P | the indices; the colours and tRNS are ignored |
 | grey, 1, 8, 16 | 1, L, I;16 | the values |
 | grey, 2, 4 | L | rejected: decoders stretch these values to 0…255 |
-| RGB, RGBA, 8 | RGB, RGBA | the indices of the colours, in the palette that the request names; \
-without one, the values, if red, green and blue are equal |
+| RGB, RGBA, 8 | RGB, RGBA | the indices of the colours, in the palette of the request; without \
+one, the values, if red, green and blue are equal |
 | all others | | rejected |
 
 No label map is ever converted from one mode to another. Conversion replaces indices by brightness,
@@ -28,9 +28,9 @@ import io
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -47,6 +47,7 @@ from .rasters import (
     TIFF_SIGNATURES,
     Encoding,
     Raster,
+    UnknownColours,
     damage_error,
     read_bmp,
     read_tiff,
@@ -78,6 +79,7 @@ _PHOTO_BYTES = 3 * 4 + 3 * 3
 decoded, in RGB and upright, and in some rows as bytes, all bytes, and the array."""
 
 _GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGBA = 0, 2, 3, 4, 6
+_PHOTO_MODES = {_GREY: "L", _RGB: "RGB", _PALETTE: "P", _GREY_ALPHA: "LA", _RGBA: "RGBA"}
 _MODES = {
     (_GREY, 1): "1",
     (_GREY, 8): "L",
@@ -114,6 +116,13 @@ _MAX_METADATA_BYTES = 1 << 20
 
 Indices = npt.NDArray[np.uint8] | npt.NDArray[np.int32]
 
+_NO_COLOURS = np.zeros((0, 3), dtype=np.uint8)
+_KEY_BYTES = 16
+"""The most bytes of a pixel while unknown colours are counted: collected, put together, sorted."""
+
+_SHARED = -1
+"""The class of a colour that several classes have, in the table of the lookup."""
+
 
 @dataclass(frozen=True, eq=False)
 class LabelMap:
@@ -124,12 +133,14 @@ class LabelMap:
         mode: Pillow's name of the mode of the file: P, L, 1, I;16, RGB or RGBA.
         is_coloured: whether the indices are those of colours.
         warnings: sentences about content that is probably unintended.
+        colours: uint8 [n,3], red, green and blue of each index in a PNG of mode P; else [0,3].
     """
 
     indices: Indices
     mode: str
     is_coloured: bool = False
     warnings: tuple[str, ...] = ()
+    colours: npt.NDArray[np.uint8] = field(default_factory=lambda: _NO_COLOURS)
 
 
 @dataclass(frozen=True)
@@ -200,6 +211,8 @@ def read_label_map(
     where: str,
     encoding: Encoding = "auto",
     palette: Palette | None,
+    colour_classes: Collection[int] = (),
+    unknown_colours: UnknownColours = "error",
     check_size: Callable[[int, int], None] = lambda height, width: None,
     max_pixels: int,
     grow: Callable[[int], None] = lambda num_bytes: None,
@@ -212,7 +225,10 @@ def read_label_map(
         encoding: whether the samples are indices or colours. "auto" reads RGB and RGBA as colours,
             and all other modes as indices. "rgb" also reads mode P as colours, for coloured maps
             that an optimiser has converted to it.
-        palette: the palette that colours are looked up in; None if the request names none.
+        palette: the palette that colours are looked up in; None if the request has none.
+        colour_classes: the classes that colours are read as which several classes have.
+        unknown_colours: "ignore" gives pixels of a colour that is not in the palette its ignored
+            index, with a warning.
         check_size: raises if the map must not have this height and width. It is called before
             pixels are decoded.
         max_pixels: the largest number of pixels.
@@ -221,7 +237,7 @@ def read_label_map(
 
     Raises:
         IllPosed: if the file is not a PNG, is damaged, or has another mode, or colours that are not
-            in the palette.
+            in the palette or belong to several of its classes.
         TooLarge: if it has more than `max_pixels`.
     """
     grow(len(data))  # Pillow reads a copy
@@ -231,25 +247,34 @@ def read_label_map(
     if raster.mode is None:
         raise _mode_error(where, raster)
     grow(raster.decoding_bytes)
-    label_map = _decode(raster, where, encoding, palette)
+    lookup = None
+    if palette is not None:
+        lookup = _Lookup(where, palette, colour_classes, unknown_colours, grow)
+    label_map = _decode(raster, where, encoding, lookup)
     grow(label_map.indices.nbytes - raster.decoding_bytes - len(data))
     return label_map
 
 
-def _decode(raster: Raster, where: str, encoding: Encoding, palette: Palette | None) -> LabelMap:
+def _decode(raster: Raster, where: str, encoding: Encoding, lookup: "_Lookup | None") -> LabelMap:
     mode = raster.mode
     assert mode is not None
     in_colour = mode in ("RGB", "RGBA")
-    if encoding == "rgb" or (in_colour and encoding == "auto" and palette is not None):
-        if palette is None:
+    if encoding == "rgb" or (in_colour and encoding == "auto" and lookup is not None):
+        if lookup is None:
             raise _no_palette_error(where, mode)
-        return _decode_colours(raster, where, palette)
+        return _decode_colours(raster, lookup)
     samples = raster.decode(where)
     if in_colour:
         return _equal_channels(samples, where, mode, encoding)
     if samples.dtype in (np.bool_, np.uint8):
-        return LabelMap(samples.astype(np.uint8, copy=False), mode)
+        return LabelMap(samples.astype(np.uint8, copy=False), mode, colours=_colours_in(raster))
     return LabelMap(samples.astype(np.int32), mode)
+
+
+def _colours_in(raster: Raster) -> npt.NDArray[np.uint8]:
+    """Returns the colours in PLTE, uint8 [n,3]; none if the file has none."""
+    count = len(raster.plte) // 3
+    return np.frombuffer(raster.plte, dtype=np.uint8, count=3 * count).reshape(-1, 3)
 
 
 def _open_label_map(data: bytes | memoryview, where: str) -> Raster:
@@ -288,7 +313,7 @@ def _no_palette_error(where: str, mode: str) -> IllPosed:
         where,
         "indices (PNG of mode P or L), or colours of a named palette",
         f"mode {mode} and no palette",
-        f"Name the palette ({_named_palettes()}), or save the map as mode P or L.",
+        f"Name the palette ({_named_palettes()}), send your own, or save the map as mode P or L.",
     )
 
 
@@ -430,6 +455,15 @@ def _check_num_pixels(where: str, height: int, width: int, max_pixels: int) -> N
         )
 
 
+def photo_mode(data: bytes | memoryview) -> str:
+    """Returns Pillow's name of the mode of a PNG or JPEG that `read_photo` has read."""
+    if bytes(data[:8]) == PNG_SIGNATURE:
+        bits, colour_type = data[24:26]
+        return "1" if (bits, colour_type) == (1, _GREY) else _PHOTO_MODES[colour_type]
+    with JpegImageFile(io.BytesIO(data)) as photo:
+        return photo.mode
+
+
 def photo_orientation(data: bytes) -> int:
     """Returns the EXIF orientation of a PNG or JPEG that `read_photo` can read: 1 if upright."""
     if data.startswith(PNG_SIGNATURE):
@@ -481,51 +515,178 @@ def _orientation_in_exif(exif: bytes) -> int | None:
     return None
 
 
-def _decode_colours(raster: Raster, where: str, palette: Palette) -> LabelMap:
+def _decode_colours(raster: Raster, lookup: "_Lookup") -> LabelMap:
     """Returns the indices of a map whose samples, or whose colours in PLTE, are colours."""
     assert raster.mode is not None
+    where = lookup.where
     if raster.mode not in ("RGB", "RGBA") and not raster.plte:
         raise IllPosed(
             where, "colours (PNG of mode RGB)", f"mode {raster.mode}", "Use label_encoding=index."
         )
     samples = raster.decode(where)
-    if not raster.plte:
-        indices = _colours_to_indices(samples, None, where, palette)
-        return LabelMap(indices, raster.mode, True, _alpha_warnings(samples, where))
-    plte = np.frombuffer(raster.plte, dtype=np.uint8, count=len(raster.plte) // 3 * 3)
-    plte = plte.reshape(-1, 3)
-    if int(samples.max()) >= len(plte):
-        raise damage_error(where, "it uses colours behind the end of its own palette")
-    return LabelMap(_colours_to_indices(samples, plte, where, palette), raster.mode, True)
+    plte, warnings = None, tuple[str, ...]()
+    if raster.plte:
+        plte = _colours_in(raster)
+        if int(samples.max()) >= len(plte):
+            raise damage_error(where, "it uses colours behind the end of its own palette")
+    else:
+        warnings = _alpha_warnings(samples, where)
+    indices, more_warnings = lookup.indices_of(samples, plte)
+    return LabelMap(indices, raster.mode, True, (*warnings, *more_warnings))
 
 
-def _colours_to_indices(
-    samples: npt.NDArray[np.uint8],
-    plte: npt.NDArray[np.uint8] | None,
-    where: str,
-    palette: Palette,
-) -> npt.NDArray[np.uint8]:
-    """Returns the index of each colour; the void colours are the ignored index.
+class _Lookup:
+    """Finds the class of each colour in a palette.
 
     Args:
-        samples: colours [H,W,3 or 4], or indices [H,W] in `plte`.
-        plte: the colours [K,3] of indices; None if the samples are colours.
         where: name of the input for messages.
-        palette: the palette that colours are looked up in.
+        palette: the palette.
+        colour_classes, unknown_colours, grow: as in `read_label_map`.
     """
-    keys, classes = _colour_table(palette, where)
-    height, width = samples.shape[:2]
-    indices = np.empty((height, width), dtype=np.uint8)
-    flat, begin = indices.reshape(-1), 0
-    for key in _key_blocks(samples, plte):
-        position = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
-        unknown = keys[position] != key
-        if unknown.any():
-            first = divmod(begin + int(np.argmax(unknown)), width)
-            raise _unknown_colours_error(_key_blocks(samples, plte), keys, first, where, palette)
-        flat[begin : begin + len(key)] = classes[position]
-        begin += len(key)
-    return indices
+
+    def __init__(
+        self,
+        where: str,
+        palette: Palette,
+        colour_classes: Collection[int],
+        unknown_colours: UnknownColours,
+        grow: Callable[[int], None],
+    ) -> None:
+        self.where = where
+        self._grow = grow
+        self._palette = palette
+        self._unknown_colours = unknown_colours
+        index_of: dict[int, int] = {}
+        self._classes_of: dict[int, tuple[int, ...]] = {}
+        for index, key in enumerate(map(_key_of, palette.colours[: palette.num_classes].tolist())):
+            index_of[key] = index
+            self._classes_of[key] = (*self._classes_of.get(key, ()), index)
+        for key, classes in self._classes_of.items():
+            if len(classes) > 1:
+                wanted = [index for index in classes if index in colour_classes]
+                index_of[key] = wanted[0] if len(wanted) == 1 else _SHARED
+        void = [palette.ignore_colour] if palette.has_void else []
+        for colour in (*void, *palette.void_colours):
+            index_of.setdefault(_key_of(colour), palette.ignore_index)
+        self._keys = np.array(sorted(index_of), dtype=np.int32)
+        self._indices = np.array([index_of[key] for key in sorted(index_of)], dtype=np.int16)
+
+    def indices_of(
+        self, samples: npt.NDArray[np.uint8], plte: npt.NDArray[np.uint8] | None
+    ) -> tuple[npt.NDArray[np.uint8], tuple[str, ...]]:
+        """Returns the index of each colour, uint8 [H,W], and warnings.
+
+        The void colours are the ignored index.
+
+        Args:
+            samples: colours [H,W,3 or 4], or indices [H,W] in `plte`.
+            plte: the colours [K,3] of indices; None if the samples are colours.
+
+        Raises:
+            IllPosed: if a colour is unknown, or belongs to several classes.
+        """
+        height, width = samples.shape[:2]
+        indices = np.empty((height, width), dtype=np.uint8)
+        flat, begin = indices.reshape(-1), 0
+        unknown, shared = _Found(), _Found()
+        for key in _key_blocks(samples, plte):
+            position = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
+            index = self._indices[position]
+            is_unknown = self._keys[position] != key
+            if is_unknown.any() or (index == _SHARED).any():
+                if not unknown.keys and not shared.keys:
+                    self._grow(_KEY_BYTES * flat.size)
+                index[is_unknown] = self._palette.ignore_index
+                unknown.add(key, is_unknown, begin)
+                shared.add(key, index == _SHARED, begin)
+            flat[begin : begin + len(key)] = index
+            begin += len(key)
+        if unknown.keys and self._unknown_colours == "error":
+            grey = (key == (key & 255) * 0x01_01_01 for key in _key_blocks(samples, plte))
+            are_grey = all(bool(block.all()) for block in grey)
+            raise self._unknown_error(unknown, width, are_grey)
+        if shared.keys:
+            raise self._shared_error(shared, width)
+        if not unknown.keys:
+            return indices, ()
+        subject = f"{self.where}: colours that the palette {self._palette.name} does not have"
+        warning = f"{subject} are ignored: {unknown.describe()}."
+        self._grow(-_KEY_BYTES * flat.size)
+        return indices, (warning,)
+
+    def _unknown_error(self, unknown: "_Found", width: int, are_grey: bool) -> IllPosed:
+        first = divmod(unknown.first, width)
+        fix = (
+            "JPEG compression and smooth resizing mix colours: use the original file, or "
+            "unknown_colours=ignore."
+        )
+        if are_grey:
+            fix = "Red, green and blue are equal: use label_encoding=index if they are indices."
+        expected = f"colours of the palette {self._palette.name}"
+        return IllPosed(self.where, expected, unknown.describe(f", the first at {first}"), fix)
+
+    def _shared_error(self, shared: "_Found", width: int) -> IllPosed:
+        values, counts = shared.counts()
+        names = dict(enumerate(self._palette.class_names))
+        texts = []
+        for value in values[:_MAX_EXAMPLES].tolist():
+            classes = " and ".join(
+                f"{names[index]} ({index})" if index in names else f"{index}"
+                for index in self._classes_of[value]
+            )
+            texts.append(f"{_text_of(value)} of {classes}")
+        choice = ",".join(f"{self._classes_of[value][0]}" for value in values.tolist())
+        first = divmod(shared.first, width)
+        return IllPosed(
+            self.where,
+            f"colours that one class of the palette {self._palette.name} has",
+            f"{', '.join(texts)} on {int(counts.sum())} pixels, the first at {first}",
+            f"Say which class it is, such as colour_classes={choice}, or save the map as mode P "
+            "or L.",
+        )
+
+
+class _Found:
+    """Colours of a picture that cannot be read.
+
+    Attributes:
+        keys: a key for each pixel, in blocks.
+        first: the index of the first pixel in the flattened picture.
+    """
+
+    def __init__(self) -> None:
+        self.keys: list[npt.NDArray[np.int32]] = []
+        self.first = 0
+
+    def add(self, key: npt.NDArray[np.int32], chosen: npt.NDArray[np.bool_], begin: int) -> None:
+        """Adds the chosen pixels of a block that begins at an index."""
+        if not chosen.any():
+            return
+        if not self.keys:
+            self.first = begin + int(np.argmax(chosen))
+        self.keys.append(key[chosen])
+
+    def counts(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.intp]]:
+        """Returns the keys, ascending, and the number of pixels of each."""
+        return np.unique(np.concatenate(self.keys), return_counts=True)
+
+    def describe(self, position: str = "") -> str:
+        """Returns the numbers of colours and pixels, with examples."""
+        values, counts = self.counts()
+        most_frequent = np.argsort(-counts, kind="stable")[:_MAX_EXAMPLES]
+        examples = ", ".join(_text_of(value) for value in values[most_frequent].tolist())
+        more = ", …" if len(values) > _MAX_EXAMPLES else ""
+        num_pixels = int(counts.sum())
+        return f"{len(values)} other colours on {num_pixels} pixels{position}: {examples}{more}"
+
+
+def _key_of(colour: Sequence[int]) -> int:
+    red, green, blue = colour
+    return red << 16 | green << 8 | blue
+
+
+def _text_of(key: int) -> str:
+    return f"({key >> 16}, {key >> 8 & 255}, {key & 255})"
 
 
 def _key_blocks(
@@ -543,63 +704,6 @@ def _key_blocks(
         yield (wide[:, 0] << 16) | (wide[:, 1] << 8) | wide[:, 2]
 
 
-def _unknown_colours_error(
-    blocks: Iterable[npt.NDArray[np.int32]],
-    keys: npt.NDArray[np.int32],
-    first: tuple[int, int],
-    where: str,
-    palette: Palette,
-) -> IllPosed:
-    """Returns the error that counts the colours which are not among `keys`."""
-    counts = np.zeros(1 << 24, dtype=np.uint32)
-    for key in blocks:
-        np.add.at(counts, key, 1)
-    fix = "JPEG compression and smooth resizing mix colours: use the original file."
-    if counts[::0x01_01_01].sum() == counts.sum():
-        fix = "Red, green and blue are equal: use label_encoding=index if they are indices."
-    counts[keys] = 0
-    num_colours, num_pixels = int(np.count_nonzero(counts)), int(counts.sum())
-    examples = []
-    for _ in range(min(num_colours, _MAX_EXAMPLES)):
-        value = int(np.argmax(counts))
-        examples.append(f"({value >> 16}, {value >> 8 & 255}, {value & 255})")
-        counts[value] = 0
-    more = ", …" if num_colours > _MAX_EXAMPLES else ""
-    return IllPosed(
-        where,
-        f"colours of the palette {palette.name}",
-        f"{num_colours} other colours on {num_pixels} pixels, the first at {first}: "
-        f"{', '.join(examples)}{more}",
-        fix,
-    )
-
-
-def _colour_table(
-    palette: Palette, where: str
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-    """Returns the colours of classes and void as keys 0xRRGGBB, ascending, and their indices."""
-    pairs = [
-        *((index, palette.colours[index].tolist()) for index in range(len(palette.class_names))),
-        (palette.ignore_index, palette.colours[palette.ignore_index].tolist()),
-        *((palette.ignore_index, list(colour)) for colour in palette.void_colours),
-    ]
-    index_of: dict[int, int] = {}
-    for index, (red, green, blue) in pairs:
-        key = red << 16 | green << 8 | blue
-        if index_of.setdefault(key, index) != index:
-            raise IllPosed(
-                where,
-                "a palette with one colour per class",
-                f"{palette.name}, where {index_of[key]} and {index} are ({red}, {green}, {blue})",
-                "Save the map as mode P or L.",
-            )
-    keys = sorted(index_of)
-    return (
-        np.array(keys, dtype=np.int32),
-        np.array([index_of[key] for key in keys], dtype=np.uint8),
-    )
-
-
 def _mode_error(where: str, raster: Raster) -> IllPosed:
     fix = "Save the map as mode P or L, with 8 bits."
     if raster.description.startswith("grey with") and "alpha" not in raster.description:
@@ -608,4 +712,5 @@ def _mode_error(where: str, raster: Raster) -> IllPosed:
 
 
 def _named_palettes() -> str:
-    return ", ".join(f"palette={name}" for name in PALETTES)
+    first, *others = PALETTES
+    return f"palette={first}, or {', '.join(others)}"

@@ -4,8 +4,7 @@ import io
 import random
 import struct
 import zlib
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Collection
 
 import fcn_demo
 import numpy as np
@@ -17,8 +16,8 @@ from PIL import Image, ImageOps
 from app.errors import IllPosed, RequestError, TooLarge
 from app.formats import png, rasters
 from app.formats.png import LabelMap
-from app.formats.rasters import Encoding
-from app.images.palettes import PALETTES, Palette
+from app.formats.rasters import Encoding, UnknownColours
+from app.images.palettes import PALETTES, Palette, own_palette
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
 
@@ -28,6 +27,8 @@ def read(
     *,
     encoding: Encoding = "auto",
     colours: Palette | None = None,
+    colour_classes: Collection[int] = (),
+    unknown_colours: UnknownColours = "error",
     check_size: Callable[[int, int], None] = lambda height, width: None,
     max_pixels: int = 1 << 24,
 ) -> LabelMap:
@@ -36,6 +37,8 @@ def read(
         where="labels",
         encoding=encoding,
         palette=colours,
+        colour_classes=colour_classes,
+        unknown_colours=unknown_colours,
         check_size=check_size,
         max_pixels=max_pixels,
     )
@@ -207,8 +210,15 @@ def test_colours_are_looked_up_in_the_named_palette() -> None:
 def test_class_and_void_indices_are_recovered_from_colours() -> None:
     for row in PALETTES.values():
         indices = np.array([[*range(len(row.class_names)), row.ignore_index]], dtype=np.uint8)
-        decoded = read(colour_png(row.paint(indices)), encoding="rgb", colours=row).indices
-        np.testing.assert_array_equal(decoded, indices)
+        if not row.has_void:
+            indices = indices[:, : row.num_classes]
+        shared = {classes[0] for classes in row.shared_colours().values()}
+        data = colour_png(row.paint(indices))
+        decoded = read(data, encoding="rgb", colours=row, colour_classes=shared).indices
+        # Later classes of a shared colour are read as the first.
+        np.testing.assert_array_equal(row.paint(decoded), row.paint(indices))
+        is_own = np.isin(indices, [i for group in row.shared_colours().values() for i in group])
+        np.testing.assert_array_equal(decoded[~is_own], indices[~is_own])
 
 
 def test_unevaluated_colours_of_cityscapes_are_void() -> None:
@@ -235,8 +245,9 @@ def test_alpha_is_dropped_with_a_warning_if_translucent() -> None:
 def test_colours_without_a_palette_are_an_error_with_a_fix() -> None:
     assert error_of(png_bytes(2, 1, 8, RGB, TWO_COLOURS)).detail == (
         "labels: expected indices (PNG of mode P or L), or colours of a named palette, got mode "
-        "RGB and no palette. Name the palette (palette=voc, palette=cityscapes), or save the map "
-        "as mode P or L."
+        "RGB and no palette. Name the palette (palette=voc, or cityscapes, ade20k, cocostuff, "
+        "camvid, pascal_context, pascal_context_59, okabe_ito, generated), send your own, or save "
+        "the map as mode P or L."
     )
 
 
@@ -312,7 +323,7 @@ def test_unknown_colours_are_counted_located_and_listed() -> None:
     assert error.detail == (
         "labels: expected colours of the palette voc, got 2 other colours on 3 pixels, the first "
         "at (1, 2): (9, 9, 9), (1, 2, 3). JPEG compression and smooth resizing mix colours: "
-        "use the original file."
+        "use the original file, or unknown_colours=ignore."
     )
 
 
@@ -336,14 +347,77 @@ def test_colours_are_looked_up_in_blocks(
         np.testing.assert_array_equal(read(data, encoding="rgb", colours=voc).indices, INDICES)
 
 
-def test_two_classes_of_one_colour_are_an_error() -> None:
-    colours = PALETTES["voc"].colours.copy()
-    colours[5] = colours[3]
-    clashing = replace(PALETTES["voc"], name="clashing", colours=colours)
-    assert error_of(png_bytes(2, 1, 8, RGB), colours=clashing).detail == (
-        "labels: expected a palette with one colour per class, got clashing, where 3 and 5 are "
-        "(128, 128, 0). Save the map as mode P or L."
+ADE = PALETTES["ade20k"]
+GREYS = colour_png(np.array([[[120] * 3, [140] * 3, [140] * 3]], np.uint8))
+
+
+def test_a_colour_of_two_classes_is_an_error_that_names_them() -> None:
+    assert error_of(GREYS, colours=ADE).detail == (
+        "labels: expected colours that one class of the palette ade20k has, got (140, 140, 140) "
+        "of road (6) and skyscraper (48) on 2 pixels, the first at (0, 1). Say which class it is, "
+        "such as colour_classes=6, or save the map as mode P or L."
     )
+    unnamed = own_palette(np.array([[1, 2, 3], [1, 2, 3]], np.uint8))
+    error = error_of(colour_png(unnamed.colours[None, :1]), colours=unnamed)
+    assert error.got == "(1, 2, 3) of 0 and 1 on 1 pixels, the first at (0, 0)"
+
+
+@pytest.mark.parametrize("index", [6, 48])
+def test_a_colour_of_two_classes_is_read_as_the_one_that_is_named(index: int) -> None:
+    label_map = read(GREYS, colours=ADE, colour_classes={index, 0})
+    assert label_map.indices.tolist() == [[0, index, index]]
+    assert "such as colour_classes" in error_of(GREYS, colours=ADE, colour_classes={6, 48}).detail
+
+
+def test_a_colour_of_two_classes_matters_only_where_it_occurs() -> None:
+    colours = ADE.paint(np.array([[0, 149, 255]], np.uint8))
+    assert read(colour_png(colours), colours=ADE).indices.tolist() == [[0, 149, 255]]
+
+
+def test_unknown_colours_are_ignored_on_request_with_a_warning() -> None:
+    colours = PALETTES["camvid"].paint(np.array([[0, 10, 11], [3, 3, 3]], np.uint8)).copy()
+    colours[1, 1:] = [[255, 69, 0], [1, 2, 3]]
+    label_map = read(colour_png(colours), colours=PALETTES["camvid"], unknown_colours="ignore")
+    assert label_map.indices.tolist() == [[0, 10, 11], [3, 11, 11]]
+    assert label_map.warnings == (
+        (
+            "labels: colours that the palette camvid does not have are ignored: "
+            "2 other colours on 2 pixels: (1, 2, 3), (255, 69, 0)."
+        ),
+    )
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+def test_memory_for_unknown_colours_is_reserved_and_given_back(mode: str) -> None:
+    colours = np.full((30, 40, 3), 9, np.uint8)
+    target = io.BytesIO()
+    Image.fromarray(colours).convert(mode).save(target, "PNG")
+    reserved: list[int] = []
+    label_map = png.read_label_map(
+        target.getvalue(),
+        where="labels",
+        encoding="rgb",
+        palette=PALETTES["voc"],
+        unknown_colours="ignore",
+        max_pixels=1 << 20,
+        grow=reserved.append,
+    )
+    assert sum(reserved) == label_map.indices.nbytes
+    assert 16 * 30 * 40 in reserved
+
+
+def test_a_palette_without_void_has_no_colour_for_it() -> None:
+    own = own_palette(np.array([[1, 2, 3], [4, 5, 6]], np.uint8))
+    colours = own.paint(np.array([[0, 1, 255]], np.uint8))
+    assert "(0, 0, 0)" in error_of(colour_png(colours), colours=own).detail
+
+
+def test_the_colours_of_mode_p_are_those_of_the_file() -> None:
+    label_map = read(label_png(INDICES))
+    assert label_map.colours.tolist() == PALETTES["voc"].colours.tolist()
+    assert read(png_bytes(2, 1, 8, GREY)).colours.shape == (0, 3)
+    data = colour_png(PALETTES["voc"].paint(INDICES))
+    assert read(data, colours=PALETTES["voc"]).colours.size == 0
 
 
 # Sizes

@@ -1,0 +1,3 @@
+/** Files, options and requests. */
+
+export function mountInputs({ header, inputs, status }, store) {}

@@ -1,0 +1,3 @@
+/** Tables and diagrams beside the panes. */
+
+export function mountPanels({ header, panels }, store) {}

@@ -1,0 +1,3 @@
+/** The panes. */
+
+export function mountViewer(viewer, store) {}
