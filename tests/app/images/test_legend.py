@@ -281,3 +281,28 @@ def test_every_kind_has_a_legend_on_one_pixel_and_on_wide_pictures(kind):
         image = render.draw(kind, layers, replace(STRIP, contour_px=2)).image
         assert image.width > width
         assert image.width * image.height < 1 << 22
+        assert image.width * image.height <= render.canvas_pixels(kind, "strip", height, width)
+
+
+@pytest.mark.parametrize("kind", ["compare", "overlay", "error"])
+@pytest.mark.parametrize("size", [(1, 1), (60, 80), (300, 20), (40, 400), (2000, 10)])
+def test_a_canvas_has_no_more_pixels_than_are_reserved(size, kind, monkeypatch):
+    monkeypatch.setattr(compare, "MAX_PIXELS", 20_000)
+    random = np.random.default_rng(0)
+    layers = Layers(
+        palette=PALETTES["voc"],
+        num_classes=90,
+        labels=random.integers(0, 90, size),
+        prediction=random.integers(0, 90, size),
+        photo=np.zeros((*size, 3), np.uint8),
+        class_names=("W" * 40,) * 90,
+    )
+    without = (layers, replace(layers, photo=None), replace(layers, prediction=None))
+    for shown in without if kind == "compare" else (layers,):
+        image = render.draw(kind, shown, STRIP).image
+        assert image.width * image.height <= render.canvas_pixels(kind, "strip", *size)
+    if kind == "compare":
+        image = render.draw(kind, layers).image
+        assert image.width * image.height <= render.canvas_pixels(kind, "none", *size)
+    else:
+        assert render.canvas_pixels(kind, "none", *size) == 0
