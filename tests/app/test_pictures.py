@@ -226,31 +226,11 @@ def test_compare_is_drawn_from_files_and_warns_of_what_is_missing(client):
 
 def test_the_command_line_takes_the_options_and_tells_the_scale(run, empty_directory):
     write_inputs(BATCH)
-    arguments = [
-        "visualize",
-        "logits.npy",
-        "--kind",
-        "nll",
-        "--labels",
-        "labels.npy",
-        "--image-index",
-        "2",
-    ]
+    line = "visualize logits.npy --kind nll --labels labels.npy --image-index 2 -o a.png"
+    arguments = line.split(" ")
     np.save("labels.npy", BATCH["labels"].numpy())
-    style = [
-        "--scale",
-        "0,2",
-        "--cmap",
-        "magma",
-        "--legend",
-        "strip",
-        "--contour-px",
-        "1",
-        "--ignore",
-        "grey",
-        "-o",
-        "a.png",
-    ]
+    flags = "--scale 0,2 --cmap magma --legend strip --contour-px 1 --ignore grey"
+    style = flags.split(" ")
     assert run(*arguments, *style) == (0, "", "seg-loss: scale: 0,2 (nats)\n")
     with Image.open("a.png") as picture:
         assert picture.width > 50
