@@ -54,7 +54,10 @@ from .results import (
 from .settings import PREFIX, Settings, counted_pixels
 
 PICTURE_BYTES = 48
-"""The most bytes that a pixel takes while its picture is drawn, in float32 and as a PNG."""
+"""The most bytes that a pixel takes while its picture is resampled, drawn and encoded as a PNG."""
+
+CANVAS_BYTES = 12
+"""The most bytes that a pixel of a canvas with panels or a legend takes, and in its PNG."""
 
 
 def loss(inputs: Inputs, options: LossOptions) -> EvaluationResult:
@@ -464,13 +467,17 @@ def _picture_bytes(inputs: Inputs, options: LossOptions) -> int:
     """Returns the bytes that a picture takes while it is drawn."""
     if not isinstance(options, VisualizeOptions):
         return 0
-    indices = (inputs.labels, inputs.prediction)
-    num_pixels = [tensor.numel() for tensor in indices if tensor is not None]
+    tensors = (inputs.labels, inputs.prediction, inputs.logits)
+    sizes = [tuple(tensor.shape[-2:]) for tensor in tensors if tensor is not None]
     if inputs.image is not None:
-        num_pixels.append(math.prod(inputs.image.shape[:2]))
-    if inputs.logits is not None:
-        num_pixels.append(inputs.logits.numel() // inputs.logits.shape[1])
-    return PICTURE_BYTES * max(num_pixels, default=0)
+        sizes.append(inputs.image.shape[:2])
+    # Tensors with fewer axes are an error of the operation.
+    sizes = [size for size in sizes if len(size) == 2]
+    height, width = max(sizes, key=math.prod, default=(0, 0))
+    canvas = 0
+    if height and width:
+        canvas = render.canvas_pixels(options.kind, options.legend, height, width)
+    return PICTURE_BYTES * height * width + CANVAS_BYTES * canvas
 
 
 def _label_map_bytes(inputs: Inputs, options: LossOptions) -> int:

@@ -1,5 +1,6 @@
 """Several pictures of one image side by side, with titles."""
 
+from dataclasses import dataclass
 from typing import Final
 
 from PIL import Image, ImageDraw
@@ -44,22 +45,50 @@ def side_by_side(panels: list[Panel]) -> Image.Image:
         IllPosed: if the titles would take many times the pixels of the panels.
     """
     width, height = panels[0][1].size
-    num_columns = 2 if width >= _WIDE * height else len(panels)
-    num_rows = -(-len(panels) // num_columns)
-    pixels = font_pixels(num_rows * height)  # as the legend beside them
-    title, gap = line_height(pixels), max(2, pixels // 2)
-    step = gap + max(width, *(length(name, pixels) for name, _ in panels))
-    size = (
-        num_columns * step - gap,
-        num_rows * (title + height) + (num_rows - 1) * gap,
-    )
+    names = [name for name, _ in panels]
+    grid = _Grid.of(height, width, names)
     has_alpha = any(picture.mode == "RGBA" for _, picture in panels)
-    check_extension("kind", panels[0][1], size, "Use another kind than compare.", len(panels))
-    canvas = new_canvas("RGBA" if has_alpha else "RGB", size)
+    fix = "Use another kind than compare."
+    check_extension("kind", panels[0][1], grid.size, fix, len(panels))
+    canvas = new_canvas("RGBA" if has_alpha else "RGB", grid.size)
     draw = ImageDraw.Draw(canvas)
     for number, (name, picture) in enumerate(panels):
-        row, column = divmod(number, num_columns)
-        x, y = column * step, row * (title + height + gap)
-        draw.text((x, y + title // 2), name, INK, font(pixels), anchor="lm")
+        row, column = divmod(number, grid.columns)
+        x, y = column * grid.column_step, row * grid.row_step
+        title = grid.row_step - grid.gap - height
+        draw.text((x, y + title // 2), name, INK, font(grid.font_pixels), anchor="lm")
         canvas.paste(picture, (x, y + title))
     return canvas
+
+
+def canvas_size(height: int, width: int, names: list[str]) -> tuple[int, int]:
+    """Returns width and height of the canvas of reduced panels with these titles."""
+    factor = reduction(height, width, len(names))
+    return _Grid.of(-(-height // factor), -(-width // factor), names).size
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Where panels stand: steps and sizes in pixels."""
+
+    rows: int
+    columns: int
+    row_step: int
+    column_step: int
+    gap: int
+    font_pixels: int
+
+    @classmethod
+    def of(cls, height: int, width: int, names: list[str]) -> "_Grid":
+        columns = 2 if width >= _WIDE * height else len(names)
+        rows = -(-len(names) // columns)
+        pixels = font_pixels(rows * height)  # as the legend beside them
+        gap = max(2, pixels // 2)
+        row_step = line_height(pixels) + height + gap
+        column_step = max(width, *(length(name, pixels) for name in names)) + gap
+        return cls(rows, columns, row_step, column_step, gap, pixels)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.columns * self.column_step - self.gap, self.rows * self.row_step - self.gap

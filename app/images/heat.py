@@ -64,7 +64,7 @@ def indices_on(values: Values, scale: Scale) -> npt.NDArray[np.uint8]:
     if low == high:
         return indices
     rows = max(1, _BLOCK_VALUES // values.shape[1])
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         for begin in range(0, len(values), rows):
             block = (values[begin : begin + rows] - low) / (high - low)
             indices[begin : begin + rows] = colormaps.indices_of(block)

@@ -117,6 +117,18 @@ def beside(picture: Image.Image, legend: Legend) -> Image.Image:
     return canvas
 
 
+def largest_size(height: int, width: int) -> tuple[int, int]:
+    """Returns the most width and height of a picture of that size with a legend beside it.
+
+    A name has at most 28 characters, and each of two columns 9. None is wider than the font is
+    high.
+    """
+    pixels = font_pixels(height)
+    strip = 50 * pixels
+    rows = 1 + _BAR_ROWS + 1 + _MIN_ROWS
+    return width + strip, max(height, rows * line_height(pixels) + 4 * pixels)
+
+
 @dataclass(frozen=True)
 class _Row:
     name: str

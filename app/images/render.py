@@ -52,6 +52,8 @@ from .style import (
 
 _Array = TypeVar("_Array", bound=npt.NDArray[Any])
 
+PANELS: Final = ("photo", "truth", "prediction", "error")
+"""The titles of kind=compare."""
 _BLOCK_PIXELS = 1 << 16
 """Pixels that are blended at a time, so that they stay in the cache."""
 _MAX_COUNTED_INDEX = 1 << 16
@@ -104,6 +106,25 @@ def draw(kind: str, layers: Layers, style: Style | None = None) -> Picture:
     if drawing.legend is not None:
         image = legend.beside(image, drawing.legend)
     return Picture(image, drawing.scale, drawing.unit, drawing.warnings)
+
+
+def canvas_pixels(kind: str, style_legend: str, height: int, width: int) -> int:
+    """Returns the most pixels of a canvas with panels or a legend; 0 if there is none.
+
+    Args:
+        kind: a key of `KINDS`.
+        style_legend: one of `LEGENDS`.
+        height, width: those of the labels, the prediction or the photo.
+    """
+    sizes = [(width, height)]
+    if kind == "compare":
+        numbers = range(2, len(PANELS) + 1)
+        sizes = [compare.canvas_size(height, width, list(PANELS[-number:])) for number in numbers]
+    elif style_legend == "none":
+        return 0
+    if style_legend != "none":
+        sizes = [legend.largest_size(rows, columns) for columns, rows in sizes]
+    return max(columns * rows for columns, rows in sizes)
 
 
 def _check_style(style: Style) -> None:
@@ -336,13 +357,13 @@ def _heat_map(
 def _compare(layers: Layers, style: Style) -> _Drawing:
     """Returns the panels that there are inputs for; a warning names the others."""
     truth, prediction = layers.labels, layers.prediction
-    panels = {
-        "photo": layers.photo is not None,
-        "truth": truth is not None,
-        "prediction": prediction is not None,
-        "error": truth is not None and prediction is not None,
-    }
-    present = [name for name, is_there in panels.items() if is_there]
+    are_there = (
+        layers.photo is not None,
+        truth is not None,
+        prediction is not None,
+        truth is not None and prediction is not None,
+    )
+    present = [name for name, is_there in zip(PANELS, are_there, strict=True) if is_there]
     if len(present) < 2:
         got = " and ".join(present) or "nothing"
         expected = "at least two of photo, labels and prediction (or logits) for kind=compare"
@@ -356,7 +377,7 @@ def _compare(layers: Layers, style: Style) -> _Drawing:
         if panel.legend is not None:
             errors += panel.legend.entries
     warnings = list[str]()
-    missing = [name for name in panels if name not in present]
+    missing = [name for name in PANELS if name not in present]
     if missing:
         warnings.append(f"compare: no input for {' and '.join(missing)}, which was left out.")
     if factor > 1:

@@ -36,6 +36,7 @@ from app.options import UPSAMPLINGS
 LOGITS, LABELS = make_inputs()["logits"], make_inputs()["labels"]
 CODES = {400: "malformed", 413: "too_large", 422: "ill_posed"}
 NON_FINITE = "logits: expected finite numbers (or -inf in some classes) at valid pixels"
+RESAMPLE = "Use resize=labels or resize=image to resample."
 DIVERGED = "The network has diverged, or the file is damaged."
 
 
@@ -268,13 +269,13 @@ def test_labels_larger_than_logits_suggest_upsampling(client, run, empty_directo
 
 @pytest.mark.parametrize(
     ("size", "fix"),
-    [((8, 9), " Scores of lower resolution? Use upsampling=bilinear."), ((5, 9), "")],
+    [((8, 9), "Scores of lower resolution? Use upsampling=bilinear."), ((5, 9), RESAMPLE)],
 )
 def test_a_photo_larger_than_logits_suggests_upsampling(client, size, fix):
     tensors = {"logits": LOGITS, "image": torch.zeros(*size, 3).byte()}
     response = client.post_tensors("/v1/visualize?kind=overlay", **tensors)
     assert assert_problem(response, 422, "ill_posed")["detail"] == (
-        f"image: expected 6 x 7 (height x width) to match the logits, got {size[0]} x 9.{fix}"
+        f"image: expected 6 x 7 (height x width) to match the logits, got {size[0]} x 9. {fix}"
     )
     path = "/v1/visualize?kind=overlay&upsampling=bilinear"
     assert client.post_tensors(path, **tensors).status_code == 200
@@ -284,7 +285,7 @@ def test_a_photo_larger_than_a_prediction_does_not_suggest_upsampling(client):
     tensors = {"prediction": LABELS, "image": torch.zeros(12, 14, 3).byte()}
     response = client.post_tensors("/v1/visualize?kind=overlay", **tensors)
     assert assert_problem(response, 422, "ill_posed")["detail"] == (
-        "image: expected 6 x 7 (height x width) to match the prediction, got 12 x 14."
+        f"image: expected 6 x 7 (height x width) to match the prediction, got 12 x 14. {RESAMPLE}"
     )
 
 
@@ -561,7 +562,10 @@ WRONG_INPUTS = {
     "a prediction of two images": (
         "prediction",
         {"prediction": torch.zeros(2, 6, 7).byte()},
-        "prediction: expected [1,H,W], one image, got shape (2, 6, 7).",
+        (
+            "prediction: expected [1,H,W], one image, got shape (2, 6, 7). "
+            "Choose one: image_index=0...1."
+        ),
     ),
     "a prediction that is no index": (
         "prediction",
@@ -587,22 +591,22 @@ WRONG_INPUTS = {
     "a photo of another size than the prediction": (
         "overlay",
         {"prediction": torch.zeros(1, 6, 7).byte(), "image": make_photo(5, 7)},
-        "image: expected 6 x 7 (height x width) to match the prediction, got 5 x 7.",
+        f"image: expected 6 x 7 (height x width) to match the prediction, got 5 x 7. {RESAMPLE}",
     ),
     "a photo of another size than the logits": (
         "overlay",
         {"logits": LOGITS, "image": make_photo(5, 7)},
-        "image: expected 6 x 7 (height x width) to match the logits, got 5 x 7.",
+        f"image: expected 6 x 7 (height x width) to match the logits, got 5 x 7. {RESAMPLE}",
     ),
     "a photo of another size than the labels": (
         "overlay",
         {"labels": LABELS, "image": make_photo(5, 7)},
-        "image: expected 6 x 7 (height x width) to match the labels, got 5 x 7.",
+        f"image: expected 6 x 7 (height x width) to match the labels, got 5 x 7. {RESAMPLE}",
     ),
     "a prediction of another size than the labels": (
         "error",
         {"labels": LABELS, "prediction": torch.zeros(1, 5, 7).byte()},
-        "prediction: expected 6 x 7 (height x width) to match the labels, got 5 x 7.",
+        (f"prediction: expected 6 x 7 (height x width) to match the labels, got 5 x 7. {RESAMPLE}"),
     ),
 }
 

@@ -3,7 +3,9 @@
 import io
 import math
 from dataclasses import fields, replace
+from functools import partial
 
+import fcn_demo
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -254,3 +256,18 @@ def test_drawing_does_not_change_the_arrays(kind: str) -> None:
         (array for array in arrays if isinstance(array, np.ndarray)), copies, strict=True
     ):
         np.testing.assert_array_equal(array, copy)
+
+
+@fcn_demo.needed
+def test_the_overlay_is_that_which_fcn_published() -> None:
+    read = partial(png.read_label_map, where="prediction", max_pixels=1 << 20)
+    prediction = read((fcn_demo.DIRECTORY / "output.png").read_bytes(), palette=PALETTES["voc"])
+    with Image.open(fcn_demo.DIRECTORY / "image.jpg") as photo:
+        layers = Layers(PALETTES["voc"], 21, prediction=prediction.indices, photo=np.array(photo))
+    overlay = render.draw("overlay", layers).image
+    with Image.open(fcn_demo.DIRECTORY / "visualization.jpg") as published:
+        # The published one is a JPEG, which keeps the means of 8 x 8 pixels best.
+        pair = [np.array(picture.reduce(8)).astype(int) for picture in (overlay, published)]
+    difference = np.abs(pair[0] - pair[1])
+    assert difference.mean() < 1
+    assert difference.max() < 16
