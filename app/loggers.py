@@ -232,7 +232,7 @@ class Log:
             self._write_mlflow(writer, step)
         else:
             expected = "a SummaryWriter, a run of W&B or MLflow, or the module wandb or mlflow"
-            fix = "Or pass open_writer(). With Lightning, pass `logger.experiment`."
+            fix = "Of an MlflowClient, pass mlflow.get_run(run_id)."
             raise InvalidInput("writer", expected, type(writer).__name__, fix)
 
     def _numbers(self) -> dict[str, float]:
