@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import IllPosed, did_you_mean, safe_repr
+
 NUM_COLOURS = 256
 """Number of colours that a PNG of mode P can hold."""
 
@@ -162,3 +164,26 @@ PALETTES: dict[str, Palette] = {
         ),
     )
 }
+
+
+def find_class(palette: Palette, text: str) -> int:
+    """Returns the index of a class, from its index or its name.
+
+    Names are compared without case, spaces, hyphens and underscores.
+
+    Raises:
+        IllPosed: if the palette has no such class.
+    """
+    if text.isascii() and text.isdigit() and len(text) <= 9:
+        return int(text)
+    names = {_plain(name): index for index, name in enumerate(palette.class_names)}
+    index = names.get(_plain(text))
+    if index is None:
+        expected = f"indices, or names of the palette {palette.name}"
+        fix = did_you_mean(text, palette.class_names)
+        raise IllPosed("classes", expected, safe_repr(text), fix)
+    return index
+
+
+def _plain(name: str) -> str:
+    return "".join(char for char in name.casefold() if char not in " -_/")

@@ -28,8 +28,8 @@ from serving import SAFETENSORS, Client, assert_problem, assert_still_serves, se
 from app.errors import safe_repr
 from app.http.problems import install_handlers
 from app.http.v1 import OPERATIONS, RESOURCES
+from app.images.kinds import KINDS
 from app.images.palettes import PALETTES
-from app.images.render import KINDS
 from app.inputs import MAX_UPSAMPLED_SIDE
 from app.options import UPSAMPLINGS
 

@@ -26,8 +26,8 @@ from serving import SAFETENSORS, assert_problem, assert_still_serves, served
 
 import seg_loss
 from app.http.v1 import RESOURCES
+from app.images.kinds import KINDS
 from app.images.palettes import PALETTES
-from app.images.render import KINDS
 
 LOSS_FIELDS = {
     "loss",
