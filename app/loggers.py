@@ -8,13 +8,13 @@ that none of the three packages has to be installed.
 | scalars | scalars | charts | metrics |
 | tables | Markdown, under Text | tables | one table for all steps, by `log_table` |
 | the confusion matrix | a picture | a picture, and a chart of at most 100 classes | a picture |
-| an image | panes side by side | also its masks over the photo | panes side by side |
+| an image | panels side by side | also its masks over the photo | panels side by side |
 """
 
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from seg_loss import Evaluation, FcnMetrics, InvalidInput
 
+from .images.canvas import INK, line_height, new_canvas
 from .images.confusion import draw_confusion
+from .images.layers import Layers
 from .images.palettes import PALETTES, Palette
-from .images.render import Layers, draw
+from .images.render import draw
+from .images.style import Style
+from .images.text import font, font_pixels
 from .report import METRICS, Report, Table, render
 
 MAX_SIDE = 1024
-"""The longest side of a pane. Of larger images every second, third, … pixel is shown."""
+"""The longest side of a panel. Of larger images every second, third, … pixel is shown."""
 
 _HEAT_MAPS = ("nll", "confidence", "entropy")
 _MAX_CHART_CLASSES = 100  # W&B draws 10,000 rows of a table
@@ -59,7 +63,7 @@ def log_evaluation(
 
     Tags begin with the prefix: `val/loss`, `val/mean_iu`, `val_iu/road`, the tables `val/classes`,
     `val/images` and `val/calibration`, the matrix `val/confusion`, and the images `val/worst/1` to
-    `val/worst/4`. The panes of an image are the photo, the labels, the prediction, the errors and
+    `val/worst/4`. The panels of an image are the photo, the truth, the prediction, the errors and
     the nll, as far as the evaluation has these maps: `maps=("prediction", "nll")`.
 
     Args:
@@ -67,7 +71,7 @@ def log_evaluation(
             module `mlflow`; or the result of `open_writer`.
         evaluation: the result of `evaluate`.
         labels: the labels that were evaluated, [N,H,W] or [N,1,H,W]. Without them there are no
-            panes of the labels and of the errors.
+            panels of the truth and of the errors.
         step: the number of updates or epochs so far.
         photos: uint8 [N,3,H,W] or [N,H,W,3], or a sequence of N photos.
         ignore_index: as in `evaluate`.
@@ -139,16 +143,16 @@ class LoggedImage:
     """One image.
 
     Attributes:
-        panes: the panes side by side.
-        caption: a line about it.
+        panels: a picture of all panels.
+        caption: a line about the image.
         photo: uint8 [H,W,3], or None.
-        masks: class indices [H,W] of truth and prediction, with the value C where ignored.
+        masks: class indices [H,W] of truth and prediction, or None; C where the truth is ignored.
     """
 
-    panes: Image.Image
+    panels: Image.Image
     caption: str
     photo: npt.NDArray[np.uint8] | None
-    masks: dict[str, npt.NDArray[np.integer]]
+    masks: dict[str, npt.NDArray[np.integer] | None]
 
 
 @dataclass(eq=False)
@@ -196,27 +200,25 @@ class Log:
         self.tables[tag] = replace(table, columns=(*table.columns, name), rows=rows)
 
     def add_image(self, tag: str, layers: Layers, caption: str) -> None:
-        """Adds the panes of photo, labels, prediction, errors and maps that the layers have."""
+        """Adds the panels of photo, truth, prediction, errors and maps that there are arrays for.
+
+        Args:
+            tag: the tag.
+            layers: the arrays, of which every second, third, … pixel is taken if they are large.
+            caption: a line about the image.
+        """
         arrays = {name: value for name, value in vars(layers).items() if hasattr(value, "shape")}
         every = -(-max((max(value.shape[:2]) for value in arrays.values()), default=1) // MAX_SIDE)
-        layers = replace(
-            layers, **{name: array[::every, ::every] for name, array in arrays.items()}
-        )
-        masks: dict[str, npt.NDArray[np.integer]] = {}
-        if layers.labels is not None:
-            ignored = layers.ignored(layers.labels.shape)
-            masks["truth"] = np.where(ignored, layers.num_classes, layers.labels)
-        if layers.prediction is not None:
-            masks["prediction"] = layers.prediction
-        panes = [] if layers.photo is None else [layers.photo]
-        for mask in masks.values():
-            ignored = mask == layers.num_classes
-            panes.append(layers.palette.paint(np.where(ignored, layers.palette.ignore_index, mask)))
-        kinds = [*(["error"] if len(masks) == 2 else []), *(k for k in _HEAT_MAPS if k in arrays)]
-        panes += [np.asarray(draw(kind, layers)) for kind in kinds]
-        if masks or kinds:
-            picture = Image.fromarray(np.concatenate(panes, axis=1))
-            self.images[tag] = LoggedImage(picture, caption, layers.photo, masks)
+        arrays = {name: array[::every, ::every] for name, array in arrays.items()}
+        layers = replace(layers, class_names=tuple(self.class_names), **arrays)
+        style = Style(legend="strip")
+        panels = {kind: draw(kind, layers, style).image for kind in _kinds(arrays)}
+        if panels:
+            truth, prediction = layers.labels, layers.prediction
+            if truth is not None and layers.valid is not None:
+                truth = np.where(layers.valid, truth, layers.num_classes)
+            masks = {"truth": truth, "prediction": prediction}
+            self.images[tag] = LoggedImage(_joined(panels), caption, layers.photo, masks)
 
     def write(self, writer: Any, step: int) -> None:
         """Writes all at once.
@@ -243,7 +245,7 @@ class Log:
             writer.add_scalar(tag, value, step)
         for tag, table in self.tables.items():
             writer.add_text(tag, render(Report((table,), {}), "md"), step)
-        pictures = {tag: image.panes for tag, image in self.images.items()}
+        pictures = {tag: image.panels for tag, image in self.images.items()}
         for tag, picture in (self._confusion_picture() | pictures).items():
             writer.add_image(tag, np.asarray(picture), step, dataformats="HWC")
         writer.flush()
@@ -261,11 +263,12 @@ class Log:
         if len(self.confusion) <= _MAX_CHART_CLASSES:
             entries[f"{self.prefix}/confusion_chart"] = self._wandb_chart(wandb)
         for tag, image in self.images.items():
-            entries[tag] = wandb.Image(image.panes, caption=image.caption)
+            entries[tag] = wandb.Image(image.panels, caption=image.caption)
             if image.photo is not None and len(labels) <= 256:  # the masks are PNGs of 8 bits
                 masks = {
                     name: {"mask_data": mask.astype(np.uint8), "class_labels": labels}
                     for name, mask in image.masks.items()
+                    if mask is not None
                 }
                 overlay = wandb.Image(image.photo, caption=image.caption, masks=masks)
                 entries[f"{tag}_masks"] = overlay
@@ -299,7 +302,7 @@ class Log:
             rows = [(step, *row) for row in table.rows]
             columns = zip(("step", *table.columns), zip(*rows, strict=True), strict=True)
             client.log_table(run_id, {name: [*cells] for name, cells in columns}, f"{tag}.json")
-        pictures = {tag: image.panes for tag, image in self.images.items()}
+        pictures = {tag: image.panels for tag, image in self.images.items()}
         for tag, picture in (self._confusion_picture() | pictures).items():
             client.log_image(run_id, picture, key=tag, step=step)
 
@@ -342,6 +345,37 @@ def _layers(
             raise _wrong("photos", expected, of_image, fix)
         arrays["photo"] = of_image
     return replace(layers, **arrays)
+
+
+def _kinds(arrays: Container[str]) -> list[str]:
+    """Returns the kinds of pictures that there are arrays for."""
+    indices = [name for name in ("photo", "labels", "prediction") if name in arrays]
+    compared = ["compare"] if len(indices) > 1 else [name for name in indices if name != "photo"]
+    return compared + [name for name in _HEAT_MAPS if name in arrays]
+
+
+def _joined(pictures: dict[str, Image.Image]) -> Image.Image:
+    """Returns pictures by their kind in columns that are as high as the first, with titles."""
+    height = max(picture.height for picture in pictures.values())
+    pixels = font_pixels(height)
+    places: list[tuple[int, int]] = []
+    x = y = right = 0
+    for kind, picture in pictures.items():
+        title = 0 if kind == "compare" else line_height(pixels)  # its panels have titles
+        if y and y + title + picture.height > height:
+            x, y = right, 0
+        places.append((x, y + title))
+        y += title + picture.height
+        right = max(right, x + picture.width)
+    bottom = max(
+        y + picture.height for (_, y), picture in zip(places, pictures.values(), strict=True)
+    )
+    canvas = new_canvas("RGB", (right, bottom))
+    for (kind, picture), (x, y) in zip(pictures.items(), places, strict=True):
+        canvas.paste(picture, (x, y))
+        if y:
+            ImageDraw.Draw(canvas).text((x, y), kind, INK, font(pixels), anchor="ld")
+    return canvas
 
 
 def _of_image(where: str, arrays: Arrays, index: int, num_images: int) -> npt.NDArray[Any]:

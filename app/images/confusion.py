@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from . import colormaps
+from .canvas import INK, new_canvas
+from .text import drawable, font, length
 
 _SIZE = 960
 """The largest width of the matrix in pixels, unless it has more classes."""
@@ -35,17 +37,17 @@ def draw_confusion(confusion: npt.NDArray[np.integer], class_names: Sequence[str
     matrix = Image.fromarray(cells)
     if cell < _MIN_TEXT:
         return matrix
-    font = ImageFont.load_default(cell - _MARGIN)
-    names = [" ".join(name.split()) for name in class_names]
-    width = 2 * _MARGIN + max(int(font.getlength(name)) + 1 for name in (*names, _CORNER))
-    rows, columns = (Image.new("RGB", (width, matrix.height), "white") for _ in range(2))
+    pixels = cell - _MARGIN
+    names = [drawable(name) for name in class_names]
+    width = 2 * _MARGIN + max(length(name, pixels) for name in (*names, _CORNER))
+    rows, columns = (new_canvas("RGB", (width, matrix.height)) for _ in range(2))
     for strip, x, anchor in ((rows, width - _MARGIN, "rm"), (columns, _MARGIN, "lm")):
         canvas = ImageDraw.Draw(strip)
         for index, name in enumerate(names):
-            canvas.text((x, (index + 0.5) * cell), name, "black", font, anchor)
-    picture = Image.new("RGB", (width + matrix.width, width + matrix.height), "white")
+            canvas.text((x, (index + 0.5) * cell), name, INK, font(pixels), anchor)
+    picture = new_canvas("RGB", (width + matrix.width, width + matrix.height))
     corner = (width - _MARGIN, width - _MARGIN)
-    ImageDraw.Draw(picture).text(corner, _CORNER, "grey", font, "rs")
+    ImageDraw.Draw(picture).text(corner, _CORNER, INK, font(pixels), "rs")
     picture.paste(matrix, (width, width))
     picture.paste(rows, (0, width))
     picture.paste(columns.transpose(Image.Transpose.ROTATE_90), (width, 0))

@@ -20,8 +20,8 @@ import torch
 from seg_loss.diagnosis import diagnose
 
 from ..errors import IllPosed
+from ..images.layers import Layers
 from ..images.palettes import Palette
-from ..images.render import Layers
 from ..loggers import Log
 from ..options import with_flags
 from ..report import METRICS
@@ -319,7 +319,7 @@ class TensorBoard(Callback):
         )
 
     def on_validation(self, step: int, validation: "Validation") -> None:
-        """Adds curves, the table of the classes, the confusion matrix, and panes of some images."""
+        """Adds curves, the table of the classes, the confusion matrix, and some images."""
 
         def write() -> None:
             log = Log("val", validation.confusion, validation.metrics, self._class_names)
