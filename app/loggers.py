@@ -14,7 +14,7 @@ that none of the three packages has to be installed.
 import math
 import re
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from seg_loss import Evaluation, FcnMetrics, InvalidInput
 from .images.canvas import INK, line_height, new_canvas
 from .images.confusion import draw_confusion
 from .images.layers import Layers
-from .images.palettes import PALETTES, Palette
+from .images.painting import rgb_picture
+from .images.palettes import NUM_COLOURS, PALETTES, Palette
 from .images.render import draw
 from .images.style import Style
 from .images.text import font, font_pixels
@@ -211,8 +212,7 @@ class Log:
         every = -(-max((max(value.shape[:2]) for value in arrays.values()), default=1) // MAX_SIDE)
         arrays = {name: array[::every, ::every] for name, array in arrays.items()}
         layers = replace(layers, class_names=tuple(self.class_names), **arrays)
-        style = Style(legend="strip")
-        panels = {kind: draw(kind, layers, style).image for kind in _kinds(arrays)}
+        panels = _panels(layers, arrays)
         if panels:
             truth, prediction = layers.labels, layers.prediction
             if truth is not None and layers.valid is not None:
@@ -347,11 +347,21 @@ def _layers(
     return replace(layers, **arrays)
 
 
-def _kinds(arrays: Container[str]) -> list[str]:
-    """Returns the kinds of pictures that there are arrays for."""
-    indices = [name for name in ("photo", "labels", "prediction") if name in arrays]
-    compared = ["compare"] if len(indices) > 1 else [name for name in indices if name != "photo"]
-    return compared + [name for name in _HEAT_MAPS if name in arrays]
+def _panels(layers: Layers, names: Collection[str]) -> dict[str, Image.Image]:
+    """Returns the pictures that there are arrays for, by their kind."""
+    panels: dict[str, Image.Image] = {}
+    maps = [name for name in ("photo", "labels", "prediction") if name in names]
+    kinds = [name for name in _HEAT_MAPS if name in names]
+    if layers.num_classes > NUM_COLOURS or maps == ["photo"]:
+        # A label map of so many classes is no picture with a palette. Colours repeat.
+        for name in maps:
+            array = getattr(layers, name)
+            panels[name] = rgb_picture(array if name == "photo" else layers.palette.paint(array))
+        kinds[:0] = ["error"] if {"labels", "prediction"} <= set(maps) else []
+    elif maps:
+        kinds.insert(0, "compare" if len(maps) > 1 else maps[0])
+    style = Style(legend="strip")
+    return panels | {kind: draw(kind, layers, style).image for kind in kinds}
 
 
 def _joined(pictures: dict[str, Image.Image]) -> Image.Image:
