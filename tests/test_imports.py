@@ -330,6 +330,7 @@ ARROWS = {
     ),
     # Nothing imports app but app, and nothing imports the tests.
     "benchmarks": ("seg_loss", "models"),
+    "benchmarks.pictures": ("app.formats.png", "app.images", "benchmarks.cpu"),
 }  # fmt: skip
 # Packages of others, and the only modules or packages that may import them.
 ONLY_IN = {

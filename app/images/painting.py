@@ -8,7 +8,7 @@ from .style import CHECKER_GREYS, CHECKER_PIXELS, Colour
 
 Mask = npt.NDArray[np.bool_]
 
-_DARK, _LIGHT = 0, 255
+_MIDDLE = 128
 
 
 def rgb_picture(colours: npt.NDArray[np.uint8]) -> Image.Image:
@@ -46,5 +46,6 @@ def checkerboard(width: int, height: int) -> Image.Image:
 
 def draw_lines(picture: Image.Image, mask: Mask) -> None:
     """Draws black where the picture is light and white where it is dark, within the mask."""
-    lines = picture.convert("L").point([_LIGHT] * 128 + [_DARK] * 128).convert("RGB")
-    paste(picture, lines, mask)
+    is_dark = np.asarray(picture.convert("L")) < _MIDDLE
+    fill(picture, (0, 0, 0), mask)
+    fill(picture, (255, 255, 255), mask & is_dark)

@@ -19,7 +19,7 @@ and also where the background class of the palette is, as `vis.py` of FCN does. 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
@@ -335,14 +335,12 @@ def _heat_map(
 
 def _compare(layers: Layers, style: Style) -> _Drawing:
     """Returns the panels that there are inputs for; a warning names the others."""
-    plain = replace(style, legend="none")
     truth, prediction = layers.labels, layers.prediction
-    has_error = truth is not None and prediction is not None
     panels = {
         "photo": layers.photo is not None,
         "truth": truth is not None,
         "prediction": prediction is not None,
-        "error": has_error,
+        "error": truth is not None and prediction is not None,
     }
     present = [name for name, is_there in panels.items() if is_there]
     if len(present) < 2:
@@ -351,10 +349,12 @@ def _compare(layers: Layers, style: Style) -> _Drawing:
         raise IllPosed("inputs", expected, got)
     height, width = next(array for array in (truth, prediction) if array is not None).shape
     factor = compare.reduction(height, width, len(present))
-    pictures = [
-        (name, compare.reduced(picture, factor, is_photo=name == "photo"))
-        for name, picture in _panels(present, layers, plain)
-    ]
+    pictures, errors = list[compare.Panel](), list[Entry]()
+    for name in present:
+        panel = _panel(name, layers, style)
+        pictures.append((name, compare.reduced(panel.image, factor, is_photo=name == "photo")))
+        if panel.legend is not None:
+            errors += panel.legend.entries
     warnings = list[str]()
     missing = [name for name in panels if name not in present]
     if missing:
@@ -363,38 +363,36 @@ def _compare(layers: Layers, style: Style) -> _Drawing:
         size = f"{pictures[0][1].height} x {pictures[0][1].width}"
         warnings.append(f"compare: panels are reduced to {size}, one pixel of {factor} x {factor}.")
     image = compare.side_by_side(pictures)
-    return _Drawing(image, warnings=tuple(warnings), legend=_compare_legend(layers, style))
+    shown = None if style.legend == "none" else _compare_legend(layers, style, errors)
+    return _Drawing(image, warnings=tuple(warnings), legend=shown)
 
 
-def _panels(names: list[str], layers: Layers, style: Style) -> Iterator[tuple[str, Image.Image]]:
-    for name in names:
-        if name == "photo":
-            assert layers.photo is not None
-            yield name, painting.rgb_picture(layers.photo)
-        else:
-            yield name, _DRAW["labels" if name == "truth" else name](layers, style).image
+def _panel(name: str, layers: Layers, style: Style) -> _Drawing:
+    """Returns a panel, which only for the error has a legend, if one is wanted."""
+    if name == "photo":
+        assert layers.photo is not None
+        return _Drawing(painting.rgb_picture(layers.photo))
+    if name == "error":
+        return _error(layers, style)
+    kind = "labels" if name == "truth" else name
+    return _DRAW[kind](layers, replace(style, legend="none"))
 
 
-def _compare_legend(layers: Layers, style: Style) -> Legend | None:
-    """Returns the classes of labels and prediction, with the shares in both."""
-    if style.legend == "none":
-        return None
+def _compare_legend(layers: Layers, style: Style, errors: list[Entry]) -> Legend:
+    """Returns the classes of labels and prediction with their shares in both, and the errors."""
     ignored = layers.ignored()
     maps = {"truth": layers.labels, "predicted": layers.prediction}
     shown = {name: indices for name, indices in maps.items() if indices is not None}
+    size = next(iter(shown.values())).size
     entries = _class_entries(tuple(shown.values()), ignored, layers, style)
     ignore = "colour" if style.ignore == "auto" else style.ignore
     entries += _ignored_entry(ignored, ignore, layers, style)
-    size = next(iter(shown.values())).size
-    if len(shown) == 2:
-        error = _error(layers, replace(style, ignore="checker")).legend
-        assert error is not None
+    entries += [
+        Entry(entry.colour, f"{entry.text}, {legend.share(entry.pixels[0], size)}")
+        for entry in errors
         # Confusion has the colours of the classes, which are there already.
-        entries += [
-            Entry(entry.colour, f"{entry.text}, {legend.share(entry.pixels[0], size)}")
-            for entry in error.entries
-            if entry.text != "ignored" and not entry.text.startswith(CONFUSION)
-        ]
+        if not entry.text.startswith((CONFUSION, "ignored"))
+    ]
     return Legend(entries, size, tuple(shown) if len(shown) > 1 else ())
 
 
