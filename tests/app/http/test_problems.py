@@ -788,11 +788,18 @@ def test_text_of_the_client_is_escaped_and_cut(client):
 def test_pixels_classes_and_images_have_limits(client):
     many = torch.zeros(1, 2, 129, 128, dtype=torch.float16)
     problem = assert_problem(client.post_tensors("/v1/loss", logits=many), 413, "too_large")
-    assert problem["detail"] == "logits: expected at most 16384 pixels per image, got 16512."
+    assert problem["detail"] == (
+        "logits: expected at most 16384 pixels per image, got 16512. "
+        "The limit is SEG_LOSS_MAX_PIXELS."
+    )
     response = client.post_tensors("/v1/loss", logits=torch.zeros(1, 65, 2, 2))
-    assert response.json()["detail"] == "logits: expected at most 64 classes, got 65."
+    assert response.json()["detail"] == (
+        "logits: expected at most 64 classes, got 65. The limit is SEG_LOSS_MAX_CLASSES."
+    )
     response = client.post_tensors("/v1/loss", logits=torch.zeros(65, 2, 2, 2))
-    assert response.json()["detail"] == "logits: expected at most 64 images, got 65."
+    assert response.json()["detail"] == (
+        "logits: expected at most 64 images, got 65. The limit is SEG_LOSS_MAX_IMAGES."
+    )
 
 
 def test_labels_of_upsampled_logits_have_the_same_limits(client):
@@ -800,7 +807,10 @@ def test_labels_of_upsampled_logits_have_the_same_limits(client):
     large = torch.zeros(1, 129, 128, dtype=torch.uint8)
     response = client.post_tensors(path, logits=logits, labels=large)
     problem = assert_problem(response, 413, "too_large")
-    assert problem["detail"] == "labels: expected at most 16384 pixels per image, got 16512."
+    assert problem["detail"] == (
+        "labels: expected at most 16384 pixels per image, got 16512. "
+        "The limit is SEG_LOSS_MAX_PIXELS."
+    )
     for labels in (large[:, None], large[0]):
         response = client.post_tensors(path, logits=logits, labels=labels)
         assert_problem(response, 413, "too_large")
@@ -820,7 +830,8 @@ def test_upsampled_logits_have_a_limit():
     with served(max_upsampled_logits=count - 1) as client:
         problem = assert_problem(client.post_tensors(path, **inputs), 413, "too_large")
         assert problem["detail"] == (
-            "labels: expected at most 5999 upsampled logits (images x classes x pixels), got 6000."
+            "labels: expected at most 5999 upsampled logits (images x classes x pixels), got 6000. "
+            "The limit is SEG_LOSS_MAX_UPSAMPLED_LOGITS."
         )
         assert problem["limit"] == count - 1
         # Without labels, the size is that of the photo; with labels, it is not.
