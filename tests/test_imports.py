@@ -284,6 +284,9 @@ ARROWS = {
         "app.results", "app.operations", "app.formats", "app.images.palettes", "app.network",
         "app.input_reports", "app.preprocessing",
     ),
+    "app.http.pages": ("app.errors", "app.http.routing"),
+    "app.http.routing": (),
+    "app.http.sample": ("app.formats", "app.http.pool", "app.images"),
     # training: command -> loop -> objective, validation, checkpoints, callbacks -> samples -> data.
     # `options` is imported by the command line, and imports no torch.
     "app.training": (),

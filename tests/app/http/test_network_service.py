@@ -245,7 +245,7 @@ ERRORS = {
         {"labels": torch.full((1, 40, 50), 255, dtype=torch.uint8)},
         (
             "labels: expected 0...4, got 255 at (0, 0, 0) and 1999 more pixels. "
-            "If 255 marks void pixels, add it to ignore_index."
+            "If 255 marks void pixels, pass ignore_index=255."
         ),
     ),
 }
