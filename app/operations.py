@@ -58,6 +58,8 @@ from .settings import PREFIX, Settings, counted_pixels
 COUNTED_BYTES = 48
 """The most bytes that a pixel takes while it is counted by class, as int64 several times."""
 
+_NO_NETWORK = f"No network is served: set {PREFIX}MODEL to a checkpoint, or send logits."
+
 PICTURE_BYTES = 48
 """The most bytes that a pixel takes while its picture is resampled, drawn and encoded as a PNG."""
 
@@ -73,13 +75,16 @@ def loss(inputs: Inputs, options: LossOptions) -> EvaluationResult:
 def evaluate(inputs: Inputs, options: EvaluateOptions) -> EvaluationResult:
     """Returns the loss of logits and labels, with metrics and the maps asked for.
 
-    With a prediction, a label map, in place of logits, there is no loss.
+    With a prediction, a label map, in place of logits, there is no loss. A photo in place of logits
+    has those of the network that is served.
     """
     if inputs.prediction is not None:
         return _evaluate_label_map(inputs, options, inputs.prediction)
     if inputs.logits is None or inputs.labels is None:
         got = " and ".join(inputs.names) or "neither"
-        raise IllPosed("inputs", "labels, and logits or a prediction", got)
+        needs_network = inputs.labels is not None and inputs.image is not None
+        fix = _NO_NETWORK if needs_network else ""
+        raise IllPosed("inputs", "labels, and logits or a prediction", got, fix)
     return _evaluate(inputs, options, maps=options.maps, absent=options.absent)
 
 
@@ -156,9 +161,7 @@ def predict(inputs: Inputs, options: PredictOptions) -> PredictionResult:
     logits = inputs.logits
     if logits is None:
         got = " and ".join(inputs.names) or "neither"
-        fix = f"No network is served: set {PREFIX}MODEL to a checkpoint, or send logits."
-        if inputs.image is None:
-            fix = ""
+        fix = "" if inputs.image is None else _NO_NETWORK
         raise IllPosed("inputs", "logits, or an image where a network is served", got, fix)
     _check_size_of_image(inputs, options, logits)
     names = tuple(dict.fromkeys(("prediction", *options.maps)))
@@ -220,6 +223,8 @@ def needs_network(inputs: Inputs, options: LossOptions) -> bool:
         shows_labels = options.kind == "overlay" and inputs.labels is not None
         has_prediction = name == "prediction" and inputs.prediction is not None
         return name is not None and not shows_labels and not has_prediction
+    if isinstance(options, EvaluateOptions):
+        return inputs.labels is not None and inputs.prediction is None
     return isinstance(options, PredictOptions)
 
 

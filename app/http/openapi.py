@@ -129,12 +129,12 @@ _LOSS_EXAMPLE: Json = {
 """The answer of `/v1/loss` to `_EXAMPLE`."""
 _ERRORS: tuple[type[RequestError], ...] = (*ERROR_TYPES, RequestError)
 """All errors: `RequestError` itself stands for those of the service."""
-_LOGITS_OR_PREDICTION: Json = {
+_LABELS_AND_PREDICTED: Json = {
     "required": ["labels"],
-    "oneOf": [{"required": ["logits"]}, {"required": ["prediction"]}],
+    "anyOf": [{"required": [name]} for name in ("logits", "prediction", "image")],
 }
 _NEEDED: Mapping[type[LossOptions], Json] = {
-    EvaluateOptions: _LOGITS_OR_PREDICTION,
+    EvaluateOptions: _LABELS_AND_PREDICTED,
     VisualizeOptions: {"minProperties": 1},
     PredictOptions: {"minProperties": 1},
 }

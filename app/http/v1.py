@@ -76,7 +76,7 @@ class Service:
 
     def announced(self, options: LossOptions) -> AbstractContextManager[None]:
         """Lets the queue of the network wait for a request that may have a photo."""
-        takes_photos = isinstance(options, (PredictOptions, VisualizeOptions))
+        takes_photos = isinstance(options, (EvaluateOptions, PredictOptions, VisualizeOptions))
         if self.batcher is None or not takes_photos:
             return nullcontext()
         return self.batcher.announced()
