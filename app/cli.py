@@ -187,8 +187,14 @@ def _with_options(model: type[BaseModel]) -> Callable[[Command], Command]:
     """
 
     def decorate(function: Command) -> Command:
+        names = inspect.signature(function).parameters
+
         def command(**arguments: Any) -> None:
             texts = {name: arguments.pop(name) for name in model.model_fields}
+            if "palette_file" in names:
+                arguments["palette_file"] = _palette_file(texts["palette"])
+                if arguments["palette_file"] is not None:
+                    texts["palette"] = None
             pairs = ((name, text) for name, text in texts.items() if text is not None)
             function(options=_parse_options(model, pairs), **arguments)
 
@@ -202,7 +208,7 @@ def _with_options(model: type[BaseModel]) -> Callable[[Command], Command]:
             for name in model.model_fields
         ]
         parameters = inspect.signature(function).parameters.values()
-        others = [parameter for parameter in parameters if parameter.name != "options"]
+        others = [row for row in parameters if row.name not in ("options", "palette_file")]
         # Typer reads the signature.
         command.__doc__ = function.__doc__
         command.__name__ = function.__name__
@@ -212,6 +218,18 @@ def _with_options(model: type[BaseModel]) -> Callable[[Command], Command]:
         return function
 
     return decorate
+
+
+def _palette_file(text: str | None) -> Path | None:
+    """Returns the path that --palette names; None if it is the name of a palette, or not given."""
+    from .formats.palette_files import SUFFIXES
+    from .images.palettes import PALETTES
+
+    if text is None or text in PALETTES:
+        return None
+    path = Path(text)
+    is_path = path.suffix.lower() in SUFFIXES or len(path.parts) > 1 or path.is_file()
+    return path if is_path else None
 
 
 def _flag(name: str, model: type[BaseModel]) -> Any:
@@ -235,6 +253,7 @@ def loss(
     options: LossOptions,
     class_weight: ClassWeightFile = None,
     pixel_weight: PixelWeightFile = None,
+    palette_file: Path | None = None,
     device: DeviceName = None,
     format_name: FormatName = "table",
 ) -> None:
@@ -245,6 +264,7 @@ def loss(
     inputs = _read_inputs(
         options,
         device,
+        palette=palette_file,
         logits=logits,
         labels=labels,
         class_weight=class_weight,
@@ -254,7 +274,7 @@ def loss(
     _warn(result.warnings)
     diagnosis = result.evaluation.diagnosis
     assert diagnosis is not None
-    report = Report(_loss_tables(result, options), results.loss_fields(result), diagnosis.advice)
+    report = Report(_loss_tables(result), results.loss_fields(result), diagnosis.advice)
     _print(render(report, format_name))
 
 
@@ -268,6 +288,7 @@ def gradient(
     ],
     class_weight: ClassWeightFile = None,
     pixel_weight: PixelWeightFile = None,
+    palette_file: Path | None = None,
     device: DeviceName = None,
     format_name: FormatName = "table",
 ) -> None:
@@ -280,6 +301,7 @@ def gradient(
     inputs = _read_inputs(
         options,
         device,
+        palette=palette_file,
         logits=logits,
         labels=labels,
         class_weight=class_weight,
@@ -323,6 +345,7 @@ def evaluate(
             help=f"Exit with 1 if the metric is lower. One of {', '.join(METRICS)}.",
         ),
     ] = None,
+    palette_file: Path | None = None,
     device: DeviceName = None,
     format_name: FormatName = "table",
 ) -> None:
@@ -341,6 +364,7 @@ def evaluate(
     inputs = _read_inputs(
         options,
         device,
+        palette=palette_file,
         logits=prediction,
         labels=labels,
         class_weight=class_weight,
@@ -352,7 +376,7 @@ def evaluate(
         _write(output, results.maps_file(result))
     diagnosis = result.evaluation.diagnosis
     report = Report(
-        _evaluation_tables(result, options),
+        _evaluation_tables(result),
         results.evaluation_fields(result),
         "" if diagnosis is None else diagnosis.advice,
     )
@@ -384,6 +408,7 @@ def visualize(
         Path | None, _file_option("--prediction", "Class indices, instead of logits.")
     ] = None,
     image: Annotated[Path | None, _file_option("--image", "The photo: PNG or JPEG.")] = None,
+    palette_file: Path | None = None,
     device: DeviceName = None,
 ) -> None:
     """Draws labels, prediction, error or loss of one image."""
@@ -395,6 +420,7 @@ def visualize(
     inputs = _read_inputs(
         options,
         device,
+        palette=palette_file,
         logits=logits,
         labels=labels or labels_option,
         prediction=prediction,
@@ -444,6 +470,7 @@ def predict(
             help=f"Exit with 1 if the metric is lower. One of {', '.join(METRICS)}.",
         ),
     ] = None,
+    palette_file: Path | None = None,
     device: DeviceName = None,
     format_name: FormatName = "table",
 ) -> None:
@@ -487,7 +514,8 @@ def predict(
     for task in _with_progress(tasks):
         try:
             label_file = None if labels is None else folders.labels_for(task, labels)
-            result = _predict_file(task, label_file, options, settings, choice, network)
+            files = {"labels": label_file, "palette": palette_file}
+            result = _predict_file(task, files, options, settings, choice, network)
             summary.add(task, result)
         except (RequestError, OSError, ValueError) as error:
             sentence = _sentence_of(error, task.source)
@@ -512,32 +540,37 @@ def palettes(
     _check_format(format_name)
     from .images.palettes import PALETTES
 
+    tables: tuple[Table, ...]
     if name is None:
         fields: Mapping[str, object] = {"palettes": list(PALETTES)}
-        table = Table(
-            "palette",
-            ("palette", "classes", "ignore_index"),
-            tuple(
-                (palette.name, len(palette.class_names), palette.ignore_index)
-                for palette in PALETTES.values()
-            ),
+        rows = tuple(
+            (row.name, row.num_classes, row.ignore_index, len(row.shared_colours()))
+            for row in PALETTES.values()
         )
+        columns = ("palette", "classes", "ignore_index", "shared_colours")
+        tables = (Table("palette", columns, rows),)
     elif name not in PALETTES:
         raise _usage_error("palette", PALETTES, name)
     else:
         palette = PALETTES[name]
         colours = palette.colours.tolist()
         fields = {**palette.fields(), "colours": colours}
-        table = Table(
-            "class",
-            ("class", "name", "red", "green", "blue"),
-            tuple(
-                (index, class_name, *colours[index])
-                for index, class_name in enumerate(palette.class_names)
-            ),
+        names = [*palette.class_names, *[""] * palette.unnamed_classes]
+        classes = tuple(
+            (index, class_name, *colours[index]) for index, class_name in enumerate(names)
         )
-    _print(render(Report((table,), fields), format_name))
+        shared = tuple(
+            ("{} {} {}".format(*colour), ", ".join(f"{i} {names[i]}".rstrip() for i in indices))
+            for colour, indices in palette.shared_colours().items()
+        )
+        tables = (Table("class", ("class", "name", "red", "green", "blue"), classes),)
+        if shared:
+            tables += (Table("shared colour", ("shared colour", "classes"), shared),)
+    _print(render(Report(tables, fields), format_name))
 
+
+_MAX_VALUES = 24
+"""Number of values of a label map that a table lists."""
 
 _HELD_OUT = 40
 """Default number of scenes to validate with."""
@@ -582,20 +615,23 @@ def sample(
 
 def _predict_file(
     task: "FileTask",
-    labels: Path | None,
+    others: Mapping[str, Path | None],
     options: PredictOptions,
     settings: Settings,
     choice: "Choice",
     network: "Network | None",
 ) -> "PredictionResult":
-    """Predicts one file and writes its outputs; returns the result on the CPU."""
+    """Predicts one file, with labels and palette if there are, and writes its outputs.
+
+    Returns the result on the CPU.
+    """
     from dataclasses import replace
 
     from . import folders, operations, results
     from .inputs import assemble
 
     name = "logits" if network is None else "image"
-    paths = {name: task.source, "labels": labels}
+    paths = {name: task.source, **others}
     files = {name: _read(path, name) for name, path in paths.items() if path is not None}
     inputs = assemble(files, options, settings)
     if network is not None:
@@ -842,9 +878,9 @@ def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _loss_tables(result: "EvaluationResult", options: LossOptions) -> tuple[Table, ...]:
+def _loss_tables(result: "EvaluationResult") -> tuple[Table, ...]:
     per_class_rows: Sequence[Any] = result.evaluation.per_class
-    classes = zip(_class_names(result, options), per_class_rows, strict=True)
+    classes = zip(_class_names(result), per_class_rows, strict=True)
     per_class = Table(
         "class",
         ("class", "name", "pixels", "mean_nll"),
@@ -854,17 +890,17 @@ def _loss_tables(result: "EvaluationResult", options: LossOptions) -> tuple[Tabl
             if row.pixels
         ),
     )
-    return (*_batch_tables(result, ()), per_class)
+    return (*_batch_tables(result, ()), per_class, _input_table(result))
 
 
-def _evaluation_tables(result: "EvaluationResult", options: LossOptions) -> tuple[Table, ...]:
+def _evaluation_tables(result: "EvaluationResult") -> tuple[Table, ...]:
     metrics, calibration = result.metrics, result.evaluation.calibration
     rows = [(name, getattr(metrics, name)) for name in METRICS]
     rows += [("num_classes_averaged", metrics.num_classes_averaged)]
     rows += [("ece", None if calibration is None else calibration.ece)]
     per_class_rows: Sequence[Any] = result.evaluation.per_class
     classes = zip(
-        _class_names(result, options),
+        _class_names(result),
         per_class_rows,
         metrics.iu,
         metrics.accuracy,
@@ -879,7 +915,7 @@ def _evaluation_tables(result: "EvaluationResult", options: LossOptions) -> tupl
             if row.pixels or iu is not None
         ),
     )
-    return (*_batch_tables(result, rows), per_class)
+    return (*_batch_tables(result, rows), per_class, _input_table(result))
 
 
 def _batch_tables(
@@ -905,13 +941,29 @@ def _batch_tables(
     return (batch, Table("image", ("image", "loss", "valid_pixels"), images))
 
 
-def _class_names(result: "EvaluationResult", options: LossOptions) -> list[str]:
+def _class_names(result: "EvaluationResult") -> list[str]:
     """Returns the name of each class, or an empty string if the palette has none."""
-    from .images.palettes import PALETTES
-
-    names = PALETTES[options.palette].class_names if options.palette else ()
     num_classes = len(result.evaluation.per_class)
+    names = result.palette.palette.class_names
     return [*names[:num_classes], *[""] * (num_classes - len(names))]
+
+
+def _input_table(result: "EvaluationResult") -> Table:
+    """Returns a table of the label maps: how each was read, and the values in it."""
+    from .input_reports import LabelMapReport
+
+    rows = []
+    for name, row in result.reports.items():
+        if not isinstance(row, LabelMapReport):
+            continue
+        shown = [f"{value}: {count}" for value, count in row.values[:_MAX_VALUES]]
+        left_out = len(row.values) - len(shown) + row.values_left_out
+        shown += [f"{left_out} more values"] if left_out else []
+        space = row.label_space if row.read_as == "indices" else row.read_as
+        kind = f"{row.file}, mode {row.mode}" if row.mode else row.file
+        rows.append((name, kind, row.dtype, space, row.ignored_pixels, ", ".join(shown)))
+    columns = ("input", "file", "dtype", "read_as", "ignored_pixels", "pixels_of_value")
+    return Table("input", columns, tuple(rows))
 
 
 def _parse_threshold(text: str) -> tuple[str, float]:

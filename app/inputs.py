@@ -4,8 +4,8 @@
 
 A source is a tensor (safetensors, JSON) or a file (multipart, the command line). The file type is
 detected from its first bytes. An array in an NPZ file is read like the NPY file that it is.
-`logits` are read first, so that a label PNG of another size is rejected before its pixels are
-decoded. An image without batch axis, [C,H,W] logits or [H,W] labels, becomes a batch of one.
+`logits` are read before labels, so that a label PNG of another size is rejected before its pixels
+are decoded. An image without batch axis, [C,H,W] logits or [H,W] labels, becomes a batch of one.
 
 This module checks names, file types, numbers of axes and the limits of the settings; `seg_loss`
 checks whether a loss is defined for the tensors. If logits are upsampled, the limits hold for the
@@ -13,7 +13,7 @@ size of the labels too, so that a small body cannot cost unlimited time and memo
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -26,7 +26,7 @@ from torch import Tensor
 from seg_loss.constants import LABEL_DTYPES
 from seg_loss.upsampling import Upsampling
 
-from . import label_spaces
+from . import input_reports, label_spaces
 from .errors import (
     IllPosed,
     RequestError,
@@ -36,9 +36,17 @@ from .errors import (
     dtype_name,
     safe_repr,
 )
-from .formats import json, multipart, npy, npz, png, rasters, safetensors
-from .images.palettes import PALETTES
-from .options import LAYOUTS, EvaluateOptions, LossOptions, PredictionOptions, PredictOptions
+from .formats import json, multipart, npy, npz, palette_files, png, rasters, safetensors
+from .images.palettes import NUM_COLOURS, PALETTES, Colours, Palette, find_class, own_palette
+from .input_reports import ImageReport, InputReport, LogitsReport, WeightReport
+from .options import (
+    LAYOUTS,
+    EvaluateOptions,
+    GradientOptions,
+    LossOptions,
+    PredictionOptions,
+    PredictOptions,
+)
 from .settings import Settings
 
 Source = Tensor | memoryview
@@ -87,6 +95,11 @@ class Inputs:
         image: the photo, uint8 [H,W,3].
         num_classes: C of a prediction that is evaluated in place of logits; else None.
         network: describes logits that a network has computed; None for those of the request.
+        palette: the palette that was sent.
+        reports: what was found in each input.
+        file_palettes: for each label map whose file has colours, those of its classes, and the
+            classes that occur.
+        largest_class: the largest class of labels and prediction that is not ignored.
         warnings: sentences about content that is probably unintended.
     """
 
@@ -98,6 +111,10 @@ class Inputs:
     image: npt.NDArray[np.uint8] | None = None
     num_classes: int | None = None
     network: NetworkOutput | None = None
+    palette: Palette | None = None
+    reports: Mapping[str, InputReport] = field(default_factory=dict)
+    file_palettes: tuple[tuple[Colours, tuple[int, ...]], ...] = ()
+    largest_class: int | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -179,7 +196,11 @@ def assemble(
         if name not in READERS:
             fix = _fix_for_option(options, name) or did_you_mean(name, READERS)
             raise IllPosed("body", f"inputs among {', '.join(READERS)}", safe_repr(name), fix)
-    reader = _Reader(options, settings, grow)
+    files = {
+        name: "tensor" if isinstance(source, Tensor) else _file_type(source)
+        for name, source in sources.items()
+    }
+    reader = _Reader(options, settings, grow, files)
     unpack = _Unpacker(settings.max_body_bytes, grow)
     tensors = {
         name: read(reader, name, unpack(name, sources[name]))
@@ -187,8 +208,14 @@ def assemble(
         if name in sources
     }
     # Each once: the layout is checked with every input, and before a picture is decoded.
-    warnings = tuple(dict.fromkeys(reader.warnings))
-    return Inputs(**tensors, num_classes=reader.num_classes, warnings=warnings)
+    return Inputs(
+        **tensors,
+        num_classes=reader.num_classes,
+        reports=reader.reports,
+        file_palettes=tuple(reader.file_palettes),
+        largest_class=reader.largest_class,
+        warnings=tuple(dict.fromkeys(reader.warnings)),
+    )
 
 
 def is_label_map(source: Source) -> bool:
@@ -242,8 +269,11 @@ class _Reader:
     It holds what one input must know of the options and of the inputs before it.
     """
 
-    def __init__(self, options: LossOptions, settings: Settings, grow: Grow) -> None:
+    def __init__(
+        self, options: LossOptions, settings: Settings, grow: Grow, files: Mapping[str, str]
+    ) -> None:
         self.options = options
+        self.files = files
         self.settings = settings
         self.grow = grow
         self.size = options.size if isinstance(options, PredictOptions) else None
@@ -252,10 +282,35 @@ class _Reader:
         self.logits: Tensor | None = None
         self.labels: Tensor | None = None
         self.num_classes: int | None = None
+        self.palette = None if options.palette is None else PALETTES[options.palette]
+        self.reports: dict[str, InputReport] = {}
+        self.file_palettes: list[tuple[Colours, tuple[int, ...]]] = []
+        self.largest_class: int | None = None
         self.warnings: list[str] = []
+
+    def read_palette(self, where: str, source: Source) -> Palette:
+        if self.palette is not None:
+            raise IllPosed(where, "the option or the input", "both")
+        if isinstance(source, Tensor) or _file_type(source) in _TENSOR_FILES:
+            colours = _tensor(where, source)
+            if colours.dtype != torch.uint8 or colours.ndim != 2 or colours.shape[1] != 3:
+                got = f"{dtype_name(colours.dtype)} {tuple(colours.shape)}"
+                raise IllPosed(where, "uint8 [n,3], a colour for each class", got)
+            if not 0 < len(colours) <= NUM_COLOURS:
+                raise IllPosed(where, f"1...{NUM_COLOURS} colours", f"{len(colours)}")
+            self.palette = own_palette(colours.numpy())
+        else:
+            self.palette = palette_files.decode(source, where)
+        return self.palette
 
     def read_logits(self, where: str, source: Source) -> Tensor:
         logits = _tensor(where, source)
+        self.reports[where] = LogitsReport(
+            self.files[where],
+            dtype_name(logits.dtype),
+            tuple(logits.shape),
+            self.options.layout,
+        )
         if logits.ndim == 3:
             logits = logits[None]
         if not 2 <= logits.ndim <= MAX_AXES:
@@ -293,46 +348,75 @@ class _Reader:
         return prediction
 
     def read_class_weight(self, where: str, source: Source) -> Tensor:
-        return _tensor(where, source)
+        return self._weight(where, source)
 
     def read_pixel_weight(self, where: str, source: Source) -> Tensor:
-        return self._with_batch_axis(where, _tensor(where, source))
+        return self._with_batch_axis(where, self._weight(where, source))
+
+    def _weight(self, where: str, source: Source) -> Tensor:
+        weight = _tensor(where, source)
+        shape = tuple(weight.shape)
+        self.reports[where] = WeightReport(self.files[where], dtype_name(weight.dtype), shape)
+        return weight
 
     def read_image(self, where: str, source: Source) -> npt.NDArray[np.uint8]:
+        mode = None
         if isinstance(source, Tensor) or _file_type(source) in _TENSOR_FILES:
             photo = self._photo_of_tensor(where, _tensor(where, source))
             self._check_photo_size(where, *photo.shape[:2])
-            return photo
-        return png.read_photo(
-            source,
-            where=where,
-            check_size=partial(self._check_photo_size, where),
-            max_pixels=self.settings.max_pixels,
-            grow=self.grow,
-        )
-
-    def _read_indices(self, where: str, source: Source, space: str) -> Tensor:
-        """Returns class indices [N,*spatial], from a tensor or a picture of indices or colours."""
-        if isinstance(source, Tensor) or _file_type(source) not in _PICTURES:
-            indices = self._with_batch_axis(where, _tensor(where, source, *_LABEL_PICTURES))
-            if indices.dtype.is_floating_point:
-                return indices  # an error of `seg_loss`
         else:
-            palette = self.options.palette
-            label_map = png.read_label_map(
+            photo = png.read_photo(
                 source,
                 where=where,
-                encoding=self.options.label_encoding,
-                palette=None if palette is None else PALETTES[palette],
-                check_size=partial(self._check_picture_size, where),
+                check_size=partial(self._check_photo_size, where),
                 max_pixels=self.settings.max_pixels,
                 grow=self.grow,
             )
-            self.warnings += label_map.warnings
+            self.grow(len(source))  # Pillow reads a copy
+            mode = png.photo_mode(source)
+            self.grow(-len(source))
+        self.reports[where] = ImageReport(self.files[where], mode, tuple(photo.shape))
+        return photo
+
+    def _read_indices(self, where: str, source: Source, space: str) -> Tensor:
+        """Returns class indices [N,*spatial], from a tensor or a picture of indices or colours."""
+        label_map = None
+        if isinstance(source, Tensor) or _file_type(source) not in _PICTURES:
+            indices = self._with_batch_axis(where, _tensor(where, source, *_LABEL_PICTURES))
+            if dtype_name(indices.dtype) not in LABEL_DTYPES:
+                return indices  # an error of `seg_loss`
+        else:
+            label_map = self._read_label_map(where, source)
             indices = self._with_batch_axis(where, torch.from_numpy(label_map.indices)[None])
             if label_map.is_coloured and space != "raw":
                 expected = f"indices, which {label_spaces.SPACE_OPTIONS[where]}={space} maps"
                 raise IllPosed(where, expected, f"colours (mode {label_map.mode})")
+        classes = self._to_classes(where, indices, space)
+        self._add_report(where, indices, space, label_map)
+        return classes
+
+    def _read_label_map(self, where: str, source: memoryview) -> png.LabelMap:
+        options, palette = self.options, self.palette
+        colour_classes = (
+            []
+            if palette is None
+            else [find_class(palette, text, "colour_classes") for text in options.colour_classes]
+        )
+        label_map = png.read_label_map(
+            source,
+            where=where,
+            encoding=options.label_encoding,
+            palette=palette,
+            colour_classes=colour_classes,
+            unknown_colours=options.unknown_colours,
+            check_size=partial(self._check_picture_size, where),
+            max_pixels=self.settings.max_pixels,
+            grow=self.grow,
+        )
+        self.warnings += label_map.warnings
+        return label_map
+
+    def _to_classes(self, where: str, indices: Tensor, space: str) -> Tensor:
         if space == "raw":
             return indices
         mapping_bytes = _MAPPING_BYTES * indices.numel()
@@ -340,6 +424,28 @@ class _Reader:
         classes = label_spaces.to_classes(indices.numpy(), space, self.options.ignore_index, where)
         self.grow(classes.nbytes - mapping_bytes)
         return torch.from_numpy(classes)
+
+    def _add_report(
+        self, where: str, indices: Tensor, space: str, label_map: png.LabelMap | None
+    ) -> None:
+        """Counts the values of a label map, for answers in JSON and for the palette of pictures."""
+        if isinstance(self.options, GradientOptions):
+            return  # whose answer is neither
+        counting_bytes = input_reports.counting_bytes(indices)
+        self.grow(counting_bytes)
+        values = input_reports.count_values(indices, space, self.options.ignore_index, where)
+        self.grow(-counting_bytes)
+        mode = None if label_map is None else label_map.mode
+        is_coloured = label_map is not None and label_map.is_coloured
+        read_as = "colours" if is_coloured else "indices"
+        report = values.report(self.files[where], mode, indices, read_as, space)
+        self.reports[where] = report
+        classes = values.present_classes
+        if classes:
+            self.largest_class = max(classes[-1], self.largest_class or 0)
+        if label_map is not None and len(label_map.colours):
+            values_of = label_spaces.values_of_classes(space, len(label_map.colours))
+            self.file_palettes.append((label_map.colours[values_of], classes))
 
     def _check_picture_size(self, where: str, height: int, width: int) -> None:
         """Checks the size of a picture of labels, before its pixels are decoded."""
@@ -426,8 +532,8 @@ class _Reader:
             return  # an error of `operations`
         labels = class_indices("labels", self.labels)
         num_classes = options.num_classes
-        if num_classes is None and options.palette is not None:
-            num_classes = len(PALETTES[options.palette].class_names)
+        if num_classes is None and self.palette is not None:
+            num_classes = self.palette.num_classes
         if num_classes is None:
             prediction = class_indices("prediction", prediction)
             largest = _largest_class(prediction, labels, options.ignore_index)
@@ -499,6 +605,7 @@ class _Reader:
 
 
 READERS: Mapping[str, Callable[[_Reader, str, Source], Any]] = {
+    "palette": _Reader.read_palette,
     "logits": _Reader.read_logits,
     "labels": _Reader.read_labels,
     "class_weight": _Reader.read_class_weight,

@@ -28,7 +28,7 @@ from . import label_spaces
 from .errors import IllPosed, TooLarge, dtype_name
 from .formats import npy, png
 from .images import render
-from .images.palettes import PALETTES, Palette
+from .images.palettes import PALETTES, ChosenPalette, choose_palette
 from .images.render import KINDS, Layers
 from .inputs import MAX_UPSAMPLED_SIDE, Inputs, NetworkOutput, class_indices, representable
 from .options import (
@@ -52,11 +52,10 @@ from .results import (
 )
 from .settings import PREFIX, Settings, counted_pixels
 
-DEFAULT_PALETTE = "voc"
-"""The palette of pictures if the request names none."""
-
 COUNTED_BYTES = 48
 """The most bytes that a pixel takes while it is counted by class, as int64 several times."""
+
+_NO_NETWORK = f"No network is served: set {PREFIX}MODEL to a checkpoint, or send logits."
 
 PICTURE_BYTES = 48
 """The most bytes that a pixel takes while its picture is drawn, in float32 and as a PNG."""
@@ -70,13 +69,16 @@ def loss(inputs: Inputs, options: LossOptions) -> EvaluationResult:
 def evaluate(inputs: Inputs, options: EvaluateOptions) -> EvaluationResult:
     """Returns the loss of logits and labels, with metrics and the maps asked for.
 
-    With a prediction, a label map, in place of logits, there is no loss.
+    With a prediction, a label map, in place of logits, there is no loss. A photo in place of logits
+    has those of the network that is served.
     """
     if inputs.prediction is not None:
         return _evaluate_label_map(inputs, options, inputs.prediction)
     if inputs.logits is None or inputs.labels is None:
         got = " and ".join(inputs.names) or "neither"
-        raise IllPosed("inputs", "labels, and logits or a prediction", got)
+        needs_network = inputs.labels is not None and inputs.image is not None
+        fix = _NO_NETWORK if needs_network else ""
+        raise IllPosed("inputs", "labels, and logits or a prediction", got, fix)
     return _evaluate(inputs, options, maps=options.maps, absent=options.absent)
 
 
@@ -101,7 +103,7 @@ def gradient(inputs: Inputs, options: GradientOptions) -> GradientResult:
 
 def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
     """Returns a picture of one image."""
-    palette = _palette(inputs, options)
+    palette = palette_for(inputs, options).palette
     labels = _indices("labels", inputs.labels)
     prediction = _indices("prediction", inputs.prediction)
     tensors, is_finite = dict[str, Tensor](), True
@@ -110,7 +112,7 @@ def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
     maps = {name: tensor[0].cpu().numpy() for name, tensor in tensors.items()}
     if prediction is None:
         prediction = maps.get("prediction")
-    num_classes = len(palette.class_names)
+    num_classes = palette.num_classes
     if inputs.logits is not None:
         num_classes = inputs.logits.shape[1]
     valid = None
@@ -139,9 +141,7 @@ def predict(inputs: Inputs, options: PredictOptions) -> PredictionResult:
     logits = inputs.logits
     if logits is None:
         got = " and ".join(inputs.names) or "neither"
-        fix = f"No network is served: set {PREFIX}MODEL to a checkpoint, or send logits."
-        if inputs.image is None:
-            fix = ""
+        fix = "" if inputs.image is None else _NO_NETWORK
         raise IllPosed("inputs", "logits, or an image where a network is served", got, fix)
     _check_size_of_image(inputs, options, logits)
     names = tuple(dict.fromkeys(("prediction", *options.maps)))
@@ -157,19 +157,38 @@ def predict(inputs: Inputs, options: PredictOptions) -> PredictionResult:
     else:
         is_finite = _have_softmax(inputs, options, logits)
         maps = _predict(inputs, options, logits, names)
-    palette = _palette(inputs, options)
-    class_names = () if options.palette is None else palette.class_names
-    if inputs.network is not None and inputs.network.class_names:
-        class_names = inputs.network.class_names
     return PredictionResult(
         maps=maps,
         names=options.maps,
         num_classes=logits.shape[1],
-        class_names=class_names,
-        palette=palette,
+        palette=palette_for(inputs, options),
         evaluation=evaluation,
+        reports=inputs.reports,
         warnings=(*inputs.warnings, *advice),
         is_finite=is_finite,
+    )
+
+
+def palette_for(
+    inputs: Inputs, options: LossOptions, num_classes: int | None = None
+) -> ChosenPalette:
+    """Returns the palette of pictures and answers, by the rule of `choose_palette`.
+
+    Args:
+        inputs: the inputs.
+        options: the options.
+        num_classes: C, if it is known without logits.
+    """
+    of_option = None if options.palette is None else PALETTES[options.palette]
+    if inputs.logits is not None and inputs.logits.ndim > 1:
+        num_classes = inputs.logits.shape[1]
+    return choose_palette(
+        option=inputs.palette or of_option,
+        network_names=() if inputs.network is None else inputs.network.class_names,
+        files=inputs.file_palettes,
+        num_classes=num_classes,
+        label_space=options.label_space,
+        largest_value=inputs.largest_class,
     )
 
 
@@ -184,6 +203,8 @@ def needs_network(inputs: Inputs, options: LossOptions) -> bool:
         shows_labels = options.kind == "overlay" and inputs.labels is not None
         has_prediction = name == "prediction" and inputs.prediction is not None
         return name is not None and not shows_labels and not has_prediction
+    if isinstance(options, EvaluateOptions):
+        return inputs.labels is not None and inputs.prediction is None
     return isinstance(options, PredictOptions)
 
 
@@ -325,8 +346,14 @@ def _evaluate(
         of_labels = {"labels": _without_class_axis(labels, logits)}
         evaluation = replace(evaluation, maps=evaluation.maps | of_labels)
     advice = label_spaces.shift_advice(evaluation.confusion.cpu().numpy())
-    warnings = (*inputs.warnings, *advice)
-    return EvaluationResult(evaluation, warnings, options.ignore_index, absent)
+    return EvaluationResult(
+        evaluation=evaluation,
+        reports=inputs.reports,
+        palette=palette_for(inputs, options),
+        warnings=(*inputs.warnings, *advice),
+        ignore_index=options.ignore_index,
+        absent=absent,
+    )
 
 
 def _evaluate_label_map(
@@ -350,10 +377,17 @@ def _evaluate_label_map(
         raise IllPosed("maps", expected, ", ".join(missing), "Send logits to get them.")
     labels = class_indices("labels", inputs.labels)
     prediction = class_indices("prediction", prediction)
-    assert inputs.num_classes is not None
-    confusion = confusion_matrix(
-        prediction, labels, inputs.num_classes, ignore_index=options.ignore_index
-    )
+    num_classes = inputs.num_classes
+    assert num_classes is not None
+    try:
+        confusion = confusion_matrix(
+            prediction, labels, num_classes, ignore_index=options.ignore_index
+        )
+    except InvalidInput as error:
+        fix = label_spaces.prediction_fix(prediction.numpy(), num_classes)
+        if error.where != "prediction" or error.fix or not fix:
+            raise
+        raise IllPosed(error.where, error.expected, error.got, fix) from None
     valid = torch.ones_like(labels, dtype=torch.bool)
     for value in representable(options.ignore_index, labels.dtype):
         valid &= labels != value
@@ -368,7 +402,14 @@ def _evaluate_label_map(
     warnings = [*inputs.warnings, *label_spaces.shift_advice(confusion.numpy())]
     weights = [name for name in ("class_weight", "pixel_weight") if name in inputs.names]
     warnings += [f"{name}: a prediction has no loss that it could weight." for name in weights]
-    return EvaluationResult(evaluation, tuple(warnings), options.ignore_index, options.absent)
+    return EvaluationResult(
+        evaluation=evaluation,
+        reports=inputs.reports,
+        palette=palette_for(inputs, options, inputs.num_classes),
+        warnings=tuple(warnings),
+        ignore_index=options.ignore_index,
+        absent=options.absent,
+    )
 
 
 def _without_class_axis(labels: Tensor, logits: Tensor) -> Tensor:
@@ -626,13 +667,6 @@ def _check_size_of_image(inputs: Inputs, options: PredictOptions, logits: Tensor
     expected = f"{' x '.join(map(str, size)) or 'no axes'} (height x width) to match the maps"
     fix = "" if is_upsampled else "Scores of lower resolution? Use upsampling=bilinear."
     raise IllPosed("image", expected, f"{height} x {width}", fix)
-
-
-def _palette(inputs: Inputs, options: LossOptions) -> Palette:
-    """Returns the palette of the option, or of the network's classes, or the default one."""
-    names = None if inputs.network is None else inputs.network.class_names
-    of_network = (row.name for row in PALETTES.values() if row.class_names == names)
-    return PALETTES[options.palette or next(of_network, DEFAULT_PALETTE)]
 
 
 def _predict(

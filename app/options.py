@@ -19,7 +19,7 @@ import seg_loss
 from seg_loss.constants import ABSENT, MAPS, NORMALIZATIONS, PREDICTION_MAPS, SCORES
 
 from .errors import IllPosed, Malformed, did_you_mean, safe_repr
-from .formats.rasters import ENCODINGS, Encoding
+from .formats.rasters import ENCODINGS, UNKNOWN_COLOURS, Encoding, UnknownColours
 from .images.palettes import PALETTES
 from .images.render import KINDS
 from .label_spaces import LABEL_SPACES
@@ -146,6 +146,18 @@ class LabelOptions(BaseModel):
         default=None,
         title=f"one of {', '.join(PALETTES)}",
         description="The colours and names of the classes.",
+    )
+    colour_classes: Annotated[tuple[str, ...], BeforeValidator(_parse_names)] = Field(
+        default=(),
+        title="indices or names of classes, with commas between them",
+        description="The classes that a colour is read as which several classes have: road for "
+        "(140, 140, 140) of ade20k.",
+    )
+    unknown_colours: Annotated[UnknownColours, OneOf(UNKNOWN_COLOURS)] = Field(
+        default="error",
+        title=f"one of {', '.join(UNKNOWN_COLOURS)}",
+        description="Whether colours in label pictures that the palette does not have are an "
+        "error, or ignored.",
     )
 
 

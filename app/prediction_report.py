@@ -35,6 +35,7 @@ class Summary:
         self._pixels: Counter[int] = Counter()
         self._names: dict[int, str | None] = {}
         self._confusion: Tensor | None = None
+        self._palette: dict[str, object] | None = None
 
     def add(self, task: FileTask, result: PredictionResult) -> None:
         """Adds a file.
@@ -67,6 +68,8 @@ class Summary:
             "num_classes": result.num_classes,
             "classes": to_jsonable(result.classes),
         }
+        fields["inputs"] = {name: to_jsonable(row) for name, row in result.reports.items()}
+        self._palette = self._palette or result.palette.fields(result.num_classes)
         if evaluation is not None:
             fields |= {"loss": loss, "metrics": to_jsonable(evaluation.metrics)}
         self.files.append({**fields, "warnings": list(result.warnings)})
@@ -108,6 +111,7 @@ class Summary:
             "classes": to_jsonable(tuple(classes)),
             "metrics": to_jsonable(metrics),
             "confusion": to_jsonable(self._confusion),
+            "palette": self._palette,  # that of the first file
         }
         per_class = Table(
             "class",

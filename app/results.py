@@ -30,8 +30,9 @@ from seg_loss.metrics import FcnMetrics, fcn_metrics
 
 from .errors import IllPosed, TooLarge
 from .formats import npy, png, safetensors
-from .images.palettes import NUM_COLOURS, Palette
+from .images.palettes import NUM_COLOURS, ChosenPalette
 from .images.render import indexed_picture
+from .input_reports import MAX_VALUES, InputReport
 
 MAX_MATRIX_CLASSES = 256
 """Largest number of classes whose confusion matrix is a list of rows in JSON."""
@@ -44,7 +45,7 @@ _BLOCK_ENTRIES = 16 * 1024
 """Entries of a confusion matrix that are converted in one call."""
 _MAX_ENTRY_BYTES = len("[99999, 99999, 9223372036854775807], ")
 _MAX_ROW_BYTES = 256
-"""Larger than the JSON of one image, or that of all lists for one class."""
+"""Larger than the JSON of one image, that of all lists for one class, or that of a value."""
 _MIN_CHUNK_BYTES = 1024 * 1024
 _MAX_GREY_CLASSES = 1 << 16
 
@@ -139,12 +140,16 @@ class EvaluationResult:
 
     Attributes:
         evaluation: the return value of `seg_loss.evaluate`, or that of a prediction without logits.
+        reports: what was found in each input.
+        palette: the colours and names of the classes.
         warnings: sentences about the inputs.
         ignore_index: the option.
         absent: the option of `evaluate`.
     """
 
     evaluation: Evaluation | LabelMapEvaluation
+    reports: Mapping[str, InputReport]
+    palette: ChosenPalette
     warnings: tuple[str, ...]
     ignore_index: tuple[int, ...]
     absent: str
@@ -230,9 +235,9 @@ class PredictionResult:
         maps: the maps asked for, and `prediction`, [N,*spatial].
         names: the names of the maps asked for.
         num_classes: C.
-        class_names: names of the classes from 0 on; may be fewer than C.
-        palette: the colours of the label map.
+        palette: the colours and names of the classes.
         evaluation: the return value of `seg_loss.evaluate` for the labels; None without labels.
+        reports: what was found in each input.
         warnings: sentences about the inputs.
         is_finite: whether the logits of all valid pixels have a softmax.
     """
@@ -240,9 +245,9 @@ class PredictionResult:
     maps: Mapping[str, Tensor]
     names: tuple[str, ...]
     num_classes: int
-    class_names: tuple[str, ...]
-    palette: Palette
+    palette: ChosenPalette
     evaluation: Evaluation | None
+    reports: Mapping[str, InputReport]
     warnings: tuple[str, ...]
     is_finite: bool
 
@@ -251,7 +256,7 @@ class PredictionResult:
         """The classes that some pixel is predicted as."""
         prediction = self.maps["prediction"].flatten()
         counts = torch.bincount(prediction, minlength=self.num_classes).tolist()
-        names = dict(enumerate(self.class_names))
+        names = dict(enumerate(self.palette.palette.class_names))
         return tuple(
             PredictedClass(index, names.get(index), count, count / len(prediction))
             for index, count in enumerate(counts)
@@ -331,7 +336,7 @@ def label_map_png(result: PredictionResult) -> bytes:
         raise IllPosed("logits", expected, got, "A safetensors file holds any prediction.")
     indices = prediction[0].numpy()
     if result.num_classes <= NUM_COLOURS:
-        return png.encode(indexed_picture(indices, result.palette, "prediction"))
+        return png.encode(indexed_picture(indices, result.palette.palette, "prediction"))
     if result.num_classes > _MAX_GREY_CLASSES:
         expected = f"at most {_MAX_GREY_CLASSES} classes, which a PNG can hold"
         fix = "A safetensors file holds any prediction."
@@ -345,6 +350,7 @@ def max_json_bytes(num_images: int, num_classes: int, num_pixels: int) -> int:
     if num_classes > MAX_MATRIX_CLASSES:
         num_entries = min(num_entries, num_pixels)
     rows = num_images + num_classes + 64  # more for the other fields
+    rows += 2 * MAX_VALUES  # those of labels and prediction, and the names of the palette
     return _MAX_ROW_BYTES * rows + _MAX_ENTRY_BYTES * num_entries
 
 
@@ -386,14 +392,14 @@ def _file_with_json(
 
 
 def to_jsonable(value: object) -> object:
-    """Returns dataclasses, tuples, integer tensors and numbers as `json.dumps` accepts them."""
+    """Returns dataclasses, sequences, integer tensors and numbers as `json.dumps` accepts them."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Tensor):
         return value.tolist()
     if is_dataclass(value):
         return {field.name: to_jsonable(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list)):
         return [to_jsonable(entry) for entry in value]
     return value
 
@@ -467,7 +473,8 @@ class _Matrix:
 
 
 def _json_pieces(values: Mapping[str, object]) -> Iterator[bytes]:
-    separator = b"{"
+    yield b"{"
+    separator = b""
     for name, value in values.items():
         yield separator + json_bytes(name) + b": "
         if isinstance(value, _Matrix):
@@ -492,15 +499,24 @@ def _jsonable_field(value: object) -> object:
 
 def _loss_values(result: EvaluationResult) -> dict[str, object]:
     values = {name: getattr(result.evaluation, name) for name in LOSS_FIELDS}
-    return {**values, "warnings": result.warnings}
+    return {**values, **_input_values(result)}
 
 
 def _evaluation_values(result: EvaluationResult) -> dict[str, object]:
-    values = _values_without_warnings(result.evaluation, result.metrics)
-    return {**values, "warnings": result.warnings}
+    values = _values_without_inputs(result.evaluation, result.metrics)
+    return {**values, **_input_values(result)}
 
 
-def _values_without_warnings(
+def _input_values(result: EvaluationResult) -> dict[str, object]:
+    num_classes = len(result.evaluation.per_class)
+    return {
+        "inputs": dict(result.reports),
+        "palette": result.palette.fields(num_classes),
+        "warnings": result.warnings,
+    }
+
+
+def _values_without_inputs(
     evaluation: Evaluation | LabelMapEvaluation, metrics: FcnMetrics
 ) -> dict[str, object]:
     replaced = {"confusion": _Matrix(evaluation.confusion), "metrics": metrics}
@@ -520,6 +536,8 @@ def _prediction_values(result: PredictionResult) -> dict[str, object]:
         "classes": result.classes,
         "evaluation": None
         if evaluation is None
-        else _values_without_warnings(evaluation, evaluation.metrics),
+        else _values_without_inputs(evaluation, evaluation.metrics),
+        "inputs": dict(result.reports),
+        "palette": result.palette.fields(result.num_classes),
         "warnings": result.warnings,
     }

@@ -252,6 +252,7 @@ ARROWS = {
     "app.images": ("app.errors",),
     "app.formats": ("app.errors", "app.images.palettes"),
     "app.label_spaces": ("seg_loss", "app.errors"),
+    "app.input_reports": ("app.errors", "app.label_spaces"),
     "app.options": (
         "seg_loss", "app.errors", "app.formats.rasters", "app.images", "app.label_spaces",
     ),
@@ -259,9 +260,11 @@ ARROWS = {
     "app.folders": ("app.errors", "app.formats"),
     "app.inputs": (
         "seg_loss", "app.errors", "app.settings", "app.options", "app.formats",
-        "app.images.palettes", "app.label_spaces",
+        "app.images.palettes", "app.input_reports", "app.label_spaces",
     ),
-    "app.results": ("seg_loss", "app.errors", "app.formats", "app.images"),
+    "app.results": (
+        "seg_loss", "app.errors", "app.formats", "app.images", "app.input_reports",
+    ),
     "app.prediction_report": (
         "seg_loss", "app.errors", "app.folders", "app.report", "app.results",
     ),
@@ -278,7 +281,7 @@ ARROWS = {
     "app.http": (
         "seg_loss", "app.errors", "app.settings", "app.devices", "app.options", "app.inputs",
         "app.results", "app.operations", "app.formats", "app.images.palettes", "app.network",
-        "app.preprocessing",
+        "app.input_reports", "app.preprocessing",
     ),
     "app.http.pages": ("app.errors", "app.http.routing"),
     "app.http.routing": (),
@@ -326,7 +329,7 @@ ARROWS = {
     ),
     "app.cli": (
         "seg_loss", "app.errors", "app.settings", "app.report", "app.devices", "app.options",
-        "app.inputs", "app.results", "app.operations", "app.formats",
+        "app.input_reports", "app.inputs", "app.results", "app.operations", "app.formats",
         "app.images", "app.http.server", "app.terminal", "app.folders", "app.network",
         "app.prediction_report", "app.training",
     ),

@@ -31,7 +31,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,7 @@ from .rasters import (
     TIFF_SIGNATURES,
     Encoding,
     Raster,
+    UnknownColours,
     damage_error,
     read_bmp,
     read_tiff,
@@ -78,6 +79,7 @@ _PHOTO_BYTES = 3 * 4 + 3 * 3
 decoded, in RGB and upright, and in some rows as bytes, all bytes, and the array."""
 
 _GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGBA = 0, 2, 3, 4, 6
+_PHOTO_MODES = {_GREY: "L", _RGB: "RGB", _PALETTE: "P", _GREY_ALPHA: "LA", _RGBA: "RGBA"}
 _MODES = {
     (_GREY, 1): "1",
     (_GREY, 8): "L",
@@ -113,10 +115,6 @@ _METADATA_KEYS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
 _MAX_METADATA_BYTES = 1 << 20
 
 Indices = npt.NDArray[np.uint8] | npt.NDArray[np.int32]
-
-UnknownColours = Literal["error", "ignore"]
-UNKNOWN_COLOURS: Final = ("error", "ignore")
-"""What happens to pixels whose colour the palette does not have: an error, or they are ignored."""
 
 _NO_COLOURS = np.zeros((0, 3), dtype=np.uint8)
 _KEY_BYTES = 16
@@ -455,6 +453,15 @@ def _check_num_pixels(where: str, height: int, width: int, max_pixels: int) -> N
             f"{height} x {width} = {height * width}",
             limit=max_pixels,
         )
+
+
+def photo_mode(data: bytes | memoryview) -> str:
+    """Returns Pillow's name of the mode of a PNG or JPEG that `read_photo` has read."""
+    if bytes(data[:8]) == PNG_SIGNATURE:
+        bits, colour_type = data[24:26]
+        return "1" if (bits, colour_type) == (1, _GREY) else _PHOTO_MODES[colour_type]
+    with JpegImageFile(io.BytesIO(data)) as photo:
+        return photo.mode
 
 
 def photo_orientation(data: bytes) -> int:

@@ -36,6 +36,10 @@ Encoding = Literal["auto", "index", "rgb"]
 ENCODINGS: Final = ("auto", "index", "rgb")
 """Whether the samples of label maps are indices or colours."""
 
+UnknownColours = Literal["error", "ignore"]
+UNKNOWN_COLOURS: Final = ("error", "ignore")
+"""What happens to pixels whose colour the palette does not have: an error, or they are ignored."""
+
 TIFF_SIGNATURES: Final = (b"II*\0", b"MM\0*")
 BMP_SIGNATURE: Final = b"BM"
 

@@ -16,7 +16,8 @@ from seg_loss.constants import ABSENT, NORMALIZATIONS
 
 from ..errors import ERROR_TYPES, MethodNotAllowed, NotFound, RequestError, Unavailable
 from ..formats import json, multipart, safetensors
-from ..images.palettes import NUM_COLOURS, PALETTES
+from ..images.palettes import NUM_COLOURS, OWN, PALETTES, SOURCES
+from ..input_reports import MAX_VALUES, REPORTS
 from ..inputs import DECODERS, READERS
 from ..options import (
     MAX_IGNORED,
@@ -47,6 +48,12 @@ _SCALARS: Mapping[object, Json] = {
 _CHOICES = {"normalization": NORMALIZATIONS, "absent": ABSENT}
 """The members of answers that are a name among choices."""
 
+TAGS: Mapping[str, str] = {
+    "Operations": "Tensors or files are sent, options are in the query.",
+    "Resources": "What requests can name, and a scene to try them with.",
+    "Service": "Health, metrics and this document.",
+}
+"""The groups of paths, and what the API pages say of them."""
 PALETTE_NAME: Json = {
     "name": "name",
     "in": "path",
@@ -84,17 +91,38 @@ _LOSS_EXAMPLE: Json = {
         "advice": "The mean loss of a pixel, 0.3133, is below ln C = 0.6931, the loss of a uniform "
         "prediction: the network tells the classes apart.",
     },
+    "inputs": {
+        "logits": {"file": "tensor", "dtype": "float32", "shape": [1, 2, 1, 2], "layout": "nchw"},
+        "labels": {
+            "file": "tensor",
+            "mode": None,
+            "dtype": "int64",
+            "shape": [1, 1, 2],
+            "read_as": "indices",
+            "label_space": "raw",
+            "values": [[1, 1], [255, 1]],
+            "values_left_out": 0,
+            "ignored_pixels": 1,
+        },
+    },
+    "palette": {
+        "name": "voc",
+        "source": "default",
+        "class_names": [],
+        "colours": [[0, 0, 0], [128, 0, 0]],
+        "ignore_colour": [224, 224, 192],
+    },
     "warnings": [],
 }
 """The answer of `/v1/loss` to `_EXAMPLE`."""
 _ERRORS: tuple[type[RequestError], ...] = (*ERROR_TYPES, RequestError)
 """All errors: `RequestError` itself stands for those of the service."""
-_LOGITS_OR_PREDICTION: Json = {
+_LABELS_AND_PREDICTED: Json = {
     "required": ["labels"],
-    "oneOf": [{"required": ["logits"]}, {"required": ["prediction"]}],
+    "anyOf": [{"required": [name]} for name in ("logits", "prediction", "image")],
 }
 _NEEDED: Mapping[type[LossOptions], Json] = {
-    EvaluateOptions: _LOGITS_OR_PREDICTION,
+    EvaluateOptions: _LABELS_AND_PREDICTED,
     VisualizeOptions: {"minProperties": 1},
     PredictOptions: {"minProperties": 1},
 }
@@ -114,6 +142,7 @@ def document(paths: Mapping[str, Any]) -> Json:
             "summary": "The pixel-wise softmax loss of semantic segmentation",
             "version": seg_loss.__version__,
         },
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": dict(paths),
         "components": {"schemas": _schemas(), "responses": _error_responses()},
     }
@@ -135,6 +164,7 @@ def operation(
     statuses = [error.status for error in ERROR_TYPES if error is not NotFound]
     return {
         "operationId": name,
+        "tags": ["Operations"],
         "summary": summary,
         "parameters": _parameters(options),
         "requestBody": {
@@ -147,13 +177,14 @@ def operation(
 
 
 def resource(
+    tag: str,
     summary: str,
     content: Mapping[str, object],
     errors: Iterable[int],
     parameters: Iterable[Mapping[str, object]],
 ) -> Json:
     """Returns the entry of a GET path."""
-    entry = {"summary": summary, "parameters": list(parameters)}
+    entry = {"tags": [tag], "summary": summary, "parameters": list(parameters)}
     statuses = [*errors, MethodNotAllowed.status]
     return {**entry, "responses": _responses(summary, content, statuses)}
 
@@ -261,15 +292,43 @@ def _schemas() -> Json:
         ],
     }
     warnings = {"type": "array", "items": _STRING}
+    colour = {**counts, "minItems": 3, "maxItems": 3}
+    echo = {"inputs": _reference("Inputs"), "palette": _reference("ChosenPalette")}
     hints = {name: _hint_of(Evaluation, name) for name in EVALUATION_FIELDS}
     evaluation = {**_properties(hints), "confusion": matrix}
     loss = {name: evaluation[name] for name in LOSS_FIELDS}
     without_logits = "null for a prediction without logits, like every loss."
     palette = {
         "name": {"type": "string", "enum": [*PALETTES]},
+        "num_classes": _INTEGER,
         "class_names": {"type": "array", "items": _STRING},
         "ignore_index": _INTEGER,
         "background_index": {"type": ["integer", "null"]},
+        "shared_colours": {
+            "type": "array",
+            "description": "Colours that several classes have.",
+            "items": _answer({"colour": colour, "classes": counts}),
+        },
+    }
+    chosen_palette = {
+        "name": {"type": "string", "enum": [*PALETTES, OWN]},
+        "source": {
+            "type": "string",
+            "enum": [*SOURCES],
+            "description": "What has decided on the palette: the request, the network that is "
+            "served, the file of a label map, the number of classes or the values, or nothing.",
+        },
+        "class_names": {
+            "type": "array",
+            "items": _STRING,
+            "description": "Names of the classes from 0 on; there may be fewer than classes.",
+        },
+        "colours": {
+            "type": "array",
+            "items": colour,
+            "description": "Red, green and blue of each class.",
+        },
+        "ignore_colour": colour,
     }
     model = {
         "network": {**_STRING, "description": "fcn8s and the like, or package.module:callable."},
@@ -282,19 +341,20 @@ def _schemas() -> Json:
     }
     colours = {
         "type": "array",
-        "items": {**counts, "minItems": 3, "maxItems": 3},
+        "items": colour,
         "minItems": NUM_COLOURS,
         "maxItems": NUM_COLOURS,
     }
     return {
         "Numbers": _lists_of("number", "Numbers"),
         "Integers": _lists_of("integer", "Integers"),
-        "Loss": {**_answer({**loss, "warnings": warnings}), "examples": [_LOSS_EXAMPLE]},
+        "Loss": {**_answer({**loss, **echo, "warnings": warnings}), "examples": [_LOSS_EXAMPLE]},
         "Evaluation": _answer(
             {
                 **evaluation,
                 "diagnosis": _or_null(evaluation["diagnosis"], without_logits),
                 "calibration": _or_null(evaluation["calibration"], without_logits),
+                **echo,
                 "warnings": warnings,
             }
         ),
@@ -312,9 +372,17 @@ def _schemas() -> Json:
                     "description": "Loss and metrics, with labels; else null.",
                     "oneOf": [_answer(evaluation), {"type": "null"}],
                 },
+                **echo,
                 "warnings": warnings,
             }
         ),
+        "Inputs": {
+            **_object({name: _schema_of(report) for name, report in REPORTS.items()}),
+            "description": "What was found in each input that was sent. The values of label maps "
+            "are pairs of a value and its number of pixels, by value, as they are in the file; of "
+            f"more than {MAX_VALUES} those with the most pixels.",
+        },
+        "ChosenPalette": _answer(chosen_palette),
         "Palettes": _answer({"palettes": {"type": "array", "items": _answer(palette)}}),
         "Palette": _answer({**palette, "colours": colours}),
         "Model": _answer(

@@ -76,7 +76,7 @@ class Service:
 
     def announced(self, options: LossOptions) -> AbstractContextManager[None]:
         """Lets the queue of the network wait for a request that may have a photo."""
-        takes_photos = isinstance(options, (PredictOptions, VisualizeOptions))
+        takes_photos = isinstance(options, (EvaluateOptions, PredictOptions, VisualizeOptions))
         if self.batcher is None or not takes_photos:
             return nullcontext()
         return self.batcher.announced()
@@ -316,7 +316,11 @@ def openapi_document() -> dict[str, Any]:
     paths |= {
         resource.path: {
             "get": openapi.resource(
-                resource.summary, resource.content, resource.errors, resource.parameters
+                "Resources" if resource.path.startswith("/v1") else "Service",
+                resource.summary,
+                resource.content,
+                resource.errors,
+                resource.parameters,
             )
         }
         for resource in RESOURCES

@@ -192,7 +192,7 @@ def own_palette(colours: Colours, class_names: Sequence[str] = ()) -> Palette:
     assert 0 < num_colours <= NUM_COLOURS
     assert len(class_names) in (0, num_colours)
     rows = tuple((red, green, blue) for red, green, blue in colours.tolist())
-    all_colours = colours.copy() if num_colours == NUM_COLOURS else _fill(rows)
+    all_colours = colours.copy() if num_colours == NUM_COLOURS else _fill_with_voc(rows)
     return Palette(
         OWN,
         all_colours,
@@ -365,7 +365,7 @@ def _rows(table: str) -> tuple[tuple[Colour, ...], tuple[str, ...]]:
     return tuple(colours), tuple(names)
 
 
-def _fill(
+def _fill_with_voc(
     class_colours: tuple[Colour, ...],
     void: Colour | None = None,
     ignore_index: int = NUM_COLOURS - 1,
@@ -393,7 +393,7 @@ def _of_table(
     colours, class_names = _rows(table)
     return Palette(
         name,
-        _fill(colours, void, ignore_index),
+        _fill_with_voc(colours, void, ignore_index),
         class_names,
         ignore_index,
         background_index,

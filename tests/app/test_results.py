@@ -51,9 +51,10 @@ def test_metadata_of_maps_hold_the_same_json():
 
 def test_large_json_is_made_in_short_calls():
     """A long call holds Python's global lock, and the event loop would wait for it."""
-    evaluation = evaluation_of(512, 1).evaluation
-    full = replace(evaluation, confusion=torch.ones(512, 512, dtype=torch.int64) * 10**12)
-    chunks = results.evaluation_json(EvaluationResult(full, (), (255,), "skip"))
+    result = evaluation_of(512, 1)
+    counts = torch.ones(512, 512, dtype=torch.int64) * 10**12
+    full = replace(result, evaluation=replace(result.evaluation, confusion=counts))
+    chunks = results.evaluation_json(full)
     assert sum(map(len, chunks)) > 5_000_000
     assert max(map(len, chunks)) < 2_000_000
     assert len(json.loads(b"".join(chunks))["confusion"]["triplets"]) == 512 * 512

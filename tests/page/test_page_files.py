@@ -1,10 +1,14 @@
 """Files, options and requests of the page: what is dropped, what is sent, and what is refused."""
 
+import io
 import json
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
+import safetensors.numpy
+import small_networks
 import torch
 from conftest import (
     answer,
@@ -15,6 +19,9 @@ from conftest import (
     wait_until,
     wait_until_settled,
 )
+from PIL import Image
+from serving import running
+from small_networks import write_checkpoint
 
 import seg_loss
 
@@ -150,7 +157,7 @@ def test_two_predictions_share_the_truth(page):
         loss_of(logits, labels),
         loss_of(other, labels),
     ]
-    page.get_by_role("button", name="B: net_b.npy").click()
+    page.get_by_role("button", name="B net_b.npy").click()
     assert state(page, "shown") == 1
 
 
@@ -167,11 +174,10 @@ def test_two_predictions_with_other_classes_are_refused(page):
 
 def test_an_image_of_a_batch_is_chosen_without_a_request(page):
     logits, labels = make_arrays(num_images=3)
+    drop_and_wait(page, files_of(logits, labels))
     requests = []
     page.on("request", lambda request: requests.append(request.url))
-    drop_and_wait(page, files_of(logits, labels))
-    count = len(requests)
-    page.get_by_label("Image of the batch").last.select_option("Image 2 of 3")
+    page.get_by_label("Image of the batch").select_option("Image 2 of 3")
     wait_until(page, "segLoss.store.state.scene.imageIndex === 2")
     evaluation = seg_loss.evaluate(
         torch.from_numpy(logits), torch.from_numpy(labels), maps=("prediction", "top_classes")
@@ -182,7 +188,7 @@ def test_an_image_of_a_batch_is_chosen_without_a_request(page):
     assert page.evaluate("[...segLoss.store.state.scene.predictions[0].topClasses[1]]") == (
         evaluation.maps["top_classes"][2, 1].flatten().tolist()
     )
-    assert len(requests) == count
+    assert not [request for request in requests if "/v1/" in request]
 
 
 def test_an_option_sends_the_same_files_again(page):
@@ -402,3 +408,102 @@ def test_the_ade_sample_gives_its_published_metrics(page):
         assert result["metrics"]["mean_iu"] == len(present) / 150
         assert result["metrics"]["pixel_accuracy"] == 1
     assert (ignored, valid, len(classes)) == (3613 + 17280 + 2031, 628772, 15)
+
+
+def test_the_sample_is_one_button(page):
+    page.get_by_role("button", name="Sample").click()
+    wait_until_settled(page)
+    sample = safetensors.numpy.load(httpx.get(f"{page.url.partition('#')[0]}v1/sample").content)
+    truth = page.evaluate("[...segLoss.store.state.scene.truth]")
+    assert truth == np.where(sample["labels"] == 255, -1, sample["labels"].astype(int)).ravel().tolist()
+    assert state(page, "scene.photo.width") == sample["image"].shape[1]
+
+
+def test_a_photo_is_turned_upright_and_labels_are_not(page):
+    logits, labels = make_arrays()
+    height, width = SIZE
+    exif = Image.Exif()
+    exif[274] = 6  # the camera was held upright
+    photo = io.BytesIO()
+    Image.new("RGB", (height, width)).save(photo, "JPEG", exif=exif)
+    drop_and_wait(page, {**files_of(logits, labels), "photo.jpg": photo.getvalue()})
+    size = [state(page, "scene.photo.width"), state(page, "scene.photo.height")]
+    assert size == [width, height]
+
+
+def test_another_photo_needs_no_request(page):
+    logits, labels = make_arrays()
+    drop_and_wait(page, files_of(logits, labels))
+    requests = []
+    page.on("request", lambda request: requests.append(request.url))
+    drop_and_wait(page, {"photo.png": png_file(np.zeros((*SIZE, 3), np.uint8))})
+    assert state(page, "scene.photo.width") == SIZE[1]
+    assert not [request for request in requests if "/v1/" in request]
+
+
+def test_a_palette_file_names_the_classes(page):
+    logits, labels = make_arrays()
+    palette = "\n".join(f"{10 * index} 0 0 thing{index}" for index in range(NUM_CLASSES))
+    drop_and_wait(page, {**files_of(logits, labels), "classes.txt": palette.encode()})
+    names = [f"thing{index}" for index in range(NUM_CLASSES)]
+    assert state(page, "scene.classNames") == names
+    assert page.evaluate("[...segLoss.store.state.scene.colours]")[3:6] == [10, 0, 0]
+
+
+def test_the_names_of_files_are_text(page):
+    logits, labels = make_arrays()
+    name = "<img src=x onerror=alert(1)>.npy"
+    drop_and_wait(page, {name: npy_file(logits), "gt.npy": npy_file(labels)})
+    page.get_by_text(name, exact=True).wait_for()
+    assert page.locator("#inputs img").count() == 0
+
+
+def test_what_cannot_be_read_is_told_in_words(page):
+    page.evaluate(
+        """() => {
+          const file = new File([], "folder");
+          file.arrayBuffer = () => Promise.reject(new DOMException("", "NotReadableError"));
+          const transfer = { files: [file], types: ["Files"] };
+          const event = new Event("drop", { cancelable: true });
+          window.dispatchEvent(Object.assign(event, { dataTransfer: transfer }));
+        }"""
+    )
+    page.get_by_text("folder cannot be read").wait_for()
+
+
+def test_a_drag_is_shown_and_never_opens_the_file(page):
+    cancelled = page.evaluate(
+        """() => {
+          const make = (name) => new DragEvent(name, { dataTransfer: new DataTransfer(),
+            bubbles: true, cancelable: true });
+          return ["dragover", "drop"].map((name) => !document.body.dispatchEvent(make(name)));
+        }"""
+    )
+    assert cancelled == [True, True]
+
+
+def test_a_network_predicts_a_photo_and_compares_it_with_a_truth(browser, tmp_path):
+    write_checkpoint(tmp_path, "fcn8s")
+    model = tmp_path / "fcn8s.safetensors"
+    random = np.random.default_rng(0)
+    photo = random.integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    labels = random.integers(0, small_networks.NUM_CLASSES, (40, 50)).astype(np.uint8)
+    with running(model=f"{model}", log_level="warning") as server:
+        page = browser.new_page()
+        page.set_default_timeout(10_000)
+        page.goto(server.url)
+        button = page.get_by_role("button", name="Predict with")
+        button.wait_for()
+        assert button.is_disabled()
+        drop(page, {"photo.png": png_file(photo)})
+        button.click()
+        wait_until_settled(page)
+        assert state(page, "scene.truth") is None
+        predicted = page.evaluate("[...segLoss.store.state.scene.predictions[0].classes]")
+        drop_and_wait(page, {"gt.png": png_file(labels)})
+        assert page.evaluate("[...segLoss.store.state.scene.predictions[0].classes]") == predicted
+        assert page.evaluate("[...segLoss.store.state.scene.truth]") == labels.ravel().tolist()
+        confusion = np.zeros((small_networks.NUM_CLASSES,) * 2, int)
+        np.add.at(confusion, (labels.ravel(), predicted), 1)
+        assert answer(page)["confusion"] == confusion.tolist()
+        page.close()

@@ -29,11 +29,6 @@ export function answerOf(buffer, name) {
   } catch {
     throw new RequestError({ detail: "The answer of the service is damaged.", fix: "Try again." });
   }
-  if (json.evaluation) {
-    // With labels, /v1/predict nests the members of /v1/evaluate.
-    const { evaluation, ...others } = json;
-    json = { ...others, ...evaluation };
-  }
   const { prediction } = file.tensors;
   if (prediction?.shape.length !== 3) {
     const got = prediction === undefined ? "none" : `shape (${prediction.shape.join(", ")})`;

@@ -88,7 +88,6 @@ class Inputs {
     this.#toolbar = new Toolbar(bar, {
       sample: () => this.#loadSample(),
       predict: () => this.#change(() => this.#files.add([this.#networkSource()])),
-      choosePrediction: (shown) => store.set({ shown }),
       chooseImage: (imageIndex) => this.#showImage(imageIndex),
       link: () => location.href,
     });
@@ -114,7 +113,7 @@ class Inputs {
     }
     const options = this.#service.optionsOf("/v1/evaluate").filter(({ name }) => name !== "maps");
     this.#form.build(options, { palette: this.#cards.chooser("palette", "Own palette") });
-    this.#toolbar.showNetwork(this.#service.network?.name ?? null);
+    this.#toolbar.showNetwork(this.#service.networkName);
     const valid = this.#service.valid(this.#store.state.options);
     if (Object.keys(valid).length < Object.keys(this.#store.state.options).length) {
       this.#store.set({ options: valid });
@@ -163,7 +162,7 @@ class Inputs {
 
   #networkSource() {
     return {
-      name: this.#service.network.name,
+      name: this.#service.networkName,
       blob: new Blob(),
       tensor: null,
       isPicture: false,
@@ -202,15 +201,18 @@ class Inputs {
     if (!calls.length) {
       this.#answers = [];
       store.set({ scene: null });
+      markOutdated(false);
       this.#status.showNote(this.#nextStep());
       return;
     }
     const cancel = () => {
       running.abort();
-      this.#status.showNote("The request was cancelled.");
+      const again = { text: "Compute", apply: () => this.#run() };
+      this.#status.showNote("The request was cancelled.", [again]);
       store.set({ progress: null });
     };
     const onProgress = (phase, fraction) => store.set({ progress: { phase, fraction, cancel } });
+    markOutdated(true);
     try {
       const { signal } = running;
       const answers = await compute(calls, options, this.#service, { signal, onProgress });
@@ -221,9 +223,11 @@ class Inputs {
     } catch (error) {
       if (error.name === "AbortError") return;
       if (!(error instanceof RequestError)) throw error;
-      // Pictures of other files or options would be taken for those of the present ones.
-      this.#answers = [];
-      store.set({ scene: null });
+      if (!this.#haveAnswers(calls)) {
+        // Pictures of other files would be taken for those of the present ones.
+        this.#answers = [];
+        store.set({ scene: null });
+      }
       this.#report(await this.#explained(error.problem), error.role);
     } finally {
       if (this.#running === running) store.set({ progress: null });
@@ -232,6 +236,11 @@ class Inputs {
 
   /** Returns whether the answers are those to these requests: another photo needs no request. */
   #areAnswered(calls, options) {
+    return options === this.#answered.options && this.#haveAnswers(calls);
+  }
+
+  /** Returns whether the answers are about these inputs, though maybe with other options. */
+  #haveAnswers(calls) {
     const isSame = (call, index) => {
       const former = this.#answered.calls[index];
       const inputs = Object.entries(call.inputs);
@@ -243,7 +252,6 @@ class Inputs {
     };
     return (
       this.#answers.length > 0 &&
-      options === this.#answered.options &&
       calls.length === this.#answered.calls.length &&
       calls.every(isSame)
     );
@@ -272,12 +280,13 @@ class Inputs {
     });
     this.#notes = notesOn(scene);
     const shown = Math.min(this.#store.state.shown, scene.predictions.length - 1);
-    this.#store.set({ scene, shown, ...this.#outdated(scene) });
+    markOutdated(false);
+    this.#store.set({ scene, shown, ...this.#resetBy(scene) });
     this.#render();
   }
 
   /** Returns the members of the state that are about a scene of another size or other classes. */
-  #outdated({ width, height, numClasses }) {
+  #resetBy({ width, height, numClasses }) {
     const former = this.#former;
     this.#former = { width, height, numClasses };
     const isOf = (name) => former === null || former[name] === this.#former[name];
@@ -372,6 +381,11 @@ class Inputs {
       }, LINK_DELAY_MS);
     });
   }
+}
+
+/** Marks the pictures and panels as those of former files or options. */
+function markOutdated(isOutdated) {
+  document.body.classList.toggle("outdated", isOutdated);
 }
 
 /** Returns the values in an option like "255" or "0,255"; none in "none". */

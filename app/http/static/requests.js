@@ -126,6 +126,7 @@ function problemOf(request) {
     return statusProblem(status);
   }
   if (typeof document?.detail !== "string") return statusProblem(status);
+  if (status === 413 && document.where === "body") return sizeProblem(document.limit, status);
   const problem = { detail: document.detail, status };
   for (const name of ["where", "expected", "got", "fix"]) {
     if (typeof document[name] === "string") problem[name] = document[name];
@@ -135,6 +136,15 @@ function problemOf(request) {
     problem.fix = `Try again in ${seconds} ${seconds === "1" ? "second" : "seconds"}.`;
   }
   return problem;
+}
+
+function sizeProblem(limit, status) {
+  const most = Number.isFinite(limit) ? `${limit / 1e6} MB` : "what the service allows";
+  return {
+    detail: `The files have more than ${most} together.`,
+    fix: "Use float16 or a part of the image, or serve with a larger SEG_LOSS_MAX_BODY_BYTES.",
+    status,
+  };
 }
 
 function statusProblem(status) {

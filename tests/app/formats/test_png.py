@@ -5,7 +5,6 @@ import random
 import struct
 import zlib
 from collections.abc import Callable, Collection
-from dataclasses import replace
 
 import fcn_demo
 import numpy as np
@@ -16,8 +15,8 @@ from PIL import Image, ImageOps
 
 from app.errors import IllPosed, RequestError, TooLarge
 from app.formats import png, rasters
-from app.formats.png import LabelMap, UnknownColours
-from app.formats.rasters import Encoding
+from app.formats.png import LabelMap
+from app.formats.rasters import Encoding, UnknownColours
 from app.images.palettes import PALETTES, Palette, own_palette
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
@@ -381,8 +380,10 @@ def test_unknown_colours_are_ignored_on_request_with_a_warning() -> None:
     label_map = read(colour_png(colours), colours=PALETTES["camvid"], unknown_colours="ignore")
     assert label_map.indices.tolist() == [[0, 10, 11], [3, 11, 11]]
     assert label_map.warnings == (
-        "labels: colours that the palette camvid does not have are ignored: "
-        "2 other colours on 2 pixels: (1, 2, 3), (255, 69, 0).",
+        (
+            "labels: colours that the palette camvid does not have are ignored: "
+            "2 other colours on 2 pixels: (1, 2, 3), (255, 69, 0)."
+        ),
     )
 
 

@@ -166,7 +166,7 @@ ILL_POSED = {
         {"labels": with_label(-1, (2, 3))},
         (
             "labels: expected 0...4 or 255 (ignored), got -1 at (0, 2, 3). "
-            "If -1 marks void pixels, add it to ignore_index."
+            "If -1 marks void pixels, pass ignore_index=255,-1."
         ),
     ),
     "NaN": (

@@ -63,7 +63,7 @@ export async function compute(calls, options, service, { signal, onProgress }) {
     const ordinal = calls.length > 1 ? ` (${answers.length + 1} of ${calls.length})` : "";
     const report = (phase, fraction) => onProgress(phase + ordinal, fraction);
     try {
-      const name = (inputs.logits ?? inputs.prediction ?? inputs.image).name;
+      const { name } = inputs.logits ?? inputs.prediction ?? inputs.image;
       answers.push(answerOf(await post(path, query, bodyOf(inputs), { signal, onProgress: report }), name));
     } catch (error) {
       if (error instanceof RequestError) error.role = role;
@@ -82,7 +82,8 @@ function callFor(role, prediction, { truth, photo, palette }, options) {
   };
   if (prediction.isNetwork) {
     if (photo === null) return null;
-    return { role, path: "/v1/predict", maps: SCORE_MAPS, inputs: { ...others, image: photo } };
+    const path = truth === null ? "/v1/predict" : "/v1/evaluate";
+    return { role, path, maps: SCORE_MAPS, inputs: { ...others, image: photo } };
   }
   if (truth !== null) {
     const isScores = hasScores(prediction);

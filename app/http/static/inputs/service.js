@@ -12,8 +12,8 @@ import { getJson } from "../requests.js";
 export class Service {
   /** @type {Object<string, Option[]>} */
   #options = {};
-  /** @type {?{name: string}} */
-  network = null;
+  /** @type {?string} the name of the network for photos */
+  networkName = null;
 
   /**
    * Asks the service. The page works without an answer, with fewer controls.
@@ -27,7 +27,7 @@ export class Service {
     for (const path of ["/v1/evaluate", "/v1/predict"]) {
       this.#options[path] = document.paths[path].post.parameters;
     }
-    this.network = model;
+    this.networkName = model?.network ?? null;
   }
 
   /**

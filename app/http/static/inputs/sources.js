@@ -19,6 +19,9 @@ import { readTensor } from "../formats/npy.js";
 import { readHeader } from "../formats/png.js";
 import { readTensors } from "../formats/safetensors.js";
 
+/** Larger files stay on disk. */
+const MAX_MEMORY_BYTES = 512 * 1024 * 1024;
+
 /** @type {Object<Role, string>} */
 export const ROLES = {
   photo: "Photo",
@@ -54,16 +57,19 @@ const PICTURE = /\.(png|tiff?|bmp)$/i;
  * @throws {DOMException} if the file cannot be read
  */
 export async function sourcesOf(file) {
-  const png = await readHeader(file);
-  if (png !== null) return [pngSource(file, png)];
-  const tensor = await readTensor(file);
-  if (tensor !== null) return [tensorSource(file.name, tensor, null)];
-  const tensors = (await readTensors(file)) ?? {};
-  const known = Object.keys(ROLE_OF_TENSOR).filter((name) => Object.hasOwn(tensors, name));
-  if (known.length) return known.map((name) => tensorSource(file.name, tensors[name], name));
+  const { name } = file;
+  // In memory, the bytes stay the same when the file on disk changes.
+  const blob = file.size <= MAX_MEMORY_BYTES ? new Blob([await file.arrayBuffer()]) : file;
+  const png = await readHeader(blob);
+  if (png !== null) return [pngSource(name, blob, png)];
+  const tensor = await readTensor(blob);
+  if (tensor !== null) return [tensorSource(name, tensor, null)];
+  const tensors = (await readTensors(blob)) ?? {};
+  const known = Object.keys(ROLE_OF_TENSOR).filter((key) => Object.hasOwn(tensors, key));
+  if (known.length) return known.map((key) => tensorSource(name, tensors[key], key));
   const [only, ...others] = Object.values(tensors);
-  if (only !== undefined && !others.length) return [tensorSource(file.name, only, null)];
-  return [otherSource(file)];
+  if (only !== undefined && !others.length) return [tensorSource(name, only, null)];
+  return [otherSource(name, blob)];
 }
 
 /** Returns whether a source has scores of classes, and not the classes themselves. */
@@ -72,15 +78,15 @@ export function hasScores({ tensor, isPicture, name }) {
   return /^B?F/.test(tensor.dtype);
 }
 
-function pngSource(file, { width, height, bits, mode }) {
+function pngSource(name, blob, { width, height, bits, mode }) {
   const isColoured = mode.startsWith("RGB");
   return {
-    name: file.name,
-    blob: file,
+    name,
+    blob,
     tensor: null,
     isPicture: true,
     description: `PNG, ${mode}${bits === 8 ? "" : ` ${bits} bits`}, ${width} x ${height}`,
-    role: roleOfName(file.name) ?? (isColoured ? "photo" : null),
+    role: roleOfName(name) ?? (isColoured ? "photo" : null),
   };
 }
 
@@ -98,16 +104,16 @@ function tensorSource(name, { dtype, shape, blob }, tensorName) {
   };
 }
 
-function otherSource(file) {
-  const isPhoto = PHOTO.test(file.name);
-  const isPicture = isPhoto || PICTURE.test(file.name);
-  const guess = isPhoto ? "photo" : PALETTE.test(file.name) ? "palette" : roleOfName(file.name);
+function otherSource(name, blob) {
+  const isPhoto = PHOTO.test(name);
+  const isPicture = isPhoto || PICTURE.test(name);
+  const guess = isPhoto ? "photo" : PALETTE.test(name) ? "palette" : roleOfName(name);
   return {
-    name: file.name,
-    blob: file,
+    name,
+    blob,
     tensor: null,
     isPicture,
-    description: `${file.name.split(".").at(-1).toUpperCase()}, ${byteText(file.size)}`,
+    description: `${name.split(".").at(-1).toUpperCase()}, ${byteText(blob.size)}`,
     role: guess ?? (isPicture ? null : "prediction"),
   };
 }
@@ -130,7 +136,7 @@ function dtypeName(dtype) {
   return dtype.replace(/^[A-Z]+/, (letters) => names[letters] ?? letters);
 }
 
-export function byteText(count) {
+function byteText(count) {
   const units = ["bytes", "kB", "MB", "GB"];
   const power = Math.min(3, Math.floor(Math.log10(Math.max(count, 1)) / 3));
   return `${(count / 1000 ** power).toFixed(power && count < 10 * 1000 ** power ? 1 : 0)} ${units[power]}`;

@@ -1,4 +1,4 @@
-/** The buttons below the files, and the choices of the prediction and the image that are shown. */
+/** The buttons below the files, and the choice of the image that is shown of a batch. */
 
 import { create } from "../dom.js";
 
@@ -9,7 +9,6 @@ export class Toolbar {
   #predict;
   #download;
   #link;
-  #predictions;
   #images;
   #scene = null;
   #shown = 0;
@@ -19,24 +18,19 @@ export class Toolbar {
    * @param {object} actions
    * @param {() => void} actions.sample
    * @param {() => void} actions.predict
-   * @param {(shown: number) => void} actions.choosePrediction
    * @param {(imageIndex: number) => void} actions.chooseImage
    * @param {() => string} actions.link  returns the address of what is shown
    */
-  constructor(element, { sample, predict, choosePrediction, chooseImage, link }) {
+  constructor(element, { sample, predict, chooseImage, link }) {
     const button = (text, onclick) => create("button", { type: "button", onclick }, text);
     this.#sample = button("Sample", sample);
     this.#predict = button("Predict", predict);
     this.#predict.hidden = true;
     this.#download = button("Download JSON", () => this.#downloadJson());
     this.#link = button("Copy link", () => this.#copyLink(link()));
-    this.#predictions = create("div", { className: "choice", role: "group", "aria-label": "Prediction shown" });
-    this.#predictions.addEventListener("click", ({ target }) => {
-      if (target.value) choosePrediction(Number(target.value));
-    });
-    this.#images = create("div", { className: "choice", role: "group", "aria-label": "Image of the batch" });
-    this.#images.addEventListener("change", ({ target }) => chooseImage(Number(target.value)));
-    element.append(this.#sample, this.#predict, this.#predictions, this.#images, this.#download, this.#link);
+    this.#images = create("select", { "aria-label": "Image of the batch" });
+    this.#images.addEventListener("change", () => chooseImage(Number(this.#images.value)));
+    element.append(this.#sample, this.#predict, this.#images, this.#download, this.#link);
     this.show(null, 0);
   }
 
@@ -61,26 +55,16 @@ export class Toolbar {
     this.#shown = shown;
     this.#download.hidden = scene === null;
     this.#link.hidden = scene === null;
-    const predictions = scene?.predictions ?? [];
-    this.#predictions.hidden = predictions.length < 2;
-    this.#predictions.replaceChildren(
-      ...predictions.map(({ name }, index) =>
-        create(
-          "button",
-          { type: "button", value: `${index}`, title: name, "aria-pressed": `${index === shown}` },
-          `${"AB"[index]}: ${name}`,
-        ),
-      ),
-    );
+    this.#sample.classList.toggle("primary", scene === null);
     const numImages = scene?.numImages ?? 1;
     this.#images.hidden = numImages < 2;
-    if (numImages < 2) return;
-    const select = create("select", { "aria-label": "Image of the batch" });
-    for (let index = 0; index < numImages; index++) {
-      select.append(create("option", { value: `${index}` }, `Image ${index} of ${numImages}`));
+    if (this.#images.length !== numImages) {
+      const texts = Array.from({ length: numImages }, (_, index) => `Image ${index} of ${numImages}`);
+      this.#images.replaceChildren(
+        ...texts.map((text, index) => create("option", { value: `${index}` }, text)),
+      );
     }
-    select.value = `${scene.imageIndex}`;
-    this.#images.replaceChildren(select);
+    this.#images.value = `${scene?.imageIndex ?? 0}`;
   }
 
   #downloadJson() {
