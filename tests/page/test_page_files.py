@@ -157,7 +157,7 @@ def test_two_predictions_share_the_truth(page):
         loss_of(logits, labels),
         loss_of(other, labels),
     ]
-    page.get_by_role("button", name="B: net_b.npy").click()
+    page.get_by_role("button", name="B net_b.npy").click()
     assert state(page, "shown") == 1
 
 
@@ -174,11 +174,16 @@ def test_two_predictions_with_other_classes_are_refused(page):
 
 def test_an_image_of_a_batch_is_chosen_without_a_request(page):
     logits, labels = make_arrays(num_images=3)
+    drop_and_wait(page, files_of(logits, labels))
     requests = []
     page.on("request", lambda request: requests.append(request.url))
+<<<<<<< HEAD
     drop_and_wait(page, files_of(logits, labels))
     count = len(requests)
     page.get_by_label("Image of the batch").select_option("Image 3 of 3")
+=======
+    page.get_by_label("Image of the batch").select_option("Image 2 of 3")
+>>>>>>> h5
     wait_until(page, "segLoss.store.state.scene.imageIndex === 2")
     evaluation = seg_loss.evaluate(
         torch.from_numpy(logits), torch.from_numpy(labels), maps=("prediction", "top_classes")
@@ -189,7 +194,7 @@ def test_an_image_of_a_batch_is_chosen_without_a_request(page):
     assert page.evaluate("[...segLoss.store.state.scene.predictions[0].topClasses[1]]") == (
         evaluation.maps["top_classes"][2, 1].flatten().tolist()
     )
-    assert len(requests) == count
+    assert not [request for request in requests if "/v1/" in request]
 
 
 def test_an_option_sends_the_same_files_again(page):

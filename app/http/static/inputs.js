@@ -92,7 +92,11 @@ class Inputs {
     this.#toolbar = new Toolbar(bar, {
       sample: () => this.#loadSample(),
       predict: () => this.#change(() => this.#files.add([this.#networkSource()])),
+<<<<<<< HEAD
       chooseImage: (imageIndex) => this.chooseImage(imageIndex),
+=======
+      chooseImage: (imageIndex) => this.#showImage(imageIndex),
+>>>>>>> h5
       link: () => location.href,
     });
     listenForDrops((files) => this.#add(files, null));
@@ -211,15 +215,18 @@ class Inputs {
     if (!calls.length) {
       this.#answers = [];
       store.set({ scene: null });
+      markOutdated(false);
       this.#status.showNote(this.#nextStep());
       return;
     }
     const cancel = () => {
       running.abort();
-      this.#status.showNote("The request was cancelled.");
+      const again = { text: "Compute", apply: () => this.#run() };
+      this.#status.showNote("The request was cancelled.", [again]);
       store.set({ progress: null });
     };
     const onProgress = (phase, fraction) => store.set({ progress: { phase, fraction, cancel } });
+    markOutdated(true);
     try {
       const { signal } = running;
       const answers = await compute(calls, options, this.#service, { signal, onProgress });
@@ -230,9 +237,11 @@ class Inputs {
     } catch (error) {
       if (error.name === "AbortError") return;
       if (!(error instanceof RequestError)) throw error;
-      // Pictures of other files or options would be taken for those of the present ones.
-      this.#answers = [];
-      store.set({ scene: null });
+      if (!this.#haveAnswers(calls)) {
+        // Pictures of other files would be taken for those of the present ones.
+        this.#answers = [];
+        store.set({ scene: null });
+      }
       this.#report(await this.#explained(error.problem), error.role);
     } finally {
       if (this.#running === running) store.set({ progress: null });
@@ -241,6 +250,11 @@ class Inputs {
 
   /** Returns whether the answers are those to these requests: another photo needs no request. */
   #areAnswered(calls, options) {
+    return options === this.#answered.options && this.#haveAnswers(calls);
+  }
+
+  /** Returns whether the answers are about these inputs, though maybe with other options. */
+  #haveAnswers(calls) {
     const isSame = (call, index) => {
       const former = this.#answered.calls[index];
       const inputs = Object.entries(call.inputs);
@@ -252,7 +266,6 @@ class Inputs {
     };
     return (
       this.#answers.length > 0 &&
-      options === this.#answered.options &&
       calls.length === this.#answered.calls.length &&
       calls.every(isSame)
     );
@@ -281,12 +294,13 @@ class Inputs {
     });
     this.#notes = notesOn(scene);
     const shown = Math.min(this.#store.state.shown, scene.predictions.length - 1);
-    this.#store.set({ scene, shown, ...this.#outdated(scene) });
+    markOutdated(false);
+    this.#store.set({ scene, shown, ...this.#resetBy(scene) });
     this.#render();
   }
 
   /** Returns the members of the state that are about a scene of another size or other classes. */
-  #outdated({ width, height, numClasses }) {
+  #resetBy({ width, height, numClasses }) {
     const former = this.#former;
     this.#former = { width, height, numClasses };
     const isOf = (name) => former === null || former[name] === this.#former[name];
@@ -382,6 +396,11 @@ class Inputs {
       }, LINK_DELAY_MS);
     });
   }
+}
+
+/** Marks the pictures and panels as those of former files or options. */
+function markOutdated(isOutdated) {
+  document.body.classList.toggle("outdated", isOutdated);
 }
 
 /** Returns the values in an option like "255" or "0,255"; none in "none". */

@@ -102,17 +102,11 @@ export class FileCards {
     return create(
       "li",
       { className: "file-card", "data-role": role },
-      create("h3", {}, ROLES[role]),
-      this.#removeButton(source, role),
+      this.#header(source, role, role),
       create("p", { className: "file-name", title: source.name }, source.name),
       create("p", { className: "hint" }, source.description),
-      ...(note ? [create("p", { className: "note" }, note)] : []),
-      create(
-        "div",
-        { className: "file-controls" },
-        ...(source.isNetwork ? [] : [this.#roleSelect(source, role, role)]),
-        this.chooser(role, "Replace"),
-      ),
+      ...(note ? [create("p", { className: "file-note" }, note)] : []),
+      this.chooser(role, "Replace"),
     );
   }
 
@@ -120,12 +114,18 @@ export class FileCards {
     return create(
       "li",
       { className: "file-card waiting", "data-role": "none" },
-      create("h3", {}, "Which input is this?"),
-      this.#removeButton(source, `waiting-${index}`),
+      this.#header(source, null, `waiting-${index}`),
       create("p", { className: "file-name", title: source.name }, source.name),
       create("p", { className: "hint" }, source.description),
-      this.#roleSelect(source, null, `waiting-${index}`),
     );
+  }
+
+  /** Returns the role, as a choice, and the button that removes the file. */
+  #header(source, role, key) {
+    const title = source.isNetwork
+      ? create("h3", {}, ROLES[role])
+      : this.#roleSelect(source, role, key);
+    return create("div", { className: "file-header" }, title, this.#removeButton(source, key));
   }
 
   #roleSelect(source, role, key) {
@@ -134,7 +134,7 @@ export class FileCards {
       "aria-label": `${source.name} is the`,
       onchange: () => this.#actions.assign(source, select.value),
     });
-    if (role === null) select.append(create("option", { value: "", disabled: true }, "Choose…"));
+    if (role === null) select.append(create("option", { value: "", disabled: true }, "Which input is it?"));
     for (const [value, text] of Object.entries(ROLES)) select.append(create("option", { value }, text));
     select.value = role ?? "";
     return select;
@@ -145,7 +145,7 @@ export class FileCards {
       "button",
       {
         type: "button",
-        className: "remove",
+        className: "plain remove",
         "data-control": `${key}-remove`,
         "aria-label": `Remove ${source.name}`,
         title: "Remove",

@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 /** The buttons below the files, and the choice of the image that is shown. */
+=======
+/** The buttons below the files, and the choice of the image that is shown of a batch. */
+>>>>>>> h5
 
 import { create } from "../dom.js";
 
@@ -56,6 +60,7 @@ export class Toolbar {
     this.#sample.className = scene === null ? "primary" : "";
     this.#download.hidden = scene === null;
     this.#link.hidden = scene === null;
+<<<<<<< HEAD
     const numImages = scene?.numImages ?? 1;
     this.#images.hidden = numImages < 2;
     if (numImages < 2) return;
@@ -64,6 +69,18 @@ export class Toolbar {
     );
     this.#images.replaceChildren(...images);
     this.#images.value = `${scene.imageIndex}`;
+=======
+    this.#sample.classList.toggle("primary", scene === null);
+    const numImages = scene?.numImages ?? 1;
+    this.#images.hidden = numImages < 2;
+    if (this.#images.length !== numImages) {
+      const texts = Array.from({ length: numImages }, (_, index) => `Image ${index} of ${numImages}`);
+      this.#images.replaceChildren(
+        ...texts.map((text, index) => create("option", { value: `${index}` }, text)),
+      );
+    }
+    this.#images.value = `${scene?.imageIndex ?? 0}`;
+>>>>>>> h5
   }
 
   #downloadJson() {
