@@ -68,6 +68,7 @@ bench: $(TESTING) ## measure the loss on this machine's CPU; writes benchmarks/r
 	$(BIN)/python -m benchmarks.predict
 	$(BIN)/python -m benchmarks.host
 	$(BIN)/python -m benchmarks.cold_start
+	$(BIN)/python -m benchmarks.pictures
 
 bench-gpu: ## with the GPU, torch and Triton of PYTHON: check everything there, then measure
 	$(PYTHON) -m benchmarks.gpu

@@ -137,6 +137,6 @@ def test_sample_and_panels_work_by_keyboard_alone(page):
     page.keyboard.press("Enter")
     assert page.evaluate("segLoss.store.state.cell") == {"truth": 0, "predicted": 1}
     assert answer(page)["confusion"][0][1] > 0
-    tab_to(".selection button")
+    tab_to(".viewer-lit button")
     page.keyboard.press("Space")
     assert page.evaluate("segLoss.store.state.cell") is None

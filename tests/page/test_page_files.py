@@ -177,7 +177,7 @@ def test_an_image_of_a_batch_is_chosen_without_a_request(page):
     drop_and_wait(page, files_of(logits, labels))
     requests = []
     page.on("request", lambda request: requests.append(request.url))
-    page.get_by_label("Image of the batch").select_option("Image 2 of 3")
+    page.get_by_label("Image of the batch").select_option("Image 3 of 3")
     wait_until(page, "segLoss.store.state.scene.imageIndex === 2")
     evaluation = seg_loss.evaluate(
         torch.from_numpy(logits), torch.from_numpy(labels), maps=("prediction", "top_classes")

@@ -218,6 +218,9 @@ def test_a_link_restores_what_it_was_made_of(modules):
         "opacity": 0.75,
         "minNll": 1.5,
         "maxConfidence": 0.5,
+        "errorColours": "kinds",
+        "borderPx": 5,
+        "nllScale": "auto",
         "slider": {"left": "photo", "right": "error", "at": 0.25},
         "shown": 1,
     }

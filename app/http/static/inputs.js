@@ -10,6 +10,7 @@ import { Answers } from "./inputs/answers.js";
 import { callsFor } from "./inputs/computation.js";
 import { listenForDrops } from "./inputs/drop.js";
 import { FileCards } from "./inputs/file-cards.js";
+import { FilesBox } from "./inputs/files-box.js";
 import { Files } from "./inputs/files.js";
 import { OptionsForm } from "./inputs/options-form.js";
 import { decodePhoto } from "./inputs/photo.js";
@@ -24,9 +25,11 @@ import { getBlob, RequestError } from "./requests.js";
 /**
  * @param {{header: HTMLElement, inputs: HTMLElement, status: HTMLElement}} elements
  * @param {import("./state.js").Store} store
+ * @returns {{chooseImage: (index: number) => void}}  shows an image of the batch
  */
 export function mountInputs({ inputs, status }, store) {
-  new Inputs(inputs, status, store);
+  const mounted = new Inputs(inputs, status, store);
+  return { chooseImage: (index) => mounted.chooseImage(index) };
 }
 
 class Inputs {
@@ -40,6 +43,7 @@ class Inputs {
   #running = new AbortController();
 
   #status;
+  #box;
   #cards;
   #toolbar;
   #form;
@@ -65,17 +69,14 @@ class Inputs {
     this.#toolbar = new Toolbar({
       sample: () => this.#loadSample(),
       predict: () => this.#add([], null, [networkSource(this.#service.networkName)]),
-      chooseImage: (imageIndex) => this.#showImage(imageIndex),
+      chooseImage: (imageIndex) => this.chooseImage(imageIndex),
     });
     this.#form = new OptionsForm((options) => store.set({ options }));
     this.#options.append(this.#form.element);
     const hint = "Drop a photo, a prediction and its truth anywhere on this page.";
-    inputs.append(
-      create("p", { className: "drop-hint" }, hint),
-      this.#cards.element,
-      this.#toolbar.element,
-      this.#options,
-    );
+    this.#box = new FilesBox(inputs.querySelector("details"));
+    this.#box.append(create("p", { className: "drop-hint" }, hint), this.#cards.element);
+    inputs.append(this.#toolbar.element, this.#options);
     listenForDrops((files) => this.#add(files, null));
 
     const { state, fileNames } = parseHash(location.hash);
@@ -87,6 +88,7 @@ class Inputs {
     store.on(["progress"], ({ progress }) => this.#status.showProgress(progress));
     store.on(["problem"], ({ problem }) => this.#showProblem(problem));
     store.on(["scene", "shown"], ({ scene, shown }) => this.#toolbar.show(scene, shown));
+    store.on(["scene"], ({ scene }) => this.#box.showScene(scene));
     this.#ready = this.#loadService();
     this.#status.showNote(this.#nextStep());
     this.#render();
@@ -208,7 +210,14 @@ class Inputs {
     this.#store.set({ scene: null });
   }
 
-  /** Shows an image of the batch that the answers are about. */
+  /**
+   * Shows an image of the batch that the answers are about.
+   * @param {number} imageIndex
+   */
+  chooseImage(imageIndex) {
+    this.#showImage(imageIndex);
+  }
+
   async #showImage(imageIndex) {
     this.#imageIndex = imageIndex;
     const source = this.#files.byRole.photo;
@@ -272,6 +281,7 @@ class Inputs {
   #render() {
     const marks = { invalid: this.#invalidRole, errorId: ERROR_ID, notes: this.#notes };
     this.#cards.show(this.#files, marks);
+    this.#box.showFiles(this.#files, this.#invalidRole !== null);
     this.#form.show(this.#store.state.options);
     this.#toolbar.showFiles(this.#files);
   }

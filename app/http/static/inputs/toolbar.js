@@ -60,7 +60,7 @@ export class Toolbar {
     this.#images.hidden = numImages < 2;
     if (this.#images.length !== numImages) {
       const indices = [...Array(numImages).keys()];
-      const option = (value) => create("option", { value }, `Image ${value} of ${numImages}`);
+      const option = (value) => create("option", { value }, `Image ${value + 1} of ${numImages}`);
       this.#images.replaceChildren(...indices.map(option));
     }
     this.#images.value = `${scene?.imageIndex ?? 0}`;
