@@ -281,7 +281,8 @@ class Inputs {
   #render() {
     const marks = { invalid: this.#invalidRole, errorId: ERROR_ID, notes: this.#notes };
     this.#cards.show(this.#files, marks);
-    this.#box.showFiles(this.#files, this.#invalidRole !== null);
+    const needsAttention = this.#invalidRole !== null || Object.keys(this.#notes).length > 0;
+    this.#box.showFiles(this.#files, needsAttention);
     this.#form.show(this.#store.state.options);
     this.#toolbar.showFiles(this.#files);
   }

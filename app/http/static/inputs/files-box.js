@@ -21,12 +21,13 @@ export class FilesBox {
   }
 
   /**
+   * Names the files, and opens the box if a card needs attention.
    * @param {import("./files.js").Files} files
-   * @param {boolean} hasError  whether an error is about one of them
+   * @param {boolean} needsAttention  whether an error or a note is about one of them
    */
-  showFiles(files, hasError) {
+  showFiles(files, needsAttention) {
     this.#names.textContent = [...new Set(files.all.map(({ name }) => name))].join(", ");
-    if (files.unassigned.length || hasError) this.#details.open = true;
+    if (files.unassigned.length || needsAttention) this.#details.open = true;
   }
 
   /** @param {?import("../types.js").Scene} scene */
