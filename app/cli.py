@@ -569,7 +569,7 @@ def palettes(
     _print(render(Report(tables, fields), format_name))
 
 
-_MAX_VALUES = 24
+_MAX_VALUES = 12
 """Number of values of a label map that a table lists."""
 
 _HELD_OUT = 40

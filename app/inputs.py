@@ -443,10 +443,10 @@ class _Reader:
         """Counts the values of a label map, for answers in JSON and for the palette of pictures."""
         if isinstance(self.options, GradientOptions):
             return  # whose answer is neither
-        counting_bytes = input_reports.counting_bytes(indices)
-        self.grow(counting_bytes)
+        sorting_bytes = input_reports.sorting_bytes(indices)
+        self.grow(sorting_bytes)
         values = input_reports.count_values(indices, space, self.options.ignore_index, where)
-        self.grow(-counting_bytes)
+        self.grow(-sorting_bytes)
         mode = None if label_map is None else label_map.mode
         is_coloured = label_map is not None and label_map.is_coloured
         read_as = "colours" if is_coloured else "indices"

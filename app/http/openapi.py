@@ -234,6 +234,9 @@ def _parameters(options: type[LossOptions]) -> list[Json]:
             query = {"type": "array", "items": query, "minItems": 1, "uniqueItems": True}
         elif name == "size":
             query["pattern"] = f"^{SIZE.pattern}$"
+        elif name == "colour_classes":
+            entry = " *[^ ,][^,]*"
+            query["pattern"] = f"^({entry}(,{entry})*)$"
         elif is_list:
             integer = " *[+-]?[0-9]{1,18} *"
             query["pattern"] = f"^(none|{integer}(,{integer}){{0,{MAX_IGNORED - 1}}})$"

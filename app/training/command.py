@@ -133,6 +133,8 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
         options.label_space,
         options.label_encoding,
         options.palette,
+        options.colour_classes,
+        options.unknown_colours,
     )
     data = _checked_data(request, options, labels, ranks, terminal)
     network = request.model or options.network

@@ -382,8 +382,9 @@ FILES = {
         422,
         (
             "labels: expected indices (PNG of mode P or L), or colours of a named palette, "
-            "got mode RGB and no palette. Name the palette (palette=voc, palette=cityscapes), "
-            "or save the map as mode P or L."
+            "got mode RGB and no palette. Name the palette (palette=voc, or cityscapes, ade20k, "
+            "cocostuff, camvid, pascal_context, pascal_context_59, okabe_ito, generated), send "
+            "your own, or save the map as mode P or L."
         ),
     ),
     "a PNG of another size": (
@@ -514,7 +515,7 @@ def test_a_missing_input_is_an_error_that_names_those_present(client):
 def test_an_unknown_input_is_an_error_that_lists_the_known_ones(client):
     response = client.post_tensors("/v1/loss", **make_inputs(), target=LABELS)
     problem = assert_problem(response, 422, "ill_posed")
-    known = "logits, labels, class_weight, pixel_weight, prediction, image"
+    known = "palette, logits, labels, class_weight, pixel_weight, prediction, image"
     assert problem["detail"] == f"body: expected inputs among {known}, got 'target'."
 
 
@@ -657,7 +658,8 @@ def test_arrays_in_npz_files_are_bounded_together():
 
 NAMES = (
     "options: expected names among ignore_index, label_space, label_encoding, palette, "
-    "label_smoothing, temperature, normalization, upsampling, layout, scores"
+    "colour_classes, unknown_colours, label_smoothing, temperature, normalization, upsampling, "
+    "layout, scores"
 )
 INTEGERS = "ignore_index: expected an integer, several with commas between them, or none"
 SHARE = "label_smoothing: expected a number from 0 to 1"
@@ -666,7 +668,7 @@ REPLACED = "\\ufffd"
 UPSAMPLING = "upsampling: expected one of none, bilinear, bilinear_aligned, fcn"
 
 OPTIONS = {
-    "unknown=1": f"{NAMES}, got 'unknown'.",
+    "unheard=1": f"{NAMES}, got 'unheard'.",
     "kind=error": f"{NAMES}, got 'kind'. It is an option of visualize.",
     "label_smoothing=1.5": f"{SHARE}, got '1.5'.",
     "label_smoothing=nan": f"{SHARE}, got 'nan'.",
