@@ -191,6 +191,13 @@ def test_a_shared_colour_is_an_error_in_the_words_of_the_entry_point(client, run
     )
 
 
+@pytest.mark.parametrize("text", ["", "road,", ",", " "])
+def test_a_class_without_a_name_is_an_error(client, text) -> None:
+    response = client.post_tensors(f"/v1/loss?colour_classes={text}", **make_inputs())
+    problem = assert_problem(response, 422, "ill_posed")
+    assert problem["expected"] == "indices or names of classes, with commas between them"
+
+
 def test_unknown_colours_are_an_error_or_ignored_with_a_warning(client) -> None:
     colours = PALETTES["voc"].paint(LABELS).copy()
     colours[0, 0] = (1, 2, 3)
