@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 import small_networks
 import torch
-from conftest import (
+from page_actions import (
     answer,
     drop,
     drop_and_wait,
