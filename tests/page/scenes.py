@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 import torch
-from conftest import wait_until
 from examples import safetensors_file  # conftest.py has put tests/app on the path
+from page_actions import wait_until
 from PIL import Image
 
 from app.images.palettes import PALETTES

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 import small_networks
 import torch
-from conftest import (
+from page_actions import (
     answer,
     drop,
     drop_and_wait,
@@ -176,10 +176,9 @@ def test_two_predictions_with_other_classes_are_refused(page):
 
 def test_an_image_of_a_batch_is_chosen_without_a_request(page):
     logits, labels = make_arrays(num_images=3)
+    drop_and_wait(page, files_of(logits, labels))
     requests = []
     page.on("request", lambda request: requests.append(request.url))
-    drop_and_wait(page, files_of(logits, labels))
-    requests.clear()
     page.get_by_label("Image of the batch").select_option("Image 3 of 3")
     wait_until(page, "segLoss.store.state.scene.imageIndex === 2")
     evaluation = seg_loss.evaluate(
@@ -254,7 +253,7 @@ def test_a_damaged_file_is_refused_in_words(page):
 def test_a_photo_that_cannot_be_decoded_is_told_and_the_rest_shown(page):
     logits, labels = make_arrays()
     drop_and_wait(page, {**files_of(logits, labels), "photo.jpg": b"no photo"})
-    page.get_by_text("photo.jpg is no picture that this browser can decode.").wait_for()
+    page.get_by_text("photo.jpg is no picture that this browser decodes.").wait_for()
     assert state(page, "scene.photo") is None
     assert answer(page)["loss"] == loss_of(logits, labels)
 
@@ -263,7 +262,7 @@ def test_a_photo_of_another_size_is_told(page):
     logits, labels = make_arrays()
     photo = png_file(np.zeros((10, 20, 3), np.uint8))
     drop_and_wait(page, {**files_of(logits, labels), "photo.png": photo})
-    page.get_by_text("The photo has 20 x 10, the maps 36 x 24 pixels").wait_for()
+    page.get_by_text("The photo has 20 x 10 pixels, the maps have 36 x 24").wait_for()
 
 
 def test_logits_without_a_truth_are_predicted(page):

@@ -1,4 +1,4 @@
-/** The box around the cards of files: it closes when there is a scene, so that pictures have the room. */
+/** The box around the cards of files. It closes when there is a scene, which needs the room. */
 
 import { create } from "../dom.js";
 
@@ -23,11 +23,11 @@ export class FilesBox {
   /**
    * Names the files, and opens the box if a card needs attention.
    * @param {import("./files.js").Files} files
-   * @param {Object<string, string>} notes  sentences about files, by role
+   * @param {boolean} needsAttention  whether an error or a note is about one of them
    */
-  showFiles(files, notes) {
-    this.#names.textContent = files.all.map(({ name }) => name).join(", ");
-    if (files.unassigned.length || Object.keys(notes).length) this.#details.open = true;
+  showFiles(files, needsAttention) {
+    this.#names.textContent = [...new Set(files.all.map(({ name }) => name))].join(", ");
+    if (files.unassigned.length || needsAttention) this.#details.open = true;
   }
 
   /** @param {?import("../types.js").Scene} scene */
