@@ -75,7 +75,7 @@ _PATTERNS: Mapping[str, str] = {
     "contour_px": COUNT.pattern,
     "border_px": f"none|{COUNT.pattern}",
     "image_index": COUNT.pattern,
-    "scale": f"lnC|0..lnC|auto|percentile| *{NUMBER.pattern} *, *{NUMBER.pattern} *",
+    "scale": rf"lnC|0\.\.lnC|auto|percentile| *{NUMBER.pattern} *, *{NUMBER.pattern} *",
     "classes": "[^,]+(,[^,]+)*",
 }
 """The texts of options that are neither numbers nor choices."""
