@@ -20,7 +20,8 @@ from torch import Tensor
 
 import seg_loss
 from seg_loss import Evaluation, InvalidInput
-from seg_loss.constants import LABEL_DTYPES
+from seg_loss.constants import LABEL_DTYPES, MAPS
+from seg_loss.metrics import confusion_matrix
 from seg_loss.upsampling import Size, Upsampling
 
 from . import label_spaces
@@ -32,7 +33,7 @@ from .images.kinds import KINDS
 from .images.layers import Layers
 from .images.palettes import PALETTES, ChosenPalette, Palette, choose_palette, find_class
 from .images.style import Style
-from .inputs import MAX_UPSAMPLED_SIDE, Inputs, NetworkOutput
+from .inputs import MAX_UPSAMPLED_SIDE, Inputs, NetworkOutput, class_indices, representable
 from .options import (
     LAYOUTS,
     UPSAMPLINGS,
@@ -46,12 +47,18 @@ from .results import (
     LABEL_MAP_BYTES,
     EvaluationResult,
     GradientResult,
+    LabelMapEvaluation,
     PictureResult,
     PredictionResult,
     Result,
     max_json_bytes,
 )
 from .settings import PREFIX, Settings, counted_pixels
+
+COUNTED_BYTES = 48
+"""The most bytes that a pixel takes while it is counted by class, as int64 several times."""
+
+_NO_NETWORK = f"No network is served: set {PREFIX}MODEL to a checkpoint, or send logits."
 
 PICTURE_BYTES = 48
 """The most bytes that a pixel takes while its picture is resampled, drawn and encoded as a PNG."""
@@ -66,8 +73,19 @@ def loss(inputs: Inputs, options: LossOptions) -> EvaluationResult:
 
 
 def evaluate(inputs: Inputs, options: EvaluateOptions) -> EvaluationResult:
-    """Returns the loss of logits and labels, with metrics and the maps asked for."""
-    return _evaluate(inputs, options, maps=options.maps)
+    """Returns the loss of logits and labels, with metrics and the maps asked for.
+
+    With a prediction, a label map, in place of logits, there is no loss. A photo in place of logits
+    has those of the network that is served.
+    """
+    if inputs.prediction is not None:
+        return _evaluate_label_map(inputs, options, inputs.prediction)
+    if inputs.logits is None or inputs.labels is None:
+        got = " and ".join(inputs.names) or "neither"
+        needs_network = inputs.labels is not None and inputs.image is not None
+        fix = _NO_NETWORK if needs_network else ""
+        raise IllPosed("inputs", "labels, and logits or a prediction", got, fix)
+    return _evaluate(inputs, options, maps=options.maps, absent=options.absent)
 
 
 def gradient(inputs: Inputs, options: GradientOptions) -> GradientResult:
@@ -143,9 +161,7 @@ def predict(inputs: Inputs, options: PredictOptions) -> PredictionResult:
     logits = inputs.logits
     if logits is None:
         got = " and ".join(inputs.names) or "neither"
-        fix = f"No network is served: set {PREFIX}MODEL to a checkpoint, or send logits."
-        if inputs.image is None:
-            fix = ""
+        fix = "" if inputs.image is None else _NO_NETWORK
         raise IllPosed("inputs", "logits, or an image where a network is served", got, fix)
     _check_size_of_image(inputs, options, logits)
     names = tuple(dict.fromkeys(("prediction", *options.maps)))
@@ -207,6 +223,8 @@ def needs_network(inputs: Inputs, options: LossOptions) -> bool:
         shows_labels = options.kind == "overlay" and inputs.labels is not None
         has_prediction = name == "prediction" and inputs.prediction is not None
         return name is not None and not shows_labels and not has_prediction
+    if isinstance(options, EvaluateOptions):
+        return inputs.labels is not None and inputs.prediction is None
     return isinstance(options, PredictOptions)
 
 
@@ -303,7 +321,7 @@ def working_bytes(inputs: Inputs, options: LossOptions, device: torch.device) ->
         scratch = seg_loss.scratch_bytes(logits, size, upsampling=upsampling)
     on_cpu = _gradient_bytes(inputs, options) if device.type == "cpu" else 0
     of_result = _evaluation_bytes(inputs, options) + _picture_bytes(inputs, options)
-    of_result += _label_map_bytes(inputs, options)
+    of_result += _label_map_bytes(inputs, options) + _counted_bytes(inputs)
     of_inputs = scratch + _logarithm_bytes(inputs, options)
     return of_inputs + on_cpu + _map_bytes(inputs, options) + of_result
 
@@ -340,12 +358,85 @@ def require_finite(inputs: Inputs, options: LossOptions, result: Result) -> None
         )
 
 
-def _evaluate(inputs: Inputs, options: LossOptions, maps: tuple[str, ...]) -> EvaluationResult:
+def _evaluate(
+    inputs: Inputs, options: LossOptions, maps: tuple[str, ...], absent: str = "skip"
+) -> EvaluationResult:
     logits, labels = _logits_and_labels(inputs)
-    evaluation = _evaluation(inputs, options, logits, labels, maps)
+    computed = tuple(name for name in maps if name in MAPS)
+    evaluation = _evaluation(inputs, options, logits, labels, computed)
+    if "labels" in maps:
+        of_labels = {"labels": _without_class_axis(labels, logits)}
+        evaluation = replace(evaluation, maps=evaluation.maps | of_labels)
     advice = label_spaces.shift_advice(evaluation.confusion.cpu().numpy())
-    palette = palette_for(inputs, options)
-    return EvaluationResult(evaluation, inputs.reports, palette, (*inputs.warnings, *advice))
+    return EvaluationResult(
+        evaluation=evaluation,
+        reports=inputs.reports,
+        palette=palette_for(inputs, options),
+        warnings=(*inputs.warnings, *advice),
+        ignore_index=options.ignore_index,
+        absent=absent,
+    )
+
+
+def _evaluate_label_map(
+    inputs: Inputs, options: EvaluateOptions, prediction: Tensor
+) -> EvaluationResult:
+    """Returns the metrics of a prediction that has one class per pixel, and no loss.
+
+    Raises:
+        IllPosed: if there are logits too or no labels, or a map is asked for that needs logits.
+        seg_loss.InvalidInput: if sizes differ, or a value at a pixel that counts is no class.
+    """
+    if inputs.logits is not None:
+        fix = "Leave one out: a request evaluates one of them."
+        raise IllPosed("inputs", "logits or prediction", "logits and prediction", fix)
+    if inputs.labels is None:
+        raise IllPosed("inputs", "labels too", " and ".join(inputs.names))
+    available = ("prediction", "labels")
+    missing = [name for name in options.maps if name not in available]
+    if missing:
+        expected = f"some of {', '.join(available)} for a prediction without logits"
+        raise IllPosed("maps", expected, ", ".join(missing), "Send logits to get them.")
+    labels = class_indices("labels", inputs.labels)
+    prediction = class_indices("prediction", prediction)
+    num_classes = inputs.num_classes
+    assert num_classes is not None
+    try:
+        confusion = confusion_matrix(
+            prediction, labels, num_classes, ignore_index=options.ignore_index
+        )
+    except InvalidInput as error:
+        fix = label_spaces.prediction_fix(prediction.numpy(), num_classes)
+        if error.where != "prediction" or error.fix or not fix:
+            raise
+        raise IllPosed(error.where, error.expected, error.got, fix) from None
+    valid = torch.ones_like(labels, dtype=torch.bool)
+    for value in representable(options.ignore_index, labels.dtype):
+        valid &= labels != value
+    maps = {"prediction": prediction, "labels": labels}
+    evaluation = LabelMapEvaluation(
+        normalization=options.normalization,
+        valid_pixels_by_image=tuple(valid.flatten(1).sum(1).tolist()),
+        num_pixels=labels.numel(),
+        confusion=confusion,
+        maps={name: maps[name] for name in options.maps},
+    )
+    warnings = [*inputs.warnings, *label_spaces.shift_advice(confusion.numpy())]
+    weights = [name for name in ("class_weight", "pixel_weight") if name in inputs.names]
+    warnings += [f"{name}: a prediction has no loss that it could weight." for name in weights]
+    return EvaluationResult(
+        evaluation=evaluation,
+        reports=inputs.reports,
+        palette=palette_for(inputs, options, inputs.num_classes),
+        warnings=tuple(warnings),
+        ignore_index=options.ignore_index,
+        absent=options.absent,
+    )
+
+
+def _without_class_axis(labels: Tensor, logits: Tensor) -> Tensor:
+    """Returns labels [N,*spatial] from the same or [N,1,*spatial]."""
+    return labels[:, 0] if labels.ndim == logits.ndim else labels
 
 
 def _evaluation(
@@ -452,9 +543,14 @@ def _gradient_bytes(inputs: Inputs, options: LossOptions) -> int:
 def _evaluation_bytes(inputs: Inputs, options: LossOptions) -> int:
     """Returns the bytes of the confusion matrix and of the JSON that is made of it."""
     logits, labels = inputs.logits, inputs.labels
-    if logits is None or labels is None or isinstance(options, GradientOptions):
+    if labels is None or isinstance(options, GradientOptions):
         return 0
-    num_images, num_classes = logits.shape[:2]
+    if logits is not None:
+        num_images, num_classes = logits.shape[:2]
+    elif inputs.num_classes is not None:
+        num_images, num_classes = len(labels), inputs.num_classes
+    else:
+        return 0
     matrix = 8 * num_classes * num_classes
     if not isinstance(options, (EvaluateOptions, PredictOptions)):
         return 2 * matrix  # that of the threads, and their sum
@@ -488,6 +584,13 @@ def _label_map_bytes(inputs: Inputs, options: LossOptions) -> int:
     return LABEL_MAP_BYTES * len(inputs.logits) * math.prod(size)
 
 
+def _counted_bytes(inputs: Inputs) -> int:
+    """Returns the bytes that a prediction takes while its pixels are counted by class."""
+    if inputs.num_classes is None or inputs.labels is None:
+        return 0
+    return COUNTED_BYTES * inputs.labels.numel()
+
+
 def _num_maps(inputs: Inputs, options: LossOptions) -> int:
     """Returns the number of maps [N,H,W] that are computed, counting [N,3,H,W] as three."""
     if isinstance(options, VisualizeOptions):
@@ -495,6 +598,7 @@ def _num_maps(inputs: Inputs, options: LossOptions) -> int:
     if isinstance(options, (EvaluateOptions, PredictOptions)):
         maps = {"prediction"} if isinstance(options, PredictOptions) else set()
         maps |= set(options.maps)
+        maps.discard("labels")  # an input
         # The two maps top_* are always computed together.
         names = {name for name in maps if not name.startswith("top_")}
         return len(names) + (6 if names != maps else 0)
@@ -635,7 +739,9 @@ def _have_softmax(inputs: Inputs, options: LossOptions, logits: Tensor) -> bool:
 def _logits_and_labels(inputs: Inputs) -> tuple[Tensor, Tensor]:
     if inputs.logits is None or inputs.labels is None:
         got = " and ".join(inputs.names) or "neither"
-        raise IllPosed("inputs", "logits and labels", got)
+        is_label_map = inputs.prediction is not None and inputs.labels is not None
+        fix = "A prediction without logits has no loss: evaluate it." if is_label_map else ""
+        raise IllPosed("inputs", "logits and labels", got, fix)
     return inputs.logits, inputs.labels
 
 

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
 import seg_loss
-from seg_loss.constants import MAPS, NORMALIZATIONS, PREDICTION_MAPS, SCORES
+from seg_loss.constants import ABSENT, MAPS, NORMALIZATIONS, PREDICTION_MAPS, SCORES
 
 from .errors import IllPosed, Malformed, did_you_mean, safe_repr
 from .formats.rasters import ENCODINGS, UNKNOWN_COLOURS, Encoding, UnknownColours
@@ -41,6 +41,11 @@ UPSAMPLINGS: Mapping[str, Callable[["Size", "Size"], "Upsampling"] | None] = {
 LAYOUTS: Mapping[str, int] = {"nchw": 1, "nhwc": -1}
 """The axis of the classes in logits and their gradient."""
 
+EVALUATE_MAPS = (*MAPS, "labels")
+"""The maps that `evaluate` can return: those of the library, and the labels as they were read."""
+
+MAX_CLASSES = 1 << 16
+"""Largest value of `num_classes`. The settings have a limit of their own."""
 MAX_IGNORED = 256
 """Largest number of values of `ignore_index`."""
 MAX_TEXT = 4096
@@ -73,6 +78,13 @@ def parse_integers(text: object) -> object:
     if len(entries) > MAX_IGNORED or not all(map(_INTEGER.fullmatch, entries)):
         raise ValueError
     return tuple(dict.fromkeys(map(int, entries)))
+
+
+def _check_integer(text: object) -> object:
+    # int() also accepts "1_000" and the digits of all scripts.
+    if isinstance(text, str) and not _INTEGER.fullmatch(text):
+        raise ValueError
+    return text
 
 
 def _parse_names(text: object) -> object:
@@ -239,17 +251,41 @@ class GradientOptions(LossOptions):
     )
 
 
-class EvaluateOptions(LossOptions):
-    """The options of `evaluate`."""
+class PredictionOptions(LossOptions):
+    """The options of operations that take a prediction, a label map, in place of logits."""
 
-    maps: Annotated[tuple[str, ...], OneOf(MAPS), BeforeValidator(_parse_names)] = Field(
-        default=(),
-        title=f"some of {', '.join(MAPS)}, with commas between them",
-        description="Maps [N,H,W] to return as well; the maps top_* are [N,3,H,W].",
+    prediction_space: Annotated[str, OneOf(LABEL_SPACES)] = Field(
+        default="raw",
+        title=f"one of {', '.join(LABEL_SPACES)}",
+        description="What the values in a prediction mean, if they are no class indices.",
     )
 
 
-class VisualizeOptions(LossOptions):
+class EvaluateOptions(PredictionOptions):
+    """The options of `evaluate`."""
+
+    maps: Annotated[tuple[str, ...], OneOf(EVALUATE_MAPS), BeforeValidator(_parse_names)] = Field(
+        default=(),
+        title=f"some of {', '.join(EVALUATE_MAPS)}, with commas between them",
+        description="Maps [N,H,W] to return as well; the maps top_* are [N,3,H,W].",
+    )
+    num_classes: Annotated[int | None, BeforeValidator(_check_integer)] = Field(
+        default=None,
+        ge=1,
+        le=MAX_CLASSES,
+        title=f"an integer from 1 to {MAX_CLASSES}",
+        description="Number of classes of a prediction in place of logits. By default that of the "
+        "palette, or else the largest class in prediction and labels, plus 1.",
+    )
+    absent: Annotated[str, OneOf(ABSENT)] = Field(
+        default="skip",
+        title=f"one of {', '.join(ABSENT)}",
+        description="How the mean IU treats classes that do not occur: it skips them, or those "
+        "that are not in the labels, or counts their IU as 0 or as 1.",
+    )
+
+
+class VisualizeOptions(PredictionOptions):
     """The options of `visualize`."""
 
     kind: Annotated[str, OneOf(KINDS)] = Field(
@@ -320,11 +356,6 @@ class VisualizeOptions(LossOptions):
         title=f"one of {', '.join(RESIZES)}",
         description="Resamples inputs of different size to that of the labels (or else the "
         "prediction), or of the image: photos bilinearly, classes and maps to the nearest pixel.",
-    )
-    prediction_space: Annotated[str, OneOf(LABEL_SPACES)] = Field(
-        default="raw",
-        title=f"one of {', '.join(LABEL_SPACES)}",
-        description="What the values in a prediction mean, if they are no class indices.",
     )
 
 

@@ -24,6 +24,7 @@ from ..options import (
     MAX_IGNORED,
     NUMBER,
     SIZE,
+    EvaluateOptions,
     LossOptions,
     PredictOptions,
     VisualizeOptions,
@@ -49,6 +50,12 @@ _SCALARS: Mapping[object, Json] = {
 _CHOICES = {"normalization": NORMALIZATIONS, "absent": ABSENT}
 """The members of answers that are a name among choices."""
 
+TAGS: Mapping[str, str] = {
+    "Operations": "Tensors or files are sent, options are in the query.",
+    "Resources": "What requests can name, and a scene to try them with.",
+    "Service": "Health, metrics and this document.",
+}
+"""The groups of paths, and what the API pages say of them."""
 PALETTE_NAME: Json = {
     "name": "name",
     "in": "path",
@@ -81,6 +88,7 @@ _PATTERNS: Mapping[str, str] = {
 """The texts of options that are neither numbers nor choices."""
 
 _EXAMPLE = {"logits": [[[[0.5, 2.0]], [[1.5, -1.0]]]], "labels": [[[1, 255]]]}
+_LABEL_MAP_EXAMPLE = {"prediction": [[[1, 0]]], "labels": [[[1, 255]]]}
 _LOSS_EXAMPLE: Json = {
     "loss": 0.3132616877555847,
     "normalization": "valid",
@@ -121,8 +129,20 @@ _LOSS_EXAMPLE: Json = {
 """The answer of `/v1/loss` to `_EXAMPLE`."""
 _ERRORS: tuple[type[RequestError], ...] = (*ERROR_TYPES, RequestError)
 """All errors: `RequestError` itself stands for those of the service."""
-_REQUIRED: Mapping[type[LossOptions], tuple[str, ...]] = {VisualizeOptions: (), PredictOptions: ()}
-"""The inputs that an operation with these options needs, if not the usual two."""
+_LABELS_AND_PREDICTED: Json = {
+    "required": ["labels"],
+    "anyOf": [{"required": [name]} for name in ("logits", "prediction", "image")],
+}
+_NEEDED: Mapping[type[LossOptions], Json] = {
+    EvaluateOptions: _LABELS_AND_PREDICTED,
+    VisualizeOptions: {"minProperties": 1},
+    PredictOptions: {"minProperties": 1},
+}
+"""The inputs that an operation with these options needs, if not logits and labels."""
+_EXAMPLES: Mapping[type[LossOptions], Json] = {
+    EvaluateOptions: {"a label map": {"value": _LABEL_MAP_EXAMPLE}},
+}
+"""Bodies beside that of two pixels."""
 
 
 def document(paths: Mapping[str, Any]) -> Json:
@@ -134,6 +154,7 @@ def document(paths: Mapping[str, Any]) -> Json:
             "summary": "The pixel-wise softmax loss of semantic segmentation",
             "version": seg_loss.__version__,
         },
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": dict(paths),
         "components": {"schemas": _schemas(), "responses": _error_responses()},
     }
@@ -155,6 +176,7 @@ def operation(
     statuses = [error.status for error in ERROR_TYPES if error is not NotFound]
     return {
         "operationId": name,
+        "tags": ["Operations"],
         "summary": summary,
         "parameters": _parameters(options),
         "requestBody": {
@@ -167,13 +189,14 @@ def operation(
 
 
 def resource(
+    tag: str,
     summary: str,
     content: Mapping[str, object],
     errors: Iterable[int],
     parameters: Iterable[Mapping[str, object]],
 ) -> Json:
     """Returns the entry of a GET path."""
-    entry = {"summary": summary, "parameters": list(parameters)}
+    entry = {"tags": [tag], "summary": summary, "parameters": list(parameters)}
     statuses = [*errors, MethodNotAllowed.status]
     return {**entry, "responses": _responses(summary, content, statuses)}
 
@@ -229,6 +252,8 @@ def _parameters(options: type[LossOptions]) -> list[Json]:
         elif schema.get("type") == "number":
             keywords = ("type", "default", "minimum", "maximum")
             query = {keyword: schema[keyword] for keyword in keywords}
+        elif name == "num_classes":
+            query = next(entry for entry in schema["anyOf"] if entry["type"] == "integer")
         parameters.append(
             {
                 "name": name,
@@ -243,9 +268,8 @@ def _parameters(options: type[LossOptions]) -> list[Json]:
 
 
 def _bodies(options: type[LossOptions]) -> Json:
-    """Returns the content of a request by media type."""
-    required = _REQUIRED.get(options, ("logits", "labels"))
-    needed: Json = {"required": [*required]} if required else {"minProperties": 1}
+    """Returns the content of a request by media type; the first has examples to try."""
+    needed = _NEEDED.get(options, {"required": ["logits", "labels"]})
     file = {"type": "string", "contentMediaType": "application/octet-stream"}
     integers = {key: _reference("Integers") for key in json.INTEGER_KEYS}
     lists = {key: integers.get(key, _reference("Numbers")) for key in json.KEYS}
@@ -254,10 +278,11 @@ def _bodies(options: type[LossOptions]) -> Json:
         multipart.MEDIA_TYPE: {"schema": _object(dict.fromkeys(READERS, file), **needed)},
         json.MEDIA_TYPE: {
             "schema": _object(lists, **needed),
-            "examples": {"two pixels": {"value": _EXAMPLE}},
+            "examples": {"two pixels": {"value": _EXAMPLE}, **_EXAMPLES.get(options, {})},
         },
     }
-    return {media_type: bodies[media_type] for media_type in DECODERS}
+    media_types = sorted(DECODERS, key=lambda media_type: media_type != json.MEDIA_TYPE)
+    return {media_type: bodies[media_type] for media_type in media_types}
 
 
 def _schemas() -> Json:
@@ -284,6 +309,7 @@ def _schemas() -> Json:
     hints = {name: _hint_of(Evaluation, name) for name in EVALUATION_FIELDS}
     evaluation = {**_properties(hints), "confusion": matrix}
     loss = {name: evaluation[name] for name in LOSS_FIELDS}
+    without_logits = "null for a prediction without logits, like every loss."
     palette = {
         "name": {"type": "string", "enum": [*PALETTES]},
         "num_classes": _INTEGER,
@@ -335,7 +361,15 @@ def _schemas() -> Json:
         "Numbers": _lists_of("number", "Numbers"),
         "Integers": _lists_of("integer", "Integers"),
         "Loss": {**_answer({**loss, **echo, "warnings": warnings}), "examples": [_LOSS_EXAMPLE]},
-        "Evaluation": _answer({**evaluation, **echo, "warnings": warnings}),
+        "Evaluation": _answer(
+            {
+                **evaluation,
+                "diagnosis": _or_null(evaluation["diagnosis"], without_logits),
+                "calibration": _or_null(evaluation["calibration"], without_logits),
+                **echo,
+                "warnings": warnings,
+            }
+        ),
         "Prediction": _answer(
             {
                 "num_images": _INTEGER,
@@ -442,6 +476,10 @@ def _lists_of(kind: str, name: str) -> Json:
 
 def _object(properties: Mapping[str, object], **more: object) -> Json:
     return {"type": "object", "properties": properties, "additionalProperties": False, **more}
+
+
+def _or_null(schema: Json, description: str) -> Json:
+    return {"description": description, "oneOf": [schema, {"type": "null"}]}
 
 
 def _answer(properties: Mapping[str, object]) -> Json:

@@ -132,6 +132,12 @@ def choose_media_type(accept: str | None, offered: Sequence[str]) -> str:
     return best
 
 
+def has_copy(if_none_match: Sequence[str], etag: str) -> bool:
+    """Returns whether a client has a copy of what has this tag, by its header `If-None-Match`."""
+    tags = [tag.strip().removeprefix("W/") for tag in ",".join(if_none_match).split(",")]
+    return etag in tags or "*" in tags
+
+
 def check_can_hold_maps(media_type: str, maps: Sequence[str]) -> None:
     """Checks that a response of this media type can hold the maps asked for.
 

@@ -177,7 +177,7 @@ def test_a_shared_colour_is_an_error_in_the_words_of_the_entry_point(client, run
     content = picture(PALETTES["ade20k"].paint(np.array([[6, 2]])))
     response = client.post("/v1/visualize?kind=labels&palette=ade20k", files={"labels": content})
     problem = assert_problem(response, 422, "ill_posed")
-    assert problem["got"].startswith("(140, 140, 140) of road (6) and skyscraper (48) on 1 pixels")
+    assert problem["got"].startswith("(140, 140, 140) of road (6) and skyscraper (48) on 1 pixel")
     assert "colour_classes=6" in problem["fix"]
     path = tmp_path / "labels.png"
     path.write_bytes(content)
@@ -202,8 +202,8 @@ def test_unknown_colours_are_an_error_or_ignored_with_a_warning(client) -> None:
     assert answer["ignored_pixels"] == answer["inputs"]["labels"]["ignored_pixels"] == 1
     assert answer["warnings"] == [
         (
-            "labels: colours that the palette voc does not have are ignored: 1 other colours on 1 "
-            "pixels: (1, 2, 3)."
+            "labels: colours that the palette voc does not have are ignored: 1 other colour on 1 "
+            "pixel: (1, 2, 3)."
         )
     ]
 

@@ -53,10 +53,14 @@
  * @property {?Progress} progress
  * @property {?Camera} camera  null: the whole image fits in its pane
  * @property {string[]} panes  the panes that are shown, among photo, truth, prediction, error, nll,
- *   confidence, entropy, better
+ *   confidence, entropy, better, other (the prediction that is not `shown`)
  * @property {number} opacity  of classes over the photo, from 0 to 1
  * @property {number} minNll  pixels with a smaller NLL are dimmed
  * @property {number} maxConfidence  pixels with a greater confidence are dimmed
+ * @property {"plain" | "kinds"} errorColours  of the error pane: all errors alike, or boundary
+ *   errors apart from confusion in the colour of the predicted class
+ * @property {number} borderPx  an error within so many pixels of a true boundary is a boundary error
+ * @property {"lnC" | "auto"} nllScale  the NLL of the last colour: ln C, or the 99th percentile
  * @property {?{left: string, right: string, at: number}} slider  two panes over each other, divided
  *   at a fraction of the width; null if panes are side by side
  * @property {?{x: number, y: number}} hover  the pixel under the pointer or the keyboard's cursor

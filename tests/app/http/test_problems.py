@@ -167,7 +167,7 @@ ILL_POSED = {
         {"labels": with_label(-1, (2, 3))},
         (
             "labels: expected 0...4 or 255 (ignored), got -1 at (0, 2, 3). "
-            "If -1 marks void pixels, add it to ignore_index."
+            "If -1 marks void pixels, pass ignore_index=255,-1."
         ),
     ),
     "NaN": (
@@ -794,11 +794,18 @@ def test_text_of_the_client_is_escaped_and_cut(client):
 def test_pixels_classes_and_images_have_limits(client):
     many = torch.zeros(1, 2, 129, 128, dtype=torch.float16)
     problem = assert_problem(client.post_tensors("/v1/loss", logits=many), 413, "too_large")
-    assert problem["detail"] == "logits: expected at most 16384 pixels per image, got 16512."
+    assert problem["detail"] == (
+        "logits: expected at most 16384 pixels per image, got 16512. "
+        "The limit is SEG_LOSS_MAX_PIXELS."
+    )
     response = client.post_tensors("/v1/loss", logits=torch.zeros(1, 65, 2, 2))
-    assert response.json()["detail"] == "logits: expected at most 64 classes, got 65."
+    assert response.json()["detail"] == (
+        "logits: expected at most 64 classes, got 65. The limit is SEG_LOSS_MAX_CLASSES."
+    )
     response = client.post_tensors("/v1/loss", logits=torch.zeros(65, 2, 2, 2))
-    assert response.json()["detail"] == "logits: expected at most 64 images, got 65."
+    assert response.json()["detail"] == (
+        "logits: expected at most 64 images, got 65. The limit is SEG_LOSS_MAX_IMAGES."
+    )
 
 
 def test_labels_of_upsampled_logits_have_the_same_limits(client):
@@ -806,7 +813,10 @@ def test_labels_of_upsampled_logits_have_the_same_limits(client):
     large = torch.zeros(1, 129, 128, dtype=torch.uint8)
     response = client.post_tensors(path, logits=logits, labels=large)
     problem = assert_problem(response, 413, "too_large")
-    assert problem["detail"] == "labels: expected at most 16384 pixels per image, got 16512."
+    assert problem["detail"] == (
+        "labels: expected at most 16384 pixels per image, got 16512. "
+        "The limit is SEG_LOSS_MAX_PIXELS."
+    )
     for labels in (large[:, None], large[0]):
         response = client.post_tensors(path, logits=logits, labels=labels)
         assert_problem(response, 413, "too_large")
@@ -826,7 +836,8 @@ def test_upsampled_logits_have_a_limit():
     with served(max_upsampled_logits=count - 1) as client:
         problem = assert_problem(client.post_tensors(path, **inputs), 413, "too_large")
         assert problem["detail"] == (
-            "labels: expected at most 5999 upsampled logits (images x classes x pixels), got 6000."
+            "labels: expected at most 5999 upsampled logits (images x classes x pixels), got 6000. "
+            "The limit is SEG_LOSS_MAX_UPSAMPLED_LOGITS."
         )
         assert problem["limit"] == count - 1
         # Without labels, the size is that of the photo; with labels, it is not.
@@ -906,13 +917,14 @@ def test_an_unknown_path_lists_those_there_are(client):
     assert problem["routes"] == [
         *(f"POST /v1/{operation.name}" for operation in OPERATIONS),
         *(f"GET {resource.path}" for resource in RESOURCES),
+        *(f"GET {path}" for path in ("/", "/docs", "/static/{path}")),
     ]
     assert problem["detail"] == (
         f"path: expected one of {', '.join(problem['routes'])}, got '/nothing'."
     )
     problem = assert_problem(client.post("/v1/los"), 404, "not_found")
     assert problem["fix"] == "Did you mean /v1/loss?"
-    for path in ("/v1/palettes/%00", "/v1/loss//", "//", "/v1/loss%0A", "/v1/palettes/a/b"):
+    for path in ("/v1/palettes/%00", "/v1/loss//", "/%2F", "/v1/loss%0A", "/v1/palettes/a/b"):
         assert_problem(client.get(path), 404, "not_found")
 
 
