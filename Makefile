@@ -26,7 +26,7 @@ TESTING := $(VENV)/.testing
 DOCUMENTING := $(VENV)/.documenting
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-example test-matrices test-tritons check docs bench bench-gpu clean
+.PHONY: help serve test test-example test-page test-matrices test-tritons check docs bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 help: ## list the commands
@@ -37,8 +37,11 @@ serve: $(SERVING) sample/logits.npy ## start the service on loopback, with a sam
 	@echo "  curl -F logits=@sample/logits.npy -F labels=@sample/labels.png http://$(HOST):$(PORT)/v1/loss"
 	$(BIN)/seg-loss serve --host $(HOST) --port $(PORT)
 
-test: $(TESTING) ## run all tests but those of the next three; ARGS="-k name" selects some
-	$(PYTEST) --ignore $(GPU_CODE_TESTS) -m "not matrix and not example" $(ARGS)
+test: $(TESTING) ## run all tests but those of the next four; ARGS="-k name" selects some
+	$(PYTEST) --ignore $(GPU_CODE_TESTS) -m "not matrix and not example and not page" $(ARGS)
+
+test-page: $(TESTING) ## run the web page in the system's Chromium
+	$(BIN)/python -m pytest -m page tests/page $(ARGS)
 
 test-example: $(TESTING) ## train the network of the worked example, with fewer scenes and steps
 	$(BIN)/python -m pytest -m example tests/test_example_training.py $(ARGS)
@@ -65,6 +68,7 @@ bench: $(TESTING) ## measure the loss on this machine's CPU; writes benchmarks/r
 	$(BIN)/python -m benchmarks.predict
 	$(BIN)/python -m benchmarks.host
 	$(BIN)/python -m benchmarks.cold_start
+	$(BIN)/python -m benchmarks.pictures
 
 bench-gpu: ## with the GPU, torch and Triton of PYTHON: check everything there, then measure
 	$(PYTHON) -m benchmarks.gpu

@@ -162,6 +162,14 @@ LabelsFile = Annotated[
 ClassWeightFile = Annotated[
     Path | None, _file_option("--class-weight", "File with [C], a weight for each class.")
 ]
+PredictionFile = Annotated[
+    Path,
+    typer.Argument(
+        parser=_input_file,
+        metavar="PREDICTION",
+        help="Logits [N,C,H,W] or [C,H,W], or a label map [N,H,W], [H,W] or picture.",
+    ),
+]
 PixelWeightFile = Annotated[
     Path | None, _file_option("--pixel-weight", "File with [N,H,W], a weight for each pixel.")
 ]
@@ -264,11 +272,9 @@ def loss(
     )
     result = operations.loss(inputs, options)
     _warn(result.warnings)
-    report = Report(
-        _loss_tables(result),
-        results.loss_fields(result),
-        result.evaluation.diagnosis.advice,
-    )
+    diagnosis = result.evaluation.diagnosis
+    assert diagnosis is not None
+    report = Report(_loss_tables(result), results.loss_fields(result), diagnosis.advice)
     _print(render(report, format_name))
 
 
@@ -322,7 +328,7 @@ def gradient(
 
 @_with_options(EvaluateOptions)
 def evaluate(
-    logits: LogitsFile,
+    prediction: PredictionFile,
     labels: LabelsFile,
     options: EvaluateOptions,
     class_weight: ClassWeightFile = None,
@@ -343,10 +349,10 @@ def evaluate(
     device: DeviceName = None,
     format_name: FormatName = "table",
 ) -> None:
-    """Prints loss, metrics and calibration, and writes maps."""
+    """Prints loss, metrics and calibration of logits, or the metrics of a label map."""
     _check_format(format_name)
     thresholds = [_parse_threshold(text) for text in fail_under or ()]
-    for path in (logits, labels):
+    for path in (prediction, labels):
         if path is not STDIN and path.is_dir():
             raise UsageError(f"{path}: expected a file, got a directory.")
     if (output is None) == bool(options.maps):
@@ -359,7 +365,7 @@ def evaluate(
         options,
         device,
         palette=palette_file,
-        logits=logits,
+        logits=prediction,
         labels=labels,
         class_weight=class_weight,
         pixel_weight=pixel_weight,
@@ -368,14 +374,15 @@ def evaluate(
     _warn(result.warnings)
     if output is not None:
         _write(output, results.maps_file(result))
+    diagnosis = result.evaluation.diagnosis
     report = Report(
         _evaluation_tables(result),
         results.evaluation_fields(result),
-        result.evaluation.diagnosis.advice,
+        "" if diagnosis is None else diagnosis.advice,
     )
     _print(render(report, format_name))
     for metric, threshold in thresholds:
-        value = getattr(result.evaluation.metrics, metric)
+        value = getattr(result.metrics, metric)
         if value is None or value < threshold:
             _fail(f"{metric}: expected at least {threshold:g}, got {value}.", 1)
 
@@ -403,10 +410,16 @@ def visualize(
     image: Annotated[Path | None, _file_option("--image", "The photo: PNG or JPEG.")] = None,
     palette_file: Path | None = None,
     device: DeviceName = None,
+    format_name: Annotated[
+        str | None,
+        typer.Option("--format", help=f"Print the scale. One of {', '.join(FORMATS)}."),
+    ] = None,
 ) -> None:
     """Draws labels, prediction, error or loss of one image."""
     if labels is not None and labels_option is not None:
         raise UsageError("--labels: expected the labels once.")
+    if format_name is not None:
+        _check_format(format_name)
     _check_suffix(output, ".png")
     from . import operations
 
@@ -421,7 +434,19 @@ def visualize(
     )
     result = operations.visualize(inputs, options)
     _warn(result.warnings)
+    if result.scale_text:
+        _print_error(f"{PROGRAM}: scale: {result.scale_text} ({result.unit})")
     _write(output, [result.png])
+    if format_name is not None:
+        fields = {"output": str(output), "kind": options.kind, "unit": result.unit or None}
+        ends = ("first_colour", "last_colour")
+        scale = None if result.scale is None else dict(zip(ends, result.scale, strict=True))
+        rows = (*fields.items(), *(scale or {}).items())
+        report = Report(
+            (Table("picture", ("quantity", "value"), rows),),
+            {**fields, "scale": result.scale, "warnings": list(result.warnings)},
+        )
+        _print(render(report, format_name))
 
 
 @_with_options(PredictOptions)
@@ -809,13 +834,15 @@ def _read_inputs(options: LossOptions, device: str | None, **paths: Path | None)
 
     The tensors of a loss are on the device of that name.
     """
-    from .inputs import assemble
+    from .inputs import assemble, is_label_map
 
     _check_stdin(paths.values())
     settings = _settings(for_commands, device=device)
     choice = _choose_device(settings, device)
     _warn([choice.warning] if choice.warning else [])
     files = {name: _read(path, name) for name, path in paths.items() if path is not None}
+    if isinstance(options, EvaluateOptions) and is_label_map(files["logits"]):
+        files["prediction"] = files.pop("logits")
     return assemble(files, options, settings).copied(lambda tensor: tensor.to(choice.device))
 
 
@@ -870,7 +897,8 @@ def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
 
 
 def _loss_tables(result: "EvaluationResult") -> tuple[Table, ...]:
-    classes = zip(_class_names(result), result.evaluation.per_class, strict=True)
+    per_class_rows: Sequence[Any] = result.evaluation.per_class
+    classes = zip(_class_names(result), per_class_rows, strict=True)
     per_class = Table(
         "class",
         ("class", "name", "pixels", "mean_nll"),
@@ -884,13 +912,14 @@ def _loss_tables(result: "EvaluationResult") -> tuple[Table, ...]:
 
 
 def _evaluation_tables(result: "EvaluationResult") -> tuple[Table, ...]:
-    metrics = result.evaluation.metrics
+    metrics, calibration = result.metrics, result.evaluation.calibration
     rows = [(name, getattr(metrics, name)) for name in METRICS]
     rows += [("num_classes_averaged", metrics.num_classes_averaged)]
-    rows += [("ece", result.evaluation.calibration.ece)]
+    rows += [("ece", None if calibration is None else calibration.ece)]
+    per_class_rows: Sequence[Any] = result.evaluation.per_class
     classes = zip(
         _class_names(result),
-        result.evaluation.per_class,
+        per_class_rows,
         metrics.iu,
         metrics.accuracy,
         strict=True,
@@ -920,14 +949,13 @@ def _batch_tables(
         (
             *((name, getattr(evaluation, name)) for name in BATCH_FIELDS),
             *metrics,
-            ("diagnosis", evaluation.diagnosis.state),
+            ("diagnosis", None if evaluation.diagnosis is None else evaluation.diagnosis.state),
         ),
     )
-    if len(evaluation.per_image) == 1:
+    per_image: Sequence[Any] = evaluation.per_image
+    if len(per_image) == 1:
         return (batch,)
-    images = tuple(
-        (index, image.loss, image.valid_pixels) for index, image in enumerate(evaluation.per_image)
-    )
+    images = tuple((index, image.loss, image.valid_pixels) for index, image in enumerate(per_image))
     return (batch, Table("image", ("image", "loss", "valid_pixels"), images))
 
 

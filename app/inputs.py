@@ -29,6 +29,7 @@ from seg_loss.upsampling import Upsampling
 from . import input_reports, label_spaces
 from .errors import (
     IllPosed,
+    RequestError,
     TooLarge,
     UnsupportedMedia,
     did_you_mean,
@@ -38,8 +39,15 @@ from .errors import (
 from .formats import json, multipart, npy, npz, palette_files, png, rasters, safetensors
 from .images.palettes import NUM_COLOURS, PALETTES, Colours, Palette, find_class, own_palette
 from .input_reports import ImageReport, InputReport, LogitsReport, WeightReport
-from .options import LAYOUTS, GradientOptions, LossOptions, PredictOptions, VisualizeOptions
-from .settings import Settings
+from .options import (
+    LAYOUTS,
+    EvaluateOptions,
+    GradientOptions,
+    LossOptions,
+    PredictionOptions,
+    PredictOptions,
+)
+from .settings import PREFIX, Settings
 
 Source = Tensor | memoryview
 """A tensor, or the bytes of a file."""
@@ -54,6 +62,15 @@ MAX_AXES = 5
 MAX_UPSAMPLED_SIDE = 1 << 16
 """Largest height and width that logits are upsampled to. An upsampling has tables with an entry for
 each row and column, which stay in a cache."""
+
+_LIMITS: Mapping[str, str] = {
+    "images": "max_images",
+    "classes": "max_classes",
+    "pixels": "max_pixels",
+    "pixels per image": "max_pixels",
+    "upsampled logits (images x classes x pixels)": "max_upsampled_logits",
+}
+"""The settings that limit what a request has, by the words of messages."""
 
 _MAPPING_BYTES = 24
 """The most bytes that a label takes while it is mapped to a class, as an index of a table too."""
@@ -85,6 +102,7 @@ class Inputs:
         pixel_weight: [N,*spatial].
         prediction: class indices [N,*spatial].
         image: the photo, uint8 [H,W,3].
+        num_classes: C of a prediction that is evaluated in place of logits; else None.
         network: describes logits that a network has computed; None for those of the request.
         palette: the palette that was sent.
         reports: what was found in each input.
@@ -100,6 +118,7 @@ class Inputs:
     pixel_weight: Tensor | None = None
     prediction: Tensor | None = None
     image: npt.NDArray[np.uint8] | None = None
+    num_classes: int | None = None
     network: NetworkOutput | None = None
     palette: Palette | None = None
     reports: Mapping[str, InputReport] = field(default_factory=dict)
@@ -200,11 +219,35 @@ def assemble(
     # Each once: the layout is checked with every input, and before a picture is decoded.
     return Inputs(
         **tensors,
+        num_classes=reader.num_classes,
         reports=reader.reports,
         file_palettes=tuple(reader.file_palettes),
         largest_class=reader.largest_class,
         warnings=tuple(dict.fromkeys(reader.warnings)),
     )
+
+
+def is_label_map(source: Source) -> bool:
+    """Returns whether a file holds class indices: a picture, or a tensor of integers."""
+    if isinstance(source, memoryview) and _file_type(source) not in _TENSOR_FILES:
+        return _file_type(source) in _PICTURES
+    try:
+        return not _tensor("logits", source).dtype.is_floating_point
+    except RequestError:
+        return False  # an error of whoever reads it
+
+
+def class_indices(where: str, tensor: Tensor) -> Tensor:
+    """Returns class indices [N,*spatial] from the same or [N,1,*spatial].
+
+    Raises:
+        IllPosed: if they are no integers, or have no axes.
+    """
+    if dtype_name(tensor.dtype) not in LABEL_DTYPES:
+        raise IllPosed(where, "class indices, which are integers", dtype_name(tensor.dtype))
+    if not tensor.ndim:
+        raise IllPosed(where, "[N,H,W] or [H,W]", "no axes")
+    return tensor[:, 0] if tensor.ndim > 3 and tensor.shape[1] == 1 else tensor
 
 
 def _fix_for_option(options: LossOptions, name: str) -> str:
@@ -246,6 +289,8 @@ class _Reader:
         self.is_upsampled = options.upsampling != "none" or self.size is not None
         self.has_upsampled_size = False
         self.logits: Tensor | None = None
+        self.labels: Tensor | None = None
+        self.num_classes: int | None = None
         self.palette = None if options.palette is None else PALETTES[options.palette]
         self.reports: dict[str, InputReport] = {}
         self.file_palettes: list[tuple[Colours, tuple[int, ...]]] = []
@@ -287,9 +332,9 @@ class _Reader:
             raise IllPosed(where, "at least one number", f"shape {tuple(logits.shape)}")
         logits = logits.movedim(LAYOUTS[self.options.layout], 1)
         num_images, num_classes, *spatial = logits.shape
-        _check_limit(where, num_images, "images", self.settings.max_images)
-        _check_limit(where, num_classes, "classes", self.settings.max_classes)
-        _check_limit(where, prod(spatial), "pixels per image", self.settings.max_pixels)
+        self._check_limit(where, num_images, "images")
+        self._check_limit(where, num_classes, "classes")
+        self._check_limit(where, prod(spatial), "pixels per image")
         self.logits = logits
         if self.size is not None:
             self._check_upsampled_size("size", (num_images, *self.size))
@@ -300,12 +345,16 @@ class _Reader:
         self._check_layout(labels.shape)
         self._check_upsampled_size(where, labels.shape)
         self._add_advice(labels)
+        self.labels = labels
         return labels
 
     def read_prediction(self, where: str, source: Source) -> Tensor:
         options = self.options
-        space = options.prediction_space if isinstance(options, VisualizeOptions) else "raw"
-        return self._read_indices(where, source, space)
+        space = options.prediction_space if isinstance(options, PredictionOptions) else "raw"
+        prediction = self._read_indices(where, source, space)
+        if isinstance(options, EvaluateOptions) and self.logits is None:
+            self._count_classes(options, prediction)
+        return prediction
 
     def read_class_weight(self, where: str, source: Source) -> Tensor:
         return self._weight(where, source)
@@ -482,14 +531,39 @@ class _Reader:
             labels.numpy(), logits.shape[1], options.ignore_index, space
         )
 
+    def _count_classes(self, options: EvaluateOptions, prediction: Tensor) -> None:
+        """Sets the number of classes of a prediction, and adds advice about its labels.
+
+        Raises:
+            TooLarge: if the number exceeds the limit of the settings.
+        """
+        if self.labels is None:
+            return  # an error of `operations`
+        labels = class_indices("labels", self.labels)
+        num_classes = options.num_classes
+        if num_classes is None and self.palette is not None:
+            num_classes = self.palette.num_classes
+        if num_classes is None:
+            prediction = class_indices("prediction", prediction)
+            largest = _largest_class(prediction, labels, options.ignore_index)
+            # A larger class is invalid then: the error says where it is.
+            num_classes = min(largest + 1, self.settings.max_classes)
+        self._check_limit("num_classes", num_classes, "classes")
+        self.num_classes = num_classes
+        space = options.label_space if "label_space" in options.model_fields_set else ""
+        self.warnings += label_spaces.advice_for(
+            labels.numpy(), num_classes, options.ignore_index, space
+        )
+
     def _with_batch_axis(self, where: str, tensor: Tensor) -> Tensor:
         """Returns [*spatial] of a batch of one as [1,*spatial]; any other shape as it is."""
         if not tensor.numel():
             raise IllPosed(where, "at least one number", f"shape {tuple(tensor.shape)}")
         if self.logits is None:
             tensor = tensor[None] if tensor.ndim == 2 else tensor
+            self._check_limit(where, len(tensor) if tensor.ndim else 1, "images")
             num_pixels = prod(tensor.shape[1:])
-            _check_limit(where, num_pixels, "pixels per image", self.settings.max_pixels)
+            self._check_limit(where, num_pixels, "pixels per image")
         elif self.is_upsampled:
             tensor = tensor[None] if tensor.ndim == 2 and len(self.logits) == 1 else tensor
             if tensor.ndim not in (3, 4):
@@ -508,7 +582,7 @@ class _Reader:
             got = f"{dtype_name(image.dtype)} {tuple(image.shape)}"
             raise IllPosed(where, "uint8 [H,W,3] or [3,H,W]", got)
         num_pixels = image.shape[0] * image.shape[1]
-        _check_limit(where, num_pixels, "pixels", self.settings.max_pixels)
+        self._check_limit(where, num_pixels, "pixels")
         if not image.numel():
             raise IllPosed(where, "at least one pixel", f"shape {tuple(image.shape)}")
         return image.contiguous().numpy()
@@ -522,19 +596,31 @@ class _Reader:
             return
         self.has_upsampled_size = True
         num_images, *_, height, width = shape
-        settings = self.settings
-        _check_limit(where, height, "rows", MAX_UPSAMPLED_SIDE)
-        _check_limit(where, width, "columns", MAX_UPSAMPLED_SIDE)
-        _check_limit(where, height * width, "pixels per image", settings.max_pixels)
+        for count, unit in ((height, "rows"), (width, "columns")):
+            if count > MAX_UPSAMPLED_SIDE:
+                expected = f"at most {MAX_UPSAMPLED_SIDE} {unit}"
+                raise TooLarge(where, expected, f"{count}", limit=MAX_UPSAMPLED_SIDE)
+        self._check_limit(where, height * width, "pixels per image")
         # Scores that are downsampled cost as much as if they kept their size.
         _, num_classes, min_height, min_width = self.logits.shape
         num_pixels = max(height, min_height) * max(width, min_width)
-        _check_limit(
+        self._check_limit(
             where,
             num_images * num_classes * num_pixels,
             "upsampled logits (images x classes x pixels)",
-            settings.max_upsampled_logits,
         )
+
+    def _check_limit(self, where: str, count: int, unit: str) -> None:
+        """Checks a number of what `_LIMITS` names, against the limit of the settings.
+
+        Raises:
+            TooLarge: if it is exceeded.
+        """
+        setting = _LIMITS[unit]
+        limit = getattr(self.settings, setting)
+        if count > limit:
+            fix = f"The limit is {PREFIX}{setting.upper()}."
+            raise TooLarge(where, f"at most {limit} {unit}", f"{count}", fix, limit=limit)
 
 
 READERS: Mapping[str, Callable[[_Reader, str, Source], Any]] = {
@@ -644,6 +730,23 @@ def _distortion(size: Sequence[int], spatial: Sequence[int]) -> float:
     return min(distortions)
 
 
-def _check_limit(where: str, count: int, unit: str, limit: int) -> None:
-    if count > limit:
-        raise TooLarge(where, f"at most {limit} {unit}", f"{count}", limit=limit)
+def _largest_class(prediction: Tensor, labels: Tensor, ignored: Sequence[int]) -> int:
+    """Returns the largest value at pixels that count; 0 if there is none.
+
+    An ignored value in the prediction is no class, since it would be the largest one.
+    """
+    counts = torch.ones_like(labels, dtype=torch.bool)
+    for value in representable(ignored, labels.dtype):
+        counts &= labels != value
+    largest = [labels[counts]]
+    if prediction.shape == labels.shape:  # else an error of `seg_loss`
+        for value in representable(ignored, prediction.dtype):
+            counts &= prediction != value
+        largest.append(prediction[counts])
+    return max((int(values.long().max()) for values in largest if values.numel()), default=0)
+
+
+def representable(values: Sequence[int], dtype: torch.dtype) -> list[int]:
+    """Returns the values that the dtype can hold; no label has any other value."""
+    limits = torch.iinfo(dtype)
+    return [value for value in values if limits.min <= value <= limits.max]

@@ -72,6 +72,11 @@ class Values:
         return self.present.difference(self.ignored)
 
     @property
+    def present_ignored(self) -> tuple[int, ...]:
+        """The values that are ignored and occur, in the order of the option."""
+        return tuple(value for value in self.ignored if value in self.present)
+
+    @property
     def invalid(self) -> frozenset[int]:
         """The values that are neither a class nor ignored."""
         return self.counted - self.classes
@@ -371,15 +376,29 @@ def _confirm(labels: Labels, num_classes: int, ignored: Sequence[int]) -> str:
     if not values.invalid:
         return likely
     if likely:
-        sign = LABEL_SPACES[likely].sign
-        sentence = sign[0].upper() + sign[1:]
-        raise _invalid_error(labels, values, f"{sentence} Use label_space={likely}.")
-    if values.invalid == {num_classes}:
-        fix = f"If {num_classes} marks void pixels, pass ignore_index={num_classes}."
-        if 0 not in values.classes:
-            fix += " If classes are counted from 1, pass label_space=ade_zero."
-        raise _invalid_error(labels, values, fix)
+        raise _invalid_error(labels, values, f"{_sign_of(likely)} Use label_space={likely}.")
+    if len(values.invalid) == 1:
+        (invalid,) = values.invalid
+        if invalid == num_classes or invalid < 0 or invalid in USUAL_VOIDS:
+            # Ignored values that occur are still void.
+            ignore = ",".join(map(str, (*values.present_ignored, invalid)))
+            fix = f"If {invalid} marks void pixels, pass ignore_index={ignore}."
+            if invalid == num_classes and 0 not in values.classes:
+                fix += " If classes are counted from 1, pass label_space=ade_zero."
+            raise _invalid_error(labels, values, fix)
     return ""  # `seg_loss` raises
+
+
+def prediction_fix(prediction: Labels, num_classes: int) -> str:
+    """Returns the fix for a prediction with values that are no class; "" if there is none."""
+    likely = _likely_space(Values(_values_of(prediction), num_classes, ()))
+    return f"{_sign_of(likely)} Use prediction_space={likely}." if likely else ""
+
+
+def _sign_of(space: str) -> str:
+    """Returns the sentence about values that look like a space."""
+    sign = LABEL_SPACES[space].sign
+    return sign[0].upper() + sign[1:]
 
 
 def _likely_space(values: Values) -> str:

@@ -20,16 +20,20 @@ from torch import Tensor
 
 import seg_loss
 from seg_loss import Evaluation, InvalidInput
-from seg_loss.constants import LABEL_DTYPES
+from seg_loss.constants import LABEL_DTYPES, MAPS
+from seg_loss.metrics import confusion_matrix
 from seg_loss.upsampling import Size, Upsampling
 
 from . import label_spaces
 from .errors import IllPosed, TooLarge, dtype_name
 from .formats import npy, png
-from .images import render
-from .images.palettes import PALETTES, ChosenPalette, choose_palette
-from .images.render import KINDS, Layers
-from .inputs import MAX_UPSAMPLED_SIDE, Inputs, NetworkOutput
+from .images import render, resample
+from .images.error_map import is_one_of
+from .images.kinds import KINDS
+from .images.layers import Layers
+from .images.palettes import PALETTES, ChosenPalette, Palette, choose_palette, find_class
+from .images.style import Style
+from .inputs import MAX_UPSAMPLED_SIDE, Inputs, NetworkOutput, class_indices, representable
 from .options import (
     LAYOUTS,
     UPSAMPLINGS,
@@ -43,6 +47,7 @@ from .results import (
     LABEL_MAP_BYTES,
     EvaluationResult,
     GradientResult,
+    LabelMapEvaluation,
     PictureResult,
     PredictionResult,
     Result,
@@ -50,8 +55,16 @@ from .results import (
 )
 from .settings import PREFIX, Settings, counted_pixels
 
+COUNTED_BYTES = 48
+"""The most bytes that a pixel takes while it is counted by class, as int64 several times."""
+
+_NO_NETWORK = f"No network is served: set {PREFIX}MODEL to a checkpoint, or send logits."
+
 PICTURE_BYTES = 48
-"""The most bytes that a pixel takes while its picture is drawn, in float32 and as a PNG."""
+"""The most bytes that a pixel takes while its picture is resampled, drawn and encoded as a PNG."""
+
+CANVAS_BYTES = 12
+"""The most bytes that a pixel of a canvas with panels or a legend takes, and in its PNG."""
 
 
 def loss(inputs: Inputs, options: LossOptions) -> EvaluationResult:
@@ -60,8 +73,19 @@ def loss(inputs: Inputs, options: LossOptions) -> EvaluationResult:
 
 
 def evaluate(inputs: Inputs, options: EvaluateOptions) -> EvaluationResult:
-    """Returns the loss of logits and labels, with metrics and the maps asked for."""
-    return _evaluate(inputs, options, maps=options.maps)
+    """Returns the loss of logits and labels, with metrics and the maps asked for.
+
+    With a prediction, a label map, in place of logits, there is no loss. A photo in place of logits
+    has those of the network that is served.
+    """
+    if inputs.prediction is not None:
+        return _evaluate_label_map(inputs, options, inputs.prediction)
+    if inputs.logits is None or inputs.labels is None:
+        got = " and ".join(inputs.names) or "neither"
+        needs_network = inputs.labels is not None and inputs.image is not None
+        fix = _NO_NETWORK if needs_network else ""
+        raise IllPosed("inputs", "labels, and logits or a prediction", got, fix)
+    return _evaluate(inputs, options, maps=options.maps, absent=options.absent)
 
 
 def gradient(inputs: Inputs, options: GradientOptions) -> GradientResult:
@@ -85,21 +109,20 @@ def gradient(inputs: Inputs, options: GradientOptions) -> GradientResult:
 
 def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
     """Returns a picture of one image."""
+    inputs = _one_image(inputs, options)
     palette = palette_for(inputs, options).palette
     labels = _indices("labels", inputs.labels)
     prediction = _indices("prediction", inputs.prediction)
     tensors, is_finite = dict[str, Tensor](), True
-    if prediction is None or KINDS[options.kind].map != "prediction":
-        tensors, is_finite = _maps_for_picture(inputs, options)
+    names = _maps_of_picture(inputs, options)
+    if names:
+        tensors, is_finite = _maps_for_picture(inputs, options, names)
     maps = {name: tensor[0].cpu().numpy() for name, tensor in tensors.items()}
     if prediction is None:
         prediction = maps.get("prediction")
     num_classes = palette.num_classes
     if inputs.logits is not None:
         num_classes = inputs.logits.shape[1]
-    valid = None
-    if labels is not None:
-        valid = ~np.isin(labels, _representable(options.ignore_index, labels.dtype))
     layers = Layers(
         palette=palette,
         num_classes=num_classes,
@@ -110,11 +133,27 @@ def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
         confidence=maps.get("confidence"),
         entropy=maps.get("entropy"),
         photo=inputs.image,
-        valid=valid,
-        alpha=options.alpha,
+        valid=None if labels is None else ~is_one_of(labels, options.ignore_index),
+        class_names=palette.class_names,
     )
-    picture = render.draw(options.kind, layers)
-    return PictureResult(png.encode(picture), inputs.warnings, is_finite)
+    style = Style(
+        alpha=options.alpha,
+        contour_px=options.contour_px,
+        border_px=options.border_px,
+        legend=options.legend,
+        scale=options.scale,
+        cmap=options.cmap,
+        classes=_chosen_classes(palette, options),
+        ignore=options.ignore,
+    )
+    picture = render.draw(options.kind, resample.resampled(layers, options.resize), style)
+    return PictureResult(
+        png.encode(picture.image),
+        (*inputs.warnings, *picture.warnings),
+        is_finite,
+        picture.scale,
+        picture.unit,
+    )
 
 
 def predict(inputs: Inputs, options: PredictOptions) -> PredictionResult:
@@ -122,9 +161,7 @@ def predict(inputs: Inputs, options: PredictOptions) -> PredictionResult:
     logits = inputs.logits
     if logits is None:
         got = " and ".join(inputs.names) or "neither"
-        fix = f"No network is served: set {PREFIX}MODEL to a checkpoint, or send logits."
-        if inputs.image is None:
-            fix = ""
+        fix = "" if inputs.image is None else _NO_NETWORK
         raise IllPosed("inputs", "logits, or an image where a network is served", got, fix)
     _check_size_of_image(inputs, options, logits)
     names = tuple(dict.fromkeys(("prediction", *options.maps)))
@@ -189,6 +226,8 @@ def needs_network(inputs: Inputs, options: LossOptions) -> bool:
         shows_labels = options.kind == "overlay" and inputs.labels is not None
         has_prediction = name == "prediction" and inputs.prediction is not None
         return name is not None and not shows_labels and not has_prediction
+    if isinstance(options, EvaluateOptions):
+        return inputs.labels is not None and inputs.prediction is None
     return isinstance(options, PredictOptions)
 
 
@@ -285,7 +324,7 @@ def working_bytes(inputs: Inputs, options: LossOptions, device: torch.device) ->
         scratch = seg_loss.scratch_bytes(logits, size, upsampling=upsampling)
     on_cpu = _gradient_bytes(inputs, options) if device.type == "cpu" else 0
     of_result = _evaluation_bytes(inputs, options) + _picture_bytes(inputs, options)
-    of_result += _label_map_bytes(inputs, options)
+    of_result += _label_map_bytes(inputs, options) + _counted_bytes(inputs)
     of_inputs = scratch + _logarithm_bytes(inputs, options)
     return of_inputs + on_cpu + _map_bytes(inputs, options) + of_result
 
@@ -308,6 +347,8 @@ def require_finite(inputs: Inputs, options: LossOptions, result: Result) -> None
     Raises:
         seg_loss.InvalidInput: with the number of such pixels, and the index of the first.
     """
+    if isinstance(options, VisualizeOptions):
+        inputs = _one_image(inputs, options)
     labels, ignore_index = inputs.labels, options.ignore_index
     if labels is None and isinstance(result, PredictionResult) and inputs.logits is not None:
         labels, ignore_index = _no_labels(inputs, options, inputs.logits), ()
@@ -320,12 +361,85 @@ def require_finite(inputs: Inputs, options: LossOptions, result: Result) -> None
         )
 
 
-def _evaluate(inputs: Inputs, options: LossOptions, maps: tuple[str, ...]) -> EvaluationResult:
+def _evaluate(
+    inputs: Inputs, options: LossOptions, maps: tuple[str, ...], absent: str = "skip"
+) -> EvaluationResult:
     logits, labels = _logits_and_labels(inputs)
-    evaluation = _evaluation(inputs, options, logits, labels, maps)
+    computed = tuple(name for name in maps if name in MAPS)
+    evaluation = _evaluation(inputs, options, logits, labels, computed)
+    if "labels" in maps:
+        of_labels = {"labels": _without_class_axis(labels, logits)}
+        evaluation = replace(evaluation, maps=evaluation.maps | of_labels)
     advice = label_spaces.shift_advice(evaluation.confusion.cpu().numpy())
-    palette = palette_for(inputs, options)
-    return EvaluationResult(evaluation, inputs.reports, palette, (*inputs.warnings, *advice))
+    return EvaluationResult(
+        evaluation=evaluation,
+        reports=inputs.reports,
+        palette=palette_for(inputs, options),
+        warnings=(*inputs.warnings, *advice),
+        ignore_index=options.ignore_index,
+        absent=absent,
+    )
+
+
+def _evaluate_label_map(
+    inputs: Inputs, options: EvaluateOptions, prediction: Tensor
+) -> EvaluationResult:
+    """Returns the metrics of a prediction that has one class per pixel, and no loss.
+
+    Raises:
+        IllPosed: if there are logits too or no labels, or a map is asked for that needs logits.
+        seg_loss.InvalidInput: if sizes differ, or a value at a pixel that counts is no class.
+    """
+    if inputs.logits is not None:
+        fix = "Leave one out: a request evaluates one of them."
+        raise IllPosed("inputs", "logits or prediction", "logits and prediction", fix)
+    if inputs.labels is None:
+        raise IllPosed("inputs", "labels too", " and ".join(inputs.names))
+    available = ("prediction", "labels")
+    missing = [name for name in options.maps if name not in available]
+    if missing:
+        expected = f"some of {', '.join(available)} for a prediction without logits"
+        raise IllPosed("maps", expected, ", ".join(missing), "Send logits to get them.")
+    labels = class_indices("labels", inputs.labels)
+    prediction = class_indices("prediction", prediction)
+    num_classes = inputs.num_classes
+    assert num_classes is not None
+    try:
+        confusion = confusion_matrix(
+            prediction, labels, num_classes, ignore_index=options.ignore_index
+        )
+    except InvalidInput as error:
+        fix = label_spaces.prediction_fix(prediction.numpy(), num_classes)
+        if error.where != "prediction" or error.fix or not fix:
+            raise
+        raise IllPosed(error.where, error.expected, error.got, fix) from None
+    valid = torch.ones_like(labels, dtype=torch.bool)
+    for value in representable(options.ignore_index, labels.dtype):
+        valid &= labels != value
+    maps = {"prediction": prediction, "labels": labels}
+    evaluation = LabelMapEvaluation(
+        normalization=options.normalization,
+        valid_pixels_by_image=tuple(valid.flatten(1).sum(1).tolist()),
+        num_pixels=labels.numel(),
+        confusion=confusion,
+        maps={name: maps[name] for name in options.maps},
+    )
+    warnings = [*inputs.warnings, *label_spaces.shift_advice(confusion.numpy())]
+    weights = [name for name in ("class_weight", "pixel_weight") if name in inputs.names]
+    warnings += [f"{name}: a prediction has no loss that it could weight." for name in weights]
+    return EvaluationResult(
+        evaluation=evaluation,
+        reports=inputs.reports,
+        palette=palette_for(inputs, options, inputs.num_classes),
+        warnings=tuple(warnings),
+        ignore_index=options.ignore_index,
+        absent=options.absent,
+    )
+
+
+def _without_class_axis(labels: Tensor, logits: Tensor) -> Tensor:
+    """Returns labels [N,*spatial] from the same or [N,1,*spatial]."""
+    return labels[:, 0] if labels.ndim == logits.ndim else labels
 
 
 def _evaluation(
@@ -418,7 +532,7 @@ def _map_bytes(inputs: Inputs, options: LossOptions) -> int:
     size = _size(inputs, options)
     if size is None or inputs.logits is None:
         return 0
-    return 4 * _num_maps(options) * len(inputs.logits) * math.prod(size)
+    return 4 * _num_maps(inputs, options) * len(inputs.logits) * math.prod(size)
 
 
 def _gradient_bytes(inputs: Inputs, options: LossOptions) -> int:
@@ -432,9 +546,14 @@ def _gradient_bytes(inputs: Inputs, options: LossOptions) -> int:
 def _evaluation_bytes(inputs: Inputs, options: LossOptions) -> int:
     """Returns the bytes of the confusion matrix and of the JSON that is made of it."""
     logits, labels = inputs.logits, inputs.labels
-    if logits is None or labels is None or isinstance(options, GradientOptions):
+    if labels is None or isinstance(options, GradientOptions):
         return 0
-    num_images, num_classes = logits.shape[:2]
+    if logits is not None:
+        num_images, num_classes = logits.shape[:2]
+    elif inputs.num_classes is not None:
+        num_images, num_classes = len(labels), inputs.num_classes
+    else:
+        return 0
     matrix = 8 * num_classes * num_classes
     if not isinstance(options, (EvaluateOptions, PredictOptions)):
         return 2 * matrix  # that of the threads, and their sum
@@ -447,13 +566,17 @@ def _picture_bytes(inputs: Inputs, options: LossOptions) -> int:
     """Returns the bytes that a picture takes while it is drawn."""
     if not isinstance(options, VisualizeOptions):
         return 0
-    indices = (inputs.labels, inputs.prediction)
-    num_pixels = [tensor.numel() for tensor in indices if tensor is not None]
+    tensors = (inputs.labels, inputs.prediction, inputs.logits)
+    sizes = [tuple(tensor.shape[-2:]) for tensor in tensors if tensor is not None]
     if inputs.image is not None:
-        num_pixels.append(math.prod(inputs.image.shape[:2]))
-    if inputs.logits is not None:
-        num_pixels.append(inputs.logits.numel() // inputs.logits.shape[1])
-    return PICTURE_BYTES * max(num_pixels, default=0)
+        sizes.append(inputs.image.shape[:2])
+    # Tensors with fewer axes are an error of the operation.
+    sizes = [size for size in sizes if len(size) == 2]
+    height, width = max(sizes, key=math.prod, default=(0, 0))
+    canvas = 0
+    if height and width:
+        canvas = render.canvas_pixels(options.kind, options.legend, height, width)
+    return PICTURE_BYTES * height * width + CANVAS_BYTES * canvas
 
 
 def _label_map_bytes(inputs: Inputs, options: LossOptions) -> int:
@@ -464,13 +587,21 @@ def _label_map_bytes(inputs: Inputs, options: LossOptions) -> int:
     return LABEL_MAP_BYTES * len(inputs.logits) * math.prod(size)
 
 
-def _num_maps(options: LossOptions) -> int:
+def _counted_bytes(inputs: Inputs) -> int:
+    """Returns the bytes that a prediction takes while its pixels are counted by class."""
+    if inputs.num_classes is None or inputs.labels is None:
+        return 0
+    return COUNTED_BYTES * inputs.labels.numel()
+
+
+def _num_maps(inputs: Inputs, options: LossOptions) -> int:
     """Returns the number of maps [N,H,W] that are computed, counting [N,3,H,W] as three."""
     if isinstance(options, VisualizeOptions):
-        return int(KINDS[options.kind].map is not None)
+        return len(_maps_of_picture(replace(inputs, prediction=None), options))
     if isinstance(options, (EvaluateOptions, PredictOptions)):
         maps = {"prediction"} if isinstance(options, PredictOptions) else set()
         maps |= set(options.maps)
+        maps.discard("labels")  # an input
         # The two maps top_* are always computed together.
         names = {name for name in maps if not name.startswith("top_")}
         return len(names) + (6 if names != maps else 0)
@@ -611,27 +742,75 @@ def _have_softmax(inputs: Inputs, options: LossOptions, logits: Tensor) -> bool:
 def _logits_and_labels(inputs: Inputs) -> tuple[Tensor, Tensor]:
     if inputs.logits is None or inputs.labels is None:
         got = " and ".join(inputs.names) or "neither"
-        raise IllPosed("inputs", "logits and labels", got)
+        is_label_map = inputs.prediction is not None and inputs.labels is not None
+        fix = "A prediction without logits has no loss: evaluate it." if is_label_map else ""
+        raise IllPosed("inputs", "logits and labels", got, fix)
     return inputs.logits, inputs.labels
 
 
-def _maps_for_picture(inputs: Inputs, options: VisualizeOptions) -> tuple[dict[str, Tensor], bool]:
-    """Returns the map of the kind, and whether all valid pixels have a softmax.
+def _one_image(inputs: Inputs, options: VisualizeOptions) -> Inputs:
+    """Returns the inputs with the image of the option `image_index`, as a batch of one.
 
-    Without labels no pixel is valid. There is no map if none is needed or possible.
+    Without the option, the inputs are returned as they are.
+
+    Raises:
+        IllPosed: if a tensor has no image of that index.
     """
-    name, logits, labels = KINDS[options.kind].map, inputs.logits, inputs.labels
-    if name is None or logits is None or (name == "nll" and labels is None):
+    index = options.image_index
+    if index is None:
+        return inputs
+    names = ("logits", "labels", "pixel_weight", "prediction")
+    tensors: dict[str, Tensor] = {
+        name: getattr(inputs, name) for name in names if name in inputs.names
+    }
+    for name, tensor in tensors.items():
+        num_images = len(tensor) if tensor.ndim else 0
+        if index >= num_images:
+            raise IllPosed("image_index", f"0...{num_images - 1}, the images of {name}", f"{index}")
+    images = {name: tensor[index : index + 1] for name, tensor in tensors.items()}
+    return replace(inputs, **images)  # type: ignore[arg-type]
+
+
+def _choice_of_image(num_images: int) -> str:
+    """Returns the fix for a batch where one image is expected."""
+    return f"Choose one: image_index=0...{num_images - 1}." if num_images > 1 else ""
+
+
+def _chosen_classes(palette: Palette, options: VisualizeOptions) -> tuple[int, ...] | None:
+    if options.classes is None:
+        return None
+    return tuple(dict.fromkeys(find_class(palette, text) for text in options.classes))
+
+
+def _maps_of_picture(inputs: Inputs, options: VisualizeOptions) -> tuple[str, ...]:
+    """Returns the maps that a picture is drawn from, without a prediction that was sent."""
+    kind = KINDS[options.kind]
+    names = [] if kind.map is None else [kind.map]
+    if kind.is_heat_map and (options.classes is not None or options.contour_px):
+        names += ["prediction"] if inputs.labels is None else []
+    return tuple(name for name in names if name != "prediction" or inputs.prediction is None)
+
+
+def _maps_for_picture(
+    inputs: Inputs, options: VisualizeOptions, names: tuple[str, ...]
+) -> tuple[dict[str, Tensor], bool]:
+    """Returns the maps of these names, and whether all valid pixels have a softmax.
+
+    Without labels no pixel is valid. There is no map if none is possible.
+    """
+    logits, labels = inputs.logits, inputs.labels
+    if logits is None or ("nll" in names and labels is None):
         return {}, True
     if logits.ndim != 4 or len(logits) != 1:
         expected = "[1,C,H,W], the logits of one image"
-        raise IllPosed("logits", expected, f"shape {tuple(logits.shape)}")
+        fix = _choice_of_image(len(logits)) if logits.ndim == 4 else ""
+        raise IllPosed("logits", expected, f"shape {tuple(logits.shape)}", fix)
     if labels is not None:
-        evaluation = _evaluation(inputs, options, logits, labels, maps=(name,))
+        evaluation = _evaluation(inputs, options, logits, labels, maps=names)
         return evaluation.maps, evaluation.non_finite_pixels == 0
     if options.scores == "logits":
-        return _predict(inputs, options, logits, (name,)), True
-    return _evaluate_without_labels(inputs, options, logits, (name,)).maps, True
+        return _predict(inputs, options, logits, names), True
+    return _evaluate_without_labels(inputs, options, logits, names).maps, True
 
 
 def _evaluate_without_labels(
@@ -667,11 +846,6 @@ def _indices(where: str, tensor: Tensor | None) -> npt.NDArray[np.integer] | Non
     if tensor.ndim == 4 and tensor.shape[1] == 1:
         tensor = tensor[:, 0]
     if tensor.ndim != 3 or len(tensor) != 1:
-        raise IllPosed(where, "[1,H,W], one image", f"shape {tuple(tensor.shape)}")
+        fix = _choice_of_image(len(tensor)) if tensor.ndim == 3 else ""
+        raise IllPosed(where, "[1,H,W], one image", f"shape {tuple(tensor.shape)}", fix)
     return tensor[0].cpu().numpy()
-
-
-def _representable(values: tuple[int, ...], dtype: np.dtype[np.integer]) -> list[int]:
-    """Returns the values that the dtype can hold; no label has any other value."""
-    limits = np.iinfo(dtype)
-    return [value for value in values if limits.min <= value <= limits.max]

@@ -16,12 +16,14 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
 import seg_loss
-from seg_loss.constants import MAPS, NORMALIZATIONS, PREDICTION_MAPS, SCORES
+from seg_loss.constants import ABSENT, MAPS, NORMALIZATIONS, PREDICTION_MAPS, SCORES
 
 from .errors import IllPosed, Malformed, did_you_mean, safe_repr
 from .formats.rasters import ENCODINGS, UNKNOWN_COLOURS, Encoding, UnknownColours
+from .images.colormaps import COLORMAPS
+from .images.kinds import KINDS
 from .images.palettes import PALETTES
-from .images.render import KINDS
+from .images.style import IGNORE_STYLES, LEGENDS, MAX_LINE_PIXELS, RESIZES
 from .label_spaces import LABEL_SPACES
 
 if TYPE_CHECKING:
@@ -39,6 +41,11 @@ UPSAMPLINGS: Mapping[str, Callable[["Size", "Size"], "Upsampling"] | None] = {
 LAYOUTS: Mapping[str, int] = {"nchw": 1, "nhwc": -1}
 """The axis of the classes in logits and their gradient."""
 
+EVALUATE_MAPS = (*MAPS, "labels")
+"""The maps that `evaluate` can return: those of the library, and the labels as they were read."""
+
+MAX_CLASSES = 1 << 16
+"""Largest value of `num_classes`. The settings have a limit of their own."""
 MAX_IGNORED = 256
 """Largest number of values of `ignore_index`."""
 MAX_TEXT = 4096
@@ -48,6 +55,10 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 SIZE = re.compile(r" *([1-9][0-9]{0,8}) *, *([1-9][0-9]{0,8}) *")
 """A height and a width, as the option `size` has them."""
 NUMBER = re.compile(r"[+-]?(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?")
+
+COUNT = re.compile(r" *[0-9]{1,9} *")
+_SCALES = {"lnc": "lnC", "0..lnc": "lnC", "auto": "auto", "percentile": "percentile"}
+_MAX_SCALE = 1e30
 
 
 def _check_number(text: object) -> object:
@@ -67,6 +78,13 @@ def parse_integers(text: object) -> object:
     if len(entries) > MAX_IGNORED or not all(map(_INTEGER.fullmatch, entries)):
         raise ValueError
     return tuple(dict.fromkeys(map(int, entries)))
+
+
+def _check_integer(text: object) -> object:
+    # int() also accepts "1_000" and the digits of all scripts.
+    if isinstance(text, str) and not _INTEGER.fullmatch(text):
+        raise ValueError
+    return text
 
 
 def _parse_names(text: object) -> object:
@@ -93,6 +111,34 @@ def _parse_size(text: object) -> object:
     return int(match[1]), int(match[2])
 
 
+def _parse_scale(text: object) -> object:
+    """Returns the name of a scale, or the two numbers in `0,3.5`."""
+    if not isinstance(text, str):
+        return text
+    name = _SCALES.get(text.strip(" ").lower())
+    if name is not None:
+        return name
+    ends = [end.strip(" ") for end in text.split(",")]
+    if len(ends) != 2 or not all(map(NUMBER.fullmatch, ends)):
+        raise ValueError
+    low, high = map(float, ends)
+    if not -_MAX_SCALE <= low < high <= _MAX_SCALE:
+        raise ValueError
+    return low, high
+
+
+def _check_count(text: object) -> object:
+    # int() also accepts "+1", "1_000" and the digits of all scripts.
+    if isinstance(text, str) and not COUNT.fullmatch(text):
+        raise ValueError
+    return text
+
+
+def _parse_width(text: object) -> object:
+    """Returns the number in `3`; None for `none`."""
+    return None if text == "none" else _check_count(text)
+
+
 class OneOf:
     """The annotation of an option that is a name, or several names, among choices.
 
@@ -116,6 +162,7 @@ class OneOf:
 
 
 Number = Annotated[float, BeforeValidator(_check_number)]
+Count = Annotated[int, BeforeValidator(_check_count)]
 
 
 class LabelOptions(BaseModel):
@@ -212,17 +259,41 @@ class GradientOptions(LossOptions):
     )
 
 
-class EvaluateOptions(LossOptions):
-    """The options of `evaluate`."""
+class PredictionOptions(LossOptions):
+    """The options of operations that take a prediction, a label map, in place of logits."""
 
-    maps: Annotated[tuple[str, ...], OneOf(MAPS), BeforeValidator(_parse_names)] = Field(
-        default=(),
-        title=f"some of {', '.join(MAPS)}, with commas between them",
-        description="Maps [N,H,W] to return as well; the maps top_* are [N,3,H,W].",
+    prediction_space: Annotated[str, OneOf(LABEL_SPACES)] = Field(
+        default="raw",
+        title=f"one of {', '.join(LABEL_SPACES)}",
+        description="What the values in a prediction mean, if they are no class indices.",
     )
 
 
-class VisualizeOptions(LossOptions):
+class EvaluateOptions(PredictionOptions):
+    """The options of `evaluate`."""
+
+    maps: Annotated[tuple[str, ...], OneOf(EVALUATE_MAPS), BeforeValidator(_parse_names)] = Field(
+        default=(),
+        title=f"some of {', '.join(EVALUATE_MAPS)}, with commas between them",
+        description="Maps [N,H,W] to return as well; the maps top_* are [N,3,H,W].",
+    )
+    num_classes: Annotated[int | None, BeforeValidator(_check_integer)] = Field(
+        default=None,
+        ge=1,
+        le=MAX_CLASSES,
+        title=f"an integer from 1 to {MAX_CLASSES}",
+        description="Number of classes of a prediction in place of logits. By default that of the "
+        "palette, or else the largest class in prediction and labels, plus 1.",
+    )
+    absent: Annotated[str, OneOf(ABSENT)] = Field(
+        default="skip",
+        title=f"one of {', '.join(ABSENT)}",
+        description="How the mean IU treats classes that do not occur: it skips them, or those "
+        "that are not in the labels, or counts their IU as 0 or as 1.",
+    )
+
+
+class VisualizeOptions(PredictionOptions):
     """The options of `visualize`."""
 
     kind: Annotated[str, OneOf(KINDS)] = Field(
@@ -237,10 +308,62 @@ class VisualizeOptions(LossOptions):
         title="a number from 0 to 1",
         description="Weight of the palette over the photo in kind=overlay.",
     )
-    prediction_space: Annotated[str, OneOf(LABEL_SPACES)] = Field(
-        default="raw",
-        title=f"one of {', '.join(LABEL_SPACES)}",
-        description="What the values in a prediction mean, if they are no class indices.",
+    contour_px: Count = Field(
+        default=0,
+        le=MAX_LINE_PIXELS,
+        title=f"an integer from 0 to {MAX_LINE_PIXELS}",
+        description="Width of an outline within each region of a class: in its colour over the "
+        "photo, black or white in other kinds.",
+    )
+    legend: Annotated[str, OneOf(LEGENDS)] = Field(
+        default="none",
+        title=f"one of {', '.join(LEGENDS)}",
+        description="A strip beside the picture: colours, names and shares of the classes that "
+        "occur; for heat maps a colour bar.",
+    )
+    scale: Annotated[str | tuple[float, float] | None, BeforeValidator(_parse_scale)] = Field(
+        default=None,
+        title="lnC, auto, percentile, or two numbers LO,HI with LO < HI",
+        description="The values with the first and the last colour of a heat map: 0 and ln C, the "
+        "least and the largest value, the 1st and the 99th percentile, or those named. By default "
+        "lnC for nll and entropy, and 0,1 for confidence.",
+    )
+    cmap: Annotated[str | None, OneOf(COLORMAPS)] = Field(
+        default=None,
+        title=f"one of {', '.join(COLORMAPS)}",
+        description="The colour map of a heat map. By default inferno for nll, viridis for others.",
+    )
+    classes: Annotated[tuple[str, ...] | None, BeforeValidator(_parse_names)] = Field(
+        default=None,
+        title="indices or names of classes, with commas between them",
+        description="The classes that are shown; others are grey. With one class, kind=error "
+        "shows where it is hit, missed, or a false alarm.",
+    )
+    ignore: Annotated[str, OneOf(IGNORE_STYLES)] = Field(
+        default="auto",
+        title=f"one of {', '.join(IGNORE_STYLES)}",
+        description="How ignored pixels look. By default as the photo in kind=overlay, in the "
+        "palette's colour in kind=labels, as predicted in kind=prediction, else a checkerboard.",
+    )
+    border_px: Annotated[int | None, BeforeValidator(_parse_width)] = Field(
+        default=3,
+        ge=0,
+        le=MAX_LINE_PIXELS,
+        title=f"an integer from 0 to {MAX_LINE_PIXELS}, or none",
+        description="In kind=error, the largest distance of a boundary error from another true "
+        "class. Other errors have the colour of the predicted class. With none, all errors have "
+        "one colour.",
+    )
+    image_index: Annotated[int | None, BeforeValidator(_check_count)] = Field(
+        default=None,
+        title="an integer from 0",
+        description="The image of a batch that is shown; needed if there are several.",
+    )
+    resize: Annotated[str, OneOf(RESIZES)] = Field(
+        default="none",
+        title=f"one of {', '.join(RESIZES)}",
+        description="Resamples inputs of different size to that of the labels (or else the "
+        "prediction), or of the image: photos bilinearly, classes and maps to the nearest pixel.",
     )
 
 

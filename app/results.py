@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from itertools import chain
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,11 +26,12 @@ from PIL import Image
 from torch import Tensor
 
 from seg_loss import Evaluation
+from seg_loss.metrics import FcnMetrics, fcn_metrics
 
 from .errors import IllPosed, TooLarge
 from .formats import npy, png, safetensors
+from .images.indexed import indexed_picture
 from .images.palettes import NUM_COLOURS, ChosenPalette
-from .images.render import indexed_picture
 from .input_reports import MAX_VALUES, InputReport
 
 MAX_MATRIX_CLASSES = 256
@@ -67,26 +69,105 @@ EVALUATION_FIELDS = (*LOSS_FIELDS, "confusion", "metrics", "calibration")
 """Attributes of an `Evaluation` that are in the JSON object of `evaluate`."""
 
 
+@dataclass(frozen=True)
+class ImagePixels:
+    """The valid pixels of one image of a prediction, which has no loss."""
+
+    loss: None
+    valid_pixels: int
+
+
+@dataclass(frozen=True)
+class ClassPixels:
+    """The valid pixels of one class of a prediction, which has no loss."""
+
+    pixels: int
+    mean_nll: None
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMapEvaluation:
+    """The evaluation of a prediction without logits: a `seg_loss.Evaluation` with None for losses.
+
+    Attributes:
+        normalization: the option.
+        valid_pixels_by_image: the number of valid pixels of each image.
+        num_pixels: the number of all pixels.
+        confusion: int64 [C,C] over the valid pixels, rows = truth.
+        maps: the maps asked for.
+    """
+
+    normalization: str
+    valid_pixels_by_image: tuple[int, ...]
+    num_pixels: int
+    confusion: Tensor
+    maps: dict[str, Tensor]
+
+    loss: ClassVar[None] = None
+    divisor: ClassVar[None] = None
+    diagnosis: ClassVar[None] = None
+    calibration: ClassVar[None] = None
+
+    @property
+    def valid_pixels(self) -> int:
+        """The number of valid pixels."""
+        return sum(self.valid_pixels_by_image)
+
+    @property
+    def ignored_pixels(self) -> int:
+        """The number of pixels with an ignored label."""
+        return self.num_pixels - self.valid_pixels
+
+    @property
+    def uniform_loss(self) -> float:
+        """ln C, the loss that a uniform prediction would have."""
+        return math.log(len(self.confusion))
+
+    @property
+    def per_image(self) -> tuple[ImagePixels, ...]:
+        """The valid pixels of each image."""
+        return tuple(ImagePixels(None, count) for count in self.valid_pixels_by_image)
+
+    @property
+    def per_class(self) -> tuple[ClassPixels, ...]:
+        """The valid pixels of each class, by the labels."""
+        return tuple(ClassPixels(count, None) for count in self.confusion.sum(dim=1).tolist())
+
+
 @dataclass(frozen=True, eq=False)
 class EvaluationResult:
     """The result of `loss` and of `evaluate`.
 
     Attributes:
-        evaluation: the return value of `seg_loss.evaluate`.
+        evaluation: the return value of `seg_loss.evaluate`, or that of a prediction without logits.
         reports: what was found in each input.
         palette: the colours and names of the classes.
         warnings: sentences about the inputs.
+        ignore_index: the option.
+        absent: the option of `evaluate`.
     """
 
-    evaluation: Evaluation
+    evaluation: Evaluation | LabelMapEvaluation
     reports: Mapping[str, InputReport]
     palette: ChosenPalette
     warnings: tuple[str, ...]
+    ignore_index: tuple[int, ...]
+    absent: str
 
     @property
     def is_finite(self) -> bool:
         """Whether the logits of all valid pixels have a softmax."""
-        return self.evaluation.non_finite_pixels == 0 and not math.isnan(self.evaluation.loss)
+        evaluation = self.evaluation
+        if isinstance(evaluation, LabelMapEvaluation):
+            return True
+        return evaluation.non_finite_pixels == 0 and not math.isnan(evaluation.loss)
+
+    @cached_property
+    def metrics(self) -> FcnMetrics:
+        """The metrics of the confusion matrix; ignored classes are in no mean."""
+        return fcn_metrics(
+            self.evaluation.confusion, absent=self.absent, ignore_index=self.ignore_index
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +203,20 @@ class PictureResult:
         png: a PNG file.
         warnings: sentences about the inputs.
         is_finite: whether the logits of all valid pixels have a softmax.
+        scale: the values with the first and the last colour of a heat map; None for other kinds.
+        unit: the unit of the scale.
     """
 
     png: bytes
     warnings: tuple[str, ...]
     is_finite: bool
+    scale: tuple[float, float] | None = None
+    unit: str = ""
+
+    @property
+    def scale_text(self) -> str:
+        """The scale as the option `scale` reads it, `0,3.0445`; empty if there is none."""
+        return ",".join(f"{end:.5g}" for end in self.scale or ())
 
 
 @dataclass(frozen=True)
@@ -422,7 +512,8 @@ def _loss_values(result: EvaluationResult) -> dict[str, object]:
 
 
 def _evaluation_values(result: EvaluationResult) -> dict[str, object]:
-    return {**_values_without_inputs(result.evaluation), **_input_values(result)}
+    values = _values_without_inputs(result.evaluation, result.metrics)
+    return {**values, **_input_values(result)}
 
 
 def _input_values(result: EvaluationResult) -> dict[str, object]:
@@ -434,9 +525,14 @@ def _input_values(result: EvaluationResult) -> dict[str, object]:
     }
 
 
-def _values_without_inputs(evaluation: Evaluation) -> dict[str, object]:
-    values = {name: getattr(evaluation, name) for name in EVALUATION_FIELDS}
-    return {**values, "confusion": _Matrix(evaluation.confusion)}
+def _values_without_inputs(
+    evaluation: Evaluation | LabelMapEvaluation, metrics: FcnMetrics
+) -> dict[str, object]:
+    replaced = {"confusion": _Matrix(evaluation.confusion), "metrics": metrics}
+    return {
+        name: replaced[name] if name in replaced else getattr(evaluation, name)
+        for name in EVALUATION_FIELDS
+    }
 
 
 def _prediction_values(result: PredictionResult) -> dict[str, object]:
@@ -447,7 +543,9 @@ def _prediction_values(result: PredictionResult) -> dict[str, object]:
         "size": tuple(size),
         "num_classes": result.num_classes,
         "classes": result.classes,
-        "evaluation": None if evaluation is None else _values_without_inputs(evaluation),
+        "evaluation": None
+        if evaluation is None
+        else _values_without_inputs(evaluation, evaluation.metrics),
         "inputs": dict(result.reports),
         "palette": result.palette.fields(result.num_classes),
         "warnings": result.warnings,

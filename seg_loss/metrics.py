@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seg_loss._errors import InvalidInput, dtype_name, shape_of
+from seg_loss._errors import InvalidInput, dtype_name, more_pixels, shape_of, shape_text
 from seg_loss._inputs import LABEL_DTYPES, LossOptions, check_choice, check_memory, check_tensor
+from seg_loss._labels import InvalidValues, LabelReport, error_for
 from seg_loss.constants import ABSENT
 
 
@@ -70,7 +71,7 @@ def confusion_matrix(
 
     Raises:
         InvalidInput: for another shape or dtype, or if a label or a prediction at a valid pixel is
-            not a class.
+            not a class. The message has the value, the number of such pixels, and the first index.
 
     >>> confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 255]), 2).tolist()
     [[1, 0], [0, 1]]
@@ -84,8 +85,9 @@ def confusion_matrix(
         raise InvalidInput("prediction", expected, f"shape {shape_of(prediction)}")
     check_memory(prediction=prediction, labels=labels)
     num_classes = int(num_classes)  # also of NumPy, or a tensor
+    options = LossOptions(ignore_index)
     valid = torch.ones_like(labels, dtype=torch.bool)
-    for value in LossOptions(ignore_index).ignored_labels(labels.dtype):
+    for value in options.ignored_labels(labels.dtype):
         valid &= labels != value
     truth, predicted = labels[valid].long(), prediction[valid].long()
     for where, tensor, classes in (
@@ -94,8 +96,7 @@ def confusion_matrix(
     ):
         invalid = (classes < 0) | (classes >= num_classes)
         if bool(invalid.any()):
-            first, count = tensor[valid][invalid][0].item(), int(invalid.sum())
-            raise InvalidInput(where, f"0...{num_classes - 1}", f"{first} ({count} such pixels)")
+            raise _invalid_class(where, tensor, valid, invalid, num_classes, options.ignored_values)
     counts = torch.bincount(truth * num_classes + predicted, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes)
 
@@ -152,6 +153,32 @@ def fcn_metrics(
         accuracy=tuple(map(_none_if_nan, accuracy.tolist())),
         num_classes_averaged=len(averaged),
         absent=absent,
+    )
+
+
+def _invalid_class(
+    where: str,
+    tensor: Tensor,
+    valid: Tensor,
+    invalid: Tensor,
+    num_classes: int,
+    ignored: Sequence[int],
+) -> InvalidInput:
+    """Returns the error for valid pixels, of which `invalid` says for each if it is no class."""
+    first = int(invalid.nonzero()[0])
+    flat_index = int(valid.flatten().nonzero()[first])
+    index = tuple(map(int, np.unravel_index(flat_index, tensor.shape)))
+    values = InvalidValues(int(invalid.sum()), index, tensor.flatten()[flat_index].item())
+    if where == "labels":
+        error = error_for(LabelReport(values, None, None), num_classes, ignored)
+        assert error is not None
+        return error
+    fix = "A prediction is not ignored at a pixel whose label is a class."
+    return InvalidInput(
+        where,
+        f"0...{num_classes - 1}",
+        f"{values.value} at {shape_text(index)}" + more_pixels(values.count),
+        fix if values.value in ignored else "",
     )
 
 

@@ -268,6 +268,7 @@ ARROWS = {
     "app.prediction_report": (
         "seg_loss", "app.errors", "app.folders", "app.report", "app.results",
     ),
+    "app.loggers": ("seg_loss", "app.images", "app.report"),
     # It imports `models` by name, which an installed wheel has under another one.
     "app.models_import": (),
     "app.network": (
@@ -283,6 +284,9 @@ ARROWS = {
         "app.results", "app.operations", "app.formats", "app.images.palettes", "app.network",
         "app.input_reports", "app.preprocessing",
     ),
+    "app.http.pages": ("app.errors", "app.http.routing"),
+    "app.http.routing": (),
+    "app.http.sample": ("app.formats", "app.http.pool", "app.images"),
     # training: command -> loop -> objective, validation, checkpoints, callbacks -> samples -> data.
     # `options` is imported by the command line, and imports no torch.
     "app.training": (),
@@ -315,7 +319,7 @@ ARROWS = {
         "app.errors", "app.models_import", "app.training.checkpoints", "app.training.networks",
     ),
     "app.training.callbacks": (
-        "seg_loss", "app.errors", "app.images.palettes", "app.options", "app.report",
+        "seg_loss", "app.errors", "app.images", "app.loggers", "app.options", "app.report",
         "app.terminal", "app.training.checkpoints", "app.training.options", "app.training.recipes",
         "app.training.samples", "app.training.validation",
     ),
@@ -332,6 +336,7 @@ ARROWS = {
     ),
     # Nothing imports app but app, and nothing imports the tests.
     "benchmarks": ("seg_loss", "models"),
+    "benchmarks.pictures": ("app.formats.png", "app.images", "benchmarks.cpu"),
 }  # fmt: skip
 # Packages of others, and the only modules or packages that may import them.
 ONLY_IN = {

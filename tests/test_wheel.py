@@ -65,13 +65,15 @@ def read(wheel, suffix):
         return archive.read(name).decode()
 
 
-def test_every_module_is_in_the_wheel_under_its_installed_name(names):
+def test_every_module_and_static_file_is_in_the_wheel(names):
     expected = {
         Path(package, path.relative_to(ROOT / folder)).as_posix()
         for folder, package in SOURCES.items()
-        for pattern in ("*.py", "*.pyi", "py.typed")
+        for pattern in ("*.py", "*.pyi", "py.typed", "static/**/*")
         for path in (ROOT / folder).rglob(pattern)
+        if path.is_file()
     }
+    assert "seg_loss_app/http/static/vendor/swagger-ui/LICENSE" in expected
     assert {name for name in names if ".dist-info/" not in name} == expected
 
 
@@ -128,6 +130,29 @@ def test_the_installed_service_finds_the_installed_networks(installed, tmp_path)
     )
     printed = run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(installed))
     assert printed == "seg_loss_models.checkpoints\n"
+
+
+def test_the_installed_service_has_the_page_and_its_files(installed, tmp_path):
+    script = """
+import asyncio, httpx
+from seg_loss_app.http.app import create_app
+
+async def get():
+    transport = httpx.ASGITransport(create_app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        for path in ("/", "/docs", "/static/main.js", "/static/vendor/swagger-ui/swagger-ui.css"):
+            response = await client.get(path)
+            print(response.status_code, response.headers["Content-Type"].partition(";")[0])
+
+asyncio.run(get())
+"""
+    printed = run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert printed.splitlines() == [
+        "200 text/html",
+        "200 text/html",
+        "200 text/javascript",
+        "200 text/css",
+    ]
 
 
 def test_the_installed_training_has_the_installed_networks(installed, tmp_path):

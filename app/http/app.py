@@ -17,7 +17,7 @@ import seg_loss
 
 from .. import devices, network
 from ..settings import PREFIX, Settings
-from . import problems, v1
+from . import pages, problems, v1
 from .batching import Batcher
 from .middleware import Metrics, ObservabilityMiddleware
 from .pool import Workers
@@ -73,7 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="The pixel-wise softmax loss of semantic segmentation",
         version=seg_loss.__version__,
         lifespan=lifespan,
-        routes=v1.routes(),
+        routes=[*v1.routes(), *pages.routes()],
         openapi_url=None,  # `v1` has a route of its own
         docs_url=None,  # FastAPI's pages load scripts from other sites
         redoc_url=None,

@@ -112,7 +112,7 @@ class ObservabilityMiddleware:
                 raise
             await problems.internal_error(request_id)(scope, receive, counting_send)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
+            route = getattr(scope.get("route"), "path_format", "other")
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self._metrics.requests.labels(route, method, status).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - start)
@@ -127,9 +127,11 @@ def _request_id(scope: Scope) -> str:
 
 
 def _add_headers(message: MutableMapping[str, Any], request_id: str) -> None:
-    message["headers"] = [
+    headers = [
         *message.get("headers", []),
         (b"x-request-id", request_id.encode()),
         (b"x-content-type-options", b"nosniff"),
-        (b"cache-control", b"no-store"),
     ]
+    if all(name != b"cache-control" for name, _ in headers):  # a file has one of its own
+        headers.append((b"cache-control", b"no-store"))
+    message["headers"] = headers

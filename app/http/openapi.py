@@ -20,8 +20,11 @@ from ..images.palettes import NUM_COLOURS, OWN, PALETTES, SOURCES
 from ..input_reports import MAX_VALUES, REPORTS
 from ..inputs import DECODERS, READERS
 from ..options import (
+    COUNT,
     MAX_IGNORED,
+    NUMBER,
     SIZE,
+    EvaluateOptions,
     LossOptions,
     PredictOptions,
     VisualizeOptions,
@@ -47,6 +50,12 @@ _SCALARS: Mapping[object, Json] = {
 _CHOICES = {"normalization": NORMALIZATIONS, "absent": ABSENT}
 """The members of answers that are a name among choices."""
 
+TAGS: Mapping[str, str] = {
+    "Operations": "Tensors or files are sent, options are in the query.",
+    "Resources": "What requests can name, and a scene to try them with.",
+    "Service": "Health, metrics and this document.",
+}
+"""The groups of paths, and what the API pages say of them."""
 PALETTE_NAME: Json = {
     "name": "name",
     "in": "path",
@@ -68,7 +77,19 @@ _RETRY_AFTER: Json = {
 }
 _ALLOW: Json = {"Allow": {"description": "The methods of the path.", "schema": _STRING}}
 
+_PATTERNS: Mapping[str, str] = {
+    "size": SIZE.pattern,
+    "contour_px": COUNT.pattern,
+    "border_px": f"none|{COUNT.pattern}",
+    "image_index": COUNT.pattern,
+    "scale": f"lnC|0..lnC|auto|percentile| *{NUMBER.pattern} *, *{NUMBER.pattern} *",
+    "classes": "[^,]+(,[^,]+)*",
+    "colour_classes": " *[^ ,][^,]*(, *[^ ,][^,]*)*",
+}
+"""The texts of options that are neither numbers nor choices."""
+
 _EXAMPLE = {"logits": [[[[0.5, 2.0]], [[1.5, -1.0]]]], "labels": [[[1, 255]]]}
+_LABEL_MAP_EXAMPLE = {"prediction": [[[1, 0]]], "labels": [[[1, 255]]]}
 _LOSS_EXAMPLE: Json = {
     "loss": 0.3132616877555847,
     "normalization": "valid",
@@ -109,8 +130,20 @@ _LOSS_EXAMPLE: Json = {
 """The answer of `/v1/loss` to `_EXAMPLE`."""
 _ERRORS: tuple[type[RequestError], ...] = (*ERROR_TYPES, RequestError)
 """All errors: `RequestError` itself stands for those of the service."""
-_REQUIRED: Mapping[type[LossOptions], tuple[str, ...]] = {VisualizeOptions: (), PredictOptions: ()}
-"""The inputs that an operation with these options needs, if not the usual two."""
+_LABELS_AND_PREDICTED: Json = {
+    "required": ["labels"],
+    "anyOf": [{"required": [name]} for name in ("logits", "prediction", "image")],
+}
+_NEEDED: Mapping[type[LossOptions], Json] = {
+    EvaluateOptions: _LABELS_AND_PREDICTED,
+    VisualizeOptions: {"minProperties": 1},
+    PredictOptions: {"minProperties": 1},
+}
+"""The inputs that an operation with these options needs, if not logits and labels."""
+_EXAMPLES: Mapping[type[LossOptions], Json] = {
+    EvaluateOptions: {"a label map": {"value": _LABEL_MAP_EXAMPLE}},
+}
+"""Bodies beside that of two pixels."""
 
 
 def document(paths: Mapping[str, Any]) -> Json:
@@ -122,6 +155,7 @@ def document(paths: Mapping[str, Any]) -> Json:
             "summary": "The pixel-wise softmax loss of semantic segmentation",
             "version": seg_loss.__version__,
         },
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": dict(paths),
         "components": {"schemas": _schemas(), "responses": _error_responses()},
     }
@@ -143,6 +177,7 @@ def operation(
     statuses = [error.status for error in ERROR_TYPES if error is not NotFound]
     return {
         "operationId": name,
+        "tags": ["Operations"],
         "summary": summary,
         "parameters": _parameters(options),
         "requestBody": {
@@ -155,13 +190,14 @@ def operation(
 
 
 def resource(
+    tag: str,
     summary: str,
     content: Mapping[str, object],
     errors: Iterable[int],
     parameters: Iterable[Mapping[str, object]],
 ) -> Json:
     """Returns the entry of a GET path."""
-    entry = {"summary": summary, "parameters": list(parameters)}
+    entry = {"tags": [tag], "summary": summary, "parameters": list(parameters)}
     statuses = [*errors, MethodNotAllowed.status]
     return {**entry, "responses": _responses(summary, content, statuses)}
 
@@ -209,17 +245,16 @@ def _parameters(options: type[LossOptions]) -> list[Json]:
         if choices and is_list:
             query.pop("default", None)
             query = {"type": "array", "items": query, "minItems": 1, "uniqueItems": True}
-        elif name == "size":
-            query["pattern"] = f"^{SIZE.pattern}$"
-        elif name == "colour_classes":
-            entry = " *[^ ,][^,]*"
-            query["pattern"] = f"^({entry}(,{entry})*)$"
+        elif name in _PATTERNS:
+            query["pattern"] = f"^({_PATTERNS[name]})$"
         elif is_list:
             integer = " *[+-]?[0-9]{1,18} *"
             query["pattern"] = f"^(none|{integer}(,{integer}){{0,{MAX_IGNORED - 1}}})$"
         elif schema.get("type") == "number":
             keywords = ("type", "default", "minimum", "maximum")
             query = {keyword: schema[keyword] for keyword in keywords}
+        elif name == "num_classes":
+            query = next(entry for entry in schema["anyOf"] if entry["type"] == "integer")
         parameters.append(
             {
                 "name": name,
@@ -234,9 +269,8 @@ def _parameters(options: type[LossOptions]) -> list[Json]:
 
 
 def _bodies(options: type[LossOptions]) -> Json:
-    """Returns the content of a request by media type."""
-    required = _REQUIRED.get(options, ("logits", "labels"))
-    needed: Json = {"required": [*required]} if required else {"minProperties": 1}
+    """Returns the content of a request by media type; the first has examples to try."""
+    needed = _NEEDED.get(options, {"required": ["logits", "labels"]})
     file = {"type": "string", "contentMediaType": "application/octet-stream"}
     integers = {key: _reference("Integers") for key in json.INTEGER_KEYS}
     lists = {key: integers.get(key, _reference("Numbers")) for key in json.KEYS}
@@ -245,10 +279,11 @@ def _bodies(options: type[LossOptions]) -> Json:
         multipart.MEDIA_TYPE: {"schema": _object(dict.fromkeys(READERS, file), **needed)},
         json.MEDIA_TYPE: {
             "schema": _object(lists, **needed),
-            "examples": {"two pixels": {"value": _EXAMPLE}},
+            "examples": {"two pixels": {"value": _EXAMPLE}, **_EXAMPLES.get(options, {})},
         },
     }
-    return {media_type: bodies[media_type] for media_type in DECODERS}
+    media_types = sorted(DECODERS, key=lambda media_type: media_type != json.MEDIA_TYPE)
+    return {media_type: bodies[media_type] for media_type in media_types}
 
 
 def _schemas() -> Json:
@@ -275,6 +310,7 @@ def _schemas() -> Json:
     hints = {name: _hint_of(Evaluation, name) for name in EVALUATION_FIELDS}
     evaluation = {**_properties(hints), "confusion": matrix}
     loss = {name: evaluation[name] for name in LOSS_FIELDS}
+    without_logits = "null for a prediction without logits, like every loss."
     palette = {
         "name": {"type": "string", "enum": [*PALETTES]},
         "num_classes": _INTEGER,
@@ -326,7 +362,15 @@ def _schemas() -> Json:
         "Numbers": _lists_of("number", "Numbers"),
         "Integers": _lists_of("integer", "Integers"),
         "Loss": {**_answer({**loss, **echo, "warnings": warnings}), "examples": [_LOSS_EXAMPLE]},
-        "Evaluation": _answer({**evaluation, **echo, "warnings": warnings}),
+        "Evaluation": _answer(
+            {
+                **evaluation,
+                "diagnosis": _or_null(evaluation["diagnosis"], without_logits),
+                "calibration": _or_null(evaluation["calibration"], without_logits),
+                **echo,
+                "warnings": warnings,
+            }
+        ),
         "Prediction": _answer(
             {
                 "num_images": _INTEGER,
@@ -433,6 +477,10 @@ def _lists_of(kind: str, name: str) -> Json:
 
 def _object(properties: Mapping[str, object], **more: object) -> Json:
     return {"type": "object", "properties": properties, "additionalProperties": False, **more}
+
+
+def _or_null(schema: Json, description: str) -> Json:
+    return {"description": description, "oneOf": [schema, {"type": "null"}]}
 
 
 def _answer(properties: Mapping[str, object]) -> Json:

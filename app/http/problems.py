@@ -73,10 +73,10 @@ async def _handle(request: Request, error: Exception) -> Response:
 def _routing_error(request: Request, error: HTTPException) -> Exception:
     """Returns the error for an unknown path or method; any other error as it is."""
     if error.status_code == NotFound.status:
-        routes = {
-            route.path: f"{' or '.join(sorted(route.methods - {'HEAD'}))} {route.path}"
-            for route in request.app.routes
-        }
+        routes = {}
+        for route in request.app.routes:
+            methods = " or ".join(sorted(route.methods - {"HEAD"}))
+            routes[route.path_format] = f"{methods} {route.path_format}"
         path, lines = request.scope["path"], [*routes.values()]
         fix = did_you_mean(path, routes)
         return NotFound("path", f"one of {', '.join(lines)}", safe_repr(path), fix, routes=lines)

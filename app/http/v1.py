@@ -6,10 +6,9 @@ routes: it parses no body and no option. `openapi` describes the tables.
 """
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from time import perf_counter
 from typing import Any
@@ -18,15 +17,14 @@ import torch
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match, Route
-from starlette.types import Scope
+from starlette.routing import BaseRoute
 from torch import Tensor
 
 from seg_loss.upsampling import Upsampling
 
 from .. import devices, inputs, operations, results
 from ..errors import Malformed, NotFound, Unavailable, did_you_mean, safe_repr
-from ..formats import json
+from ..formats import json, safetensors
 from ..formats.compression import decompress
 from ..images.palettes import PALETTES
 from ..inputs import Inputs
@@ -45,6 +43,8 @@ from .batching import Batcher
 from .middleware import Metrics
 from .pool import Reservation, Workers
 from .responses import ChunkedResponse, Encoded
+from .routing import PathRoute
+from .sample import Sample
 from .staging import StagingPool
 
 
@@ -59,6 +59,7 @@ class Service:
         device: the device that computes.
         staging: the pinned memory for copies to the device and back.
         batcher: the network for photos; None if there is none.
+        sample: the file of `/v1/sample`.
         is_warm: whether the kernels are loaded.
         is_draining: whether the service is about to stop.
     """
@@ -69,12 +70,13 @@ class Service:
     device: torch.device
     staging: StagingPool
     batcher: Batcher | None = None
+    sample: Sample = field(default_factory=Sample)
     is_warm: bool = False
     is_draining: bool = False
 
     def announced(self, options: LossOptions) -> AbstractContextManager[None]:
         """Lets the queue of the network wait for a request that may have a photo."""
-        takes_photos = isinstance(options, (PredictOptions, VisualizeOptions))
+        takes_photos = isinstance(options, (EvaluateOptions, PredictOptions, VisualizeOptions))
         if self.batcher is None or not takes_photos:
             return nullcontext()
         return self.batcher.announced()
@@ -291,25 +293,12 @@ class Resource:
     parameters: tuple[Mapping[str, object], ...] = ()
 
 
-class _Route(Route):
-    """A path, with or without a slash at its end."""
-
-    def __init__(self, path: str, endpoint: Callable[[Request], Any], method: str) -> None:
-        super().__init__(path, endpoint, methods=[method])
-        self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + r"/?\Z")
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Adds the route to the scope, where `http.middleware` reads its path."""
-        match, child_scope = super().matches(scope)
-        return match, {**child_scope, "route": self} if match != Match.NONE else child_scope
-
-
 def routes() -> list[BaseRoute]:
     """Returns the routes of all paths."""
     operations = (
-        _Route(f"/v1/{operation.name}", _endpoint(operation), "POST") for operation in OPERATIONS
+        PathRoute(f"/v1/{operation.name}", _endpoint(operation), "POST") for operation in OPERATIONS
     )
-    resources = (_Route(resource.path, resource.answer, "GET") for resource in RESOURCES)
+    resources = (PathRoute(resource.path, resource.answer, "GET") for resource in RESOURCES)
     return [*operations, *resources]
 
 
@@ -327,7 +316,11 @@ def openapi_document() -> dict[str, Any]:
     paths |= {
         resource.path: {
             "get": openapi.resource(
-                resource.summary, resource.content, resource.errors, resource.parameters
+                "Resources" if resource.path.startswith("/v1") else "Service",
+                resource.summary,
+                resource.content,
+                resource.errors,
+                resource.parameters,
             )
         }
         for resource in RESOURCES
@@ -359,6 +352,17 @@ async def _model(request: Request) -> Response:
     service: Service = request.app.state.service
     fields = None if service.batcher is None else service.batcher.network.fields()
     return _negotiated_json(request, results.json_bytes({"model": fields}))
+
+
+async def _sample(request: Request) -> Response:
+    responses.choose_media_type(_accept(request), [safetensors.MEDIA_TYPE])
+    service: Service = request.app.state.service
+    file = await service.sample.file(service.workers)
+    headers = {"ETag": file.etag, "Cache-Control": "no-cache"}
+    if responses.has_copy(request.headers.getlist("if-none-match"), file.etag):
+        return Response(status_code=304, headers=headers)
+    encoded = Encoded(safetensors.MEDIA_TYPE, [memoryview(file.content)])
+    return ChunkedResponse(encoded, headers, ExitStack(), service.settings)
 
 
 async def _openapi(request: Request) -> Response:
@@ -442,6 +446,13 @@ RESOURCES = (
         _model,
         openapi.json_content("Model"),
         (406,),
+    ),
+    Resource(
+        "/v1/sample",
+        "A street scene to try the service with: photo, labels and logits of 19 classes",
+        _sample,
+        {safetensors.MEDIA_TYPE: {}},
+        (406, 503),
     ),
     Resource("/livez", "Whether the process answers", _livez, openapi.json_content("Status")),
     Resource(

@@ -1,6 +1,6 @@
 """A synthetic street scene: photo, labels and logits to try the service with, free of any licence.
 
-`make_sample` draws one scene in perspective, twice with the same outlines: in the colours of a
+`draw_sample` draws one scene in perspective, twice with the same outlines: in the colours of a
 photo, and in the indices of the 19 Cityscapes classes, of which only the train is missing. The
 logits are not those of a trained network. They are the true classes, blurred and perturbed: borders
 are uncertain, similar classes are confused, and wrong predictions are too confident. All random
@@ -15,8 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from .files import replace_file
+from .indexed import indexed_picture
 from .palettes import Colour
-from .render import indexed_picture
 from .street import CLASS, PALETTE, VOID, House, Street, blur, smooth_noise, with_void
 
 _SEED = 20150608  # FCN was published in this month
@@ -69,6 +69,21 @@ _HOUSES_ON_THE_LEFT, _HOUSES_ON_THE_RIGHT = (
 )
 
 
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """The scene.
+
+    Attributes:
+        photo: uint8 [H,W,3].
+        labels: uint8 [H,W], with the indices 0…18 and 255.
+        logits: float32 [19,H,W].
+    """
+
+    photo: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.uint8]
+    logits: npt.NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class SampleFiles:
     """The paths of the three files.
@@ -84,6 +99,22 @@ class SampleFiles:
     logits: Path
 
 
+def draw_sample(height: int = 256, width: int = 512) -> Sample:
+    """Returns the scene of this size.
+
+    Raises:
+        ValueError: if height or width is below 32 pixels, where no object is recognisable.
+    """
+    if height < 32 or width < 32:
+        raise ValueError(f"sample: expected sides of at least 32 pixels, got {height} x {width}.")
+    random = np.random.default_rng(_SEED)
+    street = Street(height, width)
+    _draw(street)
+    truth, instances = street.truth()
+    photo = street.photo(random)
+    return Sample(photo, with_void(truth, instances), _logits(truth, random))
+
+
 def make_sample(directory: Path, *, height: int = 256, width: int = 512) -> SampleFiles:
     """Writes `photo.png`, `labels.png` and `logits.npy`, and no other file, into a directory.
 
@@ -94,20 +125,14 @@ def make_sample(directory: Path, *, height: int = 256, width: int = 512) -> Samp
         ValueError: if height or width is below 32 pixels, where no object is recognisable.
         OSError: if the directory cannot be created or written to.
     """
-    if height < 32 or width < 32:
-        raise ValueError(f"sample: expected sides of at least 32 pixels, got {height} x {width}.")
-    random = np.random.default_rng(_SEED)
-    street = Street(height, width)
-    _draw(street)
-    truth, instances = street.truth()
-    labels = with_void(truth, instances)
-
+    sample = draw_sample(height, width)
     files = SampleFiles(directory / "photo.png", directory / "labels.png", directory / "logits.npy")
     directory.mkdir(parents=True, exist_ok=True)
-    photo = Image.fromarray(street.photo(random))
-    logits = _logits(truth, random)[None]
+    photo = Image.fromarray(sample.photo)
+    labels = indexed_picture(sample.labels, PALETTE)
+    logits = sample.logits[None]
     replace_file(files.photo, lambda file: photo.save(file, "PNG"))
-    replace_file(files.labels, lambda file: indexed_picture(labels, PALETTE).save(file, "PNG"))
+    replace_file(files.labels, lambda file: labels.save(file, "PNG"))
     replace_file(files.logits, lambda file: np.save(file, logits, allow_pickle=False))
     return files
 

@@ -31,6 +31,7 @@ from serving import SAFETENSORS, assert_problem, served
 import seg_loss
 from app import operations, options, results
 from app.devices import CPU
+from app.images import render
 from app.inputs import Inputs
 from seg_loss import Bilinear, reference
 from seg_loss.constants import SCORES
@@ -209,7 +210,9 @@ def test_without_labels_pictures_have_the_size_of_the_photo(client, run, empty_d
     write_inputs(inputs)
     Image.fromarray(photo.numpy()).save("photo.png")
     arguments = f"visualize logits.npy --upsampling fcn --kind {kind} -o a.png".split()
-    assert run(*arguments, "--image", "photo.png") == (0, "", "")
+    scale = {"confidence": "0,1 (probability)", "entropy": "0,1.6094 (nats)"}.get(kind)
+    err = f"seg-loss: scale: {scale}\n" if scale else ""
+    assert run(*arguments, "--image", "photo.png") == (0, "", err)
     with Image.open("a.png") as picture:
         assert picture.size == UPSAMPLED_SIZE[::-1]
     status, _, err = run(*arguments)
@@ -305,6 +308,11 @@ def test_working_bytes_are_those_of_results_and_upsampling():
     with_photo = Inputs(logits=inputs.logits, image=np.zeros((8, 9, 3), np.uint8))
     scratch = seg_loss.scratch_bytes(inputs.logits, (8, 9), upsampling=Bilinear())
     assert needed(with_photo, upsampled) == 4 * 72 + scratch + operations.PICTURE_BYTES * 72
+    # A batch costs one picture, and a canvas its pixels.
+    batch = Inputs(labels=torch.cat([inputs.labels] * 3))
+    chosen = options.VisualizeOptions(kind="labels", image_index=1, legend="strip")
+    canvas = operations.CANVAS_BYTES * render.canvas_pixels("labels", "strip", 6, 7)
+    assert needed(batch, chosen) == picture + canvas
     half = Inputs(logits=inputs.logits.half(), labels=inputs.labels)
     logarithms = {name: needed(half, options.LossOptions(scores=name)) for name in SCORES}
     # The logarithms of probabilities are float32.

@@ -194,11 +194,24 @@ def test_several_labels_can_be_ignored():
         ),
         (
             lambda: confusion_matrix(torch.tensor([0, 1]), torch.tensor([5, 5]), 2),
-            "labels: expected 0...1, got 5 (2 such pixels).",
+            "labels: expected 0...1 or 255 (ignored), got 5 at (0,) and 1 more pixel.",
         ),
         (
             lambda: confusion_matrix(torch.tensor([0, -1]), torch.tensor([0, 1]), 2),
-            "prediction: expected 0...1, got -1 (1 such pixels).",
+            "prediction: expected 0...1, got -1 at (1,).",
+        ),
+        (
+            lambda: confusion_matrix(
+                torch.tensor([[9, 9], [0, 255]]), torch.tensor([[255, 1], [0, 1]]), 2
+            ),
+            "prediction: expected 0...1, got 9 at (0, 1) and 1 more pixel.",
+        ),
+        (
+            lambda: confusion_matrix(torch.tensor([0, 255]), torch.tensor([0, 1]), 2),
+            (
+                "prediction: expected 0...1, got 255 at (1,). "
+                "A prediction is not ignored at a pixel whose label is a class."
+            ),
         ),
         (
             lambda: fcn_metrics(torch.zeros(2, 3)),
@@ -215,6 +228,8 @@ def test_several_labels_can_be_ignored():
         "shapes",
         "label",
         "prediction",
+        "prediction at valid pixels",
+        "ignored prediction",
         "confusion",
         "absent",
     ],

@@ -188,6 +188,26 @@ def test_pictures_that_need_no_network_stay_what_they_are(service, client):
     assert after == before
 
 
+def test_a_photo_and_labels_are_evaluated_like_logits(service):
+    (photo,) = make_photos((70, 50))
+    network = service.app.state.service.batcher.network
+    scores, upsampling = network.scores(photo)
+    random = torch.Generator().manual_seed(4)
+    labels = torch.randint(0, NUM_CLASSES, (1, 70, 50), generator=random, dtype=torch.uint8)
+    labels[:, :9] = 255
+    expected = seg_loss.evaluate(scores, labels, upsampling=upsampling, maps=("nll",))
+    body = safetensors_file(image=torch.from_numpy(photo), labels=labels)
+    response = service.post(
+        "/v1/evaluate?maps=labels,nll", content=body, headers=AS_SAFETENSORS
+    )
+    maps = safetensors.torch.load(response.content)
+    assert torch.equal(maps["labels"], labels)
+    torch.testing.assert_close(maps["nll"], expected.maps["nll"], rtol=1e-5, atol=1e-6)
+    evaluation = service.post("/v1/evaluate", content=body, headers=SAFETENSORS).json()
+    assert evaluation["loss"] == pytest.approx(expected.loss, rel=1e-6)
+    assert evaluation["confusion"] == expected.confusion.tolist()
+
+
 def test_labels_of_a_photo_have_the_usual_warnings(service):
     (photo,) = make_photos((40, 50))
     labels = torch.full((40, 50), 3, dtype=torch.uint8)
@@ -245,7 +265,7 @@ ERRORS = {
         {"labels": torch.full((1, 40, 50), 255, dtype=torch.uint8)},
         (
             "labels: expected 0...4, got 255 at (0, 0, 0) and 1999 more pixels. "
-            "If 255 marks void pixels, add it to ignore_index."
+            "If 255 marks void pixels, pass ignore_index=255."
         ),
     ),
 }

@@ -26,8 +26,8 @@ from serving import SAFETENSORS, assert_problem, assert_still_serves, served
 
 import seg_loss
 from app.http.v1 import RESOURCES
+from app.images.kinds import KINDS
 from app.images.palettes import PALETTES
-from app.images.render import KINDS
 
 LOSS_FIELDS = {
     "inputs",
@@ -66,6 +66,7 @@ REQUESTS = [
     "loss?label_space=instance_1000",
     "gradient",
     "evaluate",
+    "evaluate?num_classes=5",
     *(f"visualize?kind={kind}" for kind in KINDS),
     "visualize?kind=prediction&prediction_space=ade_zero",
 ]
@@ -81,13 +82,16 @@ def without_inputs(response):
 @pytest.mark.parametrize("request_path", REQUESTS)
 def test_labels_of_every_dtype_mean_the_same(client, request_path):
     inputs = make_inputs()
-    inputs["prediction"] = inputs["labels"].flip(1)
+    inputs["prediction"] = inputs["labels"].flip(1).clamp(max=4)
     inputs["image"] = make_photo(6, 7)
+    if request_path.startswith("evaluate"):
+        del inputs["logits" if "num_classes" in request_path else "prediction"]
     expected = client.post_tensors(f"/v1/{request_path}", **inputs)
     assert expected.status_code == 200
     for name in ("int16", "int32", "int64", "uint16", "uint32", "uint64"):
         dtype = getattr(torch, name)
-        indices = {name: inputs[name].to(dtype) for name in ("labels", "prediction")}
+        names = inputs.keys() & {"labels", "prediction"}
+        indices = {name: inputs[name].to(dtype) for name in names}
         tensors = {**inputs, **indices}
         files = {name: npy_file(tensor.numpy()) for name, tensor in tensors.items()}
         for response in (
@@ -219,7 +223,10 @@ def test_every_kind_of_picture_has_the_size_of_the_labels(client, upsampling, ki
     assert response.status_code == 200, response.text
     assert response.headers["Content-Type"] == "image/png"
     picture = Image.open(io.BytesIO(response.content))
-    assert picture.size == (width, height)
+    if kind == "compare":  # two columns of two panels, with titles
+        assert picture.size > (2 * width, 2 * height)
+    else:
+        assert picture.size == (width, height)
     if kind == "labels":
         assert np.array_equal(np.array(picture), inputs["labels"][0].numpy())
     if kind == "prediction":
@@ -262,7 +269,8 @@ def test_a_picture_without_logits_is_not_upsampled(client):
     }
     response = client.post(f"{path}error", files=files)
     assert assert_problem(response, 422, "ill_posed")["detail"] == (
-        "prediction: expected 19 x 30 (height x width) to match the labels, got 20 x 30."
+        "prediction: expected 19 x 30 (height x width) to match the labels, got 20 x 30. "
+        "Use resize=labels or resize=image to resample."
     )
 
 
@@ -285,15 +293,16 @@ def test_a_picture_shows_exactly_one_image(client):
     response = client.post_tensors("/v1/visualize", logits=two)
     assert response.status_code == 422
     assert response.json()["detail"] == (
-        "logits: expected [1,C,H,W], the logits of one image, got shape (2, 5, 6, 7)."
+        "logits: expected [1,C,H,W], the logits of one image, got shape (2, 5, 6, 7). "
+        "Choose one: image_index=0...1."
     )
 
 
 def test_a_picture_needs_integer_labels_of_one_image(client):
-    labels = make_inputs()["labels"]
+    labels, choice = make_inputs()["labels"], "Choose one: image_index=0...1."
     for tensor, got in (
         (labels.float(), "expected class indices, which are integers, got float32."),
-        (torch.cat([labels] * 2), "expected [1,H,W], one image, got shape (2, 6, 7)."),
+        (torch.cat([labels] * 2), f"expected [1,H,W], one image, got shape (2, 6, 7). {choice}"),
     ):
         response = client.post_tensors("/v1/visualize?kind=labels", labels=tensor)
         assert assert_problem(response, 422, "ill_posed")["detail"] == f"labels: {got}"

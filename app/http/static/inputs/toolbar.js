@@ -1,0 +1,90 @@
+/** The buttons below the files, and the choice of the image that is shown. */
+
+import { create } from "../dom.js";
+
+const COPIED_MS = 2000;
+
+export class Toolbar {
+  #sample;
+  #predict;
+  #download;
+  #link;
+  #images;
+  #scene = null;
+  #shown = 0;
+
+  /**
+   * @param {HTMLElement} element  filled with the controls
+   * @param {object} actions
+   * @param {() => void} actions.sample
+   * @param {() => void} actions.predict
+   * @param {(imageIndex: number) => void} actions.chooseImage
+   * @param {() => string} actions.link  returns the address of what is shown
+   */
+  constructor(element, { sample, predict, chooseImage, link }) {
+    const button = (text, onclick) => create("button", { type: "button", onclick }, text);
+    this.#sample = button("Sample", sample);
+    this.#predict = button("Predict", predict);
+    this.#predict.hidden = true;
+    this.#download = button("Download JSON", () => this.#downloadJson());
+    this.#link = button("Copy link", () => this.#copyLink(link()));
+    this.#images = create("select", { "aria-label": "Image of the batch" });
+    this.#images.addEventListener("change", () => chooseImage(Number(this.#images.value)));
+    element.append(this.#sample, this.#predict, this.#images, this.#download, this.#link);
+    this.show(null, 0);
+  }
+
+  /** @param {?string} name  of the network that the service has */
+  showNetwork(name) {
+    this.#predict.hidden = name === null;
+    this.#predict.textContent = `Predict with ${name}`;
+  }
+
+  /** @param {import("./files.js").Files} files */
+  showFiles({ byRole }) {
+    this.#predict.disabled = byRole.photo === null;
+    this.#predict.title = this.#predict.disabled ? "Choose a photo first" : "";
+  }
+
+  /**
+   * @param {?import("../types.js").Scene} scene
+   * @param {number} shown
+   */
+  show(scene, shown) {
+    this.#scene = scene;
+    this.#shown = shown;
+    this.#sample.className = scene === null ? "primary" : "";
+    this.#download.hidden = scene === null;
+    this.#link.hidden = scene === null;
+    const numImages = scene?.numImages ?? 1;
+    this.#images.hidden = numImages < 2;
+    if (numImages < 2) return;
+    const images = Array.from({ length: numImages }, (_, index) =>
+      create("option", { value: `${index}` }, `Image ${index + 1} of ${numImages}`),
+    );
+    this.#images.replaceChildren(...images);
+    this.#images.value = `${scene.imageIndex}`;
+  }
+
+  #downloadJson() {
+    const { name, answer } = this.#scene.predictions[this.#shown];
+    const blob = new Blob([JSON.stringify(answer, null, 1)], { type: "application/json" });
+    const href = URL.createObjectURL(blob);
+    create("a", { href, download: `${name.replace(/\.\w+$/, "")}.json` }).click();
+    URL.revokeObjectURL(href);
+  }
+
+  async #copyLink(address) {
+    let text = "Link copied";
+    try {
+      await navigator.clipboard.writeText(address);
+    } catch {
+      // Without https or permission, the address bar still has the link.
+      text = "Copy it from the address bar";
+    }
+    this.#link.textContent = text;
+    setTimeout(() => {
+      this.#link.textContent = "Copy link";
+    }, COPIED_MS);
+  }
+}
