@@ -93,6 +93,14 @@ def _parse_names(text: object) -> object:
     return tuple(dict.fromkeys(name.strip(" ") for name in text.split(",")))
 
 
+def _parse_classes(text: object) -> object:
+    """Returns the names in `road, sky`; which classes they are, `find_class` finds out."""
+    names = _parse_names(text)
+    if isinstance(names, tuple) and "" in names:
+        raise ValueError
+    return names
+
+
 def _parse_size(text: object) -> object:
     """Returns the height and the width in `512,1024`."""
     if not isinstance(text, str):
@@ -182,7 +190,7 @@ class LabelOptions(BaseModel):
         title=f"one of {', '.join(PALETTES)}",
         description="The colours and names of the classes.",
     )
-    colour_classes: Annotated[tuple[str, ...], BeforeValidator(_parse_names)] = Field(
+    colour_classes: Annotated[tuple[str, ...], BeforeValidator(_parse_classes)] = Field(
         default=(),
         title="indices or names of classes, with commas between them",
         description="The classes that a colour is read as which several classes have: road for "

@@ -84,6 +84,7 @@ _PATTERNS: Mapping[str, str] = {
     "image_index": COUNT.pattern,
     "scale": rf"lnC|0\.\.lnC|auto|percentile| *{NUMBER.pattern} *, *{NUMBER.pattern} *",
     "classes": "[^,]+(,[^,]+)*",
+    "colour_classes": " *[^ ,][^,]*(, *[^ ,][^,]*)*",
 }
 """The texts of options that are neither numbers nor choices."""
 

@@ -191,6 +191,13 @@ def test_a_shared_colour_is_an_error_in_the_words_of_the_entry_point(client, run
     )
 
 
+@pytest.mark.parametrize("text", ["", "road,", ",", " "])
+def test_a_class_without_a_name_is_an_error(client, text) -> None:
+    response = client.post_tensors(f"/v1/loss?colour_classes={text}", **make_inputs())
+    problem = assert_problem(response, 422, "ill_posed")
+    assert problem["expected"] == "indices or names of classes, with commas between them"
+
+
 def test_unknown_colours_are_an_error_or_ignored_with_a_warning(client) -> None:
     colours = PALETTES["voc"].paint(LABELS).copy()
     colours[0, 0] = (1, 2, 3)
@@ -262,6 +269,15 @@ def test_logits_have_the_palette_of_their_number_of_classes(
         assert len(member["colours"]) == num_classes
         names = PALETTES[name].class_names
         assert member["class_names"] == ([] if source == "default" else list(names))
+
+
+def test_a_prediction_alone_has_the_palette_of_its_space(client) -> None:
+    files = {"prediction": picture(np.array([[7, 26], [0, 33]], np.uint8))}
+    path = "/v1/visualize?kind=prediction&prediction_space=cityscapes_ids"
+    colours = PALETTES["cityscapes"].colours
+    assert np.array_equal(
+        drawn(client.post(path, files=files).content), colours[[[0, 13], [255, 18]]]
+    )
 
 
 def test_a_label_map_comes_back_as_its_own_input(client) -> None:
