@@ -55,8 +55,8 @@ from .results import (
 )
 from .settings import PREFIX, Settings, counted_pixels
 
-COUNTED_BYTES = 48
-"""The most bytes that a pixel takes while it is counted by class, as int64 several times."""
+COUNTED_BYTES = 24
+"""The most bytes that a pixel takes while it is counted by class: those of an error message."""
 
 _NO_NETWORK = f"No network is served: set {PREFIX}MODEL to a checkpoint, or send logits."
 
