@@ -410,10 +410,16 @@ def visualize(
     image: Annotated[Path | None, _file_option("--image", "The photo: PNG or JPEG.")] = None,
     palette_file: Path | None = None,
     device: DeviceName = None,
+    format_name: Annotated[
+        str | None,
+        typer.Option("--format", help=f"Print the scale. One of {', '.join(FORMATS)}."),
+    ] = None,
 ) -> None:
     """Draws labels, prediction, error or loss of one image."""
     if labels is not None and labels_option is not None:
         raise UsageError("--labels: expected the labels once.")
+    if format_name is not None:
+        _check_format(format_name)
     _check_suffix(output, ".png")
     from . import operations
 
@@ -428,7 +434,19 @@ def visualize(
     )
     result = operations.visualize(inputs, options)
     _warn(result.warnings)
+    if result.scale_text:
+        _print_error(f"{PROGRAM}: scale: {result.scale_text} ({result.unit})")
     _write(output, [result.png])
+    if format_name is not None:
+        fields = {"output": str(output), "kind": options.kind, "unit": result.unit or None}
+        ends = ("first_colour", "last_colour")
+        scale = None if result.scale is None else dict(zip(ends, result.scale, strict=True))
+        rows = (*fields.items(), *(scale or {}).items())
+        report = Report(
+            (Table("picture", ("quantity", "value"), rows),),
+            {**fields, "scale": result.scale, "warnings": list(result.warnings)},
+        )
+        _print(render(report, format_name))
 
 
 @_with_options(PredictOptions)
@@ -569,7 +587,7 @@ def palettes(
     _print(render(Report(tables, fields), format_name))
 
 
-_MAX_VALUES = 24
+_MAX_VALUES = 12
 """Number of values of a label map that a table lists."""
 
 _HELD_OUT = 40

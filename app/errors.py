@@ -171,7 +171,8 @@ def empty_body() -> Malformed:
 
 def body_too_large(max_bytes: int, got: str) -> TooLarge:
     """Returns the error for a body, as sent or decompressed, of more than `max_bytes`."""
-    return TooLarge("body", f"at most {max_bytes} bytes", got, limit=max_bytes)
+    fix = "Send fewer images, or logits in float16. JSON has a lower limit than other bodies."
+    return TooLarge("body", f"at most {max_bytes} bytes", got, fix, limit=max_bytes)
 
 
 def safe_repr(text: str) -> str:

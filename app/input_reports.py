@@ -18,7 +18,8 @@ from .errors import dtype_name
 MAX_VALUES = 256
 """Largest number of values that a report lists."""
 
-_BLOCK_PIXELS = 1 << 17
+_BLOCK_PIXELS = 1 << 16
+"""Number of pixels that are counted together, so that temporary arrays stay small."""
 _MAX_RANGE = 1 << 16
 _SORTING_BYTES = 24
 """The most bytes of a pixel where values have a larger range: a sorted copy, counts and masks."""
@@ -152,14 +153,10 @@ class ValueCounts:
         )
 
 
-def counting_bytes(labels: Tensor) -> int:
-    """Returns the most bytes that `count_values` takes for these labels."""
+def sorting_bytes(labels: Tensor) -> int:
+    """Returns the bytes that `count_values` takes for these labels, but for those of a block."""
     low, high = _bounds(labels.numpy())
-    if high - low >= _MAX_RANGE:
-        return _SORTING_BYTES * labels.numel()
-    num_counts = high + 1 if low >= 0 and high < _MAX_RANGE else high - low + 1
-    # Two blocks and two arrays of counts, in int64.
-    return 16 * (min(labels.numel(), _BLOCK_PIXELS) + num_counts)
+    return 0 if high - low < _MAX_RANGE else _SORTING_BYTES * labels.numel()
 
 
 def count_values(

@@ -47,7 +47,7 @@ from .options import (
     PredictionOptions,
     PredictOptions,
 )
-from .settings import Settings
+from .settings import PREFIX, Settings
 
 Source = Tensor | memoryview
 """A tensor, or the bytes of a file."""
@@ -62,6 +62,18 @@ MAX_AXES = 5
 MAX_UPSAMPLED_SIDE = 1 << 16
 """Largest height and width that logits are upsampled to. An upsampling has tables with an entry for
 each row and column, which stay in a cache."""
+
+_LIMITS: Mapping[str, str] = {
+    "images": "max_images",
+    "classes": "max_classes",
+    "pixels": "max_pixels",
+    "pixels per image": "max_pixels",
+    "upsampled logits (images x classes x pixels)": "max_upsampled_logits",
+}
+"""The settings that limit what a request has, by the words of messages."""
+
+_BLOCK_PIXELS = 1 << 17
+"""Pixels whose largest class is looked for together: they stay in the cache of a processor."""
 
 _MAPPING_BYTES = 24
 """The most bytes that a label takes while it is mapped to a class, as an index of a table too."""
@@ -323,9 +335,9 @@ class _Reader:
             raise IllPosed(where, "at least one number", f"shape {tuple(logits.shape)}")
         logits = logits.movedim(LAYOUTS[self.options.layout], 1)
         num_images, num_classes, *spatial = logits.shape
-        _check_limit(where, num_images, "images", self.settings.max_images)
-        _check_limit(where, num_classes, "classes", self.settings.max_classes)
-        _check_limit(where, prod(spatial), "pixels per image", self.settings.max_pixels)
+        self._check_limit(where, num_images, "images")
+        self._check_limit(where, num_classes, "classes")
+        self._check_limit(where, prod(spatial), "pixels per image")
         self.logits = logits
         if self.size is not None:
             self._check_upsampled_size("size", (num_images, *self.size))
@@ -431,10 +443,10 @@ class _Reader:
         """Counts the values of a label map, for answers in JSON and for the palette of pictures."""
         if isinstance(self.options, GradientOptions):
             return  # whose answer is neither
-        counting_bytes = input_reports.counting_bytes(indices)
-        self.grow(counting_bytes)
+        sorting_bytes = input_reports.sorting_bytes(indices)
+        self.grow(sorting_bytes)
         values = input_reports.count_values(indices, space, self.options.ignore_index, where)
-        self.grow(-counting_bytes)
+        self.grow(-sorting_bytes)
         mode = None if label_map is None else label_map.mode
         is_coloured = label_map is not None and label_map.is_coloured
         read_as = "colours" if is_coloured else "indices"
@@ -539,7 +551,7 @@ class _Reader:
             largest = _largest_class(prediction, labels, options.ignore_index)
             # A larger class is invalid then: the error says where it is.
             num_classes = min(largest + 1, self.settings.max_classes)
-        _check_limit("num_classes", num_classes, "classes", self.settings.max_classes)
+        self._check_limit("num_classes", num_classes, "classes")
         self.num_classes = num_classes
         space = options.label_space if "label_space" in options.model_fields_set else ""
         self.warnings += label_spaces.advice_for(
@@ -552,11 +564,9 @@ class _Reader:
             raise IllPosed(where, "at least one number", f"shape {tuple(tensor.shape)}")
         if self.logits is None:
             tensor = tensor[None] if tensor.ndim == 2 else tensor
-            _check_limit(
-                where, len(tensor) if tensor.ndim else 1, "images", self.settings.max_images
-            )
+            self._check_limit(where, len(tensor) if tensor.ndim else 1, "images")
             num_pixels = prod(tensor.shape[1:])
-            _check_limit(where, num_pixels, "pixels per image", self.settings.max_pixels)
+            self._check_limit(where, num_pixels, "pixels per image")
         elif self.is_upsampled:
             tensor = tensor[None] if tensor.ndim == 2 and len(self.logits) == 1 else tensor
             if tensor.ndim not in (3, 4):
@@ -575,7 +585,7 @@ class _Reader:
             got = f"{dtype_name(image.dtype)} {tuple(image.shape)}"
             raise IllPosed(where, "uint8 [H,W,3] or [3,H,W]", got)
         num_pixels = image.shape[0] * image.shape[1]
-        _check_limit(where, num_pixels, "pixels", self.settings.max_pixels)
+        self._check_limit(where, num_pixels, "pixels")
         if not image.numel():
             raise IllPosed(where, "at least one pixel", f"shape {tuple(image.shape)}")
         return image.contiguous().numpy()
@@ -589,19 +599,31 @@ class _Reader:
             return
         self.has_upsampled_size = True
         num_images, *_, height, width = shape
-        settings = self.settings
-        _check_limit(where, height, "rows", MAX_UPSAMPLED_SIDE)
-        _check_limit(where, width, "columns", MAX_UPSAMPLED_SIDE)
-        _check_limit(where, height * width, "pixels per image", settings.max_pixels)
+        for count, unit in ((height, "rows"), (width, "columns")):
+            if count > MAX_UPSAMPLED_SIDE:
+                expected = f"at most {MAX_UPSAMPLED_SIDE} {unit}"
+                raise TooLarge(where, expected, f"{count}", limit=MAX_UPSAMPLED_SIDE)
+        self._check_limit(where, height * width, "pixels per image")
         # Scores that are downsampled cost as much as if they kept their size.
         _, num_classes, min_height, min_width = self.logits.shape
         num_pixels = max(height, min_height) * max(width, min_width)
-        _check_limit(
+        self._check_limit(
             where,
             num_images * num_classes * num_pixels,
             "upsampled logits (images x classes x pixels)",
-            settings.max_upsampled_logits,
         )
+
+    def _check_limit(self, where: str, count: int, unit: str) -> None:
+        """Checks a number of what `_LIMITS` names, against the limit of the settings.
+
+        Raises:
+            TooLarge: if it is exceeded.
+        """
+        setting = _LIMITS[unit]
+        limit = getattr(self.settings, setting)
+        if count > limit:
+            fix = f"The limit is {PREFIX}{setting.upper()}."
+            raise TooLarge(where, f"at most {limit} {unit}", f"{count}", fix, limit=limit)
 
 
 READERS: Mapping[str, Callable[[_Reader, str, Source], Any]] = {
@@ -716,23 +738,24 @@ def _largest_class(prediction: Tensor, labels: Tensor, ignored: Sequence[int]) -
 
     An ignored value in the prediction is no class, since it would be the largest one.
     """
-    counts = torch.ones_like(labels, dtype=torch.bool)
-    for value in representable(ignored, labels.dtype):
-        counts &= labels != value
-    largest = [labels[counts]]
-    if prediction.shape == labels.shape:  # else an error of `seg_loss`
-        for value in representable(ignored, prediction.dtype):
-            counts &= prediction != value
-        largest.append(prediction[counts])
-    return max((int(values.long().max()) for values in largest if values.numel()), default=0)
+    largest = 0
+    have_same_shape = prediction.shape == labels.shape  # else an error of `seg_loss`
+    flat_labels, flat_prediction = labels.flatten(), prediction.flatten()
+    for begin in range(0, labels.numel(), _BLOCK_PIXELS):
+        block = flat_labels[begin : begin + _BLOCK_PIXELS]
+        valid = torch.ones_like(block, dtype=torch.bool)
+        for value in representable(ignored, labels.dtype):
+            valid &= block != value
+        largest = max(largest, int(torch.where(valid, block.long(), 0).max()))
+        if have_same_shape:
+            block = flat_prediction[begin : begin + _BLOCK_PIXELS]
+            for value in representable(ignored, prediction.dtype):
+                valid &= block != value
+            largest = max(largest, int(torch.where(valid, block.long(), 0).max()))
+    return largest
 
 
 def representable(values: Sequence[int], dtype: torch.dtype) -> list[int]:
     """Returns the values that the dtype can hold; no label has any other value."""
     limits = torch.iinfo(dtype)
     return [value for value in values if limits.min <= value <= limits.max]
-
-
-def _check_limit(where: str, count: int, unit: str, limit: int) -> None:
-    if count > limit:
-        raise TooLarge(where, f"at most {limit} {unit}", f"{count}", limit=limit)

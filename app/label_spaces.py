@@ -6,6 +6,7 @@
 | `cityscapes_ids` | 0...33 of *_labelIds.png | the train id, 0...18 | the 15 others, 255 |
 | `ade_zero` | 1... of ADE20K, SIFT Flow | the value minus 1 | 0, 255 |
 | `cocostuff_182` | 0...181 of COCO-Stuff | 0...170, without the 11 unused ids | 255 |
+| `coco_ids` | 1...182, the ids of COCO, one more than the above | the same | 0, 255 |
 | `instance_1000` | *_instanceIds.png | the value, // 1000 from 1000 on | `ignore_index` |
 | `binary_255` | 0 and 255 of a mask | 0 and 1 | none |
 
@@ -140,6 +141,8 @@ _CITYSCAPES = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
 
 _COCO_UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
 _COCO = [value for value in range(182) if value not in _COCO_UNUSED]
+_COCO_IDS = [value + 1 for value in _COCO]
+"""The ids in labels.txt of COCO-Stuff, where 0 is unlabelled."""
 
 LABEL_SPACES: Mapping[str, LabelSpace] = {
     "raw": LabelSpace("class indices"),
@@ -170,7 +173,17 @@ LABEL_SPACES: Mapping[str, LabelSpace] = {
         is_likely=lambda values: (
             values.num_classes == 171
             and values.has_any(range(172, 182))
-            and values.are_within(range(182), VOID)
+            and values.are_within(*_COCO, VOID)
+        ),
+    ),
+    "coco_ids": LabelSpace(
+        f"0...182 or 255, and none of the unused ids {', '.join(str(v + 1) for v in _COCO_UNUSED)}",
+        "values up to 182 for 171 classes look like ids of COCO, with 0 for unlabelled.",
+        _table({0: VOID, VOID: VOID, **_classes_of(_COCO_IDS)}),
+        is_likely=lambda values: (
+            values.num_classes == 171
+            and values.has_any(range(172, 183))
+            and values.are_within(0, *_COCO_IDS, VOID)
         ),
     ),
     "instance_1000": LabelSpace(
@@ -219,8 +232,23 @@ def to_classes(labels: Labels, name: str, ignored: Sequence[int], where: str) ->
     classes = space.table[inside]
     invalid = (classes == _INVALID) | (inside != labels)
     if invalid.any():
-        raise IllPosed(where, space.expected, _first_of(labels, invalid))
+        fix = ""
+        other = _OTHER_COCO.get(name)
+        if other is not None and _are_all_in(labels, LABEL_SPACES[other]):
+            fix = f"All values are ids of {SPACE_OPTIONS[where]}={other}."
+        raise IllPosed(where, space.expected, _first_of(labels, invalid), fix)
     return classes.astype(np.uint8)
+
+
+_OTHER_COCO = {"cocostuff_182": "coco_ids", "coco_ids": "cocostuff_182"}
+"""The other numbering of the same classes, from 0 or from 1."""
+
+
+def _are_all_in(labels: Labels, space: LabelSpace) -> bool:
+    """Returns whether all values are those of a space with a table."""
+    assert space.table is not None
+    present = _values_of(labels)
+    return all(0 <= value < len(space.table) and space.table[value] >= 0 for value in present)
 
 
 def values_of_classes(name: str, num_values: int) -> npt.NDArray[np.intp]:

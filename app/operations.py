@@ -27,9 +27,12 @@ from seg_loss.upsampling import Size, Upsampling
 from . import label_spaces
 from .errors import IllPosed, TooLarge, dtype_name
 from .formats import npy, png
-from .images import render
-from .images.palettes import PALETTES, ChosenPalette, choose_palette
-from .images.render import KINDS, Layers
+from .images import render, resample
+from .images.error_map import is_one_of
+from .images.kinds import KINDS
+from .images.layers import Layers
+from .images.palettes import PALETTES, ChosenPalette, Palette, choose_palette, find_class
+from .images.style import Style
 from .inputs import MAX_UPSAMPLED_SIDE, Inputs, NetworkOutput, class_indices, representable
 from .options import (
     LAYOUTS,
@@ -52,13 +55,16 @@ from .results import (
 )
 from .settings import PREFIX, Settings, counted_pixels
 
-COUNTED_BYTES = 48
-"""The most bytes that a pixel takes while it is counted by class, as int64 several times."""
+COUNTED_BYTES = 24
+"""The most bytes that a pixel takes while it is counted by class: those of an error message."""
 
 _NO_NETWORK = f"No network is served: set {PREFIX}MODEL to a checkpoint, or send logits."
 
 PICTURE_BYTES = 48
-"""The most bytes that a pixel takes while its picture is drawn, in float32 and as a PNG."""
+"""The most bytes that a pixel takes while its picture is resampled, drawn and encoded as a PNG."""
+
+CANVAS_BYTES = 12
+"""The most bytes that a pixel of a canvas with panels or a legend takes, and in its PNG."""
 
 
 def loss(inputs: Inputs, options: LossOptions) -> EvaluationResult:
@@ -103,22 +109,20 @@ def gradient(inputs: Inputs, options: GradientOptions) -> GradientResult:
 
 def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
     """Returns a picture of one image."""
+    inputs = _one_image(inputs, options)
     palette = palette_for(inputs, options).palette
     labels = _indices("labels", inputs.labels)
     prediction = _indices("prediction", inputs.prediction)
     tensors, is_finite = dict[str, Tensor](), True
-    if prediction is None or KINDS[options.kind].map != "prediction":
-        tensors, is_finite = _maps_for_picture(inputs, options)
+    names = _maps_of_picture(inputs, options)
+    if names:
+        tensors, is_finite = _maps_for_picture(inputs, options, names)
     maps = {name: tensor[0].cpu().numpy() for name, tensor in tensors.items()}
     if prediction is None:
         prediction = maps.get("prediction")
     num_classes = palette.num_classes
     if inputs.logits is not None:
         num_classes = inputs.logits.shape[1]
-    valid = None
-    if labels is not None:
-        dtype = torch.from_numpy(labels[:0]).dtype
-        valid = ~np.isin(labels, representable(options.ignore_index, dtype))
     layers = Layers(
         palette=palette,
         num_classes=num_classes,
@@ -129,11 +133,27 @@ def visualize(inputs: Inputs, options: VisualizeOptions) -> PictureResult:
         confidence=maps.get("confidence"),
         entropy=maps.get("entropy"),
         photo=inputs.image,
-        valid=valid,
-        alpha=options.alpha,
+        valid=None if labels is None else ~is_one_of(labels, options.ignore_index),
+        class_names=palette.class_names,
     )
-    picture = render.draw(options.kind, layers)
-    return PictureResult(png.encode(picture), inputs.warnings, is_finite)
+    style = Style(
+        alpha=options.alpha,
+        contour_px=options.contour_px,
+        border_px=options.border_px,
+        legend=options.legend,
+        scale=options.scale,
+        cmap=options.cmap,
+        classes=_chosen_classes(palette, options),
+        ignore=options.ignore,
+    )
+    picture = render.draw(options.kind, resample.resampled(layers, options.resize), style)
+    return PictureResult(
+        png.encode(picture.image),
+        (*inputs.warnings, *picture.warnings),
+        is_finite,
+        picture.scale,
+        picture.unit,
+    )
 
 
 def predict(inputs: Inputs, options: PredictOptions) -> PredictionResult:
@@ -324,6 +344,8 @@ def require_finite(inputs: Inputs, options: LossOptions, result: Result) -> None
     Raises:
         seg_loss.InvalidInput: with the number of such pixels, and the index of the first.
     """
+    if isinstance(options, VisualizeOptions):
+        inputs = _one_image(inputs, options)
     labels, ignore_index = inputs.labels, options.ignore_index
     if labels is None and isinstance(result, PredictionResult) and inputs.logits is not None:
         labels, ignore_index = _no_labels(inputs, options, inputs.logits), ()
@@ -507,7 +529,7 @@ def _map_bytes(inputs: Inputs, options: LossOptions) -> int:
     size = _size(inputs, options)
     if size is None or inputs.logits is None:
         return 0
-    return 4 * _num_maps(options) * len(inputs.logits) * math.prod(size)
+    return 4 * _num_maps(inputs, options) * len(inputs.logits) * math.prod(size)
 
 
 def _gradient_bytes(inputs: Inputs, options: LossOptions) -> int:
@@ -541,13 +563,17 @@ def _picture_bytes(inputs: Inputs, options: LossOptions) -> int:
     """Returns the bytes that a picture takes while it is drawn."""
     if not isinstance(options, VisualizeOptions):
         return 0
-    indices = (inputs.labels, inputs.prediction)
-    num_pixels = [tensor.numel() for tensor in indices if tensor is not None]
+    tensors = (inputs.labels, inputs.prediction, inputs.logits)
+    sizes = [tuple(tensor.shape[-2:]) for tensor in tensors if tensor is not None]
     if inputs.image is not None:
-        num_pixels.append(math.prod(inputs.image.shape[:2]))
-    if inputs.logits is not None:
-        num_pixels.append(inputs.logits.numel() // inputs.logits.shape[1])
-    return PICTURE_BYTES * max(num_pixels, default=0)
+        sizes.append(inputs.image.shape[:2])
+    # Tensors with fewer axes are an error of the operation.
+    sizes = [size for size in sizes if len(size) == 2]
+    height, width = max(sizes, key=math.prod, default=(0, 0))
+    canvas = 0
+    if height and width:
+        canvas = render.canvas_pixels(options.kind, options.legend, height, width)
+    return PICTURE_BYTES * height * width + CANVAS_BYTES * canvas
 
 
 def _label_map_bytes(inputs: Inputs, options: LossOptions) -> int:
@@ -565,10 +591,10 @@ def _counted_bytes(inputs: Inputs) -> int:
     return COUNTED_BYTES * inputs.labels.numel()
 
 
-def _num_maps(options: LossOptions) -> int:
+def _num_maps(inputs: Inputs, options: LossOptions) -> int:
     """Returns the number of maps [N,H,W] that are computed, counting [N,3,H,W] as three."""
     if isinstance(options, VisualizeOptions):
-        return int(KINDS[options.kind].map is not None)
+        return len(_maps_of_picture(replace(inputs, prediction=None), options))
     if isinstance(options, (EvaluateOptions, PredictOptions)):
         maps = {"prediction"} if isinstance(options, PredictOptions) else set()
         maps |= set(options.maps)
@@ -719,23 +745,69 @@ def _logits_and_labels(inputs: Inputs) -> tuple[Tensor, Tensor]:
     return inputs.logits, inputs.labels
 
 
-def _maps_for_picture(inputs: Inputs, options: VisualizeOptions) -> tuple[dict[str, Tensor], bool]:
-    """Returns the map of the kind, and whether all valid pixels have a softmax.
+def _one_image(inputs: Inputs, options: VisualizeOptions) -> Inputs:
+    """Returns the inputs with the image of the option `image_index`, as a batch of one.
 
-    Without labels no pixel is valid. There is no map if none is needed or possible.
+    Without the option, the inputs are returned as they are.
+
+    Raises:
+        IllPosed: if a tensor has no image of that index.
     """
-    name, logits, labels = KINDS[options.kind].map, inputs.logits, inputs.labels
-    if name is None or logits is None or (name == "nll" and labels is None):
+    index = options.image_index
+    if index is None:
+        return inputs
+    names = ("logits", "labels", "pixel_weight", "prediction")
+    tensors: dict[str, Tensor] = {
+        name: getattr(inputs, name) for name in names if name in inputs.names
+    }
+    for name, tensor in tensors.items():
+        num_images = len(tensor) if tensor.ndim else 0
+        if index >= num_images:
+            raise IllPosed("image_index", f"0...{num_images - 1}, the images of {name}", f"{index}")
+    images = {name: tensor[index : index + 1] for name, tensor in tensors.items()}
+    return replace(inputs, **images)  # type: ignore[arg-type]
+
+
+def _choice_of_image(num_images: int) -> str:
+    """Returns the fix for a batch where one image is expected."""
+    return f"Choose one: image_index=0...{num_images - 1}." if num_images > 1 else ""
+
+
+def _chosen_classes(palette: Palette, options: VisualizeOptions) -> tuple[int, ...] | None:
+    if options.classes is None:
+        return None
+    return tuple(dict.fromkeys(find_class(palette, text) for text in options.classes))
+
+
+def _maps_of_picture(inputs: Inputs, options: VisualizeOptions) -> tuple[str, ...]:
+    """Returns the maps that a picture is drawn from, without a prediction that was sent."""
+    kind = KINDS[options.kind]
+    names = [] if kind.map is None else [kind.map]
+    if kind.is_heat_map and (options.classes is not None or options.contour_px):
+        names += ["prediction"] if inputs.labels is None else []
+    return tuple(name for name in names if name != "prediction" or inputs.prediction is None)
+
+
+def _maps_for_picture(
+    inputs: Inputs, options: VisualizeOptions, names: tuple[str, ...]
+) -> tuple[dict[str, Tensor], bool]:
+    """Returns the maps of these names, and whether all valid pixels have a softmax.
+
+    Without labels no pixel is valid. There is no map if none is possible.
+    """
+    logits, labels = inputs.logits, inputs.labels
+    if logits is None or ("nll" in names and labels is None):
         return {}, True
     if logits.ndim != 4 or len(logits) != 1:
         expected = "[1,C,H,W], the logits of one image"
-        raise IllPosed("logits", expected, f"shape {tuple(logits.shape)}")
+        fix = _choice_of_image(len(logits)) if logits.ndim == 4 else ""
+        raise IllPosed("logits", expected, f"shape {tuple(logits.shape)}", fix)
     if labels is not None:
-        evaluation = _evaluation(inputs, options, logits, labels, maps=(name,))
+        evaluation = _evaluation(inputs, options, logits, labels, maps=names)
         return evaluation.maps, evaluation.non_finite_pixels == 0
     if options.scores == "logits":
-        return _predict(inputs, options, logits, (name,)), True
-    return _evaluate_without_labels(inputs, options, logits, (name,)).maps, True
+        return _predict(inputs, options, logits, names), True
+    return _evaluate_without_labels(inputs, options, logits, names).maps, True
 
 
 def _evaluate_without_labels(
@@ -771,5 +843,6 @@ def _indices(where: str, tensor: Tensor | None) -> npt.NDArray[np.integer] | Non
     if tensor.ndim == 4 and tensor.shape[1] == 1:
         tensor = tensor[:, 0]
     if tensor.ndim != 3 or len(tensor) != 1:
-        raise IllPosed(where, "[1,H,W], one image", f"shape {tuple(tensor.shape)}")
+        fix = _choice_of_image(len(tensor)) if tensor.ndim == 3 else ""
+        raise IllPosed(where, "[1,H,W], one image", f"shape {tuple(tensor.shape)}", fix)
     return tensor[0].cpu().numpy()

@@ -20,8 +20,10 @@ from seg_loss.constants import ABSENT, MAPS, NORMALIZATIONS, PREDICTION_MAPS, SC
 
 from .errors import IllPosed, Malformed, did_you_mean, safe_repr
 from .formats.rasters import ENCODINGS, UNKNOWN_COLOURS, Encoding, UnknownColours
+from .images.colormaps import COLORMAPS
+from .images.kinds import KINDS
 from .images.palettes import PALETTES
-from .images.render import KINDS
+from .images.style import IGNORE_STYLES, LEGENDS, MAX_LINE_PIXELS, RESIZES
 from .label_spaces import LABEL_SPACES
 
 if TYPE_CHECKING:
@@ -53,6 +55,10 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 SIZE = re.compile(r" *([1-9][0-9]{0,8}) *, *([1-9][0-9]{0,8}) *")
 """A height and a width, as the option `size` has them."""
 NUMBER = re.compile(r"[+-]?(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?")
+
+COUNT = re.compile(r" *[0-9]{1,9} *")
+_SCALES = {"lnc": "lnC", "0..lnc": "lnC", "auto": "auto", "percentile": "percentile"}
+_MAX_SCALE = 1e30
 
 
 def _check_number(text: object) -> object:
@@ -87,6 +93,14 @@ def _parse_names(text: object) -> object:
     return tuple(dict.fromkeys(name.strip(" ") for name in text.split(",")))
 
 
+def _parse_classes(text: object) -> object:
+    """Returns the names in `road, sky`; which classes they are, `find_class` finds out."""
+    names = _parse_names(text)
+    if isinstance(names, tuple) and "" in names:
+        raise ValueError
+    return names
+
+
 def _parse_size(text: object) -> object:
     """Returns the height and the width in `512,1024`."""
     if not isinstance(text, str):
@@ -95,6 +109,34 @@ def _parse_size(text: object) -> object:
     if match is None:
         raise ValueError
     return int(match[1]), int(match[2])
+
+
+def _parse_scale(text: object) -> object:
+    """Returns the name of a scale, or the two numbers in `0,3.5`."""
+    if not isinstance(text, str):
+        return text
+    name = _SCALES.get(text.strip(" ").lower())
+    if name is not None:
+        return name
+    ends = [end.strip(" ") for end in text.split(",")]
+    if len(ends) != 2 or not all(map(NUMBER.fullmatch, ends)):
+        raise ValueError
+    low, high = map(float, ends)
+    if not -_MAX_SCALE <= low < high <= _MAX_SCALE:
+        raise ValueError
+    return low, high
+
+
+def _check_count(text: object) -> object:
+    # int() also accepts "+1", "1_000" and the digits of all scripts.
+    if isinstance(text, str) and not COUNT.fullmatch(text):
+        raise ValueError
+    return text
+
+
+def _parse_width(text: object) -> object:
+    """Returns the number in `3`; None for `none`."""
+    return None if text == "none" else _check_count(text)
 
 
 class OneOf:
@@ -120,6 +162,7 @@ class OneOf:
 
 
 Number = Annotated[float, BeforeValidator(_check_number)]
+Count = Annotated[int, BeforeValidator(_check_count)]
 
 
 class LabelOptions(BaseModel):
@@ -147,7 +190,7 @@ class LabelOptions(BaseModel):
         title=f"one of {', '.join(PALETTES)}",
         description="The colours and names of the classes.",
     )
-    colour_classes: Annotated[tuple[str, ...], BeforeValidator(_parse_names)] = Field(
+    colour_classes: Annotated[tuple[str, ...], BeforeValidator(_parse_classes)] = Field(
         default=(),
         title="indices or names of classes, with commas between them",
         description="The classes that a colour is read as which several classes have: road for "
@@ -264,6 +307,63 @@ class VisualizeOptions(PredictionOptions):
         le=1,
         title="a number from 0 to 1",
         description="Weight of the palette over the photo in kind=overlay.",
+    )
+    contour_px: Count = Field(
+        default=0,
+        le=MAX_LINE_PIXELS,
+        title=f"an integer from 0 to {MAX_LINE_PIXELS}",
+        description="Width of an outline within each region of a class: in its colour over the "
+        "photo, black or white in other kinds.",
+    )
+    legend: Annotated[str, OneOf(LEGENDS)] = Field(
+        default="none",
+        title=f"one of {', '.join(LEGENDS)}",
+        description="A strip beside the picture: colours, names and shares of the classes that "
+        "occur; for heat maps a colour bar.",
+    )
+    scale: Annotated[str | tuple[float, float] | None, BeforeValidator(_parse_scale)] = Field(
+        default=None,
+        title="lnC, auto, percentile, or two numbers LO,HI with LO < HI",
+        description="The values with the first and the last colour of a heat map: 0 and ln C, the "
+        "least and the largest value, the 1st and the 99th percentile, or those named. By default "
+        "lnC for nll and entropy, and 0,1 for confidence.",
+    )
+    cmap: Annotated[str | None, OneOf(COLORMAPS)] = Field(
+        default=None,
+        title=f"one of {', '.join(COLORMAPS)}",
+        description="The colour map of a heat map. By default inferno for nll, viridis for others.",
+    )
+    classes: Annotated[tuple[str, ...] | None, BeforeValidator(_parse_names)] = Field(
+        default=None,
+        title="indices or names of classes, with commas between them",
+        description="The classes that are shown; others are grey. With one class, kind=error "
+        "shows where it is hit, missed, or a false alarm.",
+    )
+    ignore: Annotated[str, OneOf(IGNORE_STYLES)] = Field(
+        default="auto",
+        title=f"one of {', '.join(IGNORE_STYLES)}",
+        description="How ignored pixels look. By default as the photo in kind=overlay, in the "
+        "palette's colour in kind=labels, as predicted in kind=prediction, else a checkerboard.",
+    )
+    border_px: Annotated[int | None, BeforeValidator(_parse_width)] = Field(
+        default=3,
+        ge=0,
+        le=MAX_LINE_PIXELS,
+        title=f"an integer from 0 to {MAX_LINE_PIXELS}, or none",
+        description="In kind=error, the largest distance of a boundary error from another true "
+        "class. Other errors have the colour of the predicted class. With none, all errors have "
+        "one colour.",
+    )
+    image_index: Annotated[int | None, BeforeValidator(_check_count)] = Field(
+        default=None,
+        title="an integer from 0",
+        description="The image of a batch that is shown; needed if there are several.",
+    )
+    resize: Annotated[str, OneOf(RESIZES)] = Field(
+        default="none",
+        title=f"one of {', '.join(RESIZES)}",
+        description="Resamples inputs of different size to that of the labels (or else the "
+        "prediction), or of the image: photos bilinearly, classes and maps to the nearest pixel.",
     )
 
 

@@ -30,8 +30,8 @@ from seg_loss.metrics import FcnMetrics, fcn_metrics
 
 from .errors import IllPosed, TooLarge
 from .formats import npy, png, safetensors
+from .images.indexed import indexed_picture
 from .images.palettes import NUM_COLOURS, ChosenPalette
-from .images.render import indexed_picture
 from .input_reports import MAX_VALUES, InputReport
 
 MAX_MATRIX_CLASSES = 256
@@ -203,11 +203,20 @@ class PictureResult:
         png: a PNG file.
         warnings: sentences about the inputs.
         is_finite: whether the logits of all valid pixels have a softmax.
+        scale: the values with the first and the last colour of a heat map; None for other kinds.
+        unit: the unit of the scale.
     """
 
     png: bytes
     warnings: tuple[str, ...]
     is_finite: bool
+    scale: tuple[float, float] | None = None
+    unit: str = ""
+
+    @property
+    def scale_text(self) -> str:
+        """The scale as the option `scale` reads it, `0,3.0445`; empty if there is none."""
+        return ",".join(f"{end:.5g}" for end in self.scale or ())
 
 
 @dataclass(frozen=True)

@@ -268,6 +268,7 @@ ARROWS = {
     "app.prediction_report": (
         "seg_loss", "app.errors", "app.folders", "app.report", "app.results",
     ),
+    "app.loggers": ("seg_loss", "app.images", "app.report"),
     # It imports `models` by name, which an installed wheel has under another one.
     "app.models_import": (),
     "app.network": (
@@ -318,7 +319,7 @@ ARROWS = {
         "app.errors", "app.models_import", "app.training.checkpoints", "app.training.networks",
     ),
     "app.training.callbacks": (
-        "seg_loss", "app.errors", "app.images.palettes", "app.options", "app.report",
+        "seg_loss", "app.errors", "app.images", "app.loggers", "app.options", "app.report",
         "app.terminal", "app.training.checkpoints", "app.training.options", "app.training.recipes",
         "app.training.samples", "app.training.validation",
     ),
@@ -335,6 +336,7 @@ ARROWS = {
     ),
     # Nothing imports app but app, and nothing imports the tests.
     "benchmarks": ("seg_loss", "models"),
+    "benchmarks.pictures": ("app.formats.png", "app.images", "benchmarks.cpu"),
 }  # fmt: skip
 # Packages of others, and the only modules or packages that may import them.
 ONLY_IN = {

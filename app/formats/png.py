@@ -640,7 +640,7 @@ class _Lookup:
         return IllPosed(
             self.where,
             f"colours that one class of the palette {self._palette.name} has",
-            f"{', '.join(texts)} on {int(counts.sum())} pixels, the first at {first}",
+            f"{', '.join(texts)} on {_number(int(counts.sum()), 'pixel')}, the first at {first}",
             f"Say which class it is, such as colour_classes={choice}, or save the map as mode P "
             "or L.",
         )
@@ -676,8 +676,12 @@ class _Found:
         most_frequent = np.argsort(-counts, kind="stable")[:_MAX_EXAMPLES]
         examples = ", ".join(_text_of(value) for value in values[most_frequent].tolist())
         more = ", …" if len(values) > _MAX_EXAMPLES else ""
-        num_pixels = int(counts.sum())
-        return f"{len(values)} other colours on {num_pixels} pixels{position}: {examples}{more}"
+        colours = _number(len(values), "other colour")
+        return f"{colours} on {_number(int(counts.sum()), 'pixel')}{position}: {examples}{more}"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _key_of(colour: Sequence[int]) -> int:

@@ -20,7 +20,9 @@ from ..images.palettes import NUM_COLOURS, OWN, PALETTES, SOURCES
 from ..input_reports import MAX_VALUES, REPORTS
 from ..inputs import DECODERS, READERS
 from ..options import (
+    COUNT,
     MAX_IGNORED,
+    NUMBER,
     SIZE,
     EvaluateOptions,
     LossOptions,
@@ -74,6 +76,17 @@ _RETRY_AFTER: Json = {
     "Retry-After": {"description": "Seconds until the client may try again.", "schema": _INTEGER}
 }
 _ALLOW: Json = {"Allow": {"description": "The methods of the path.", "schema": _STRING}}
+
+_PATTERNS: Mapping[str, str] = {
+    "size": SIZE.pattern,
+    "contour_px": COUNT.pattern,
+    "border_px": f"none|{COUNT.pattern}",
+    "image_index": COUNT.pattern,
+    "scale": f"lnC|0..lnC|auto|percentile| *{NUMBER.pattern} *, *{NUMBER.pattern} *",
+    "classes": "[^,]+(,[^,]+)*",
+    "colour_classes": " *[^ ,][^,]*(, *[^ ,][^,]*)*",
+}
+"""The texts of options that are neither numbers nor choices."""
 
 _EXAMPLE = {"logits": [[[[0.5, 2.0]], [[1.5, -1.0]]]], "labels": [[[1, 255]]]}
 _LABEL_MAP_EXAMPLE = {"prediction": [[[1, 0]]], "labels": [[[1, 255]]]}
@@ -232,8 +245,8 @@ def _parameters(options: type[LossOptions]) -> list[Json]:
         if choices and is_list:
             query.pop("default", None)
             query = {"type": "array", "items": query, "minItems": 1, "uniqueItems": True}
-        elif name == "size":
-            query["pattern"] = f"^{SIZE.pattern}$"
+        elif name in _PATTERNS:
+            query["pattern"] = f"^({_PATTERNS[name]})$"
         elif is_list:
             integer = " *[+-]?[0-9]{1,18} *"
             query["pattern"] = f"^(none|{integer}(,{integer}){{0,{MAX_IGNORED - 1}}})$"

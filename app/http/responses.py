@@ -3,7 +3,8 @@
 Each operation has a table of encoders by media type; the first row is the default. The media type
 is chosen before the body of the request is read. Values that a media type cannot hold become
 headers: `Seg-Loss` is the loss of an NPY gradient, `Seg-Loss-Dtype` is the dtype of a gradient that
-NPY does not have, and `Seg-Loss-Warning` holds the warnings.
+NPY does not have, `Seg-Loss-Scale` is the scale of a heat map, and `Seg-Loss-Warning` holds the
+warnings.
 
 Encoders run in a worker thread.
 """
@@ -175,7 +176,10 @@ def _evaluation_as_safetensors(result: EvaluationResult) -> Encoded:
 
 
 def _picture_as_png(result: PictureResult) -> Encoded:
-    return Encoded(png.MEDIA_TYPE, [result.png], _warning_header(result.warnings))
+    headers = _warning_header(result.warnings)
+    if result.scale_text:
+        headers["Seg-Loss-Scale"] = result.scale_text
+    return Encoded(png.MEDIA_TYPE, [result.png], headers)
 
 
 def _prediction_as_png(result: PredictionResult) -> Encoded:

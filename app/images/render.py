@@ -1,23 +1,26 @@
-"""Pictures of one image of a batch, drawn from arrays [H,W]; one row of `KINDS` for each kind.
+"""Pictures of one image of a batch, drawn from arrays [H,W]; one function for each kind.
 
 | kind | picture | mode |
 |---|---|---|
 | labels, prediction | the class indices, with the colours of the palette | P |
 | overlay | the photo, blended with the colours of the prediction, or else of the labels | RGB |
-| error | light grey where the prediction is right, vermilion where it is wrong | RGB |
+| error | light grey where the prediction is right; errors by their kinds, see `error_map` | RGB |
 | nll | inferno from 0 to ln C; clipped above, where a uniform prediction would be better | RGB |
 | confidence | viridis from 0 to 1 | RGB |
 | entropy | viridis from 0 to ln C | RGB |
+| compare | photo, labels, prediction and error side by side | RGB |
 
-Pictures of mode P are label maps: they can be sent as `labels`. No scale depends on the image, so
-that pictures with the same number of classes can be compared. Ignored pixels are a checkerboard of
-two greys that no colour map contains. The overlay shows the photo there, and also where the
-background class of the palette is, as `vis.py` of FCN does.
+Pictures of mode P are label maps: they can be sent as `labels`. They become RGB with a legend, with
+contours, and with ignored pixels in another style than the palette's. No default scale depends on
+the image, so that pictures with the same number of classes can be compared. Ignored pixels are a
+checkerboard of two greys that no colour map but grey contains. The overlay shows the photo there,
+and also where the background class of the palette is, as `vis.py` of FCN does. With
+`ignore="transparent"` the mode is RGBA.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -25,235 +28,511 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..errors import IllPosed, safe_repr
-from . import colormaps
-from .palettes import NUM_COLOURS, Palette
-
-Indices = npt.NDArray[np.integer]
-Values = npt.NDArray[np.floating]
-Colours = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
+from . import compare, heat, legend, painting
+from .boundaries import is_near_another
+from .colormaps import COLORMAPS
+from .error_map import CONFUSION, error_kinds, is_one_of
+from .indexed import indexed_picture, picture_of_indices
+from .kinds import KINDS
+from .layers import Indices, Layers, Mask
+from .legend import ColourBar, Entry, Legend
+from .palettes import NUM_COLOURS
+from .style import (
+    CORRECT,
+    IGNORE_STYLES,
+    IGNORED_GREY,
+    LEGENDS,
+    MAX_LINE_PIXELS,
+    REST,
+    TINTED_GREY,
+    Colour,
+    Scale,
+    Style,
+)
 
 _Array = TypeVar("_Array", bound=npt.NDArray[Any])
 
-CORRECT: Final = (217, 217, 217)
-WRONG: Final = (213, 94, 0)
-"""Vermilion of Okabe and Ito, distinct from grey with every kind of colour blindness."""
-CHECKER_GREYS: Final = (96, 144)
-CHECKER_PIXELS: Final = 4
-"""Width and height of one square of the checkerboard."""
+PANELS: Final = ("photo", "truth", "prediction", "error")
+"""The titles of kind=compare."""
+_BLOCK_PIXELS = 1 << 16
+"""Pixels that are blended at a time, so that they stay in the cache."""
+_MAX_COUNTED_INDEX = 1 << 16
+"""Indices below are counted without being sorted."""
 
 
 @dataclass(frozen=True, eq=False)
-class Layers:
-    """The arrays [H,W] that a picture of one image is drawn from; None where there is none.
+class Picture:
+    """A picture and what it does not show itself.
 
     Attributes:
-        palette: the colours of the classes.
-        num_classes: C, for the scales of nll and entropy.
-        labels, prediction: class indices.
-        nll, entropy: in nats, not negative.
-        confidence: from 0 to 1.
-        prediction_source: the input that the prediction comes from, for messages.
-        photo: uint8 [H,W,3].
-        valid: false at ignored pixels; None if no pixel is ignored.
-        alpha: weight of the palette in the overlay, from 0 to 1.
+        image: of mode P, RGB or RGBA.
+        scale: the values with the first and the last colour of a heat map.
+        unit: the unit of the scale.
+        warnings: sentences about what was left out.
     """
 
-    palette: Palette
-    num_classes: int
-    labels: Indices | None = None
-    prediction: Indices | None = None
-    nll: Values | None = None
-    confidence: Values | None = None
-    entropy: Values | None = None
-    prediction_source: str = "prediction"
-    photo: Colours | None = None
-    valid: Mask | None = None
-    alpha: float = 0.5
-
-    def ignored(self, shape: tuple[int, int]) -> Mask:
-        """Returns a mask of the ignored pixels."""
-        return np.zeros(shape, dtype=np.bool_) if self.valid is None else ~self.valid
+    image: Image.Image
+    scale: Scale | None = None
+    unit: str = ""
+    warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of picture.
+@dataclass(frozen=True, eq=False)
+class _Drawing(Picture):
+    """A picture before it gets its legend, which is None if no legend is wanted."""
 
-    Attributes:
-        draw: the function that draws it.
-        map: the map of `seg_loss.evaluate` that it is drawn from; None if it needs no logits.
-    """
-
-    draw: Callable[[Layers], Image.Image]
-    map: str | None
+    legend: Legend | None = None
 
 
-def draw(kind: str, layers: Layers) -> Image.Image:
-    """Returns the picture of a kind, of mode P or RGB.
-
-    Raises:
-        IllPosed: if the kind is unknown, an array is missing, sizes differ, alpha is not from 0 to
-            1, or an index does not fit mode P.
-    """
-    row = KINDS.get(kind)
-    if row is None:
-        raise IllPosed("kind", f"one of {', '.join(KINDS)}", safe_repr(kind))
-    if not 0 <= layers.alpha <= 1:
-        raise IllPosed("alpha", "a weight from 0 to 1", f"{layers.alpha}")
-    _check_sizes(layers)
-    return row.draw(layers)
-
-
-def indexed_picture(indices: Indices, palette: Palette, where: str = "labels") -> Image.Image:
-    """Returns a picture of mode P, whose samples are the indices [H,W].
+def draw(kind: str, layers: Layers, style: Style | None = None) -> Picture:
+    """Returns the picture of a kind.
 
     Args:
-        indices: class indices of any integer dtype.
-        palette: the colours.
-        where: the name of the input for messages.
+        kind: a key of `KINDS`.
+        layers: the arrays.
+        style: the options; None for their defaults.
 
     Raises:
-        IllPosed: if an index is not from 0 to 255.
+        IllPosed: if the kind or an option is unknown or out of range, an array is missing, sizes
+            differ, an index does not fit mode P, or a legend does not fit the shape of the picture.
     """
-    if indices.dtype != np.uint8:
-        outside = (indices < 0) | (indices >= NUM_COLOURS)
-        if outside.any():
-            row, column = map(int, np.argwhere(outside)[0])
-            others = int(np.count_nonzero(outside)) - 1
-            more = f" and {others} more pixel{'s' if others > 1 else ''}" if others else ""
-            raise IllPosed(
-                where,
-                f"0…{NUM_COLOURS - 1}, which a PNG of mode P can hold",
-                f"{int(indices[row, column])} at ({row}, {column}){more}",
-            )
-    height, width = indices.shape
-    picture = Image.frombytes("P", (width, height), indices.astype(np.uint8).tobytes())
-    picture.putpalette(palette.colours.tobytes())
-    return picture
+    style = style or Style()
+    if kind not in KINDS:
+        raise IllPosed("kind", f"one of {', '.join(KINDS)}", safe_repr(kind))
+    _check_style(style)
+    layers.check_sizes()
+    drawing = _DRAW[kind](layers, style)
+    image = drawing.image
+    if drawing.legend is not None:
+        image = legend.beside(image, drawing.legend)
+    return Picture(image, drawing.scale, drawing.unit, drawing.warnings)
 
 
-def _check_sizes(layers: Layers) -> None:
-    """Checks that all arrays have the height and width of the first one."""
-    arrays = (
-        ("labels", layers.labels),
-        (layers.prediction_source, layers.prediction),
-        ("logits", layers.nll if layers.confidence is None else layers.confidence),
-        ("image", layers.photo),
-    )
-    first = ""
-    for where, array in arrays:
-        if array is None:
-            continue
-        height, width = array.shape[:2]
-        if not first:
-            first, expected = where, (height, width)
-        elif (height, width) != expected:
-            is_larger = height >= expected[0] and width >= expected[1]
-            raise IllPosed(
-                where,
-                f"{expected[0]} x {expected[1]} (height x width) to match the {first}",
-                f"{height} x {width}",
-                "Scores of lower resolution? Use upsampling=bilinear."
-                if where == "image" and first == "logits" and is_larger
-                else "",
-            )
+def canvas_pixels(kind: str, style_legend: str, height: int, width: int) -> int:
+    """Returns the most pixels of a canvas with panels or a legend; 0 if there is none.
+
+    Args:
+        kind: a key of `KINDS`.
+        style_legend: one of `LEGENDS`.
+        height, width: those of the labels, the prediction or the photo.
+    """
+    sizes = [(width, height)]
+    if kind == "compare":
+        numbers = range(2, len(PANELS) + 1)
+        sizes = [compare.canvas_size(height, width, list(PANELS[-number:])) for number in numbers]
+    elif style_legend == "none":
+        return 0
+    if style_legend != "none":
+        sizes = [legend.largest_size(rows, columns) for columns, rows in sizes]
+    return max(columns * rows for columns, rows in sizes)
 
 
-def _labels(layers: Layers) -> Image.Image:
-    labels = _required(layers.labels, "labels", "labels", "Send `labels`.")
-    outside = (labels < 0) | (labels > NUM_COLOURS - 1)
-    # An ignored label such as -1 does not fit mode P.
-    replaced = outside & layers.ignored(labels.shape)
-    if replaced.any():
-        # int8 cannot hold 255: NumPy would store -1.
-        labels = np.where(replaced, np.int64(layers.palette.ignore_index), labels)
-    return indexed_picture(labels, layers.palette)
+def _check_style(style: Style) -> None:
+    if not 0 <= style.alpha <= 1:
+        raise IllPosed("alpha", "a weight from 0 to 1", f"{style.alpha}")
+    for where, width in (("contour_px", style.contour_px), ("border_px", style.border_px or 0)):
+        if not 0 <= width <= MAX_LINE_PIXELS:
+            raise IllPosed(where, f"0...{MAX_LINE_PIXELS}", f"{width}")
+    for where, choice, choices in (
+        ("legend", style.legend, LEGENDS),
+        ("ignore", style.ignore, IGNORE_STYLES),
+        ("cmap", style.cmap, (None, *COLORMAPS)),
+    ):
+        if choice not in choices:
+            names = ", ".join(filter(None, choices))
+            raise IllPosed(where, f"one of {names}", safe_repr(f"{choice}"))
 
 
-def _prediction(layers: Layers) -> Image.Image:
-    # Ignored pixels have a prediction too, and show it.
+def _labels(layers: Layers, style: Style) -> _Drawing:
+    labels = _required(layers.labels, "labels", "kind=labels", "Send `labels`.")
+    ignored = layers.ignored()
+    if labels.dtype != np.uint8 and ignored is not None:
+        # An ignored label such as -1 does not fit mode P.
+        replaced = ((labels < 0) | (labels > NUM_COLOURS - 1)) & ignored
+        if replaced.any():
+            # int8 cannot hold 255: NumPy would store -1.
+            labels = np.where(replaced, np.int64(layers.palette.ignore_index), labels)
+    picture = indexed_picture(labels, layers.palette)
+    colours = _colours(layers, style)
+    if ignored is not None:
+        # The colour of void also where the data set ignores another index than the palette.
+        counts = picture.histogram(painting.mask_picture(ignored))[:NUM_COLOURS]
+        colours[np.flatnonzero(np.array(counts))] = layers.palette.colours[
+            layers.palette.ignore_index
+        ]
+    picture.putpalette(colours.tobytes())
+    return _finished_label_map(picture, labels, "labels", "colour", layers, style)
+
+
+def _prediction(layers: Layers, style: Style) -> _Drawing:
     prediction = _required(
-        layers.prediction, "prediction", "prediction", "Send `logits` or `prediction`."
+        layers.prediction, "prediction", "kind=prediction", "Send `logits` or `prediction`."
     )
-    return indexed_picture(prediction, layers.palette, "prediction")
+    picture = indexed_picture(prediction, layers.palette, "prediction")
+    picture.putpalette(_colours(layers, style).tobytes())
+    # Ignored pixels have a prediction too, and show it unless a style is named.
+    return _finished_label_map(picture, prediction, "prediction", "prediction", layers, style)
 
 
-def _overlay(layers: Layers) -> Image.Image:
-    photo = _required(layers.photo, "image", "overlay", "Send the photo as `image`, PNG or JPEG.")
+def _finished_label_map(
+    picture: Image.Image,
+    indices: Indices,
+    where: str,
+    default_ignore: str,
+    layers: Layers,
+    style: Style,
+) -> _Drawing:
+    """Returns a label map with contours and ignored pixels; of mode P if it has neither."""
+    ignore = default_ignore if style.ignore == "auto" else style.ignore
+    ignored = None if ignore == "prediction" else layers.ignored()
+    is_redrawn = ignored is not None and not (ignore == "colour" and where == "labels")
+    if style.contour_px:
+        lines = _outlines(indices, style)
+        if ignored is not None:
+            lines &= ~ignored
+        picture = picture.convert("RGB")
+        painting.draw_lines(picture, lines)
+    if is_redrawn and ignored is not None:
+        picture = _with_ignored(picture.convert("RGB"), ignored, ignore, layers, style)
+    if style.legend == "none":
+        return _Drawing(picture)
+    entries = _class_entries((indices,), ignored, layers, style)
+    entries += _ignored_entry(ignored, ignore, layers, style)
+    return _Drawing(picture, legend=Legend(entries, indices.size))
+
+
+def _overlay(layers: Layers, style: Style) -> _Drawing:
+    photo = _required(
+        layers.photo, "image", "kind=overlay", "Send the photo as `image`, PNG or JPEG."
+    )
     indices = _required(
         layers.labels if layers.prediction is None else layers.prediction,
         "prediction",
-        "overlay",
+        "kind=overlay",
         "Send `logits`, `prediction` or `labels`.",
     )
-    alpha = np.float32(layers.alpha)
-    blend = (1 - alpha) * photo + alpha * layers.palette.paint(indices)
-    shows_photo = layers.ignored(indices.shape)
+    ignored = layers.ignored()
+    blended = np.ones(indices.shape, dtype=np.bool_) if ignored is None else ~ignored
     if layers.palette.background_index is not None:
-        shows_photo |= indices == layers.palette.background_index
-    return _picture(np.where(shows_photo[:, :, None], photo, np.rint(blend).astype(np.uint8)))
+        blended &= indices != layers.palette.background_index
+    picture = painting.rgb_picture(photo).copy()
+    if style.classes is not None:
+        chosen = is_one_of(indices, style.classes)
+        blended &= chosen
+        if ignored is not None:
+            chosen |= ignored
+        painting.paste(picture, picture.convert("L").convert("RGB"), ~chosen)
+    colours = picture_of_indices(indices, _colours(layers, style)).convert("RGB")
+    blend = _blend(photo, np.asarray(colours), style.alpha)
+    painting.paste(picture, painting.rgb_picture(blend), blended)
+    if style.contour_px:
+        painting.paste(picture, colours, is_near_another(indices, style.contour_px) & blended)
+    ignore = "photo" if style.ignore == "auto" else style.ignore
+    if ignored is not None and ignore != "photo":
+        picture = _with_ignored(picture, ignored, ignore, layers, style)
+    if style.legend == "none":
+        return _Drawing(picture)
+    entries = _class_entries((indices,), ignored, layers, style)
+    if ignore != "photo":
+        entries += _ignored_entry(ignored, ignore, layers, style)
+    return _Drawing(picture, legend=Legend(entries, indices.size))
 
 
-def _error(layers: Layers) -> Image.Image:
-    labels = _required(layers.labels, "labels", "error", "Send `labels`.")
+def _blend(
+    photo: npt.NDArray[np.uint8], colours: npt.NDArray[np.uint8], alpha: float
+) -> npt.NDArray[np.uint8]:
+    """Returns (1 - alpha) photo + alpha colours, rounded to the nearest, halves to even."""
+    weight = np.float32(alpha)
+    blend = np.empty_like(photo)
+    rows = max(1, _BLOCK_PIXELS // photo.shape[1])
+    for begin in range(0, len(photo), rows):
+        block = photo[begin : begin + rows].astype(np.float32)
+        block *= 1 - weight
+        block += weight * colours[begin : begin + rows]
+        np.rint(block, out=block)
+        blend[begin : begin + rows] = block
+    return blend
+
+
+def _error(layers: Layers, style: Style) -> _Drawing:
+    labels = _required(layers.labels, "labels", "kind=error", "Send `labels`.")
     prediction = _required(
-        layers.prediction, "prediction", "error", "Send `logits` or `prediction`."
+        layers.prediction, "prediction", "kind=error", "Send `logits` or `prediction`."
     )
-    colours = np.array([WRONG, CORRECT], dtype=np.uint8)[(labels == prediction).astype(np.intp)]
-    return _with_checkerboard(colours, layers.ignored(labels.shape))
+    ignored = layers.ignored()
+    kinds = error_kinds(
+        labels, prediction, ignored, border_px=style.border_px, classes=style.classes
+    )
+    height, width = labels.shape
+    picture = Image.new("RGB", (width, height), CORRECT)
+    for kind in kinds:
+        if kind.colour is not None:
+            painting.fill(picture, kind.colour, kind.mask)
+        elif kind.mask.any():
+            palette = layers.palette.colours
+            colours = picture_of_indices(prediction, palette).convert("RGB")
+            painting.paste(picture, colours, kind.mask)
+    if style.contour_px:
+        painting.draw_lines(picture, _outlines(labels, style))
+    ignore = "checker" if style.ignore == "auto" else style.ignore
+    if ignored is not None:
+        picture = _with_ignored(picture, ignored, ignore, layers, style)
+    if style.legend == "none":
+        return _Drawing(picture)
+    entries = list[Entry]()
+    num_shown = 0 if ignored is None else int(np.count_nonzero(ignored))
+    for kind in kinds:
+        count = int(np.count_nonzero(kind.mask))
+        num_shown += count
+        if kind.colour is not None:
+            entries.append(Entry(kind.colour, kind.text, (count,)))
+            continue
+        entries += [
+            replace(entry, text=f"{kind.text} {entry.text}")
+            for entry in _class_entries((prediction,), ~kind.mask, layers, Style())
+        ]
+    one_class = style.classes is not None and len(style.classes) == 1
+    rest = "neither" if one_class else "correct" if style.classes is None else "other pixels"
+    entries.insert(0, Entry(CORRECT, rest, (labels.size - num_shown,)))
+    entries += _ignored_entry(ignored, ignore, layers, style)
+    return _Drawing(picture, legend=Legend(entries, labels.size))
 
 
-def _nll(layers: Layers) -> Image.Image:
-    nll = _required(layers.nll, "nll", "nll", "Send `logits` and `labels`.")
-    return _heat_map(_over_ln_c(nll, layers.num_classes), colormaps.INFERNO, layers)
+def _nll(layers: Layers, style: Style) -> _Drawing:
+    nll = _required(layers.nll, "nll", "kind=nll", "Send `logits` and `labels`.")
+    return _heat_map("nll", nll, layers, style)
 
 
-def _confidence(layers: Layers) -> Image.Image:
-    confidence = _required(layers.confidence, "confidence", "confidence", "Send `logits`.")
-    return _heat_map(confidence, colormaps.VIRIDIS, layers)
+def _confidence(layers: Layers, style: Style) -> _Drawing:
+    confidence = _required(layers.confidence, "confidence", "kind=confidence", "Send `logits`.")
+    return _heat_map("confidence", confidence, layers, style)
 
 
-def _entropy(layers: Layers) -> Image.Image:
-    entropy = _required(layers.entropy, "entropy", "entropy", "Send `logits`.")
-    return _heat_map(_over_ln_c(entropy, layers.num_classes), colormaps.VIRIDIS, layers)
+def _entropy(layers: Layers, style: Style) -> _Drawing:
+    entropy = _required(layers.entropy, "entropy", "kind=entropy", "Send `logits`.")
+    return _heat_map("entropy", entropy, layers, style)
 
 
-KINDS: Final[dict[str, Kind]] = {
-    "labels": Kind(_labels, map=None),
-    "prediction": Kind(_prediction, map="prediction"),
-    "overlay": Kind(_overlay, map="prediction"),
-    "error": Kind(_error, map="prediction"),
-    "nll": Kind(_nll, map="nll"),
-    "confidence": Kind(_confidence, map="confidence"),
-    "entropy": Kind(_entropy, map="entropy"),
+def _heat_map(
+    kind: str, values: npt.NDArray[np.floating], layers: Layers, style: Style
+) -> _Drawing:
+    # Pixels without a softmax have the value NaN, which is not on the scale.
+    not_shown = np.isnan(values)
+    ignored = layers.ignored()
+    if ignored is not None:
+        not_shown |= ignored
+    indices = layers.prediction if layers.labels is None else layers.labels
+    rest = np.zeros((0, 0), dtype=np.bool_)
+    if style.classes is not None:
+        chosen = _required(indices, "classes", f"kind={kind}", "Send `labels` or `prediction`.")
+        rest = ~is_one_of(chosen, style.classes)
+    left_out = not_shown | rest if rest.size else not_shown
+    scale = heat.scale_of(kind, values, left_out, layers.num_classes, style.scale)
+    row = KINDS[kind]
+    colormap = COLORMAPS[style.cmap or row.colormap or "grey"]
+    index = heat.indices_on(values, scale)
+    picture = picture_of_indices(index, colormap).convert("RGB")
+    grey = _neutral(style, REST)
+    if rest.size:
+        painting.fill(picture, grey, rest)
+    if style.contour_px:
+        drawn = _required(indices, "contour_px", f"kind={kind}", "Send `labels` or `prediction`.")
+        painting.draw_lines(picture, _outlines(drawn, style))
+    ignore = "checker" if style.ignore == "auto" else style.ignore
+    if not_shown.any():
+        picture = _with_ignored(picture, not_shown, ignore, layers, style)
+    if style.legend == "none":
+        return _Drawing(picture, scale, row.unit)
+    entries = list[Entry]()
+    if rest.size:
+        count = int(np.count_nonzero(rest & ~not_shown))
+        entries.append(Entry(grey, "other classes", (count,)))
+    entries += _ignored_entry(not_shown, ignore, layers, style)
+    uniform = math.log(layers.num_classes)
+    marks = ((uniform, f"ln {layers.num_classes} = {uniform:.4g}"),) if row.runs_to_ln_c else ()
+    bar = ColourBar(colormap, scale, row.unit, marks)
+    return _Drawing(picture, scale, row.unit, legend=Legend(entries, values.size, bar=bar))
+
+
+def _compare(layers: Layers, style: Style) -> _Drawing:
+    """Returns the panels that there are inputs for; a warning names the others."""
+    truth, prediction = layers.labels, layers.prediction
+    are_there = (
+        layers.photo is not None,
+        truth is not None,
+        prediction is not None,
+        truth is not None and prediction is not None,
+    )
+    present = [name for name, is_there in zip(PANELS, are_there, strict=True) if is_there]
+    if len(present) < 2:
+        got = " and ".join(present) or "nothing"
+        expected = "at least two of photo, labels and prediction (or logits) for kind=compare"
+        raise IllPosed("inputs", expected, got)
+    height, width = next(array for array in (truth, prediction) if array is not None).shape
+    factor = compare.reduction(height, width, len(present))
+    pictures, errors = list[compare.Panel](), list[Entry]()
+    for name in present:
+        panel = _panel(name, layers, style)
+        pictures.append((name, compare.reduced(panel.image, factor, is_photo=name == "photo")))
+        if panel.legend is not None:
+            errors += panel.legend.entries
+    warnings = list[str]()
+    missing = [name for name in PANELS if name not in present]
+    if missing:
+        warnings.append(f"compare: no input for {' and '.join(missing)}, which was left out.")
+    if factor > 1:
+        size = f"{pictures[0][1].height} x {pictures[0][1].width}"
+        warnings.append(f"compare: panels are reduced to {size}, one pixel of {factor} x {factor}.")
+    image = compare.side_by_side(pictures)
+    shown = None if style.legend == "none" else _compare_legend(layers, style, errors)
+    return _Drawing(image, warnings=tuple(warnings), legend=shown)
+
+
+def _panel(name: str, layers: Layers, style: Style) -> _Drawing:
+    """Returns a panel, which only for the error has a legend, if one is wanted."""
+    if name == "photo":
+        assert layers.photo is not None
+        return _Drawing(painting.rgb_picture(layers.photo))
+    if name == "error":
+        return _error(layers, style)
+    kind = "labels" if name == "truth" else name
+    return _DRAW[kind](layers, replace(style, legend="none"))
+
+
+def _compare_legend(layers: Layers, style: Style, errors: list[Entry]) -> Legend:
+    """Returns the classes of labels and prediction with their shares in both, and the errors."""
+    ignored = layers.ignored()
+    maps = {"truth": layers.labels, "predicted": layers.prediction}
+    shown = {name: indices for name, indices in maps.items() if indices is not None}
+    size = next(iter(shown.values())).size
+    entries = _class_entries(tuple(shown.values()), ignored, layers, style)
+    ignore = "colour" if style.ignore == "auto" else style.ignore
+    entries += _ignored_entry(ignored, ignore, layers, style)
+    entries += [
+        Entry(entry.colour, f"{entry.text}, {legend.share(entry.pixels[0], size)}")
+        for entry in errors
+        # Confusion has the colours of the classes, which are there already.
+        if not entry.text.startswith((CONFUSION, "ignored"))
+    ]
+    return Legend(entries, size, tuple(shown) if len(shown) > 1 else ())
+
+
+_DRAW: Final[dict[str, Callable[[Layers, Style], _Drawing]]] = {
+    "labels": _labels,
+    "prediction": _prediction,
+    "overlay": _overlay,
+    "error": _error,
+    "nll": _nll,
+    "confidence": _confidence,
+    "entropy": _entropy,
+    "compare": _compare,
 }
 
 
-def _required(array: _Array | None, where: str, kind: str, fix: str) -> _Array:
+def _required(array: _Array | None, where: str, purpose: str, fix: str) -> _Array:
     if array is None:
-        raise IllPosed(where, f"something to draw for kind={kind}", "nothing", fix)
+        raise IllPosed(where, f"something to draw for {purpose}", "nothing", fix)
     return array
 
 
-def _over_ln_c(values: Values, num_classes: int) -> Values:
-    """Returns values divided by ln C, the nll and the entropy of a uniform prediction."""
-    # With a single class, ln C and all values are 0.
-    return values / math.log(num_classes) if num_classes > 1 else np.zeros_like(values)
+def _outlines(indices: Indices, style: Style) -> Mask:
+    """Returns the pixels near another index, of the chosen classes alone."""
+    outlines = is_near_another(indices, style.contour_px)
+    if style.classes is not None:
+        outlines &= is_one_of(indices, style.classes)
+    return outlines
 
 
-def _heat_map(values: Values, colormap: Colours, layers: Layers) -> Image.Image:
-    # Pixels without a softmax have the value NaN, which is not on the scale.
-    not_shown = layers.ignored(values.shape) | np.isnan(values)
-    return _with_checkerboard(colormaps.paint(values, colormap), not_shown)
+def _colours(layers: Layers, style: Style) -> npt.NDArray[np.uint8]:
+    """Returns a copy of the palette, with classes that are not chosen in grey."""
+    colours = layers.palette.colours.copy()
+    if style.classes is not None:
+        rest = np.ones(len(colours), dtype=np.bool_)
+        rest[[index % NUM_COLOURS for index in style.classes]] = False
+        rest[layers.palette.ignore_index] = False
+        colours[rest] = REST
+    return colours
 
 
-def _with_checkerboard(colours: Colours, mask: Mask) -> Image.Image:
-    row, column = (np.arange(length) // CHECKER_PIXELS for length in mask.shape)
-    greys = np.array(CHECKER_GREYS, dtype=np.uint8)[(row[:, None] + column) % 2]
-    return _picture(np.where(mask[:, :, None], greys[:, :, None], colours))
+def _with_ignored(
+    picture: Image.Image, ignored: Mask, ignore: str, layers: Layers, style: Style
+) -> Image.Image:
+    """Returns a picture of mode RGB or RGBA, with the ignored pixels in their style."""
+    if ignore == "transparent":
+        painting.fill(picture, (0, 0, 0), ignored)
+        picture.putalpha(painting.mask_picture(~ignored).convert("L"))
+    elif ignore == "photo":
+        photo = _required(layers.photo, "image", "ignore=photo", "Send the photo as `image`.")
+        painting.paste(picture, painting.rgb_picture(photo), ignored)
+    elif ignore == "checker":
+        painting.paste(picture, painting.checkerboard(*picture.size), ignored)
+    else:
+        painting.fill(picture, _ignored_colour(ignore, layers, style), ignored)
+    return picture
 
 
-def _picture(colours: Colours) -> Image.Image:
-    height, width, _ = colours.shape
-    return Image.frombytes("RGB", (width, height), colours.tobytes())
+def _ignored_colour(ignore: str, layers: Layers, style: Style) -> Colour:
+    if ignore == "grey":
+        return _neutral(style, IGNORED_GREY)
+    return _colour_at(layers.palette.colours, layers.palette.ignore_index)
+
+
+def _neutral(style: Style, grey: Colour) -> Colour:
+    return TINTED_GREY if style.cmap == "grey" else grey
+
+
+def _ignored_entry(ignored: Mask | None, ignore: str, layers: Layers, style: Style) -> list[Entry]:
+    """Returns the row of ignored pixels, if there are any."""
+    count = 0 if ignored is None else int(np.count_nonzero(ignored))
+    if not count:
+        return []
+    if ignore in ("photo", "transparent"):
+        return [Entry((255, 255, 255), f"ignored ({ignore})", (count,))]
+    colour = None if ignore == "checker" else _ignored_colour(ignore, layers, style)
+    return [Entry(colour, "ignored", (count,))]
+
+
+def _class_entries(
+    maps: tuple[Indices, ...], left_out: Mask | None, layers: Layers, style: Style
+) -> list[Entry]:
+    """Returns a row for each class that occurs, by the number of its pixels in the first map."""
+    counts = [_counts(indices, left_out) for indices in maps]
+    present = sorted({index for count in counts for index in count})
+    colours = _colours(layers, style)
+    chosen = [index for index in present if style.classes is None or index in style.classes]
+    chosen.sort(key=lambda index: max(count.get(index, 0) for count in counts), reverse=True)
+    entries = [
+        Entry(
+            _colour_at(colours, index % NUM_COLOURS),
+            layers.name_of(index),
+            tuple(count.get(index, 0) for count in counts),
+        )
+        for index in chosen
+    ]
+    rest = tuple(
+        sum(number for index, number in count.items() if index not in chosen) for count in counts
+    )
+    return [*entries, Entry(REST, "other classes", rest)] if any(rest) else entries
+
+
+def _counts(indices: Indices, left_out: Mask | None) -> dict[int, int]:
+    """Returns the number of pixels of each index."""
+    if indices.dtype == np.uint8:
+        height, width = indices.shape
+        picture = Image.frombuffer(
+            "L", (width, height), np.ascontiguousarray(indices), "raw", "L", 0, 1
+        )
+        mask = None if left_out is None else painting.mask_picture(~left_out)
+        numbers = picture.histogram(mask)
+        return {index: number for index, number in enumerate(numbers) if number}
+    shown = indices.reshape(-1) if left_out is None else indices[~left_out]
+    if shown.size and shown.min() >= 0 and shown.max() < _MAX_COUNTED_INDEX:
+        numbers = np.bincount(shown).tolist()
+        return {index: number for index, number in enumerate(numbers) if number}
+    values, numbers_of = np.unique(shown, return_counts=True)
+    return dict(zip(values.tolist(), numbers_of.tolist(), strict=True))
+
+
+def _colour_at(colours: npt.NDArray[np.uint8], index: int) -> Colour:
+    red, green, blue = colours[index].tolist()
+    return red, green, blue

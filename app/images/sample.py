@@ -15,8 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from .files import replace_file
+from .indexed import indexed_picture
 from .palettes import Colour
-from .render import indexed_picture
 from .street import CLASS, PALETTE, VOID, House, Street, blur, smooth_noise, with_void
 
 _SEED = 20150608  # FCN was published in this month

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from .files import replace_file
+from .indexed import indexed_picture
 from .palettes import Colour
-from .render import indexed_picture
 from .street import PALETTE, House, Point, Street, smooth_noise, with_void
 
 Split = Literal["train", "val"]

@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-import numpy as np
 import torch
 
 from seg_loss.diagnosis import diagnose
 
 from ..errors import IllPosed
+from ..images.layers import Layers
 from ..images.palettes import Palette
+from ..loggers import Log
 from ..options import with_flags
 from ..report import METRICS
 from ..terminal import printable
@@ -274,6 +275,7 @@ class TensorBoard(Callback):
         photos: the images of the validation.
         palette: the colours of the classes.
         write_line: writes a warning.
+        class_names: the names of the classes, if they have names.
 
     Raises:
         IllPosed: if TensorBoard is not installed.
@@ -286,6 +288,7 @@ class TensorBoard(Callback):
         photos: "Samples | None",
         palette: Palette,
         write_line: WriteLine,
+        class_names: Sequence[str] = (),
     ) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -294,6 +297,7 @@ class TensorBoard(Callback):
             raise IllPosed("tensorboard", "TensorBoard to be installed", "none", fix) from None
         self._photos = photos
         self._palette = palette
+        self._class_names = class_names
         self._write_line = write_line
         self._writer: Any = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
         # TensorBoard writes in a thread, whose error the next call here raises again.
@@ -315,25 +319,22 @@ class TensorBoard(Callback):
         )
 
     def on_validation(self, step: int, validation: "Validation") -> None:
-        """Adds the curves of the validation, and photo, labels and prediction of some images."""
+        """Adds curves, the table of the classes, the confusion matrix, and some images."""
 
         def write() -> None:
-            for name in METRICS:
-                value = getattr(validation.metrics, name)
-                if value is not None:
-                    self._writer.add_scalar(f"val/{name}", value, step)
-            if validation.mean_nll is not None:
-                self._writer.add_scalar("val/mean_nll", validation.mean_nll, step)
+            log = Log("val", validation.confusion, validation.metrics, self._class_names)
+            log.scalars["val/mean_nll"] = validation.mean_nll
             for picture in validation.pictures:
-                photo = [] if self._photos is None else [self._photos.photo(picture.index)]
-                maps = map(self._palette.paint, (picture.labels, picture.prediction))
-                self._writer.add_image(
-                    f"val/{picture.index}",
-                    np.concatenate([*photo, *maps], axis=1),
-                    step,
-                    dataformats="HWC",
+                layers = Layers(
+                    self._palette,
+                    len(validation.confusion),
+                    labels=picture.labels,
+                    prediction=picture.prediction,
+                    photo=None if self._photos is None else self._photos.photo(picture.index),
+                    valid=picture.valid,
                 )
-            self._writer.flush()
+                log.add_image(f"val/{picture.index}", layers, f"image {picture.index}")
+            log.write(self._writer, step)
 
         self._write(write)
 

@@ -6,7 +6,7 @@ find, check the data -> resolve the recipe -> build the network -> Trainer
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -133,6 +133,8 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
         options.label_space,
         options.label_encoding,
         options.palette,
+        options.colour_classes,
+        options.unknown_colours,
     )
     data = _checked_data(request, options, labels, ranks, terminal)
     network = request.model or options.network
@@ -174,7 +176,7 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
         step = trainer.progress.step
         for callback in (terminal, results, MetricsFile(run.metrics, step, write_line)):
             trainer.add(callback)
-        board = _tensorboard(options, run, step, validation, write_line)
+        board = _tensorboard(options, run, step, validation, spec.class_names, write_line)
         if board is not None:
             trainer.add(board)
             trainer.draws_pictures = True
@@ -381,13 +383,18 @@ def _config(
 
 
 def _tensorboard(
-    options: TrainOptions, run: Run, step: int, photos: Samples | None, write_line: WriteLine
+    options: TrainOptions,
+    run: Run,
+    step: int,
+    photos: Samples | None,
+    class_names: Sequence[str],
+    write_line: WriteLine,
 ) -> TensorBoard | None:
     if options.tensorboard == "no":
         return None
     palette = PALETTES[options.palette or "voc"]
     try:
-        return TensorBoard(run.events, step, photos, palette, write_line)
+        return TensorBoard(run.events, step, photos, palette, write_line, class_names)
     except IllPosed:
         if options.tensorboard == "yes":
             raise

@@ -29,8 +29,8 @@ import numpy.typing as npt
 
 from ..errors import IllPosed, RequestError, safe_repr
 from ..formats import LABEL_MAP_SUFFIXES, PHOTO_SUFFIXES, png
-from ..formats.rasters import Encoding
-from ..images.palettes import PALETTES
+from ..formats.rasters import Encoding, UnknownColours
+from ..images.palettes import PALETTES, find_class
 from ..label_spaces import advice_for, to_classes
 from ..terminal import printable
 
@@ -68,7 +68,8 @@ class LabelFormat:
     Attributes:
         num_classes: C.
         ignore_index: labels of pixels that do not count.
-        label_space, label_encoding, palette: as in `options.LossOptions`.
+        label_space, label_encoding, palette, colour_classes, unknown_colours: as in
+            `options.LabelOptions`.
     """
 
     num_classes: int
@@ -76,6 +77,8 @@ class LabelFormat:
     label_space: str = "raw"
     label_encoding: Encoding = "auto"
     palette: str | None = None
+    colour_classes: tuple[str, ...] = ()
+    unknown_colours: UnknownColours = "error"
 
     @property
     def expected(self) -> str:
@@ -94,11 +97,19 @@ class LabelFormat:
             RequestError: if the file is no label map, or a value is not in the label space.
             OSError: if it cannot be read.
         """
+        palette = PALETTES[self.palette] if self.palette else None
+        colour_classes = (
+            ()
+            if palette is None
+            else [find_class(palette, text, "colour_classes") for text in self.colour_classes]
+        )
         label_map = png.read_label_map(
             path.read_bytes(),
             where="labels",
             encoding=self.label_encoding,
-            palette=PALETTES[self.palette] if self.palette else None,
+            palette=palette,
+            colour_classes=colour_classes,
+            unknown_colours=self.unknown_colours,
             check_size=check_size or (lambda height, width: None),
             max_pixels=MAX_PIXELS,
         )

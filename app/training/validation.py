@@ -34,11 +34,13 @@ class Picture:
     Attributes:
         index: its number in the split.
         labels, prediction: class indices [H,W].
+        valid: false at ignored pixels [H,W].
     """
 
     index: int
     labels: npt.NDArray[np.integer]
     prediction: npt.NDArray[np.integer]
+    valid: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +145,9 @@ class Validator:
                 confusion += evaluation.confusion
                 if is_drawn:
                     prediction = evaluation.maps["prediction"][0].cpu().numpy()
-                    drawn.append(Picture(index, labels[0].numpy(), prediction))
+                    truth = labels[0].numpy()
+                    valid = ~np.isin(truth, self._labels.ignore_index)
+                    drawn.append(Picture(index, truth, prediction, valid))
         finally:
             model.train(was_training)
         (num_cancelled,) = self._ranks.sum([float(is_cancelled())])

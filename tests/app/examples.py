@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 
 from app.formats import png, safetensors
+from app.images.indexed import indexed_picture
 from app.images.palettes import PALETTES
-from app.images.render import indexed_picture
 from seg_loss import Bilinear, Deconvolution, reference
 from seg_loss.upsampling import Upsampling
 

@@ -49,12 +49,11 @@ def test_loss_reads_every_file_type(files, run, logits, labels):
 
 
 def test_json_is_the_json_object_of_the_service(files, run, client):
-    response = client.post_tensors("/v1/loss", **make_inputs()).json()
-    assert json.loads(run("loss", "logits.npy", "labels.npy", "--format", "json")[1]) == response
-    response = client.post_tensors("/v1/evaluate", **make_inputs()).json()
-    assert (
-        json.loads(run("evaluate", "logits.npy", "labels.npy", "--format", "json")[1]) == response
-    )
+    files = {name: Path(f"{name}.npy").read_bytes() for name in ("logits", "labels")}
+    for command in ("loss", "evaluate"):
+        response = client.post(f"/v1/{command}", files=files).json()
+        _, out, _ = run(command, "logits.npy", "labels.npy", "--format", "json")
+        assert json.loads(out) == response
 
 
 def test_flags_have_the_names_of_options_with_dash_or_underscore(files, run):
@@ -305,7 +304,7 @@ FAILURES = {
 
 FLAGS = {
     "--normalization none": "Use --upsampling bilinear.",
-    "--ignore-index none --upsampling bilinear": "If 255 marks void pixels, add it",
+    "--ignore-index none --upsampling bilinear": "If 255 marks void pixels, pass --ignore-index 255.",
     "--label-space ade_zero --ignore-index 0 --upsampling fcn": (
         "which --label-space ade_zero gives to void pixels"
     ),

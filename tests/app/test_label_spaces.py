@@ -1,5 +1,6 @@
 """Label spaces: every value of each, and advice about labels of another space."""
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -14,21 +15,125 @@ from serving import SAFETENSORS
 
 import seg_loss
 from app.errors import IllPosed
-from app.label_spaces import LABEL_SPACES, VOID, advice_for, shift_advice, to_classes
+from app.images.palettes import PALETTES
+from app.label_spaces import (
+    LABEL_SPACES,
+    VOID,
+    advice_for,
+    shift_advice,
+    to_classes,
+    values_of_classes,
+)
 
 IGNORED = (VOID,)
 CITYSCAPES = [7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]
 COCO_UNUSED = [11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90]
+UNUSED_NAMES = (
+    *("street sign", "hat", "shoe", "eye glasses", "plate", "mirror", "window", "desk", "door"),
+    *("blender", "hair brush"),
+)
 COCO = [value for value in range(182) if value not in COCO_UNUSED]
+COCO_IDS = [value + 1 for value in COCO]
 CLASSES = {
     "cityscapes_ids": (
         dict.fromkeys([*range(34), VOID], VOID) | {v: c for c, v in enumerate(CITYSCAPES)}
     ),
     "ade_zero": {0: VOID, VOID: VOID, **{value: value - 1 for value in range(1, VOID)}},
     "cocostuff_182": {VOID: VOID, **{v: c for c, v in enumerate(COCO)}},
+    "coco_ids": {0: VOID, VOID: VOID, **{v: c for c, v in enumerate(COCO_IDS)}},
     "binary_255": {0: 0, VOID: 1},
 }
 """The class of every value; all others are invalid."""
+
+
+# Of labels.py in cityscapesScripts: id, trainId, red, green, blue, name.
+LABELS_OF_CITYSCAPES = """
+0 255 0 0 0 unlabeled
+1 255 0 0 0 ego vehicle
+2 255 0 0 0 rectification border
+3 255 0 0 0 out of roi
+4 255 0 0 0 static
+5 255 111 74 0 dynamic
+6 255 81 0 81 ground
+7 0 128 64 128 road
+8 1 244 35 232 sidewalk
+9 255 250 170 160 parking
+10 255 230 150 140 rail track
+11 2 70 70 70 building
+12 3 102 102 156 wall
+13 4 190 153 153 fence
+14 255 180 165 180 guard rail
+15 255 150 100 100 bridge
+16 255 150 120 90 tunnel
+17 5 153 153 153 pole
+18 255 153 153 153 polegroup
+19 6 250 170 30 traffic light
+20 7 220 220 0 traffic sign
+21 8 107 142 35 vegetation
+22 9 152 251 152 terrain
+23 10 70 130 180 sky
+24 11 220 20 60 person
+25 12 255 0 0 rider
+26 13 0 0 142 car
+27 14 0 0 70 truck
+28 15 0 60 100 bus
+29 255 0 0 90 caravan
+30 255 0 0 110 trailer
+31 16 0 80 100 train
+32 17 0 0 230 motorcycle
+33 18 119 11 32 bicycle
+-1 -1 0 0 142 license plate
+"""
+
+# Of the table `clsID_to_trID` in mmsegmentation 1.2.2, sorted, as text.
+CONVERTER_OF_MMSEGMENTATION = "19f483ef4e68f35f2b018252df840e09a49a186e8285948da3b0e295a6e47c03"
+# Of the lines of labels.txt in the repository of COCO-Stuff.
+LABELS_OF_COCOSTUFF = "a5b9a060feb7b151e0c6ba0c9d5ef4c791210b85fab7b3d483f58a638a093d4f"
+
+
+def test_ids_of_cityscapes_have_the_train_ids_of_its_scripts():
+    colours = PALETTES["cityscapes"].colours
+    void = {PALETTES["cityscapes"].ignore_index}
+    for line in LABELS_OF_CITYSCAPES.strip().splitlines():
+        value, train_id, *colour, name = line.split(maxsplit=5)
+        if int(value) < 0:
+            continue  # the licence plate, which does not occur in files
+        labels = np.array([[[int(value)]]], np.uint8)
+        index = int(to_classes(labels, "cityscapes_ids", IGNORED, "labels")[0, 0, 0])
+        assert index == int(train_id), name
+        if index not in void:
+            assert PALETTES["cityscapes"].class_names[index] == name
+            assert colours[index].tolist() == [int(value) for value in colour], name
+
+
+def test_colours_of_ids_without_a_train_id_are_void():
+    palette = PALETTES["cityscapes"]
+    void = {tuple(palette.ignore_colour), *palette.void_colours}
+    others = set()
+    for line in LABELS_OF_CITYSCAPES.strip().splitlines():
+        _, train_id, *colour, name = line.split(maxsplit=5)
+        if train_id == "255" and name != "polegroup":
+            others.add(tuple(map(int, colour)))
+    assert others == void
+
+
+def test_the_numbering_of_cocostuff_is_that_of_mmsegmentation():
+    table = LABEL_SPACES["cocostuff_182"].table
+    pairs = [(value, int(table[value])) for value in range(256) if table[value] >= 0]
+    assert hashlib.sha256(repr(pairs).encode()).hexdigest() == CONVERTER_OF_MMSEGMENTATION
+
+
+def test_ids_of_coco_are_one_more_and_have_the_names_of_the_palette():
+    table = LABEL_SPACES["coco_ids"].table
+    names = PALETTES["cocostuff"].class_names
+    unused = dict(zip(COCO_UNUSED, UNUSED_NAMES, strict=True))
+    lines = ["0: unlabeled"]
+    lines += [
+        f"{value}: {unused[value - 1] if value - 1 in unused else names[table[value]]}"
+        for value in range(1, 183)
+    ]
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == LABELS_OF_COCOSTUFF
+    assert np.array_equal(table[1:183], LABEL_SPACES["cocostuff_182"].table[:182])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
@@ -46,13 +151,36 @@ def test_every_value_has_its_class_or_is_an_error(name, dtype):
             assert error.value.got == f"{value} at (0, 0, 1)"
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "other"),
+    [("cocostuff_182", [0, 11, 182], "coco_ids"), ("coco_ids", [1, 12], "cocostuff_182")],
+)
+def test_ids_of_the_other_numbering_of_coco_name_it(name, values, other):
+    with pytest.raises(IllPosed) as error:
+        to_classes(np.array([[values]], np.uint8), name, IGNORED, "labels")
+    assert error.value.fix == f"All values are ids of label_space={other}."
+    with pytest.raises(IllPosed) as error:
+        to_classes(np.array([[[*values, 200]]], np.uint8), name, IGNORED, "labels")
+    assert error.value.fix is None
+
+
+def test_each_class_has_the_value_that_becomes_it():
+    for name, row in CLASSES.items():
+        values = values_of_classes(name, 256)
+        classes = sorted({index for index in row.values() if index != VOID})
+        assert [row[value] for value in values.tolist()] == list(range(len(classes))), name
+    assert values_of_classes("cityscapes_ids", 12).tolist() == [7, 8, 11]
+    assert values_of_classes("raw", 3).tolist() == [0, 1, 2]
+    assert values_of_classes("instance_1000", 256).tolist() == []
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.int64])
 @pytest.mark.parametrize("name", LABEL_SPACES)
 def test_labels_of_every_dtype_are_read(name, dtype):
     value = 7 if name == "cityscapes_ids" else 0
     labels = np.full((1, 2, 2), value, dtype)
     classes = to_classes(labels, name, IGNORED, "labels")
-    assert np.all(classes == (VOID if name == "ade_zero" else 0))
+    assert np.all(classes == (VOID if name in ("ade_zero", "coco_ids") else 0))
     advice_for(labels, 2, IGNORED, name)
 
 
@@ -97,6 +225,7 @@ ADE = "values up to 150 for 150 classes look like ADE20K, with 0 for void and cl
 IDS = "values up to 33 for 19 classes look like ids of Cityscapes, not train ids."
 MASK = "values 0 and 255 for 2 classes look like a mask."
 COCO_IDS = "values up to 181 for 171 classes look like ids of COCO-Stuff."
+COCO_NUMBERS = "values up to 182 for 171 classes look like ids of COCO, with 0 for unlabelled."
 INSTANCES = "values from 1000 on look like ids of instances, 1000 times their class and more."
 
 LIKELY = {
@@ -109,6 +238,8 @@ LIKELY = {
         *([7, 20, 33], 19, (20, 255), "cityscapes_ids", IDS),
     ),
     "COCO-Stuff": ([0, 12, 181, 255], 171, IGNORED, "cocostuff_182", COCO_IDS),
+    "ids of COCO": ([0, 11, 182, 255], 171, IGNORED, "coco_ids", COCO_NUMBERS),
+    "ids of COCO without the last": ([0, 11, 181], 171, IGNORED, "coco_ids", COCO_NUMBERS),
     "instances": ([7, 26003], 19, IGNORED, "instance_1000", INSTANCES),
 }
 
@@ -348,7 +479,12 @@ def test_a_mask_is_read_as_two_classes(client, run, mask, empty_directory):
     assert answer["warnings"] == []
     write_inputs(mask)
     arguments = ("logits.npy", "labels.png", "--label-space", "binary_255", "--format", "json")
-    assert json.loads(run("evaluate", *arguments)[1]) == answer
+    of_files = json.loads(run("evaluate", *arguments)[1])
+    assert of_files["inputs"]["labels"]["values"] == answer["inputs"]["labels"]["values"]
+    echo = ("inputs", "palette")  # a file has a mode and colours
+    for fields in (of_files, answer):
+        assert [fields.pop(name)["labels" if name == "inputs" else "colours"] for name in echo]
+    assert of_files == answer
 
 
 def test_an_invalid_label_names_its_space_in_the_answer(client):

@@ -31,6 +31,7 @@ from serving import SAFETENSORS, assert_problem, served
 import seg_loss
 from app import operations, options, results
 from app.devices import CPU
+from app.images import render
 from app.inputs import Inputs
 from seg_loss import Bilinear, reference
 from seg_loss.constants import SCORES
@@ -153,13 +154,22 @@ def test_one_image_without_batch_axis_is_a_batch_of_one(client, upsampling):
     size = inputs["labels"].shape[1:]
     path = f"/v1/loss?upsampling={upsampling}"
     expected = client.post_tensors(path, **inputs).json()
+    assert expected.pop("inputs")["logits"]["shape"] == [1, 5, 6, 7]
+
+    def answer_of(**request):
+        answer = client.post(path, **request).json()
+        assert answer.pop("inputs")["logits"]["shape"] == [5, 6, 7]
+        return answer
+
     without_batch = {name: tensor[0] for name, tensor in inputs.items()}
-    assert client.post_tensors(path, **without_batch).json() == expected
+    body = {"content": safetensors_file(**without_batch), "headers": SAFETENSORS}
+    assert answer_of(**body) == expected
     lists = {name: tensor.tolist() for name, tensor in without_batch.items()}
-    assert client.post(path, json=lists).json() == expected
-    weighted = client.post_tensors(path, **inputs, pixel_weight=torch.ones(1, *size))
-    response = client.post_tensors(path, **without_batch, pixel_weight=torch.ones(size))
-    assert response.json() == weighted.json()
+    assert answer_of(json=lists) == expected
+    weighted = client.post_tensors(path, **inputs, pixel_weight=torch.ones(1, *size)).json()
+    weighted.pop("inputs")
+    content = safetensors_file(**without_batch, pixel_weight=torch.ones(size))
+    assert answer_of(content=content, headers=SAFETENSORS) == weighted
 
 
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason="../shared/golden is not on this machine")
@@ -200,7 +210,9 @@ def test_without_labels_pictures_have_the_size_of_the_photo(client, run, empty_d
     write_inputs(inputs)
     Image.fromarray(photo.numpy()).save("photo.png")
     arguments = f"visualize logits.npy --upsampling fcn --kind {kind} -o a.png".split()
-    assert run(*arguments, "--image", "photo.png") == (0, "", "")
+    scale = {"confidence": "0,1 (probability)", "entropy": "0,1.6094 (nats)"}.get(kind)
+    err = f"seg-loss: scale: {scale}\n" if scale else ""
+    assert run(*arguments, "--image", "photo.png") == (0, "", err)
     with Image.open("a.png") as picture:
         assert picture.size == UPSAMPLED_SIZE[::-1]
     status, _, err = run(*arguments)
@@ -219,7 +231,11 @@ def test_every_entry_point_takes_probabilities(client, run, empty_directory):
     for name in ("loss", "evaluate"):
         answer = client.post_tensors(f"/v1/{name}?scores=probabilities", **inputs).json()
         assert answer["loss"] == expected.loss
-        assert json.loads(run(name, *arguments)[1]) == answer
+        of_files = json.loads(run(name, *arguments)[1])
+        assert of_files.keys() == answer.keys()
+        for fields in (of_files, answer):
+            del fields["inputs"], fields["palette"]  # the file of the labels has colours
+        assert of_files == answer
     response = client.post_tensors("/v1/gradient?scores=probabilities&loss_weight=2", **inputs)
     gradient = safetensors.torch.load(response.content)["gradient"]
     assert torch.allclose(gradient.double(), 2 * true_gradient, rtol=1e-6, atol=0)
@@ -292,6 +308,11 @@ def test_working_bytes_are_those_of_results_and_upsampling():
     with_photo = Inputs(logits=inputs.logits, image=np.zeros((8, 9, 3), np.uint8))
     scratch = seg_loss.scratch_bytes(inputs.logits, (8, 9), upsampling=Bilinear())
     assert needed(with_photo, upsampled) == 4 * 72 + scratch + operations.PICTURE_BYTES * 72
+    # A batch costs one picture, and a canvas its pixels.
+    batch = Inputs(labels=torch.cat([inputs.labels] * 3))
+    chosen = options.VisualizeOptions(kind="labels", image_index=1, legend="strip")
+    canvas = operations.CANVAS_BYTES * render.canvas_pixels("labels", "strip", 6, 7)
+    assert needed(batch, chosen) == picture + canvas
     half = Inputs(logits=inputs.logits.half(), labels=inputs.labels)
     logarithms = {name: needed(half, options.LossOptions(scores=name)) for name in SCORES}
     # The logarithms of probabilities are float32.

@@ -26,7 +26,7 @@ import seg_loss
 from app import operations, options, results
 from app.devices import CPU
 from app.errors import IllPosed
-from app.images.palettes import PALETTES
+from app.images.palettes import PALETTES, ChosenPalette
 from app.inputs import Inputs
 from seg_loss import Bilinear
 from seg_loss.constants import PREDICTION_MAPS
@@ -153,6 +153,8 @@ def test_logits_of_any_number_of_axes_have_maps_and_counts(client):
 
 def test_the_summary_counts_the_pixels_of_each_class(client):
     summary = summary_of(client, "palette=voc", logits=LOGITS)
+    palette = summary.pop("palette")
+    assert (palette["name"], palette["source"]) == ("voc", "option")
     counts = torch.bincount(LOGITS.argmax(1).flatten(), minlength=5).tolist()
     assert summary == {
         "num_images": 1,
@@ -168,6 +170,14 @@ def test_the_summary_counts_the_pixels_of_each_class(client):
             for index, count in enumerate(counts)
         ],
         "evaluation": None,
+        "inputs": {
+            "logits": {
+                "file": "tensor",
+                "dtype": "float32",
+                "shape": [1, 5, 6, 7],
+                "layout": "nchw",
+            }
+        },
         "warnings": [],
     }
     without_names = summary_of(client, logits=LOGITS)
@@ -181,7 +191,8 @@ def test_with_labels_the_summary_has_the_evaluation(client):
     query = "normalization=batch&label_smoothing=0.1&ignore_index=0,255"
     summary = summary_of(client, query, **make_inputs())
     expected = client.post_tensors(f"/v1/evaluate?{query}", **make_inputs()).json()
-    assert {**summary["evaluation"], "warnings": summary["warnings"]} == expected
+    shared = {name: summary[name] for name in ("inputs", "palette", "warnings")}
+    assert {**summary["evaluation"], **shared} == expected
     classes = torch.zeros(1, 6, 7, dtype=torch.uint8)
     shifted = torch.nn.functional.one_hot(torch.arange(42) % 4 + 1, 5).float()
     logits = shifted.reshape(1, 6, 7, 5).movedim(3, 1)
@@ -323,9 +334,9 @@ def test_a_prediction_of_more_classes_than_16_bits_hold_is_no_png():
         maps={"prediction": torch.zeros(1, 2, 2, dtype=torch.int32)},
         names=("prediction",),
         num_classes=65537,
-        class_names=(),
-        palette=PALETTES["voc"],
+        palette=ChosenPalette(PALETTES["voc"], "default"),
         evaluation=None,
+        reports={},
         warnings=(),
         is_finite=True,
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import answer, drop_and_wait, npy_file, png_file, wait_until, wait_until_settled
+from page_actions import answer, drop_and_wait, npy_file, png_file, wait_until, wait_until_settled
 from scenes import other_logits, prediction_of, read_sample, scene_of, show
 
 pytestmark = pytest.mark.page
@@ -137,6 +137,6 @@ def test_sample_and_panels_work_by_keyboard_alone(page):
     page.keyboard.press("Enter")
     assert page.evaluate("segLoss.store.state.cell") == {"truth": 0, "predicted": 1}
     assert answer(page)["confusion"][0][1] > 0
-    tab_to(".selection button")
+    tab_to(".viewer-lit button")
     page.keyboard.press("Space")
     assert page.evaluate("segLoss.store.state.cell") is None

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import answer, drop_and_wait, npy_file, png_file, wait_until, wait_until_settled
+from page_actions import answer, drop_and_wait, npy_file, png_file, wait_until, wait_until_settled
 from scenes import other_logits, prediction_of, read_sample, scene_of, show
 
 from seg_loss.metrics import confusion_matrix, fcn_metrics

@@ -9,9 +9,12 @@ import { mountViewer } from "./viewer/viewer.js";
 const store = new Store();
 const element = (id) => document.getElementById(id);
 
-mountInputs({ header: element("header"), inputs: element("inputs"), status: element("status") }, store);
+const { chooseImage } = mountInputs(
+  { header: element("header"), inputs: element("inputs"), status: element("status") },
+  store,
+);
 mountViewer(element("viewer"), store);
-mountPanels({ header: element("header"), panels: element("panels") }, store);
+mountPanels({ header: element("header"), panels: element("panels") }, store, { chooseImage });
 mountOptionsLine(element("options-line"), store);
 
 store.on(["scene"], ({ scene }) => {

@@ -359,7 +359,7 @@ def test_a_colour_of_two_classes_is_an_error_that_names_them() -> None:
     )
     unnamed = own_palette(np.array([[1, 2, 3], [1, 2, 3]], np.uint8))
     error = error_of(colour_png(unnamed.colours[None, :1]), colours=unnamed)
-    assert error.got == "(1, 2, 3) of 0 and 1 on 1 pixels, the first at (0, 0)"
+    assert error.got == "(1, 2, 3) of 0 and 1 on 1 pixel, the first at (0, 0)"
 
 
 @pytest.mark.parametrize("index", [6, 48])

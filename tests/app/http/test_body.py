@@ -36,7 +36,10 @@ def test_a_body_over_the_limit_is_too_large_by_length_or_chunks(client):
     limit = 1 << 20
     response = client.post("/v1/loss", content=bytes(limit + 1), headers=SAFETENSORS)
     problem = assert_problem(response, 413, "too_large")
-    assert problem["detail"] == f"body: expected at most {limit} bytes, got {limit + 1}."
+    assert problem["detail"] == (
+        f"body: expected at most {limit} bytes, got {limit + 1}. Send fewer images, or logits in "
+        "float16. JSON has a lower limit than other bodies."
+    )
     assert problem["limit"] == limit
     assert "Connection" not in response.headers
 

@@ -96,7 +96,9 @@ def test_the_limit_of_classes_holds_for_label_maps(client):
     maps = label_maps()
     path = "/v1/evaluate?num_classes=65"
     problem = assert_problem(client.post_tensors(path, **maps), 413, "too_large")
-    assert problem["detail"] == "num_classes: expected at most 64 classes, got 65."
+    assert problem["detail"] == (
+        "num_classes: expected at most 64 classes, got 65. The limit is SEG_LOSS_MAX_CLASSES."
+    )
     maps["labels"][0, 2, 3] = 200
     problem = assert_problem(client.post_tensors("/v1/evaluate", **maps), 422, "ill_posed")
     assert problem["detail"] == "labels: expected 0...63 or 255 (ignored), got 200 at (0, 2, 3)."
@@ -111,7 +113,9 @@ def test_the_limit_of_images_holds_for_label_maps(client):
     many = torch.zeros(65, 1, 1, dtype=torch.uint8)
     response = client.post_tensors("/v1/evaluate", prediction=many, labels=many)
     assert_problem(response, 413, "too_large")
-    assert response.json()["detail"] == "labels: expected at most 64 images, got 65."
+    assert response.json()["detail"] == (
+        "labels: expected at most 64 images, got 65. The limit is SEG_LOSS_MAX_IMAGES."
+    )
 
 
 @pytest.mark.parametrize("absent", ["skip", "gt_only", "zero", "one"])

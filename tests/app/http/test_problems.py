@@ -28,14 +28,15 @@ from serving import SAFETENSORS, Client, assert_problem, assert_still_serves, se
 from app.errors import safe_repr
 from app.http.problems import install_handlers
 from app.http.v1 import OPERATIONS, RESOURCES
+from app.images.kinds import KINDS
 from app.images.palettes import PALETTES
-from app.images.render import KINDS
 from app.inputs import MAX_UPSAMPLED_SIDE
 from app.options import UPSAMPLINGS
 
 LOGITS, LABELS = make_inputs()["logits"], make_inputs()["labels"]
 CODES = {400: "malformed", 413: "too_large", 422: "ill_posed"}
 NON_FINITE = "logits: expected finite numbers (or -inf in some classes) at valid pixels"
+RESAMPLE = "Use resize=labels or resize=image to resample."
 DIVERGED = "The network has diverged, or the file is damaged."
 
 
@@ -268,13 +269,13 @@ def test_labels_larger_than_logits_suggest_upsampling(client, run, empty_directo
 
 @pytest.mark.parametrize(
     ("size", "fix"),
-    [((8, 9), " Scores of lower resolution? Use upsampling=bilinear."), ((5, 9), "")],
+    [((8, 9), "Scores of lower resolution? Use upsampling=bilinear."), ((5, 9), RESAMPLE)],
 )
 def test_a_photo_larger_than_logits_suggests_upsampling(client, size, fix):
     tensors = {"logits": LOGITS, "image": torch.zeros(*size, 3).byte()}
     response = client.post_tensors("/v1/visualize?kind=overlay", **tensors)
     assert assert_problem(response, 422, "ill_posed")["detail"] == (
-        f"image: expected 6 x 7 (height x width) to match the logits, got {size[0]} x 9.{fix}"
+        f"image: expected 6 x 7 (height x width) to match the logits, got {size[0]} x 9. {fix}"
     )
     path = "/v1/visualize?kind=overlay&upsampling=bilinear"
     assert client.post_tensors(path, **tensors).status_code == 200
@@ -284,7 +285,7 @@ def test_a_photo_larger_than_a_prediction_does_not_suggest_upsampling(client):
     tensors = {"prediction": LABELS, "image": torch.zeros(12, 14, 3).byte()}
     response = client.post_tensors("/v1/visualize?kind=overlay", **tensors)
     assert assert_problem(response, 422, "ill_posed")["detail"] == (
-        "image: expected 6 x 7 (height x width) to match the prediction, got 12 x 14."
+        f"image: expected 6 x 7 (height x width) to match the prediction, got 12 x 14. {RESAMPLE}"
     )
 
 
@@ -382,8 +383,9 @@ FILES = {
         422,
         (
             "labels: expected indices (PNG of mode P or L), or colours of a named palette, "
-            "got mode RGB and no palette. Name the palette (palette=voc, palette=cityscapes), "
-            "or save the map as mode P or L."
+            "got mode RGB and no palette. Name the palette (palette=voc, or cityscapes, ade20k, "
+            "cocostuff, camvid, pascal_context, pascal_context_59, okabe_ito, generated), send "
+            "your own, or save the map as mode P or L."
         ),
     ),
     "a PNG of another size": (
@@ -514,7 +516,7 @@ def test_a_missing_input_is_an_error_that_names_those_present(client):
 def test_an_unknown_input_is_an_error_that_lists_the_known_ones(client):
     response = client.post_tensors("/v1/loss", **make_inputs(), target=LABELS)
     problem = assert_problem(response, 422, "ill_posed")
-    known = "logits, labels, class_weight, pixel_weight, prediction, image"
+    known = "palette, logits, labels, class_weight, pixel_weight, prediction, image"
     assert problem["detail"] == f"body: expected inputs among {known}, got 'target'."
 
 
@@ -560,7 +562,10 @@ WRONG_INPUTS = {
     "a prediction of two images": (
         "prediction",
         {"prediction": torch.zeros(2, 6, 7).byte()},
-        "prediction: expected [1,H,W], one image, got shape (2, 6, 7).",
+        (
+            "prediction: expected [1,H,W], one image, got shape (2, 6, 7). "
+            "Choose one: image_index=0...1."
+        ),
     ),
     "a prediction that is no index": (
         "prediction",
@@ -586,22 +591,22 @@ WRONG_INPUTS = {
     "a photo of another size than the prediction": (
         "overlay",
         {"prediction": torch.zeros(1, 6, 7).byte(), "image": make_photo(5, 7)},
-        "image: expected 6 x 7 (height x width) to match the prediction, got 5 x 7.",
+        f"image: expected 6 x 7 (height x width) to match the prediction, got 5 x 7. {RESAMPLE}",
     ),
     "a photo of another size than the logits": (
         "overlay",
         {"logits": LOGITS, "image": make_photo(5, 7)},
-        "image: expected 6 x 7 (height x width) to match the logits, got 5 x 7.",
+        f"image: expected 6 x 7 (height x width) to match the logits, got 5 x 7. {RESAMPLE}",
     ),
     "a photo of another size than the labels": (
         "overlay",
         {"labels": LABELS, "image": make_photo(5, 7)},
-        "image: expected 6 x 7 (height x width) to match the labels, got 5 x 7.",
+        f"image: expected 6 x 7 (height x width) to match the labels, got 5 x 7. {RESAMPLE}",
     ),
     "a prediction of another size than the labels": (
         "error",
         {"labels": LABELS, "prediction": torch.zeros(1, 5, 7).byte()},
-        "prediction: expected 6 x 7 (height x width) to match the labels, got 5 x 7.",
+        (f"prediction: expected 6 x 7 (height x width) to match the labels, got 5 x 7. {RESAMPLE}"),
     ),
 }
 
@@ -657,7 +662,8 @@ def test_arrays_in_npz_files_are_bounded_together():
 
 NAMES = (
     "options: expected names among ignore_index, label_space, label_encoding, palette, "
-    "label_smoothing, temperature, normalization, upsampling, layout, scores"
+    "colour_classes, unknown_colours, label_smoothing, temperature, normalization, upsampling, "
+    "layout, scores"
 )
 INTEGERS = "ignore_index: expected an integer, several with commas between them, or none"
 SHARE = "label_smoothing: expected a number from 0 to 1"
@@ -666,7 +672,7 @@ REPLACED = "\\ufffd"
 UPSAMPLING = "upsampling: expected one of none, bilinear, bilinear_aligned, fcn"
 
 OPTIONS = {
-    "unknown=1": f"{NAMES}, got 'unknown'.",
+    "unheard=1": f"{NAMES}, got 'unheard'.",
     "kind=error": f"{NAMES}, got 'kind'. It is an option of visualize.",
     "label_smoothing=1.5": f"{SHARE}, got '1.5'.",
     "label_smoothing=nan": f"{SHARE}, got 'nan'.",
@@ -788,11 +794,18 @@ def test_text_of_the_client_is_escaped_and_cut(client):
 def test_pixels_classes_and_images_have_limits(client):
     many = torch.zeros(1, 2, 129, 128, dtype=torch.float16)
     problem = assert_problem(client.post_tensors("/v1/loss", logits=many), 413, "too_large")
-    assert problem["detail"] == "logits: expected at most 16384 pixels per image, got 16512."
+    assert problem["detail"] == (
+        "logits: expected at most 16384 pixels per image, got 16512. "
+        "The limit is SEG_LOSS_MAX_PIXELS."
+    )
     response = client.post_tensors("/v1/loss", logits=torch.zeros(1, 65, 2, 2))
-    assert response.json()["detail"] == "logits: expected at most 64 classes, got 65."
+    assert response.json()["detail"] == (
+        "logits: expected at most 64 classes, got 65. The limit is SEG_LOSS_MAX_CLASSES."
+    )
     response = client.post_tensors("/v1/loss", logits=torch.zeros(65, 2, 2, 2))
-    assert response.json()["detail"] == "logits: expected at most 64 images, got 65."
+    assert response.json()["detail"] == (
+        "logits: expected at most 64 images, got 65. The limit is SEG_LOSS_MAX_IMAGES."
+    )
 
 
 def test_labels_of_upsampled_logits_have_the_same_limits(client):
@@ -800,7 +813,10 @@ def test_labels_of_upsampled_logits_have_the_same_limits(client):
     large = torch.zeros(1, 129, 128, dtype=torch.uint8)
     response = client.post_tensors(path, logits=logits, labels=large)
     problem = assert_problem(response, 413, "too_large")
-    assert problem["detail"] == "labels: expected at most 16384 pixels per image, got 16512."
+    assert problem["detail"] == (
+        "labels: expected at most 16384 pixels per image, got 16512. "
+        "The limit is SEG_LOSS_MAX_PIXELS."
+    )
     for labels in (large[:, None], large[0]):
         response = client.post_tensors(path, logits=logits, labels=labels)
         assert_problem(response, 413, "too_large")
@@ -820,7 +836,8 @@ def test_upsampled_logits_have_a_limit():
     with served(max_upsampled_logits=count - 1) as client:
         problem = assert_problem(client.post_tensors(path, **inputs), 413, "too_large")
         assert problem["detail"] == (
-            "labels: expected at most 5999 upsampled logits (images x classes x pixels), got 6000."
+            "labels: expected at most 5999 upsampled logits (images x classes x pixels), got 6000. "
+            "The limit is SEG_LOSS_MAX_UPSAMPLED_LOGITS."
         )
         assert problem["limit"] == count - 1
         # Without labels, the size is that of the photo; with labels, it is not.

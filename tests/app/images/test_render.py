@@ -3,7 +3,9 @@
 import io
 import math
 from dataclasses import fields, replace
+from functools import partial
 
+import fcn_demo
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -12,8 +14,11 @@ from PIL import Image
 from app.errors import IllPosed
 from app.formats import png
 from app.images import colormaps, render
+from app.images.indexed import indexed_picture
+from app.images.kinds import KINDS
+from app.images.layers import Layers
 from app.images.palettes import PALETTES
-from app.images.render import Layers, indexed_picture
+from app.images.style import Style
 
 LABELS = np.array([[0, 1, 2], [255, 3, 3]])
 PREDICTION = np.array([[0, 1, 1], [4, 3, 0]])
@@ -42,16 +47,16 @@ def pixels(picture: Image.Image) -> npt.NDArray[np.uint8]:
     return array
 
 
-def error_of(kind: str, layers: Layers) -> str:
+def error_of(kind: str, layers: Layers, style: Style | None = None) -> str:
     with pytest.raises(IllPosed) as error:
-        render.draw(kind, layers)
+        render.draw(kind, layers, style)
     return error.value.detail
 
 
 def test_pictures_of_labels_and_predictions_are_label_maps() -> None:
     for kind, indices in (("labels", LABELS), ("prediction", PREDICTION)):
         label_map = png.read_label_map(
-            png.encode(render.draw(kind, FULL)),
+            png.encode(render.draw(kind, FULL).image),
             where="labels",
             palette=None,
             max_pixels=6,
@@ -62,7 +67,7 @@ def test_pictures_of_labels_and_predictions_are_label_maps() -> None:
 
 def test_an_ignored_label_that_no_png_holds_becomes_void() -> None:
     layers = replace(FULL, labels=np.where(VALID, LABELS, -1))
-    assert pixels(render.draw("labels", layers)).tolist() == LABELS.tolist()
+    assert pixels(render.draw("labels", layers).image).tolist() == LABELS.tolist()
 
 
 def test_a_valid_label_that_no_png_holds_is_an_error() -> None:
@@ -81,30 +86,30 @@ def test_an_index_that_does_not_fit_is_an_error_with_its_pixel() -> None:
 
 
 def test_the_overlay_is_half_photo_and_half_palette() -> None:
-    overlay = pixels(render.draw("overlay", FULL))
+    overlay = pixels(render.draw("overlay", FULL).image)
     assert overlay[0, 1].tolist() == [79, 20, 25]  # (30, 40, 50) and (128, 0, 0)
     assert overlay[1, 1].tolist() == [124, 129, 70]  # (120, 130, 140) and (128, 128, 0)
 
 
 def test_the_overlay_shows_the_photo_at_background_and_ignored() -> None:
-    overlay = pixels(render.draw("overlay", FULL))
+    overlay = pixels(render.draw("overlay", FULL).image)
     for row, column in ((0, 0), (1, 0), (1, 2)):
         assert overlay[row, column].tolist() == PHOTO[row, column].tolist()
 
 
 def test_an_overlay_without_background_class_blends_class_0() -> None:
-    overlay = pixels(render.draw("overlay", replace(FULL, palette=PALETTES["cityscapes"])))
+    overlay = pixels(render.draw("overlay", replace(FULL, palette=PALETTES["cityscapes"])).image)
     assert overlay[0, 0].tolist() == [64, 37, 74]  # half of the road, half of (0, 10, 20)
 
 
 @pytest.mark.parametrize(("alpha", "expected"), [(0.0, [30, 40, 50]), (1.0, [128, 0, 0])])
 def test_alpha_is_the_weight_of_the_palette(alpha: float, expected: list[int]) -> None:
-    overlay = pixels(render.draw("overlay", replace(FULL, alpha=alpha)))
+    overlay = pixels(render.draw("overlay", FULL, Style(alpha=alpha)).image)
     assert overlay[0, 1].tolist() == expected
 
 
 def test_the_overlay_shows_labels_where_there_is_no_prediction() -> None:
-    overlay = pixels(render.draw("overlay", replace(FULL, prediction=None, alpha=1.0)))
+    overlay = pixels(render.draw("overlay", replace(FULL, prediction=None), Style(alpha=1.0)).image)
     assert overlay[0, 2].tolist() == [0, 128, 0]
 
 
@@ -115,11 +120,11 @@ def test_blends_are_rounded_to_the_nearest_even() -> None:
         prediction=np.array([[1, 1]]),
         photo=np.array([[[0, 1, 3], [0, 5, 7]]], dtype=np.uint8),
     )
-    assert pixels(render.draw("overlay", layers)).tolist() == [[[64, 0, 2], [64, 2, 4]]]
+    assert pixels(render.draw("overlay", layers).image).tolist() == [[[64, 0, 2], [64, 2, 4]]]
 
 
 def test_the_error_map_is_grey_vermilion_or_checkered() -> None:
-    assert pixels(render.draw("error", FULL)).tolist() == [
+    assert pixels(render.draw("error", FULL).image).tolist() == [
         [[217] * 3, [217] * 3, [213, 94, 0]],
         [CHECKER, [217] * 3, [213, 94, 0]],
     ]
@@ -137,13 +142,13 @@ def test_the_checkerboard_has_squares_of_four_pixels() -> None:
         confidence=None,
         entropy=None,
     )
-    error = pixels(render.draw("error", layers))[:, :, 0]
+    error = pixels(render.draw("error", layers).image)[:, :, 0]
     assert error[0].tolist() == [96] * 4 + [144] * 4
     assert error[4].tolist() == [144] * 4 + [96] * 4
 
 
 def test_nll_runs_from_0_to_ln_c_and_is_clipped_above() -> None:
-    nll = pixels(render.draw("nll", FULL))
+    nll = pixels(render.draw("nll", FULL).image)
     assert nll[0].tolist() == [
         [0, 0, 4],
         colormaps.INFERNO[math.floor(255 / math.log(21) + 0.5)].tolist(),
@@ -153,24 +158,24 @@ def test_nll_runs_from_0_to_ln_c_and_is_clipped_above() -> None:
 
 
 def test_confidence_is_viridis_from_0_to_1() -> None:
-    confidence = pixels(render.draw("confidence", FULL))
+    confidence = pixels(render.draw("confidence", FULL).image)
     assert confidence[0].tolist() == [[68, 1, 84], [33, 145, 140], [253, 231, 37]]
     assert confidence[1, 0].tolist() == CHECKER
 
 
 def test_entropy_is_viridis_of_shares_of_ln_c() -> None:
-    entropy = pixels(render.draw("entropy", FULL))
+    entropy = pixels(render.draw("entropy", FULL).image)
     assert entropy[0].tolist() == [[68, 1, 84], [33, 145, 140], [253, 231, 37]]
 
 
 def test_the_nll_of_a_single_class_is_black() -> None:
     layers = replace(FULL, num_classes=1, nll=np.zeros((2, 3), dtype=np.float32))
-    assert pixels(render.draw("nll", layers))[0, 0].tolist() == [0, 0, 4]
+    assert pixels(render.draw("nll", layers).image)[0, 0].tolist() == [0, 0, 4]
 
 
 def test_a_valid_pixel_with_a_value_of_nan_is_checkered() -> None:
     layers = replace(FULL, valid=None)
-    assert pixels(render.draw("nll", layers))[1, 0].tolist() == CHECKER
+    assert pixels(render.draw("nll", layers).image)[1, 0].tolist() == CHECKER
 
 
 def test_no_colour_map_contains_a_grey_of_the_checkerboard() -> None:
@@ -197,7 +202,7 @@ def test_the_first_and_the_last_colour_cover_half_a_step(share: float, index: in
 def test_an_unknown_kind_is_an_error_that_lists_the_known_ones() -> None:
     assert error_of("margin", FULL) == (
         "kind: expected one of labels, prediction, overlay, error, nll, confidence, entropy, "
-        "got 'margin'."
+        "compare, got 'margin'."
     )
 
 
@@ -230,18 +235,19 @@ def test_an_overlay_needs_a_prediction_or_labels() -> None:
 
 def test_a_photo_of_another_size_is_an_error() -> None:
     assert error_of("overlay", replace(FULL, photo=PHOTO[:, :2])) == (
-        "image: expected 2 x 3 (height x width) to match the labels, got 2 x 2."
+        "image: expected 2 x 3 (height x width) to match the labels, got 2 x 2. "
+        "Use resize=labels or resize=image to resample."
     )
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.5, math.nan])
 def test_alpha_outside_0_to_1_is_an_error(alpha: float) -> None:
-    assert error_of("overlay", replace(FULL, alpha=alpha)) == (
+    assert error_of("overlay", FULL, Style(alpha=alpha)) == (
         f"alpha: expected a weight from 0 to 1, got {alpha}."
     )
 
 
-@pytest.mark.parametrize("kind", render.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_drawing_does_not_change_the_arrays(kind: str) -> None:
     arrays = [getattr(FULL, field.name) for field in fields(FULL)]
     copies = [array.copy() for array in arrays if isinstance(array, np.ndarray)]
@@ -250,3 +256,18 @@ def test_drawing_does_not_change_the_arrays(kind: str) -> None:
         (array for array in arrays if isinstance(array, np.ndarray)), copies, strict=True
     ):
         np.testing.assert_array_equal(array, copy)
+
+
+@fcn_demo.needed
+def test_the_overlay_is_that_which_fcn_published() -> None:
+    read = partial(png.read_label_map, where="prediction", max_pixels=1 << 20)
+    prediction = read((fcn_demo.DIRECTORY / "output.png").read_bytes(), palette=PALETTES["voc"])
+    with Image.open(fcn_demo.DIRECTORY / "image.jpg") as photo:
+        layers = Layers(PALETTES["voc"], 21, prediction=prediction.indices, photo=np.array(photo))
+    overlay = render.draw("overlay", layers).image
+    with Image.open(fcn_demo.DIRECTORY / "visualization.jpg") as published:
+        # The published one is a JPEG, which keeps the means of 8 x 8 pixels best.
+        pair = [np.array(picture.reduce(8)).astype(int) for picture in (overlay, published)]
+    difference = np.abs(pair[0] - pair[1])
+    assert difference.mean() < 1
+    assert difference.max() < 16

@@ -438,14 +438,21 @@ def test_tensorboard_gets_scalars_and_pictures(voc, tmp_path):
     trainer = make_trainer(voc, tmp_path)
     trainer.draws_pictures = True
     photos = trainer._validator.samples
-    trainer.add(TensorBoard(tmp_path / "events", 0, photos, PALETTES["voc"], Lines()))
+    board = TensorBoard(
+        tmp_path / "events", 0, photos, PALETTES["voc"], Lines(), ("road", "car", "sky")
+    )
+    trainer.add(board)
     run(trainer)
     events = EventAccumulator(str(tmp_path / "events"))
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6, 8]
     assert [event.step for event in events.Scalars("val/mean_iu")] == [4, 8]
     (first, _) = events.Images("val/0")
-    assert (first.height, first.width) == (20, 3 * 24)  # photo, labels, prediction
+    assert first.height > 20
+    assert first.width > 4 * 24  # photo, truth, prediction, error, and a legend
+    assert len(events.Images("val/confusion")) == 2
+    (_, last) = events.Tensors("val/classes/text_summary")
+    assert b"| road |" in last.tensor_proto.string_val[0]
 
 
 def test_curves_keep_the_step_that_a_training_is_resumed_after(tmp_path):

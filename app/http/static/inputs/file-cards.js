@@ -28,18 +28,16 @@ const HINTS = {
 };
 
 export class FileCards {
-  #element;
+  element = create("ul", { className: "file-cards" });
   #actions;
 
   /**
-   * @param {HTMLElement} element  filled with the cards
    * @param {object} actions
    * @param {(files: File[], role: Role) => void} actions.choose
    * @param {(source: Source, role: Role) => void} actions.assign
    * @param {(source: Source) => void} actions.remove
    */
-  constructor(element, actions) {
-    this.#element = element;
+  constructor(actions) {
     this.#actions = actions;
   }
 
@@ -66,9 +64,9 @@ export class FileCards {
       return card;
     });
     const waiting = files.unassigned.map((source, index) => this.#waitingCard(source, index));
-    this.#element.replaceChildren(...cards, ...waiting);
+    this.element.replaceChildren(...cards, ...waiting);
     // The focus stays where it was, though the elements are others.
-    if (focused) this.#element.querySelector(`[data-control="${focused}"]`)?.focus();
+    if (focused) this.element.querySelector(`[data-control="${focused}"]`)?.focus();
   }
 
   #emptyCard(role) {
@@ -131,11 +129,14 @@ export class FileCards {
   #roleSelect(source, role, key) {
     const select = create("select", {
       "data-control": `${key}-role`,
-      "aria-label": `${source.name} is the`,
+      "aria-label": `${titleOf(source)} is the`,
       onchange: () => this.#actions.assign(source, select.value),
     });
-    if (role === null) select.append(create("option", { value: "", disabled: true }, "Which input is it?"));
-    for (const [value, text] of Object.entries(ROLES)) select.append(create("option", { value }, text));
+    const choices = Object.entries(ROLES).map(([value, text]) => create("option", { value }, text));
+    if (role === null) {
+      choices.unshift(create("option", { value: "", disabled: true }, "Which input?"));
+    }
+    select.append(...choices);
     select.value = role ?? "";
     return select;
   }
@@ -147,11 +148,16 @@ export class FileCards {
         type: "button",
         className: "plain remove",
         "data-control": `${key}-remove`,
-        "aria-label": `Remove ${source.name}`,
+        "aria-label": `Remove ${titleOf(source)}`,
         title: "Remove",
         onclick: () => this.#actions.remove(source),
       },
       "×",
     );
   }
+}
+
+/** Returns the name of a file, and which of its tensors a source is. */
+function titleOf({ name, tensorName }) {
+  return tensorName === null ? name : `${tensorName} in ${name}`;
 }

@@ -5,6 +5,7 @@ import { create } from "../dom.js";
 const COPIED_MS = 2000;
 
 export class Toolbar {
+  element = create("div", { className: "toolbar" });
   #sample;
   #predict;
   #download;
@@ -14,22 +15,21 @@ export class Toolbar {
   #shown = 0;
 
   /**
-   * @param {HTMLElement} element  filled with the controls
    * @param {object} actions
    * @param {() => void} actions.sample
    * @param {() => void} actions.predict
    * @param {(imageIndex: number) => void} actions.chooseImage
-   * @param {() => string} actions.link  returns the address of what is shown
    */
-  constructor(element, { sample, predict, chooseImage, link }) {
+  constructor({ sample, predict, chooseImage }) {
     const button = (text, onclick) => create("button", { type: "button", onclick }, text);
     this.#sample = button("Sample", sample);
     this.#predict = button("Predict", predict);
     this.#predict.hidden = true;
     this.#download = button("Download JSON", () => this.#downloadJson());
-    this.#link = button("Copy link", () => this.#copyLink(link()));
+    this.#link = button("Copy link", () => this.#copyLink());
     this.#images = create("select", { "aria-label": "Image of the batch" });
     this.#images.addEventListener("change", () => chooseImage(Number(this.#images.value)));
+    const { element } = this;
     element.append(this.#sample, this.#predict, this.#images, this.#download, this.#link);
     this.show(null, 0);
   }
@@ -59,10 +59,9 @@ export class Toolbar {
     const numImages = scene?.numImages ?? 1;
     this.#images.hidden = numImages < 2;
     if (this.#images.length !== numImages) {
-      const texts = Array.from({ length: numImages }, (_, index) => `Image ${index} of ${numImages}`);
-      this.#images.replaceChildren(
-        ...texts.map((text, index) => create("option", { value: `${index}` }, text)),
-      );
+      const indices = [...Array(numImages).keys()];
+      const option = (value) => create("option", { value }, `Image ${value + 1} of ${numImages}`);
+      this.#images.replaceChildren(...indices.map(option));
     }
     this.#images.value = `${scene?.imageIndex ?? 0}`;
   }
@@ -75,10 +74,10 @@ export class Toolbar {
     URL.revokeObjectURL(href);
   }
 
-  async #copyLink(address) {
+  async #copyLink() {
     let text = "Link copied";
     try {
-      await navigator.clipboard.writeText(address);
+      await navigator.clipboard.writeText(location.href);
     } catch {
       // Without https or permission, the address bar still has the link.
       text = "Copy it from the address bar";

@@ -1,6 +1,7 @@
 /** The help sheet: what the page's words mean, and its keys. */
 
 import { create } from "../dom.js";
+import { SHORTCUTS } from "../viewer/keys.js";
 import { createFacts } from "./elements.js";
 
 const WORDS = [
@@ -30,6 +31,8 @@ export function mountHelp(actions) {
     "dialog",
     { id: "help", "aria-labelledby": title.id },
     create("div", { className: "dialog-head" }, title, close),
+    create("h3", {}, "Keys"),
+    create("dl", { className: "keys" }, ...SHORTCUTS.map(shortcut)),
     create("h3", {}, "Words"),
     createFacts(WORDS),
     create("h3", {}, "Files"),
@@ -65,4 +68,9 @@ export function mountHelp(actions) {
     event.preventDefault();
     open();
   });
+}
+
+function shortcut({ keys, does }) {
+  const names = keys.flatMap((key, index) => [...(index ? [" "] : []), create("kbd", {}, key)]);
+  return create("div", {}, create("dt", {}, ...names), create("dd", {}, does));
 }

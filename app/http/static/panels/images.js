@@ -4,7 +4,7 @@ import { create } from "../dom.js";
 import { createPanel } from "./elements.js";
 import { countText, lossText } from "./numbers.js";
 
-export function mountImages(store) {
+export function mountImages(_store, { chooseImage }) {
   const list = create("ol");
   const section = createPanel("images", "Loss of each image", list);
 
@@ -26,17 +26,13 @@ export function mountImages(store) {
           className: "plain",
           "aria-current": `${index === scene.imageIndex}`,
           title: `${countText(valid_pixels)} valid pixels`,
-          onclick: () => choose(index),
+          onclick: () => chooseImage(index),
         };
         const name = create("span", { className: "name" }, `Image ${index + 1}`);
         const value = create("span", { className: "number" }, lossText(loss));
         return create("li", {}, create("button", attributes, name, bar, value));
       }),
     );
-  }
-
-  function choose(index) {
-    store.set({ imageIndex: index });
   }
 
   return { section, show };

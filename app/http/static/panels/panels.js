@@ -35,9 +35,15 @@ const PANELS = [
   mountSelection,
 ];
 
-export function mountPanels({ header, panels }, store) {
+/**
+ * @param {{header: HTMLElement, panels: HTMLElement}} elements
+ * @param {import("../state.js").Store} store
+ * @param {object} actions
+ * @param {(index: number) => void} actions.chooseImage  shows an image of the batch
+ */
+export function mountPanels({ header, panels }, store, actions) {
   mountHelp(header.querySelector("#header-actions"));
-  const mounted = PANELS.map((mount) => mount(store));
+  const mounted = PANELS.map((mount) => mount(store, actions));
   panels.append(...mounted.map(({ section }) => section));
   const confusions = new WeakMap(); // by the answer that a matrix comes from
 
