@@ -83,7 +83,7 @@ _PATTERNS: Mapping[str, str] = {
     "border_px": f"none|{COUNT.pattern}",
     "image_index": COUNT.pattern,
     "scale": rf"lnC|0\.\.lnC|auto|percentile| *{NUMBER.pattern} *, *{NUMBER.pattern} *",
-    "classes": "[^,]+(,[^,]+)*",
+    "classes": " *[^ ,][^,]*(, *[^ ,][^,]*)*",
     "colour_classes": " *[^ ,][^,]*(, *[^ ,][^,]*)*",
 }
 """The texts of options that are neither numbers nor choices."""
