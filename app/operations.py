@@ -202,12 +202,15 @@ def palette_for(
     of_option = None if options.palette is None else PALETTES[options.palette]
     if inputs.logits is not None and inputs.logits.ndim > 1:
         num_classes = inputs.logits.shape[1]
+    space = options.label_space
+    if space == "raw" and isinstance(options, VisualizeOptions):
+        space = options.prediction_space
     return choose_palette(
         option=inputs.palette or of_option,
         network_names=() if inputs.network is None else inputs.network.class_names,
         files=inputs.file_palettes,
         num_classes=num_classes,
-        label_space=options.label_space,
+        label_space=space,
         largest_value=inputs.largest_class,
     )
 
@@ -421,7 +424,10 @@ def _evaluate_label_map(
         confusion=confusion,
         maps={name: maps[name] for name in options.maps},
     )
-    warnings = [*inputs.warnings, *label_spaces.shift_advice(confusion.numpy())]
+    names = label_spaces.SPACE_OPTIONS.items()
+    unnamed = [name for name, option in names if option not in options.model_fields_set]
+    advice = label_spaces.agreement_advice(confusion.numpy(), unnamed)
+    warnings = [*inputs.warnings, *(advice or label_spaces.shift_advice(confusion.numpy()))]
     weights = [name for name in ("class_weight", "pixel_weight") if name in inputs.names]
     warnings += [f"{name}: a prediction has no loss that it could weight." for name in weights]
     return EvaluationResult(
