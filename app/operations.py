@@ -202,12 +202,15 @@ def palette_for(
     of_option = None if options.palette is None else PALETTES[options.palette]
     if inputs.logits is not None and inputs.logits.ndim > 1:
         num_classes = inputs.logits.shape[1]
+    space = options.label_space
+    if space == "raw" and isinstance(options, VisualizeOptions):
+        space = options.prediction_space
     return choose_palette(
         option=inputs.palette or of_option,
         network_names=() if inputs.network is None else inputs.network.class_names,
         files=inputs.file_palettes,
         num_classes=num_classes,
-        label_space=options.label_space,
+        label_space=space,
         largest_value=inputs.largest_class,
     )
 

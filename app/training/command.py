@@ -20,7 +20,7 @@ from seg_loss import InvalidInput, __version__
 
 from .. import devices
 from ..errors import IllPosed, Malformed, RequestError, safe_repr
-from ..images.palettes import PALETTES
+from ..images.palettes import PALETTES, choose_palette
 from ..models_import import import_models
 from ..report import METRICS
 from .callbacks import (
@@ -392,7 +392,8 @@ def _tensorboard(
 ) -> TensorBoard | None:
     if options.tensorboard == "no":
         return None
-    palette = PALETTES[options.palette or "voc"]
+    named = None if options.palette is None else PALETTES[options.palette]
+    palette = choose_palette(option=named, num_classes=options.num_classes).palette
     try:
         return TensorBoard(run.events, step, photos, palette, write_line, class_names)
     except IllPosed:

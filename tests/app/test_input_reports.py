@@ -242,6 +242,28 @@ def test_the_demo_of_fcn_has_the_values_that_it_must_have() -> None:
     assert label.ignored_pixels == 17285
 
 
+@fcn_demo.needed
+def test_the_prediction_of_fcns_demo_is_read_by_its_colours() -> None:
+    files = {"labels": (fcn_demo.DIRECTORY / "output.png").read_bytes()}
+    report = reports_of("palette=voc", **files)["labels"]
+    assert (report.mode, report.read_as, report.shape) == ("RGB", "colours", (1, 500, 334))
+    assert [value for value, _ in report.values] == [0, 2, 15]
+    assert sum(count for _, count in report.values) == 334 * 500
+
+
+ADE_SAMPLE = fcn_demo.DIRECTORY.parent / "ade-sample"
+
+
+@pytest.mark.skipif(not ADE_SAMPLE.is_dir(), reason="the sample of ADE20K is not there")
+def test_the_sample_of_ade20k_has_the_ignored_pixels_that_it_must_have() -> None:
+    reports = [
+        reports_of("label_space=ade_zero", labels=path.read_bytes())["labels"]
+        for path in sorted((ADE_SAMPLE / "annotations").glob("*.png"))
+    ]
+    assert sorted(row.ignored_pixels for row in reports) == [2031, 3613, 17280]
+    assert sum(count for row in reports for value, count in row.values if value) == 628772
+
+
 def test_a_palette_input_and_a_palette_option_are_an_error() -> None:
     with pytest.raises(IllPosed) as error:
         reports_of("palette=voc", palette=b"0 0 0 a\n")

@@ -271,6 +271,15 @@ def test_logits_have_the_palette_of_their_number_of_classes(
         assert member["class_names"] == ([] if source == "default" else list(names))
 
 
+def test_a_prediction_alone_has_the_palette_of_its_space(client) -> None:
+    files = {"prediction": picture(np.array([[7, 26], [0, 33]], np.uint8))}
+    path = "/v1/visualize?kind=prediction&prediction_space=cityscapes_ids"
+    colours = PALETTES["cityscapes"].colours
+    assert np.array_equal(
+        drawn(client.post(path, files=files).content), colours[[[0, 13], [255, 18]]]
+    )
+
+
 def test_a_label_map_comes_back_as_its_own_input(client) -> None:
     for name in ("cityscapes", "ade20k", "generated"):
         first = client.post(
