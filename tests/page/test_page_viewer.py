@@ -113,9 +113,7 @@ def test_each_pane_has_the_colours_that_numpy_says(page):
             np.ones_like(valid),
         ),
         "error": (
-            np.where(
-                (prediction.classes == truth_of(scene))[..., None], style.CORRECT, style.WRONG
-            ),
+            right_or_wrong(scene),
             valid,
         ),
         "nll": (paint(prediction.nll / math.log(5), INFERNO), valid),
@@ -128,8 +126,10 @@ def test_each_pane_has_the_colours_that_numpy_says(page):
         assert difference.max() <= tolerance, pane
 
 
-def truth_of(scene):
-    return np.where(scene.truth >= 0, scene.truth, scene.predictions[0].classes)
+def right_or_wrong(scene):
+    """Returns the colours of the error pane at valid pixels."""
+    is_right = scene.predictions[0].classes == scene.truth
+    return np.where(is_right[..., None], style.CORRECT, style.WRONG)
 
 
 def test_ignored_pixels_are_a_checkerboard(page):
@@ -280,9 +280,7 @@ def test_zoom_keeps_the_pixel_under_the_pointer(page):
     # The canvas shows the pixels that the camera says.
     canvas = painted(page, "error")
     colours = at_centres(canvas, scene, zoomed["scale"], (zoomed["x"], zoomed["y"]))
-    expected = np.where(
-        (scene.predictions[0].classes == truth_of(scene))[..., None], style.CORRECT, style.WRONG
-    )
+    expected = right_or_wrong(scene)
     visible = (colours[..., 0] >= 0) & (scene.truth >= 0)
     assert visible.any()
     assert (colours[visible] == expected[visible]).all()
