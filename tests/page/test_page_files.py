@@ -170,8 +170,8 @@ def test_two_predictions_with_other_classes_are_refused(page):
     drop_and_wait(page, {"narrow.npy": npy_file(logits[:, :2])})
     assert state(page, "scene") is None
     message = page.locator("#problem").text_content()
-    assert message.startswith("Second prediction, narrow.npy:")
-    assert "expected 5 classes like the first, got 2" in message
+    assert message.startswith("Prediction B, narrow.npy:")
+    assert "expected 5 classes, as in the first, got 2" in message
 
 
 def test_an_image_of_a_batch_is_chosen_without_a_request(page):
@@ -262,7 +262,7 @@ def test_a_photo_of_another_size_is_told(page):
     logits, labels = make_arrays()
     photo = png_file(np.zeros((10, 20, 3), np.uint8))
     drop_and_wait(page, {**files_of(logits, labels), "photo.png": photo})
-    page.get_by_text("The photo has 20 x 10 pixels, the maps have 36 x 24").wait_for()
+    page.get_by_text("The photo has 20×10 pixels, the maps have 36×24").wait_for()
 
 
 def test_logits_without_a_truth_are_predicted(page):

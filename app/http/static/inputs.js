@@ -319,6 +319,6 @@ function markOutdated(isOutdated) {
 
 function notesOn({ photo, width, height }) {
   if (photo === null || (photo.width === width && photo.height === height)) return {};
-  const sizes = `${photo.width} x ${photo.height} pixels, the maps have ${width} x ${height}`;
+  const sizes = `${photo.width}×${photo.height} pixels, the maps have ${width}×${height}`;
   return { photo: `The photo has ${sizes}: it is shown scaled.` };
 }
