@@ -295,6 +295,26 @@ def test_an_error_of_the_service_is_told_in_words(page):
     assert answer(page)["loss"] == loss_of(logits, labels)
 
 
+def test_files_that_are_too_large_are_told_in_words(page):
+    page.allowed = [413]
+    problem = {"where": "body", "detail": "body: expected less", "limit": 50_000_000}
+    page.route("**/v1/evaluate*", lambda route: route.fulfill(status=413, json=problem))
+    drop_and_wait(page, files_of(*make_arrays()))
+    page.get_by_text("The files have more than 50 MB together. Use float16").wait_for()
+
+
+def test_the_page_works_when_the_service_comes_back(page, url):
+    page.allowed = ["ERR_CONNECTION"]
+    page.route("**/openapi.json", lambda route: route.abort("connectionrefused"))
+    page.goto(url)
+    page.get_by_text("The service did not answer").wait_for()
+    page.unroute("**/openapi.json")
+    logits, labels = make_arrays()
+    drop_and_wait(page, files_of(logits, labels))
+    assert answer(page)["loss"] == loss_of(logits, labels)
+    page.get_by_label("Label space").wait_for(state="attached")
+
+
 def test_a_closed_connection_is_told_in_words(page):
     page.allowed = ["ERR_CONNECTION"]
     logits, labels = make_arrays()
