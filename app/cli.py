@@ -183,18 +183,16 @@ FormatName = Annotated[str, typer.Option("--format", help=f"One of {', '.join(FO
 def _with_options(model: type[BaseModel]) -> Callable[[Command], Command]:
     """Returns a decorator that registers a command with a flag for each option of `model`.
 
-    The command gets the parsed options as the argument `options`.
+    The command gets the parsed options as the argument `options`, and as `palette_file` the path
+    that --palette holds instead of the name of a palette.
     """
 
     def decorate(function: Command) -> Command:
-        names = inspect.signature(function).parameters
-
         def command(**arguments: Any) -> None:
             texts = {name: arguments.pop(name) for name in model.model_fields}
-            if "palette_file" in names:
-                arguments["palette_file"] = _palette_file(texts["palette"])
-                if arguments["palette_file"] is not None:
-                    texts["palette"] = None
+            arguments["palette_file"] = _palette_file(texts["palette"])
+            if arguments["palette_file"] is not None:
+                texts["palette"] = None
             pairs = ((name, text) for name, text in texts.items() if text is not None)
             function(options=_parse_options(model, pairs), **arguments)
 
@@ -753,6 +751,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the training in RUN, if there is one.")
     ] = False,
+    palette_file: Path | None = None,
     device: DeviceName = None,
     format_name: FormatName = "table",
 ) -> None:
@@ -763,7 +762,12 @@ def train(
     _warn([choice.warning] if choice.warning else [])
     from .training import command
 
-    request = command.Request(data, output, options, model, init, resume)
+    palette = None
+    if palette_file is not None:
+        from .formats import palette_files
+
+        palette = palette_files.decode(_read(palette_file, "palette"), "palette")
+    request = command.Request(data, output, options, model, init, resume, palette)
     result = command.train(request, choice.device)
     if result.fields is not None:
         rows = tuple((name, value) for name, value in result.fields.items() if value is not None)

@@ -20,7 +20,7 @@ from seg_loss import InvalidInput, __version__
 
 from .. import devices
 from ..errors import IllPosed, Malformed, RequestError, safe_repr
-from ..images.palettes import PALETTES, choose_palette
+from ..images.palettes import PALETTES, Palette, choose_palette
 from ..models_import import import_models
 from ..report import METRICS
 from .callbacks import (
@@ -75,6 +75,7 @@ class Request:
         model: "package.module:callable" of a network of the user, instead of `options.network`.
         init: random, or a file with weights.
         resume: whether the training in `output` goes on.
+        palette: a palette of the user, instead of `options.palette`.
     """
 
     data: Path
@@ -83,6 +84,7 @@ class Request:
     model: str | None = None
     init: str = RANDOM
     resume: bool = False
+    palette: Palette | None = None
 
 
 def train(request: Request, device: torch.device) -> Result:
@@ -127,19 +129,22 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
     options = _options(request, run)
     is_resumed = request.resume and bool(run.checkpoints())
     ranks.in_first(lambda: _check_output(request, run))
+    palette = request.palette
+    if palette is None and options.palette is not None:
+        palette = PALETTES[options.palette]
     labels = LabelFormat(
         options.num_classes,
         options.ignore_index,
         options.label_space,
         options.label_encoding,
-        options.palette,
+        palette,
         options.colour_classes,
         options.unknown_colours,
     )
     data = _checked_data(request, options, labels, ranks, terminal)
     network = request.model or options.network
     recipe = resolve(options, network, len(data.train), ranks.world_size)
-    spec = _spec(network, options, recipe)
+    spec = _spec(network, options, palette, recipe)
     torch.manual_seed(recipe.seed)  # a network of the user initialises itself
     model = import_models("checkpoints").build(spec)
     before = run.read_config() if request.resume and run.config.exists() else {}
@@ -176,7 +181,8 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
         step = trainer.progress.step
         for callback in (terminal, results, MetricsFile(run.metrics, step, write_line)):
             trainer.add(callback)
-        board = _tensorboard(options, run, step, validation, spec.class_names, write_line)
+        shown = choose_palette(option=palette, num_classes=options.num_classes).palette
+        board = _tensorboard(options, run, shown, step, validation, spec.class_names, write_line)
         if board is not None:
             trainer.add(board)
             trainer.draws_pictures = True
@@ -345,11 +351,12 @@ def _check_data(
         terminal.write_line(f"warning: no training label has the class {names}")
 
 
-def _spec(network: str, options: TrainOptions, recipe: Recipe) -> NetworkSpec:
+def _spec(
+    network: str, options: TrainOptions, palette: Palette | None, recipe: Recipe
+) -> NetworkSpec:
     names = options.class_names
-    if not names and options.palette is not None:
-        of_palette = PALETTES[options.palette].class_names
-        names = of_palette if len(of_palette) == options.num_classes else ()
+    if not names and palette is not None and len(palette.class_names) == options.num_classes:
+        names = palette.class_names
     spec: NetworkSpec = import_models("checkpoints").NetworkSpec(
         network, options.num_classes, options.channels, recipe.preprocessing, names
     )
@@ -385,6 +392,7 @@ def _config(
 def _tensorboard(
     options: TrainOptions,
     run: Run,
+    palette: Palette,
     step: int,
     photos: Samples | None,
     class_names: Sequence[str],
@@ -392,8 +400,6 @@ def _tensorboard(
 ) -> TensorBoard | None:
     if options.tensorboard == "no":
         return None
-    named = None if options.palette is None else PALETTES[options.palette]
-    palette = choose_palette(option=named, num_classes=options.num_classes).palette
     try:
         return TensorBoard(run.events, step, photos, palette, write_line, class_names)
     except IllPosed:

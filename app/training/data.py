@@ -30,7 +30,7 @@ import numpy.typing as npt
 from ..errors import IllPosed, RequestError, safe_repr
 from ..formats import LABEL_MAP_SUFFIXES, PHOTO_SUFFIXES, png
 from ..formats.rasters import Encoding, UnknownColours
-from ..images.palettes import PALETTES, find_class
+from ..images.palettes import Palette, find_class
 from ..label_spaces import advice_for, to_classes
 from ..terminal import printable
 
@@ -68,15 +68,16 @@ class LabelFormat:
     Attributes:
         num_classes: C.
         ignore_index: labels of pixels that do not count.
-        label_space, label_encoding, palette, colour_classes, unknown_colours: as in
+        label_space, label_encoding, colour_classes, unknown_colours: as in
             `options.LabelOptions`.
+        palette: the palette that colours are looked up in, or None.
     """
 
     num_classes: int
     ignore_index: tuple[int, ...] = (255,)
     label_space: str = "raw"
     label_encoding: Encoding = "auto"
-    palette: str | None = None
+    palette: Palette | None = None
     colour_classes: tuple[str, ...] = ()
     unknown_colours: UnknownColours = "error"
 
@@ -97,7 +98,7 @@ class LabelFormat:
             RequestError: if the file is no label map, or a value is not in the label space.
             OSError: if it cannot be read.
         """
-        palette = PALETTES[self.palette] if self.palette else None
+        palette = self.palette
         colour_classes = (
             ()
             if palette is None

@@ -59,6 +59,24 @@ def test_a_training_writes_weights_that_are_served(voc, tmp_path, run):
     assert "validation 2  loss" in err
 
 
+def test_the_palette_of_a_training_may_be_a_file(voc, tmp_path, run):
+    palette = tmp_path / "mine.txt"
+    palette.write_text("1 2 3 cell\n4 5 6 gap\n7 8 9 wall\n")
+    for path in (voc / "SegmentationClass").iterdir():
+        with Image.open(path) as labels:
+            size, indices = labels.size, labels.tobytes()
+        coloured = bytes(value for index in indices for value in _COLOURS.get(index, (0, 0, 0)))
+        Image.frombytes("RGB", size, coloured).save(path)
+    arguments = ("train", voc, "-o", tmp_path / "run", *OWN, "--palette", palette)
+    assert run(*arguments)[0] == 1  # the colour of void is not in the file
+    status, out, err = run(*arguments, "--unknown-colours", "ignore")
+    assert status == 0, err
+    assert [row["name"] for row in json.loads(out)["per_class"]] == ["cell", "gap", "wall"]
+
+
+_COLOURS = {0: (1, 2, 3), 1: (4, 5, 6), 2: (7, 8, 9)}
+
+
 def test_a_training_of_ones_own_network_is_resumed(voc, tmp_path, run):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run("train", voc, "-o", whole, *OWN, "--steps", 4)[0] == 0

@@ -6,6 +6,7 @@ from PIL import Image
 from training_data import NUM_CLASSES, make_labels, write_pair, write_voc
 
 from app.errors import IllPosed
+from app.images.palettes import PALETTES
 from app.training.data import MAX_LISTED, LabelFormat, check, find
 
 LABELS = LabelFormat(NUM_CLASSES)
@@ -231,7 +232,7 @@ def test_coloured_labels_need_their_palette(tmp_path):
     Image.fromarray(road).save(tmp_path / "labels/0.png")
     (problem,) = problems_of(tmp_path)
     assert "Name the palette" in problem.sentence
-    report = check(find(tmp_path), LabelFormat(19, palette="cityscapes"))
+    report = check(find(tmp_path), LabelFormat(19, palette=PALETTES["cityscapes"]))
     assert report.problems == ()
     assert report.pixels[0] == 20 * 24
 
