@@ -33,7 +33,7 @@ help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
 
 serve: $(SERVING) sample/logits.npy ## start the service on loopback, with a sample to try
-	@echo "When it says Ready, try from this folder in another terminal:"
+	@echo "When it says Ready, open http://$(HOST):$(PORT)/ or try from this folder in another terminal:"
 	@echo "  curl -F logits=@sample/logits.npy -F labels=@sample/labels.png http://$(HOST):$(PORT)/v1/loss"
 	$(BIN)/seg-loss serve --host $(HOST) --port $(PORT)
 

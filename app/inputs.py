@@ -72,6 +72,9 @@ _LIMITS: Mapping[str, str] = {
 }
 """The settings that limit what a request has, by the words of messages."""
 
+_BLOCK_PIXELS = 1 << 17
+"""Pixels whose largest class is looked for together: they stay in the cache of a processor."""
+
 _MAPPING_BYTES = 24
 """The most bytes that a label takes while it is mapped to a class, as an index of a table too."""
 
@@ -735,15 +738,21 @@ def _largest_class(prediction: Tensor, labels: Tensor, ignored: Sequence[int]) -
 
     An ignored value in the prediction is no class, since it would be the largest one.
     """
-    counts = torch.ones_like(labels, dtype=torch.bool)
-    for value in representable(ignored, labels.dtype):
-        counts &= labels != value
-    largest = [labels[counts]]
-    if prediction.shape == labels.shape:  # else an error of `seg_loss`
-        for value in representable(ignored, prediction.dtype):
-            counts &= prediction != value
-        largest.append(prediction[counts])
-    return max((int(values.long().max()) for values in largest if values.numel()), default=0)
+    largest = 0
+    have_same_shape = prediction.shape == labels.shape  # else an error of `seg_loss`
+    flat_labels, flat_prediction = labels.flatten(), prediction.flatten()
+    for begin in range(0, labels.numel(), _BLOCK_PIXELS):
+        block = flat_labels[begin : begin + _BLOCK_PIXELS]
+        valid = torch.ones_like(block, dtype=torch.bool)
+        for value in representable(ignored, labels.dtype):
+            valid &= block != value
+        largest = max(largest, int(torch.where(valid, block.long(), 0).max()))
+        if have_same_shape:
+            block = flat_prediction[begin : begin + _BLOCK_PIXELS]
+            for value in representable(ignored, prediction.dtype):
+                valid &= block != value
+            largest = max(largest, int(torch.where(valid, block.long(), 0).max()))
+    return largest
 
 
 def representable(values: Sequence[int], dtype: torch.dtype) -> list[int]:

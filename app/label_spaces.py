@@ -325,6 +325,39 @@ def shift_advice(confusion: npt.NDArray[np.integer]) -> list[str]:
     return []
 
 
+def agreement_advice(confusion: npt.NDArray[np.integer], inputs: Collection[str]) -> list[str]:
+    """Returns a sentence if two label maps agree much better with one of them in a label space.
+
+    Args:
+        confusion: [C,C], a row for each class of the labels and a column for each of the
+            prediction; both were read as class indices.
+        inputs: those of labels and prediction whose space the request does not name.
+    """
+    num_pixels = int(confusion.sum())
+    if 2 * confusion.trace() > num_pixels:
+        return []
+    found = []
+    for where, counts in (("labels", confusion), ("prediction", confusion.T)):
+        for name, space in LABEL_SPACES.items():
+            if where not in inputs or not space.has_void or space.table is None:
+                continue
+            classes = space.table[: len(counts)].astype(np.intp)
+            values = np.flatnonzero((classes >= 0) & (classes != VOID) & (classes < len(counts)))
+            agreeing, pixels = counts[values, classes[values]], counts[values].sum(axis=1)
+            if (
+                2 * agreeing.sum() > num_pixels
+                and np.count_nonzero(2 * agreeing > pixels) >= _MIN_SHIFTED_CLASSES
+            ):
+                found.append((int(agreeing.sum()), where, name))
+    if not found:
+        return []
+    best, where, name = max(found)
+    shares = [_percent(count, num_pixels) for count in (int(confusion.trace()), best)]
+    option = f"{SPACE_OPTIONS[where]}={name}"
+    subject = f"prediction and labels agree at {shares[0]} of the pixels"
+    return [f"{where}: {subject}, and at {shares[1]} with {option}. Use {option}."]
+
+
 def _percent(count: int, total: int) -> str:
     """Returns a share as a text, which says 100 % of no smaller one."""
     share = f"{100 * count / total:.3g}"

@@ -55,8 +55,8 @@ from .results import (
 )
 from .settings import PREFIX, Settings, counted_pixels
 
-COUNTED_BYTES = 48
-"""The most bytes that a pixel takes while it is counted by class, as int64 several times."""
+COUNTED_BYTES = 24
+"""The most bytes that a pixel takes while it is counted by class: those of an error message."""
 
 _NO_NETWORK = f"No network is served: set {PREFIX}MODEL to a checkpoint, or send logits."
 
@@ -424,7 +424,10 @@ def _evaluate_label_map(
         confusion=confusion,
         maps={name: maps[name] for name in options.maps},
     )
-    warnings = [*inputs.warnings, *label_spaces.shift_advice(confusion.numpy())]
+    names = label_spaces.SPACE_OPTIONS.items()
+    unnamed = [name for name, option in names if option not in options.model_fields_set]
+    advice = label_spaces.agreement_advice(confusion.numpy(), unnamed)
+    warnings = [*inputs.warnings, *(advice or label_spaces.shift_advice(confusion.numpy()))]
     weights = [name for name in ("class_weight", "pixel_weight") if name in inputs.names]
     warnings += [f"{name}: a prediction has no loss that it could weight." for name in weights]
     return EvaluationResult(

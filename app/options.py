@@ -23,7 +23,7 @@ from .formats.rasters import ENCODINGS, UNKNOWN_COLOURS, Encoding, UnknownColour
 from .images.colormaps import COLORMAPS
 from .images.kinds import KINDS
 from .images.palettes import PALETTES
-from .images.style import IGNORE_STYLES, LEGENDS, MAX_LINE_PIXELS, RESIZES
+from .images.style import IGNORE_STYLES, LEGENDS, MAX_LINE_PIXELS, RESIZES, SCALE_NAMES
 from .label_spaces import LABEL_SPACES
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ SIZE = re.compile(r" *([1-9][0-9]{0,8}) *, *([1-9][0-9]{0,8}) *")
 NUMBER = re.compile(r"[+-]?(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?")
 
 COUNT = re.compile(r" *[0-9]{1,9} *")
-_SCALES = {"lnc": "lnC", "0..lnc": "lnC", "auto": "auto", "percentile": "percentile"}
+_SCALES = {**{name: name for name in SCALE_NAMES}, "0..lnC": "lnC"}
 _MAX_SCALE = 1e30
 
 
@@ -115,9 +115,8 @@ def _parse_scale(text: object) -> object:
     """Returns the name of a scale, or the two numbers in `0,3.5`."""
     if not isinstance(text, str):
         return text
-    name = _SCALES.get(text.strip(" ").lower())
-    if name is not None:
-        return name
+    if text in _SCALES:
+        return _SCALES[text]
     ends = [end.strip(" ") for end in text.split(",")]
     if len(ends) != 2 or not all(map(NUMBER.fullmatch, ends)):
         raise ValueError

@@ -28,6 +28,9 @@ from seg_loss._inputs import LABEL_DTYPES, LossOptions, check_choice, check_memo
 from seg_loss._labels import InvalidValues, LabelReport, error_for
 from seg_loss.constants import ABSENT
 
+_BLOCK_PIXELS = 1 << 17
+"""Pixels that are counted together."""
+
 
 @dataclass(frozen=True)
 class FcnMetrics:
@@ -86,19 +89,23 @@ def confusion_matrix(
     check_memory(prediction=prediction, labels=labels)
     num_classes = int(num_classes)  # also of NumPy, or a tensor
     options = LossOptions(ignore_index)
-    valid = torch.ones_like(labels, dtype=torch.bool)
-    for value in options.ignored_labels(labels.dtype):
-        valid &= labels != value
-    truth, predicted = labels[valid].long(), prediction[valid].long()
-    for where, tensor, classes in (
-        ("labels", labels, truth),
-        ("prediction", prediction, predicted),
-    ):
-        invalid = (classes < 0) | (classes >= num_classes)
-        if bool(invalid.any()):
-            raise _invalid_class(where, tensor, valid, invalid, num_classes, options.ignored_values)
-    counts = torch.bincount(truth * num_classes + predicted, minlength=num_classes**2)
-    return counts.reshape(num_classes, num_classes)
+    num_entries = num_classes**2
+    # One entry more counts the pixels that are not valid.
+    counts = torch.zeros(num_entries + 1, dtype=torch.int64, device=labels.device)
+    # Blocks stay in the cache of a processor. A GPU is waited for once.
+    block_size = labels.numel() if labels.is_cuda else max(_BLOCK_PIXELS, num_entries)
+    flat_labels, flat_prediction = labels.flatten(), prediction.flatten()
+    for begin in range(0, labels.numel(), max(1, block_size)):
+        block = slice(begin, begin + block_size)
+        truth, predicted = flat_labels[block].long(), flat_prediction[block].long()
+        valid = _valid_pixels(flat_labels[block], options)
+        for where, classes in (("labels", truth), ("prediction", predicted)):
+            low, high = torch.where(valid, classes, 0).aminmax()
+            if bool((low < 0) | (high >= num_classes)):
+                raise _invalid_class(where, prediction, labels, num_classes, options)
+        entries = torch.where(valid, truth * num_classes + predicted, num_entries)
+        counts += torch.bincount(entries, minlength=num_entries + 1)
+    return counts[:num_entries].reshape(num_classes, num_classes)
 
 
 def fcn_metrics(
@@ -156,19 +163,25 @@ def fcn_metrics(
     )
 
 
+def _valid_pixels(labels: Tensor, options: LossOptions) -> Tensor:
+    """Returns which pixels are not ignored."""
+    valid = torch.ones_like(labels, dtype=torch.bool)
+    for value in options.ignored_labels(labels.dtype):
+        valid &= labels != value
+    return valid
+
+
 def _invalid_class(
-    where: str,
-    tensor: Tensor,
-    valid: Tensor,
-    invalid: Tensor,
-    num_classes: int,
-    ignored: Sequence[int],
+    where: str, prediction: Tensor, labels: Tensor, num_classes: int, options: LossOptions
 ) -> InvalidInput:
-    """Returns the error for valid pixels, of which `invalid` says for each if it is no class."""
-    first = int(invalid.nonzero()[0])
-    flat_index = int(valid.flatten().nonzero()[first])
+    """Returns the error for values of labels or prediction, at valid pixels, that are no class."""
+    tensor = labels if where == "labels" else prediction
+    classes = tensor.long()
+    invalid = _valid_pixels(labels, options) & ((classes < 0) | (classes >= num_classes))
+    flat_index = int(invalid.flatten().nonzero()[0])
     index = tuple(map(int, np.unravel_index(flat_index, tensor.shape)))
     values = InvalidValues(int(invalid.sum()), index, tensor.flatten()[flat_index].item())
+    ignored = options.ignored_values
     if where == "labels":
         error = error_for(LabelReport(values, None, None), num_classes, ignored)
         assert error is not None

@@ -82,8 +82,8 @@ _PATTERNS: Mapping[str, str] = {
     "contour_px": COUNT.pattern,
     "border_px": f"none|{COUNT.pattern}",
     "image_index": COUNT.pattern,
-    "scale": f"lnC|0..lnC|auto|percentile| *{NUMBER.pattern} *, *{NUMBER.pattern} *",
-    "classes": "[^,]+(,[^,]+)*",
+    "scale": rf"lnC|0\.\.lnC|auto|percentile| *{NUMBER.pattern} *, *{NUMBER.pattern} *",
+    "classes": " *[^ ,][^,]*(, *[^ ,][^,]*)*",
     "colour_classes": " *[^ ,][^,]*(, *[^ ,][^,]*)*",
 }
 """The texts of options that are neither numbers nor choices."""

@@ -233,8 +233,7 @@ def _overlay(layers: Layers, style: Style) -> _Drawing:
     if style.legend == "none":
         return _Drawing(picture)
     entries = _class_entries((indices,), ignored, layers, style)
-    if ignore != "photo":
-        entries += _ignored_entry(ignored, ignore, layers, style)
+    entries += _ignored_entry(ignored, ignore, layers, style)
     return _Drawing(picture, legend=Legend(entries, indices.size))
 
 

@@ -304,7 +304,7 @@ FAILURES = {
 
 FLAGS = {
     "--normalization none": "Use --upsampling bilinear.",
-    "--ignore-index none --upsampling bilinear": "If 255 marks void pixels, pass --ignore-index 255",
+    "--ignore-index none --upsampling bilinear": "marks void pixels, pass --ignore-index 255.",
     "--label-space ade_zero --ignore-index 0 --upsampling fcn": (
         "which --label-space ade_zero gives to void pixels"
     ),

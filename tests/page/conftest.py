@@ -1,18 +1,11 @@
 """A service behind a real socket, and Debian's Chromium, driven by Playwright."""
 
-import base64
-import io
 import shutil
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytest
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "app"))
 
@@ -21,18 +14,6 @@ from serving import running
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
 CHROMIUM = shutil.which("chromium")
-WAIT_SECONDS = 60
-"""The first request for a number of classes compiles its kernels."""
-
-TRANSFER = """async (files) => {
-  const transfer = new DataTransfer();
-  for (const [name, content] of Object.entries(files)) {
-    const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
-    transfer.items.add(new File([bytes], name));
-  }
-  return transfer;
-}"""
-"""Makes what a drop event carries, from the contents of files in base64 by name."""
 
 
 @pytest.fixture(scope="session")
@@ -87,65 +68,3 @@ def page(browser, url):
         f"status of {text} " if isinstance(text, int) else text for text in (422, *page.allowed)
     ]
     assert [problem for problem in problems if not any(text in problem for text in allowed)] == []
-
-
-def wait_until(page, expression: str) -> None:
-    """Waits until a JavaScript expression is true.
-
-    Playwright's `wait_for_function` evaluates text within the page, which its policy forbids.
-    """
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not page.evaluate(expression):
-        assert time.monotonic() < deadline, f"{expression} has not become true"
-        page.wait_for_timeout(10)
-
-
-def drop(page, files: Mapping[str, bytes]) -> None:
-    """Drops files on the page, all at once."""
-    contents = {name: base64.b64encode(content).decode() for name, content in files.items()}
-    transfer = page.evaluate_handle(TRANSFER, contents)
-    page.dispatch_event("body", "drop", {"dataTransfer": transfer})
-
-
-def drop_and_wait(page, files: Mapping[str, bytes]) -> None:
-    """Drops files and waits for the scene or the problem that comes of them."""
-    before = page.evaluate_handle("segLoss.store.state.scene")
-    drop(page, files)
-    wait_until_settled(page, before)
-
-
-def wait_until_settled(page, before=None) -> None:
-    """Waits for another scene than before, or for a problem, and for the end of the request."""
-    before = before or page.evaluate_handle("null")
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not page.evaluate(
-        """(before) => {
-          const { scene, problem, progress } = segLoss.store.state;
-          return progress === null && (problem !== null || (scene !== null && scene !== before));
-        }""",
-        before,
-    ):
-        assert time.monotonic() < deadline, "there is neither a scene nor a problem"
-        page.wait_for_timeout(10)
-
-
-def answer(page, index: int = 0) -> Any:
-    """The JSON object that the service has answered for a prediction."""
-    return page.evaluate(f"segLoss.store.state.scene.predictions[{index}].answer")
-
-
-def npy_file(array: npt.NDArray[Any]) -> bytes:
-    content = io.BytesIO()
-    np.save(content, array)
-    return content.getvalue()
-
-
-def png_file(array: npt.NDArray[np.uint8], mode: str | None = None) -> bytes:
-    """A grey PNG of [H,W], an RGB one of [H,W,3], or a mode P one."""
-    picture = Image.fromarray(array)
-    if mode == "P":
-        picture = Image.fromarray(array, mode="L")
-        picture.putpalette([value for index in range(256) for value in (index, 0, 255 - index)])
-    content = io.BytesIO()
-    picture.save(content, "PNG")
-    return content.getvalue()

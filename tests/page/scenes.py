@@ -1,6 +1,7 @@
 """Scenes of small files, put into the page's store without its inputs."""
 
 import json
+import struct
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
@@ -8,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import safetensors.numpy
 import torch
-from conftest import wait_until
 from examples import safetensors_file  # conftest.py has put tests/app on the path
+from page_actions import wait_until
 from PIL import Image
 
-from app.formats import safetensors
 from app.images.palettes import PALETTES
 from app.images.sample import make_sample
 
@@ -74,8 +75,13 @@ def prediction_of(
     }
     request = urllib.request.Request(f"{url}/v1/evaluate?{query}", body, headers)
     with urllib.request.urlopen(request, timeout=30) as response:
-        maps, metadata = safetensors.decode(bytearray(response.read()))
-    maps = {name: tensor[0].flatten(-2).tolist() for name, tensor in maps.items()}
+        content = response.read()
+    (length,) = struct.unpack_from("<Q", content)
+    metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+    maps = {
+        name: np.reshape(array[0], (*array.shape[1:-2], -1)).tolist()
+        for name, array in safetensors.numpy.load(content).items()
+    }
     return {
         "name": name,
         "classes": maps["prediction"],

@@ -67,3 +67,13 @@ def test_the_pages_link_to_the_page_and_to_the_document(docs, url):
     assert docs.title() == "seg-loss: HTTP API"
     addresses = docs.eval_on_selector_all("header a", "links => links.map(link => link.href)")
     assert addresses == [f"{url}/", f"{url}/openapi.json"]
+
+
+def test_the_pages_are_dark_where_the_system_is(docs):
+    def background():
+        return docs.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+
+    light = background()
+    docs.emulate_media(color_scheme="dark")
+    docs.wait_for_function("document.documentElement.classList.contains('dark-mode')")
+    assert background() != light

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import answer, drop_and_wait, npy_file, png_file, wait_until, wait_until_settled
+from page_actions import answer, drop_and_wait, npy_file, png_file, wait_until, wait_until_settled
 from scenes import other_logits, prediction_of, read_sample, scene_of, show
 
 pytestmark = pytest.mark.page

@@ -5,11 +5,13 @@ import base64
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import npy_file, png_file
+from page_actions import npy_file, png_file
 
 pytestmark = pytest.mark.page
 
 BYTES = "const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));"
+"""Defines a function that decodes base64."""
+
 FIXES = {
     "Use label_space=ade_zero.": ["label_space=ade_zero"],
     "Use upsampling=bilinear and layout=nhwc.": ["upsampling=bilinear", "layout=nhwc"],
@@ -45,6 +47,11 @@ def modules(browser, url):
     page.close()
 
 
+def run(page, code: str, argument):
+    """What JavaScript returns that has an argument and the function `bytes`."""
+    return page.evaluate(f"async (argument) => {{ {BYTES} {code} }}", argument)
+
+
 def text_of(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
@@ -63,14 +70,12 @@ def test_fixes_are_the_options_that_a_sentence_names(modules):
 
 
 def test_the_name_of_a_label_map_tells_its_role(modules):
-    got = modules.evaluate(
-        """async ({ names, content }) => {
-          %s
+    got = run(
+        modules,
+        """const { names, content } = argument;
           const { sourcesOf } = await import("/static/inputs/sources.js");
           const sources = names.map((name) => sourcesOf(new File([bytes(content)], name)));
-          return (await Promise.all(sources)).map(([{ role }]) => role);
-        }"""
-        % BYTES,
+          return (await Promise.all(sources)).map(([{ role }]) => role);""",
         {"names": list(NAMES), "content": text_of(png_file(np.zeros((2, 3), np.uint8)))},
     )
     assert dict(zip(NAMES, got, strict=True)) == NAMES
@@ -79,15 +84,13 @@ def test_the_name_of_a_label_map_tells_its_role(modules):
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", "u1", "i1", "<u2", "<i4", "<i8"])
 def test_an_npy_file_is_sent_as_the_tensor_that_it_holds(modules, dtype):
     array = np.arange(24).reshape(1, 2, 3, 4).astype(dtype)
-    got = modules.evaluate(
-        """async (content) => {
-          %s
+    got = run(
+        modules,
+        """const content = argument;
           const { readTensor } = await import("/static/formats/npy.js");
           const { encode } = await import("/static/formats/safetensors.js");
           const file = encode({ x: await readTensor(new Blob([bytes(content)])) });
-          return [...new Uint8Array(await file.arrayBuffer())];
-        }"""
-        % BYTES,
+          return [...new Uint8Array(await file.arrayBuffer())];""",
         text_of(npy_file(array)),
     )
     (name, tensor), *others = safetensors.numpy.load(bytes(got)).items()
@@ -112,14 +115,12 @@ def test_other_npy_files_are_left_to_the_service(modules):
         "another shape": good.replace(b"(3, 4)", b"(9, 4)"),
         "a nested header": good.replace(b"(3, 4)", b"[3, 4]"),
     }
-    got = modules.evaluate(
-        """async (contents) => {
-          %s
+    got = run(
+        modules,
+        """const contents = argument;
           const { readTensor } = await import("/static/formats/npy.js");
           const tensors = contents.map((content) => readTensor(new Blob([bytes(content)])));
-          return (await Promise.all(tensors)).map((tensor) => tensor !== null);
-        }"""
-        % BYTES,
+          return (await Promise.all(tensors)).map((tensor) => tensor !== null);""",
         [text_of(content) for content in files.values()],
     )
     assert [name for name, is_tensor in zip(files, got, strict=True) if is_tensor] == ["good"]
@@ -136,9 +137,9 @@ def test_answers_are_decoded_without_copies_where_they_are_aligned(modules):
     # One more space in the header moves all elements by one byte.
     moved = (length + 1).to_bytes(8, "little") + aligned[8 : 8 + length] + b" "
     files = [aligned, moved + aligned[8 + length :]]
-    got = modules.evaluate(
-        """async (contents) => {
-          %s
+    got = run(
+        modules,
+        """const contents = argument;
           const { decode } = await import("/static/formats/safetensors.js");
           return contents.map((content) => {
             const { buffer } = bytes(content);
@@ -146,9 +147,7 @@ def test_answers_are_decoded_without_copies_where_they_are_aligned(modules):
             const { a, b, c } = tensors;
             return { a: [...a.data], b: [...b.data], c: c.data.map(String).join(), shape: b.shape,
               note: metadata.note, areViews: [a, b, c].map(({ data }) => data.buffer === buffer) };
-          });
-        }"""
-        % BYTES,
+          });""",
         [text_of(file) for file in files],
     )
     same = {"a": [0, 1, 2, 3, 4], "b": [1.5, -2], "shape": [1, 2], "note": "ä"}
@@ -171,17 +170,15 @@ def test_damaged_answers_are_refused(modules):
         good.replace(b'"shape"', b'"shave"'),
         (4).to_bytes(8, "little") + b"null",
     ]
-    got = modules.evaluate(
-        """async (contents) => {
-          %s
+    got = run(
+        modules,
+        """const contents = argument;
           const { decode, readTensors } = await import("/static/formats/safetensors.js");
           return Promise.all(contents.map(async (content) => {
             const found = await readTensors(new Blob([bytes(content)]));
             try { decode(bytes(content).buffer); } catch (error) { return [found, error.name]; }
             return [found, "none"];
-          }));
-        }"""
-        % BYTES,
+          }));""",
         [text_of(file) for file in files],
     )
     assert got == [[None, "RangeError"]] * len(files)
@@ -194,17 +191,15 @@ def test_labels_become_a_truth_with_ignored_pixels(modules):
     for dtype in (np.uint8, np.int16, np.int64):
         tensors = {"labels": labels.astype(dtype), "prediction": np.zeros((1, 2, 3), np.uint8)}
         files.append(safetensors.numpy.save(tensors, {"evaluation": '{"confusion": [[],[],[]]}'}))
-    got = modules.evaluate(
-        """async (contents) => {
-          %s
+    got = run(
+        modules,
+        """const contents = argument;
           const { answerOf, sceneOf } = await import("/static/evaluation.js");
           return contents.map((content) => {
             const answer = answerOf(bytes(content).buffer, "x");
             const options = { imageIndex: 0, photo: null, ignored: [255, 1] };
             return [...sceneOf([answer], options).truth];
-          });
-        }"""
-        % BYTES,
+          });""",
         [text_of(file) for file in files],
     )
     assert got == [[0, -1, 2, -1, -1, -1]] * 3
@@ -218,6 +213,9 @@ def test_a_link_restores_what_it_was_made_of(modules):
         "opacity": 0.75,
         "minNll": 1.5,
         "maxConfidence": 0.5,
+        "errorColours": "kinds",
+        "borderPx": 5,
+        "nllScale": "auto",
         "slider": {"left": "photo", "right": "error", "at": 0.25},
         "shown": 1,
     }

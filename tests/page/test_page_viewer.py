@@ -10,17 +10,14 @@ import pytest
 from PIL import Image
 from viewer_scenes import Prediction, Scene, made_up_scene, settle
 
+from app.images import style
 from app.images.colormaps import INFERNO, VIRIDIS, paint
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
 pytestmark = pytest.mark.page
 
-CORRECT = (217, 217, 217)
-VERMILION = (213, 94, 0)
-BLUISH_GREEN = (0, 158, 115)
-BLUE = (0, 114, 178)
-CHECKERS = {(96, 96, 96), (144, 144, 144)}
+CHECKERS = {(grey, grey, grey) for grey in style.CHECKER_GREYS}
 LEVELS = (0, 128, 208)
 ALL_PANES = ["photo", "truth", "prediction", "error", "nll", "confidence", "entropy"]
 
@@ -116,7 +113,7 @@ def test_each_pane_has_the_colours_that_numpy_says(page):
             np.ones_like(valid),
         ),
         "error": (
-            np.where((prediction.classes == truth_of(scene))[..., None], CORRECT, VERMILION),
+            right_or_wrong(scene),
             valid,
         ),
         "nll": (paint(prediction.nll / math.log(5), INFERNO), valid),
@@ -129,8 +126,10 @@ def test_each_pane_has_the_colours_that_numpy_says(page):
         assert difference.max() <= tolerance, pane
 
 
-def truth_of(scene):
-    return np.where(scene.truth >= 0, scene.truth, scene.predictions[0].classes)
+def right_or_wrong(scene):
+    """Returns the colours of the error pane at valid pixels."""
+    is_right = scene.predictions[0].classes == scene.truth
+    return np.where(is_right[..., None], style.CORRECT, style.WRONG)
 
 
 def test_ignored_pixels_are_a_checkerboard(page):
@@ -188,8 +187,8 @@ def test_errors_by_kind_tell_boundaries_from_confusion(page):
         for right in range(5):
             near |= padded[down : down + height, right : right + width] != scene.truth
     # A pixel beyond the edge repeats one that is as near.
-    colours = np.where(near[..., None], VERMILION, scene.colours[predicted])
-    colours = np.where((scene.truth == predicted)[..., None], CORRECT, colours)
+    colours = np.where(near[..., None], style.WRONG, scene.colours[predicted])
+    colours = np.where((scene.truth == predicted)[..., None], style.CORRECT, colours)
     valid = scene.truth >= 0
     assert (picture(page, "error", scene)[valid] == colours[valid]).all()
     assert near[valid].any()
@@ -203,9 +202,9 @@ def test_an_isolated_class_has_hits_misses_and_false_alarms(page):
     colours = picture(page, "error", scene)
     predicted = scene.predictions[0].classes
     is_true, is_predicted = scene.truth == 1, predicted == 1
-    assert (colours[is_true & is_predicted] == BLUISH_GREEN).all()
-    assert (colours[is_true & ~is_predicted] == VERMILION).all()
-    assert (colours[~is_true & is_predicted & (scene.truth >= 0)] == BLUE).all()
+    assert (colours[is_true & is_predicted] == style.HIT).all()
+    assert (colours[is_true & ~is_predicted] == style.WRONG).all()
+    assert (colours[~is_true & is_predicted & (scene.truth >= 0)] == style.FALSE_ALARM).all()
     # The truth shows this class alone.
     truth = picture(page, "truth", scene)
     valid = scene.truth >= 0
@@ -281,9 +280,7 @@ def test_zoom_keeps_the_pixel_under_the_pointer(page):
     # The canvas shows the pixels that the camera says.
     canvas = painted(page, "error")
     colours = at_centres(canvas, scene, zoomed["scale"], (zoomed["x"], zoomed["y"]))
-    expected = np.where(
-        (scene.predictions[0].classes == truth_of(scene))[..., None], CORRECT, VERMILION
-    )
+    expected = right_or_wrong(scene)
     visible = (colours[..., 0] >= 0) & (scene.truth >= 0)
     assert visible.any()
     assert (colours[visible] == expected[visible]).all()
@@ -691,7 +688,7 @@ def test_a_dense_screen_gets_all_of_its_pixels(browser, url):
     assert canvas.shape[1] == 2 * stage_box(page, "[data-pane=error]")["width"]
     wrong = scene.predictions[0].classes != scene.truth
     valid = scene.truth >= 0
-    expected = np.where(wrong[..., None], VERMILION, CORRECT)
+    expected = np.where(wrong[..., None], style.WRONG, style.CORRECT)
     assert (at_centres(canvas, scene)[valid] == expected[valid]).all()
     context.close()
 

@@ -171,6 +171,23 @@ def test_a_large_unsigned_label_is_no_negative_one():
     assert got.tolist() == [[1, 0], [0, 0]]
 
 
+def test_maps_of_several_blocks_have_all_pixels_counted(monkeypatch):
+    monkeypatch.setattr("seg_loss.metrics._BLOCK_PIXELS", 100)
+    random = torch.Generator().manual_seed(0)
+    labels, prediction = torch.randint(0, 5, (2, 3, 11, 13), generator=random)
+    labels[1, 3:5] = 255
+    got = confusion_matrix(prediction, labels, 5)
+    for truth in range(5):
+        for predicted in range(5):
+            expected = ((labels == truth) & (prediction == predicted)).sum()
+            assert got[truth, predicted] == expected
+    prediction[2, 10, 11:] = 7
+    with pytest.raises(InvalidInput, match=r"got 7 at \(2, 10, 11\) and 1 more pixel"):
+        confusion_matrix(prediction, labels, 5)
+    empty = labels[:0]
+    assert confusion_matrix(empty, empty, 5).tolist() == [[0] * 5] * 5
+
+
 def test_several_labels_can_be_ignored():
     labels, prediction = torch.tensor([0, 1, 2, 255]), torch.tensor([0, 0, 9, 9])
     got = confusion_matrix(prediction, labels, 2, ignore_index=(2, 255))

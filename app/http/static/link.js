@@ -8,7 +8,9 @@
  * @typedef {import("./types.js").State} State
  */
 
-const PANES = ["photo", "truth", "prediction", "error", "nll", "confidence", "entropy", "better"];
+const PANES = [
+  ...["photo", "truth", "prediction", "error", "nll", "confidence", "entropy", "better", "other"],
+];
 const NUMBER = /^\d{1,7}(\.\d{1,6})?$/;
 const OPTION_NAME = /^[a-z][a-z_]{0,39}$/;
 const OPTION_VALUE = /^[\w.,+ -]{1,200}$/;
@@ -17,7 +19,38 @@ const MAX_FILES = 4;
 const MAX_NAME_CHARACTERS = 120;
 
 /** The members of the state that a link restores. */
-export const LINKED = ["options", "camera", "panes", "opacity", "minNll", "maxConfidence", "slider", "shown"];
+const LINKED = [
+  "options",
+  "camera",
+  "panes",
+  "opacity",
+  "minNll",
+  "maxConfidence",
+  "errorColours",
+  "borderPx",
+  "nllScale",
+  "slider",
+  "shown",
+];
+const ERROR_COLOURS = ["plain", "kinds"];
+const NLL_SCALES = ["lnC", "auto"];
+const MAX_BORDER_PX = 100;
+const DELAY_MS = 300;
+
+/**
+ * Keeps the hash of the address up to date. A browser limits how often it may change.
+ * @param {import("./state.js").Store} store
+ * @param {() => string[]} fileNames  returns the names of the files that the link is about
+ */
+export function keepLink(store, fileNames) {
+  let timer = null;
+  store.on([...LINKED, "scene"], () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      history.replaceState(null, "", hashOf(store.state, fileNames()));
+    }, DELAY_MS);
+  });
+}
 
 /**
  * Returns the hash for a state.
@@ -26,15 +59,17 @@ export const LINKED = ["options", "camera", "panes", "opacity", "minNll", "maxCo
  */
 export function hashOf(state, fileNames) {
   const { options, camera, panes, opacity, minNll, maxConfidence, slider, shown } = state;
+  const { errorColours, borderPx, nllScale } = state;
   const entries = Object.entries(options).map(([name, value]) => [`o.${name}`, value]);
   if (camera !== null) entries.push(["zoom", [camera.scale, camera.x, camera.y].map(rounded)]);
   entries.push(["panes", panes], ["opacity", rounded(opacity)]);
   entries.push(["nll", rounded(minNll)], ["confidence", rounded(maxConfidence)]);
+  entries.push(["errors", errorColours], ["border", borderPx], ["scale", nllScale]);
   if (slider !== null) entries.push(["slider", [slider.left, slider.right, rounded(slider.at)]]);
   if (shown === 1) entries.push(["shown", "1"]);
   for (const name of fileNames) entries.push(["file", name.slice(0, MAX_NAME_CHARACTERS)]);
-  const text = new URLSearchParams(entries.map(([name, value]) => [name, String(value)])).toString();
-  return `#${text.replaceAll("%2C", ",")}`;
+  const texts = entries.map(([name, value]) => [name, String(value)]);
+  return `#${new URLSearchParams(texts)}`.replaceAll("%2C", ",");
 }
 
 /**
@@ -54,6 +89,9 @@ export function parseHash(hash) {
   put("opacity", numberIn(parameters.get("opacity"), 1));
   put("minNll", numberIn(parameters.get("nll"), 1000));
   put("maxConfidence", numberIn(parameters.get("confidence"), 1));
+  put("errorColours", choiceIn(parameters.get("errors"), ERROR_COLOURS));
+  put("borderPx", numberIn(parameters.get("border"), MAX_BORDER_PX));
+  put("nllScale", choiceIn(parameters.get("scale"), NLL_SCALES));
   put("slider", sliderIn(parameters.get("slider")));
   put("shown", parameters.get("shown") === "1" ? 1 : null);
   const names = parameters.getAll("file").slice(0, MAX_FILES);
@@ -89,6 +127,10 @@ function sliderIn(text) {
   const at = numberIn(position, 1);
   if (!PANES.includes(left) || !PANES.includes(right) || at === null) return null;
   return { left, right, at };
+}
+
+function choiceIn(text, choices) {
+  return choices.includes(text) ? text : null;
 }
 
 function numberIn(text, max) {

@@ -148,5 +148,6 @@ function sizeProblem(limit, status) {
 }
 
 function statusProblem(status) {
-  return { detail: `The service answered with the HTTP status ${status} and no explanation.`, status };
+  const detail = `The service answered with the HTTP status ${status} and no explanation.`;
+  return { detail, status };
 }

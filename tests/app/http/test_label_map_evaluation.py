@@ -233,10 +233,45 @@ def test_label_spaces_of_prediction_and_labels_are_options(client):
 
 def test_labels_of_a_label_map_that_look_wrong_have_a_warning(client):
     labels = torch.arange(1, 21, dtype=torch.uint8).repeat(1, 5, 1)
-    path = "/v1/evaluate?num_classes=21"
-    answer = client.post_tensors(path, prediction=labels - 1, labels=labels).json()
-    (warning,) = answer["warnings"]
-    assert warning.endswith("Use label_space=ade_zero.")
+    for prediction, option in ((labels - 1, "label_space"), (labels + 1, "prediction_space")):
+        path = "/v1/evaluate?num_classes=22"
+        answer = client.post_tensors(path, prediction=prediction, labels=labels).json()
+        (warning,) = answer["warnings"]
+        assert warning == (
+            f"{option.removesuffix('_space').replace('label', 'labels')}: prediction and labels "
+            f"agree at 0 % of the pixels, and at 100 % with {option}=ade_zero. "
+            f"Use {option}=ade_zero."
+        )
+        path += f"&{option}=ade_zero"
+        answer = client.post_tensors(path, prediction=prediction, labels=labels).json()
+        assert (answer["metrics"]["mean_iu"], answer["warnings"]) == (1.0, [])
+
+
+def test_ids_of_cityscapes_are_recognized_without_a_number_of_classes(client):
+    ids = torch.tensor([[7, 8, 11, 23, 26, 33, 0, 4]], dtype=torch.uint8).repeat(1, 6, 1)
+    classes = torch.tensor([[0, 1, 2, 10, 13, 18, 3, 5]], dtype=torch.uint8).repeat(1, 6, 1)
+    for prediction, labels, option in (
+        (classes, ids, "label_space"),
+        (ids[..., :6], classes[..., :6], "prediction_space"),
+    ):
+        tensors = {
+            "prediction": prediction.contiguous(),
+            "labels": labels.contiguous(),
+        }
+        (warning,) = client.post_tensors("/v1/evaluate", **tensors).json()["warnings"]
+        assert warning.endswith(f"Use {option}=cityscapes_ids.")
+        path = f"/v1/evaluate?{option}=cityscapes_ids"
+        answer = client.post_tensors(path, **tensors).json()
+        assert (answer["metrics"]["mean_iu"], answer["warnings"]) == (1.0, [])
+
+
+def test_label_maps_that_disagree_otherwise_have_no_warning(client):
+    maps = label_maps(3)
+    assert client.post_tensors("/v1/evaluate", **maps).json()["warnings"] == []
+    one = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    assert client.post_tensors("/v1/evaluate", prediction=one, labels=one + 1).json()[
+        "warnings"
+    ] == ["labels: all pixels that are not ignored have the class 1."]
 
 
 def test_weights_of_a_label_map_have_a_warning(client):

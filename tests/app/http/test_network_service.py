@@ -197,9 +197,7 @@ def test_a_photo_and_labels_are_evaluated_like_logits(service):
     labels[:, :9] = 255
     expected = seg_loss.evaluate(scores, labels, upsampling=upsampling, maps=("nll",))
     body = safetensors_file(image=torch.from_numpy(photo), labels=labels)
-    response = service.post(
-        "/v1/evaluate?maps=labels,nll", content=body, headers=AS_SAFETENSORS
-    )
+    response = service.post("/v1/evaluate?maps=labels,nll", content=body, headers=AS_SAFETENSORS)
     maps = safetensors.torch.load(response.content)
     assert torch.equal(maps["labels"], labels)
     torch.testing.assert_close(maps["nll"], expected.maps["nll"], rtol=1e-5, atol=1e-6)

@@ -1,5 +1,10 @@
 /* Shows the OpenAPI document of this service with Swagger UI. */
 
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const setTheme = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
+dark.addEventListener("change", setTheme);
+setTheme();
+
 window.segLossDocs = SwaggerUIBundle({
   url: "/openapi.json",
   domNode: document.getElementById("api"),

@@ -64,7 +64,8 @@ export async function compute(calls, options, service, { signal, onProgress }) {
     const report = (phase, fraction) => onProgress(phase + ordinal, fraction);
     try {
       const { name } = inputs.logits ?? inputs.prediction ?? inputs.image;
-      answers.push(answerOf(await post(path, query, bodyOf(inputs), { signal, onProgress: report }), name));
+      const answer = await post(path, query, bodyOf(inputs), { signal, onProgress: report });
+      answers.push(answerOf(answer, name));
     } catch (error) {
       if (error instanceof RequestError) error.role = role;
       throw error;

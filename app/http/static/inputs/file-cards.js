@@ -28,18 +28,16 @@ const HINTS = {
 };
 
 export class FileCards {
-  #element;
+  element = create("ul", { className: "file-cards" });
   #actions;
 
   /**
-   * @param {HTMLElement} element  filled with the cards
    * @param {object} actions
    * @param {(files: File[], role: Role) => void} actions.choose
    * @param {(source: Source, role: Role) => void} actions.assign
    * @param {(source: Source) => void} actions.remove
    */
-  constructor(element, actions) {
-    this.#element = element;
+  constructor(actions) {
     this.#actions = actions;
   }
 
@@ -66,9 +64,9 @@ export class FileCards {
       return card;
     });
     const waiting = files.unassigned.map((source, index) => this.#waitingCard(source, index));
-    this.#element.replaceChildren(...cards, ...waiting);
+    this.element.replaceChildren(...cards, ...waiting);
     // The focus stays where it was, though the elements are others.
-    if (focused) this.#element.querySelector(`[data-control="${focused}"]`)?.focus();
+    if (focused) this.element.querySelector(`[data-control="${focused}"]`)?.focus();
   }
 
   #emptyCard(role) {
@@ -102,17 +100,11 @@ export class FileCards {
     return create(
       "li",
       { className: "file-card", "data-role": role },
-      create("h3", {}, ROLES[role]),
-      this.#removeButton(source, role),
+      this.#header(source, role, role),
       create("p", { className: "file-name", title: source.name }, source.name),
       create("p", { className: "hint" }, source.description),
-      ...(note ? [create("p", { className: "note" }, note)] : []),
-      create(
-        "div",
-        { className: "file-controls" },
-        ...(source.isNetwork ? [] : [this.#roleSelect(source, role, role)]),
-        this.chooser(role, "Replace"),
-      ),
+      ...(note ? [create("p", { className: "file-note" }, note)] : []),
+      this.chooser(role, "Replace"),
     );
   }
 
@@ -120,22 +112,31 @@ export class FileCards {
     return create(
       "li",
       { className: "file-card waiting", "data-role": "none" },
-      create("h3", {}, "Which input is this?"),
-      this.#removeButton(source, `waiting-${index}`),
+      this.#header(source, null, `waiting-${index}`),
       create("p", { className: "file-name", title: source.name }, source.name),
       create("p", { className: "hint" }, source.description),
-      this.#roleSelect(source, null, `waiting-${index}`),
     );
+  }
+
+  /** Returns the role, as a choice, and the button that removes the file. */
+  #header(source, role, key) {
+    const title = source.isNetwork
+      ? create("h3", {}, ROLES[role])
+      : this.#roleSelect(source, role, key);
+    return create("div", { className: "file-header" }, title, this.#removeButton(source, key));
   }
 
   #roleSelect(source, role, key) {
     const select = create("select", {
       "data-control": `${key}-role`,
-      "aria-label": `${source.name} is the`,
+      "aria-label": `${titleOf(source)} is the`,
       onchange: () => this.#actions.assign(source, select.value),
     });
-    if (role === null) select.append(create("option", { value: "", disabled: true }, "Choose…"));
-    for (const [value, text] of Object.entries(ROLES)) select.append(create("option", { value }, text));
+    const choices = Object.entries(ROLES).map(([value, text]) => create("option", { value }, text));
+    if (role === null) {
+      choices.unshift(create("option", { value: "", disabled: true }, "Which input?"));
+    }
+    select.append(...choices);
     select.value = role ?? "";
     return select;
   }
@@ -145,13 +146,18 @@ export class FileCards {
       "button",
       {
         type: "button",
-        className: "remove",
+        className: "plain remove",
         "data-control": `${key}-remove`,
-        "aria-label": `Remove ${source.name}`,
+        "aria-label": `Remove ${titleOf(source)}`,
         title: "Remove",
         onclick: () => this.#actions.remove(source),
       },
       "×",
     );
   }
+}
+
+/** Returns the name of a file, and which of its tensors a source is. */
+function titleOf({ name, tensorName }) {
+  return tensorName === null ? name : `${tensorName} in ${name}`;
 }

@@ -1,4 +1,4 @@
-/** The box around the cards of files: it closes when there is a scene, so that pictures have the room. */
+/** The box around the cards of files. It closes when there is a scene, which needs the room. */
 
 import { create } from "../dom.js";
 
@@ -20,10 +20,14 @@ export class FilesBox {
     this.#details.append(...children);
   }
 
-  /** @param {import("./files.js").Files} files */
-  showFiles(files) {
-    this.#names.textContent = files.all.map(({ name }) => name).join(", ");
-    if (files.unassigned.length) this.#details.open = true;
+  /**
+   * Names the files, and opens the box if a card needs attention.
+   * @param {import("./files.js").Files} files
+   * @param {boolean} needsAttention  whether an error or a note is about one of them
+   */
+  showFiles(files, needsAttention) {
+    this.#names.textContent = [...new Set(files.all.map(({ name }) => name))].join(", ");
+    if (files.unassigned.length || needsAttention) this.#details.open = true;
   }
 
   /** @param {?import("../types.js").Scene} scene */

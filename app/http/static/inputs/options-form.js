@@ -7,18 +7,16 @@
 import { create } from "../dom.js";
 
 export class OptionsForm {
-  #element;
+  element = create("div", { className: "option-fields" });
   #onChange;
   /** @type {Map<string, {control: HTMLInputElement | HTMLSelectElement, initial: string}>} */
   #fields = new Map();
 
   /**
-   * @param {HTMLElement} element  filled with a field for each option
    * @param {(options: Object<string, string>) => void} onChange  called with the options that
    *   differ from the defaults
    */
-  constructor(element, onChange) {
-    this.#element = element;
+  constructor(onChange) {
     this.#onChange = onChange;
   }
 
@@ -32,7 +30,7 @@ export class OptionsForm {
     for (const [index, { name }] of options.entries()) {
       if (Object.hasOwn(additions, name)) fields[index].append(additions[name]);
     }
-    this.#element.replaceChildren(...fields);
+    this.element.replaceChildren(...fields);
   }
 
   /** The names of the options that have a field. */

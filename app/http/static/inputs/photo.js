@@ -15,7 +15,7 @@ export async function decodePhoto({ name, blob, tensor }, imageIndex) {
   try {
     return await createImageBitmap(blob, { imageOrientation: "from-image" });
   } catch {
-    throw photoError(`${name} is no picture that this browser can decode.`, "Use JPEG or PNG.");
+    throw photoError(`${name} is no picture that this browser decodes.`, "Use JPEG or PNG.");
   }
 }
 
@@ -24,8 +24,10 @@ async function bitmapOfTensor({ dtype, shape }, blob, imageIndex) {
   const isPlanar = shape.length === 3 && channels === 3 && shape[2] !== 3;
   const [height, width] = isPlanar ? shape.slice(1) : shape.slice(-3, -1);
   const numImages = shape.length === 4 ? shape[0] : 1;
-  if (dtype !== "U8" || shape.length > 4 || (!isPlanar && shape.at(-1) !== 3) || !(height * width)) {
-    throw photoError(`The photo has shape (${shape.join(", ")}), dtype ${dtype}.`, "Use uint8 [H,W,3].");
+  const hasChannels = isPlanar || (shape.length <= 4 && shape.at(-1) === 3);
+  if (dtype !== "U8" || !hasChannels || !(height * width)) {
+    const got = `${dtype} (${shape.join(", ")})`;
+    throw photoError(`image: expected a photo, uint8 [H,W,3], got ${got}.`);
   }
   if (imageIndex >= numImages) return null;
   const numPixels = height * width;
@@ -41,6 +43,6 @@ async function bitmapOfTensor({ dtype, shape }, blob, imageIndex) {
   return createImageBitmap(new ImageData(pixels, width, height));
 }
 
-function photoError(detail, fix) {
+function photoError(detail, fix = "") {
   return new RequestError({ where: "image", detail, fix });
 }

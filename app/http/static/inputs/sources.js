@@ -8,10 +8,12 @@
  *
  * @typedef {object} Source  the bytes of one input
  * @property {string} name  the name of its file
+ * @property {?string} tensorName  the name of the tensor in a file of several
  * @property {Blob} blob  the elements of a tensor, or a whole file
  * @property {?{dtype: string, shape: number[]}} tensor  null for a picture, and for other files
  * @property {boolean} isPicture
  * @property {string} description  such as "float16 1 x 19 x 512 x 1024"
+ * @property {boolean} [isNetwork]  whether it stands for the network of the service
  * @property {?Role} role  null: nothing tells which input it is
  */
 
@@ -72,6 +74,24 @@ export async function sourcesOf(file) {
   return [otherSource(name, blob)];
 }
 
+/**
+ * Returns a source that stands for what the network of the service predicts.
+ * @param {string} name
+ * @returns {Source}
+ */
+export function networkSource(name) {
+  return {
+    name,
+    tensorName: null,
+    blob: new Blob(),
+    tensor: null,
+    isPicture: false,
+    isNetwork: true,
+    description: "the network of this service",
+    role: "prediction",
+  };
+}
+
 /** Returns whether a source has scores of classes, and not the classes themselves. */
 export function hasScores({ tensor, isPicture, name }) {
   if (tensor === null) return !isPicture && roleOfName(name) !== "truth";
@@ -82,6 +102,7 @@ function pngSource(name, blob, { width, height, bits, mode }) {
   const isColoured = mode.startsWith("RGB");
   return {
     name,
+    tensorName: null,
     blob,
     tensor: null,
     isPicture: true,
@@ -94,12 +115,14 @@ function tensorSource(name, { dtype, shape, blob }, tensorName) {
   const isPhoto = dtype === "U8" && shape.length >= 3 && shape.at(-1) === 3;
   const hasClasses = /^B?F/.test(dtype);
   const guess = isPhoto ? "photo" : hasClasses ? "prediction" : roleOfName(name);
+  const description = `${dtypeName(dtype)} ${shape.join(" x ")}`;
   return {
-    name: tensorName === null ? name : `${name}: ${tensorName}`,
+    name,
+    tensorName,
     blob,
     tensor: { dtype, shape },
     isPicture: false,
-    description: `${dtypeName(dtype)} ${shape.join(" x ")}`,
+    description: tensorName === null ? description : `${tensorName}, ${description}`,
     role: ROLE_OF_TENSOR[tensorName] ?? guess,
   };
 }
@@ -110,6 +133,7 @@ function otherSource(name, blob) {
   const guess = isPhoto ? "photo" : PALETTE.test(name) ? "palette" : roleOfName(name);
   return {
     name,
+    tensorName: null,
     blob,
     tensor: null,
     isPicture,
@@ -139,5 +163,6 @@ function dtypeName(dtype) {
 function byteText(count) {
   const units = ["bytes", "kB", "MB", "GB"];
   const power = Math.min(3, Math.floor(Math.log10(Math.max(count, 1)) / 3));
-  return `${(count / 1000 ** power).toFixed(power && count < 10 * 1000 ** power ? 1 : 0)} ${units[power]}`;
+  const number = count / 1000 ** power;
+  return `${number.toFixed(power > 0 && number < 10 ? 1 : 0)} ${units[power]}`;
 }

@@ -55,9 +55,13 @@ export class Status {
     this.#show("error", subject, sentence, remedies);
   }
 
-  /** Shows a sentence that is no error. */
-  showNote(sentence) {
-    this.#show("note", "", sentence, []);
+  /**
+   * Shows a sentence that is no error; none if it is empty.
+   * @param {string} sentence
+   * @param {{text: string, apply: () => void}[]} remedies  shown as buttons
+   */
+  showNote(sentence, remedies = []) {
+    this.#show("note", "", sentence, remedies);
   }
 
   #show(kind, subject, sentence, remedies) {

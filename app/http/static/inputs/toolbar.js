@@ -1,10 +1,11 @@
-/** The buttons below the files, and the choice of the image that is shown. */
+/** The buttons below the files, and the choice of the image that is shown of a batch. */
 
 import { create } from "../dom.js";
 
 const COPIED_MS = 2000;
 
 export class Toolbar {
+  element = create("div", { className: "toolbar" });
   #sample;
   #predict;
   #download;
@@ -14,22 +15,21 @@ export class Toolbar {
   #shown = 0;
 
   /**
-   * @param {HTMLElement} element  filled with the controls
    * @param {object} actions
    * @param {() => void} actions.sample
    * @param {() => void} actions.predict
    * @param {(imageIndex: number) => void} actions.chooseImage
-   * @param {() => string} actions.link  returns the address of what is shown
    */
-  constructor(element, { sample, predict, chooseImage, link }) {
+  constructor({ sample, predict, chooseImage }) {
     const button = (text, onclick) => create("button", { type: "button", onclick }, text);
     this.#sample = button("Sample", sample);
     this.#predict = button("Predict", predict);
     this.#predict.hidden = true;
     this.#download = button("Download JSON", () => this.#downloadJson());
-    this.#link = button("Copy link", () => this.#copyLink(link()));
+    this.#link = button("Copy link", () => this.#copyLink());
     this.#images = create("select", { "aria-label": "Image of the batch" });
     this.#images.addEventListener("change", () => chooseImage(Number(this.#images.value)));
+    const { element } = this;
     element.append(this.#sample, this.#predict, this.#images, this.#download, this.#link);
     this.show(null, 0);
   }
@@ -53,17 +53,17 @@ export class Toolbar {
   show(scene, shown) {
     this.#scene = scene;
     this.#shown = shown;
-    this.#sample.className = scene === null ? "primary" : "";
     this.#download.hidden = scene === null;
     this.#link.hidden = scene === null;
+    this.#sample.classList.toggle("primary", scene === null);
     const numImages = scene?.numImages ?? 1;
     this.#images.hidden = numImages < 2;
-    if (numImages < 2) return;
-    const images = Array.from({ length: numImages }, (_, index) =>
-      create("option", { value: `${index}` }, `Image ${index + 1} of ${numImages}`),
-    );
-    this.#images.replaceChildren(...images);
-    this.#images.value = `${scene.imageIndex}`;
+    if (this.#images.length !== numImages) {
+      const indices = [...Array(numImages).keys()];
+      const option = (value) => create("option", { value }, `Image ${value + 1} of ${numImages}`);
+      this.#images.replaceChildren(...indices.map(option));
+    }
+    this.#images.value = `${scene?.imageIndex ?? 0}`;
   }
 
   #downloadJson() {
@@ -74,10 +74,10 @@ export class Toolbar {
     URL.revokeObjectURL(href);
   }
 
-  async #copyLink(address) {
+  async #copyLink() {
     let text = "Link copied";
     try {
-      await navigator.clipboard.writeText(address);
+      await navigator.clipboard.writeText(location.href);
     } catch {
       // Without https or permission, the address bar still has the link.
       text = "Copy it from the address bar";

@@ -2,90 +2,13 @@
 
 import { create } from "../dom.js";
 import { classResults, evaluationOf, meanNll } from "./answers.js";
+import { COLUMNS, OF_ONE, OF_TWO, WITHOUT_TRUTH } from "./class-columns.js";
 import { Confusion } from "./confusion.js";
 import { createPanel, createSwatch } from "./elements.js";
-import { counted, countText, differenceText, nllText, percentDigits } from "./numbers.js";
+import { counted } from "./numbers.js";
 
-/**
- * @typedef {object} Column
- * @property {string} name
- * @property {string} title
- * @property {string} hint  what the column holds, in words
- * @property {(row: object) => ?number} value  what rows are sorted by; null comes last
- * @property {(value: ?number) => string} text
- * @property {number} first  the order of the first press: 1 ascending, -1 descending
- */
-
-/** @type {Object<string, Column>} */
-const COLUMNS = {
-  class: {
-    name: "class",
-    title: "Class",
-    hint: "index and name",
-    value: (row) => row.index,
-    first: 1,
-  },
-  pixels: {
-    name: "pixels",
-    title: "Pixels",
-    hint: "valid pixels of the class",
-    value: (row) => row.pixels,
-    text: countText,
-    first: -1,
-  },
-  share: {
-    name: "share",
-    title: "Share",
-    hint: "share of all valid pixels, in percent",
-    value: (row) => row.share,
-    text: percentDigits,
-    first: -1,
-  },
-  iu: {
-    name: "iu",
-    title: "IU",
-    hint: "intersection over union, in percent",
-    value: (row) => row.iu,
-    text: percentDigits,
-    first: 1,
-  },
-  otherIu: {
-    name: "otherIu",
-    title: "IU B",
-    hint: "intersection over union of prediction B, in percent",
-    value: (row) => row.otherIu,
-    text: percentDigits,
-    first: 1,
-  },
-  change: {
-    name: "change",
-    title: "B − A",
-    hint: "the IU of B minus that of A, in percentage points",
-    value: (row) => row.change,
-    text: (value) => differenceText(value === null ? null : 100 * value, 1),
-    first: 1,
-  },
-  accuracy: {
-    name: "accuracy",
-    title: "Acc.",
-    hint: "accuracy: the share of its pixels that are predicted rightly, in percent",
-    value: (row) => row.accuracy,
-    text: percentDigits,
-    first: 1,
-  },
-  nll: {
-    name: "nll",
-    title: "NLL",
-    hint: "mean negative log-likelihood of its pixels, in nats",
-    value: (row) => row.nll,
-    text: nllText,
-    first: -1,
-  },
-};
-
-const WITHOUT_TRUTH = ["class", "pixels", "share"];
-const USUAL = ["class", "pixels", "share", "iu", "accuracy", "nll"];
-const OF_TWO = ["class", "pixels", "iu", "otherIu", "change", "accuracy", "nll"];
+/** More rows than these take the browser too long to lay out with each change. */
+const MAX_ROWS = 200;
 
 export function mountClasses(store) {
   const note = create("p", { className: "muted" });
@@ -108,22 +31,54 @@ export function mountClasses(store) {
     "aria-expanded": "false",
     onclick: () => unfold(absent.hidden),
   });
+  const more = create("button", {
+    type: "button",
+    className: "fold",
+    hidden: true,
+    onclick: () => {
+      numShown = Infinity;
+      sort();
+      present.rows[MAX_ROWS].querySelector("button").focus(); // this button is gone
+    },
+  });
   const scroller = create("div", { className: "scroller" }, table);
-  const section = createPanel("classes", "Classes", note, scroller, fold);
+  const section = createPanel("classes", "Classes", note, scroller, more, fold);
 
   /** @type {Map<number, {row: HTMLElement, result: object}>} */
   const rows = new Map();
   const sorting = { column: "class", order: 1 };
   let numAbsent = 0;
+  let numShown = MAX_ROWS;
+  let marked = { highlighted: null, isolated: null };
+
+  // One listener for all rows, of which there may be thousands.
+  const classAt = ({ target }) => {
+    const index = target.closest?.("tr")?.dataset.class;
+    return index === undefined ? null : Number(index);
+  };
+  const highlight = (event) => store.set({ highlighted: classAt(event) });
+  const leave = () => store.set({ highlighted: null });
+  for (const body of [present, absent]) {
+    body.addEventListener("mouseover", highlight);
+    body.addEventListener("mouseleave", leave);
+    body.addEventListener("focusin", highlight);
+    body.addEventListener("focusout", leave);
+    body.addEventListener("click", (event) => {
+      const index = classAt(event);
+      store.set({ isolated: store.state.isolated === index ? null : index, cell: null });
+    });
+  }
 
   function show({ scene, prediction, evaluation, confusion }) {
     const columns = columnsOf(scene, evaluation);
     const results = resultsOf(scene, prediction, confusion, columns);
     if (!columns.includes(sorting.column)) Object.assign(sorting, { column: "class", order: 1 });
-    headRow.replaceChildren(...columns.map(headCell));
+    headRow.replaceChildren(...columns.map((name) => headCell(name, scene)));
     rows.clear();
-    for (const result of results)
+    marked = { highlighted: null, isolated: null };
+    for (const result of results) {
       rows.set(result.index, { result, row: bodyRow(scene, result, columns) });
+    }
     numAbsent = results.filter((result) => result.isAbsent).length;
     foot.replaceChildren(...(evaluation ? [meanRow(scene, evaluation, columns)] : []));
     note.textContent = noteOf(scene, evaluation, prediction);
@@ -136,21 +91,21 @@ export function mountClasses(store) {
 
   function columnsOf(scene, evaluation) {
     if (evaluation === null) return WITHOUT_TRUTH;
-    const names = scene.predictions.length > 1 ? OF_TWO : USUAL;
+    const names = scene.predictions.length > 1 ? OF_TWO : OF_ONE;
     const hasNll = scene.predictions.some(
       ({ answer }) => (evaluationOf(answer)?.loss ?? null) !== null,
     );
     return hasNll ? names : names.filter((name) => name !== "nll");
   }
 
-  function headCell(name) {
+  function headCell(name, scene) {
     const { title, hint, first } = COLUMNS[name];
     const sortBy = () => {
       const order = sorting.column === name ? -sorting.order : first;
       Object.assign(sorting, { column: name, order });
       sort();
     };
-    const titled = name === "iu" && store.state.scene.predictions.length > 1 ? "IU A" : title;
+    const titled = name === "iu" && scene.predictions.length > 1 ? "IU A" : title;
     const button = create(
       "button",
       { type: "button", className: "plain", title: hint, onclick: sortBy },
@@ -161,14 +116,9 @@ export function mountClasses(store) {
 
   function bodyRow(scene, result, columns) {
     const { index } = result;
-    const toggle = () =>
-      store.set({ isolated: store.state.isolated === index ? null : index, cell: null });
-    const leave = () => {
-      if (store.state.highlighted === index) store.set({ highlighted: null });
-    };
     const button = create(
       "button",
-      { type: "button", className: "plain name" },
+      { type: "button", className: "plain name", "aria-pressed": "false" },
       scene.classNames[index] ?? `class ${index}`,
     );
     const number = create("span", { className: "muted number index" }, `${index}`);
@@ -183,19 +133,8 @@ export function mountClasses(store) {
       if (name === "change" && value) cell.classList.add(value > 0 ? "better" : "worse");
       return cell;
     });
-    const listeners = {
-      onclick: toggle,
-      onmouseenter: () => store.set({ highlighted: index }),
-      onmouseleave: leave,
-      onfocusin: () => store.set({ highlighted: index }),
-      onfocusout: leave,
-    };
-    return create(
-      "tr",
-      { "data-class": `${index}`, ...listeners },
-      create("th", { scope: "row" }, head),
-      ...cells,
-    );
+    const name = create("th", { scope: "row" }, head);
+    return create("tr", { "data-class": `${index}` }, name, ...cells);
   }
 
   function unfold(isOpen) {
@@ -209,10 +148,13 @@ export function mountClasses(store) {
     const sorted = [...rows.values()].sort((a, b) =>
       compare(value(a.result), value(b.result), sorting.order),
     );
-    present.append(...sorted.filter(({ result }) => !result.isAbsent).map(({ row }) => row));
-    absent.append(...sorted.filter(({ result }) => result.isAbsent).map(({ row }) => row));
-    const current = new Set(sorted.map(({ row }) => row));
-    for (const row of [...present.rows, ...absent.rows]) if (!current.has(row)) row.remove();
+    const rowsOf = (isAbsent) =>
+      sorted.filter(({ result }) => result.isAbsent === isAbsent).map(({ row }) => row);
+    const shown = rowsOf(false);
+    more.hidden = shown.length <= numShown;
+    more.textContent = `Show ${counted(shown.length - numShown, "more class", "more classes")}`;
+    present.replaceChildren(...shown.slice(0, numShown));
+    absent.replaceChildren(...rowsOf(true));
     for (const cell of headRow.cells) {
       const isSorted = cell.dataset.column === sorting.column;
       if (isSorted) cell.setAttribute("aria-sort", sorting.order > 0 ? "ascending" : "descending");
@@ -221,11 +163,13 @@ export function mountClasses(store) {
   }
 
   function mark({ highlighted, isolated }) {
-    for (const [index, { row }] of rows) {
-      row.classList.toggle("highlighted", index === highlighted);
-      row.classList.toggle("isolated", index === isolated);
-      row.querySelector("button").setAttribute("aria-pressed", `${index === isolated}`);
+    for (const index of new Set([...Object.values(marked), highlighted, isolated])) {
+      const row = rows.get(index)?.row;
+      row?.classList.toggle("highlighted", index === highlighted);
+      row?.classList.toggle("isolated", index === isolated);
+      row?.querySelector("button").setAttribute("aria-pressed", `${index === isolated}`);
     }
+    marked = { highlighted, isolated };
   }
 
   store.on(["highlighted", "isolated"], mark);

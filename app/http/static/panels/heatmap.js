@@ -5,6 +5,7 @@
 const MAX_CELL = 44;
 const MIN_CELL = 2;
 const MAX_LABELLED = 40;
+const MIN_LABELLED_CELL = 9;
 const MAX_LABEL_WIDTH = 118;
 const MIN_TEXT_CELL = 30;
 const FONT_SIZE = 11;
@@ -50,13 +51,16 @@ export class Heatmap {
     const context = this.#cells.getContext("2d");
     const font = `${FONT_SIZE}px ${getComputedStyle(this.#canvas).fontFamily}`;
     context.font = font;
-    const isLabelled = classes.length <= MAX_LABELLED;
-    const longest = isLabelled
-      ? Math.max(...names.map((name) => context.measureText(name).width))
-      : 0;
-    const gutter = isLabelled ? Math.ceil(Math.min(MAX_LABEL_WIDTH, longest)) + 8 : 2;
-    const room = (width - gutter - TITLE_HEIGHT - 2) / classes.length;
-    const cell = Math.max(MIN_CELL, Math.min(MAX_CELL, Math.floor(room)));
+    const longest = names.reduce(
+      (most, name) => Math.max(most, context.measureText(name).width),
+      0,
+    );
+    const labelWidth = Math.ceil(Math.min(MAX_LABEL_WIDTH, longest)) + 8;
+    const cellBeside = (gutter) => Math.floor((width - gutter - TITLE_HEIGHT - 2) / classes.length);
+    const isLabelled =
+      classes.length <= MAX_LABELLED && cellBeside(labelWidth) >= MIN_LABELLED_CELL;
+    const gutter = isLabelled ? labelWidth : 2;
+    const cell = Math.max(MIN_CELL, Math.min(MAX_CELL, cellBeside(gutter)));
     const origin = gutter + TITLE_HEIGHT;
     const side = origin + cell * classes.length + 2;
     this.#layout = {

@@ -13,7 +13,6 @@ export class Toolbar {
   #toggles = new Map();
   #scale = create("output", { className: "viewer-zoom-value" });
   #slider;
-  #swap;
   #opacity;
   #minNll;
   #maxConfidence;
@@ -75,13 +74,12 @@ export class Toolbar {
   }
 
   #viewGroup() {
-    const { zoomBy, fit, toggleSlider, swap } = this.#actions;
+    const { zoomBy, fit, toggleSlider } = this.#actions;
     this.#slider = create(
       "button",
       { type: "button", "aria-pressed": "false", onclick: () => toggleSlider() },
       "Compare two",
     );
-    this.#swap = create("button", { type: "button", onclick: () => swap() }, "Swap predictions");
     return create(
       "div",
       { className: "viewer-group", role: "group", "aria-label": "View" },
@@ -94,7 +92,6 @@ export class Toolbar {
       create("button", { type: "button", "aria-label": "Enlarge", onclick: () => zoomBy(1.5) }, "+"),
       create("button", { type: "button", onclick: () => fit() }, "Fit"),
       this.#slider,
-      this.#swap,
     );
   }
 
@@ -163,7 +160,6 @@ export class Toolbar {
       toggle.hidden = ["better", "other"].includes(name) && scene.predictions.length < 2;
     }
     this.#slider.setAttribute("aria-pressed", `${state.slider !== null}`);
-    this.#swap.hidden = scene.predictions.length < 2;
     this.#updateRanges(state);
     this.#errorColours.value = state.errorColours;
     this.#border.value = state.borderPx;

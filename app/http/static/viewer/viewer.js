@@ -204,7 +204,11 @@ class Viewer {
     const { slider } = state;
     const slots = slider ? [[slider.left, slider.right]] : panesToShow(state).map((name) => [name]);
     this.#shown = slots.map((names) => this.#stageOf(names));
-    if (!this.#shown.includes(this.#active)) this.#active = null;
+    if (this.#active !== null && !this.#shown.includes(this.#active)) {
+      // A pane that is taken away tells nothing when the pointer leaves its place.
+      this.#active = null;
+      this.#endCursor();
+    }
     const arrangement = slots.join(" ");
     if (arrangement !== this.#arrangement) {
       this.#arrangement = arrangement;
