@@ -170,8 +170,8 @@ def test_two_predictions_with_other_classes_are_refused(page):
     drop_and_wait(page, {"narrow.npy": npy_file(logits[:, :2])})
     assert state(page, "scene") is None
     message = page.locator("#problem").text_content()
-    assert message.startswith("Second prediction, narrow.npy:")
-    assert "expected 5 classes like the first, got 2" in message
+    assert message.startswith("Prediction B, narrow.npy:")
+    assert "expected 5 classes, as in the first, got 2" in message
 
 
 def test_an_image_of_a_batch_is_chosen_without_a_request(page):
@@ -262,7 +262,7 @@ def test_a_photo_of_another_size_is_told(page):
     logits, labels = make_arrays()
     photo = png_file(np.zeros((10, 20, 3), np.uint8))
     drop_and_wait(page, {**files_of(logits, labels), "photo.png": photo})
-    page.get_by_text("The photo has 20 x 10 pixels, the maps have 36 x 24").wait_for()
+    page.get_by_text("The photo has 20×10 pixels, the maps have 36×24").wait_for()
 
 
 def test_logits_without_a_truth_are_predicted(page):
@@ -293,6 +293,26 @@ def test_an_error_of_the_service_is_told_in_words(page):
     page.get_by_role("button", name="Try again").click()
     wait_until_settled(page)
     assert answer(page)["loss"] == loss_of(logits, labels)
+
+
+def test_files_that_are_too_large_are_told_in_words(page):
+    page.allowed = [413]
+    problem = {"where": "body", "detail": "body: expected less", "limit": 50_000_000}
+    page.route("**/v1/evaluate*", lambda route: route.fulfill(status=413, json=problem))
+    drop_and_wait(page, files_of(*make_arrays()))
+    page.get_by_text("The files have more than 50 MB together. Use float16").wait_for()
+
+
+def test_the_page_works_when_the_service_comes_back(page, url):
+    page.allowed = ["ERR_CONNECTION"]
+    page.route("**/openapi.json", lambda route: route.abort("connectionrefused"))
+    page.goto(url)
+    page.get_by_text("The service did not answer").wait_for()
+    page.unroute("**/openapi.json")
+    logits, labels = make_arrays()
+    drop_and_wait(page, files_of(logits, labels))
+    assert answer(page)["loss"] == loss_of(logits, labels)
+    page.get_by_label("Label space").wait_for(state="attached")
 
 
 def test_a_closed_connection_is_told_in_words(page):

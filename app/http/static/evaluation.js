@@ -60,7 +60,7 @@ export function checkComparable(answers) {
     if (expected === got) continue;
     throw new RequestError({
       where: "second",
-      detail: `Second prediction: expected ${expected} ${subject} like the first, got ${got}.`,
+      detail: `Prediction B: expected ${expected} ${subject}, as in the first, got ${got}.`,
     });
   }
 }

@@ -36,10 +36,11 @@ class Inputs {
   #store;
   #files = new Files();
   #service = new Service();
-  /** Settled when the service has answered what it offers. */
-  #ready;
+  /** @type {?Promise<void>} settled when the service has said what it offers; null if it failed */
+  #ready = null;
   #answers = new Answers(this.#service);
   #imageIndex = 0;
+  #decoded = { source: null, imageIndex: 0, photo: Promise.resolve(null) };
   #running = new AbortController();
 
   #status;
@@ -98,6 +99,7 @@ class Inputs {
     try {
       await this.#service.load();
     } catch (error) {
+      this.#ready = null;
       this.#report(problemOf(error));
       return;
     }
@@ -171,6 +173,7 @@ class Inputs {
     store.set({ problem: null, progress: null });
     this.#status.showNote("");
     this.#render();
+    this.#ready ??= this.#loadService();
     await this.#ready;
     if (signal.aborted) return;
 
@@ -191,6 +194,8 @@ class Inputs {
     try {
       if (!this.#answers.areFor(calls, options)) {
         markOutdated(true);
+        // Decoded during the request. An error is reported when the photo is shown.
+        this.#photo(this.#imageIndex).catch(() => {});
         await this.#answers.request(calls, options, { signal, onProgress });
       }
       await this.#showImage(this.#imageIndex);
@@ -223,7 +228,7 @@ class Inputs {
     const source = this.#files.byRole.photo;
     let photo = null;
     try {
-      photo = source && (await decodePhoto(source, imageIndex));
+      photo = await this.#photo(imageIndex);
     } catch (error) {
       this.#report(problemOf(error));
     }
@@ -235,6 +240,16 @@ class Inputs {
     markOutdated(false);
     this.#store.set({ scene, shown, ...this.#resetBy(scene) });
     this.#render();
+  }
+
+  /** Returns the photo of an image of the batch. It is decoded once. */
+  async #photo(imageIndex) {
+    const source = this.#files.byRole.photo;
+    if (source === null) return null;
+    if (source !== this.#decoded.source || imageIndex !== this.#decoded.imageIndex) {
+      this.#decoded = { source, imageIndex, photo: decodePhoto(source, imageIndex) };
+    }
+    return this.#decoded.photo;
   }
 
   /** Returns the members of the state that were about a scene of another size or other classes. */
@@ -319,6 +334,6 @@ function markOutdated(isOutdated) {
 
 function notesOn({ photo, width, height }) {
   if (photo === null || (photo.width === width && photo.height === height)) return {};
-  const sizes = `${photo.width} x ${photo.height} pixels, the maps have ${width} x ${height}`;
+  const sizes = `${photo.width}×${photo.height} pixels, the maps have ${width}×${height}`;
   return { photo: `The photo has ${sizes}: it is shown scaled.` };
 }

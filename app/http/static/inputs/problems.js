@@ -41,8 +41,8 @@ export function wordsFor({ detail, fix, where }, role, files) {
   const source = files.byRole[role] ?? null;
   const subject = source === null ? "" : `${ROLES[role]}, ${source.name}:`;
   // The subject says where, and most details end with the fix.
-  const isTold = subject !== "" && detail.startsWith(`${where}: `);
-  const sentence = isTold ? detail.slice(where.length + 2) : detail;
+  const told = [`${where}: `, `${ROLES[role]}: `].find((text) => detail.startsWith(text)) ?? "";
+  const sentence = subject === "" ? detail : detail.slice(told.length);
   return { subject, sentence: fix && !sentence.includes(fix) ? `${sentence} ${fix}` : sentence };
 }
 

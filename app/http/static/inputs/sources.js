@@ -12,7 +12,7 @@
  * @property {Blob} blob  the elements of a tensor, or a whole file
  * @property {?{dtype: string, shape: number[]}} tensor  null for a picture, and for other files
  * @property {boolean} isPicture
- * @property {string} description  such as "float16 1 x 19 x 512 x 1024"
+ * @property {string} description  such as "float16 1×19×512×1024"
  * @property {boolean} [isNetwork]  whether it stands for the network of the service
  * @property {?Role} role  null: nothing tells which input it is
  */
@@ -29,7 +29,7 @@ export const ROLES = {
   photo: "Photo",
   prediction: "Prediction",
   truth: "Truth",
-  second: "Second prediction",
+  second: "Prediction B",
   palette: "Palette",
 };
 
@@ -106,7 +106,7 @@ function pngSource(name, blob, { width, height, bits, mode }) {
     blob,
     tensor: null,
     isPicture: true,
-    description: `PNG, ${mode}${bits === 8 ? "" : ` ${bits} bits`}, ${width} x ${height}`,
+    description: `PNG, ${mode}${bits === 8 ? "" : ` ${bits} bits`}, ${width}×${height}`,
     role: roleOfName(name) ?? (isColoured ? "photo" : null),
   };
 }
@@ -115,7 +115,7 @@ function tensorSource(name, { dtype, shape, blob }, tensorName) {
   const isPhoto = dtype === "U8" && shape.length >= 3 && shape.at(-1) === 3;
   const hasClasses = /^B?F/.test(dtype);
   const guess = isPhoto ? "photo" : hasClasses ? "prediction" : roleOfName(name);
-  const description = `${dtypeName(dtype)} ${shape.join(" x ")}`;
+  const description = `${dtypeName(dtype)} ${shape.join("×")}`;
   return {
     name,
     tensorName,
