@@ -20,7 +20,7 @@ _HEIGHT, _WIDTH = 256, 512
 
 @dataclass(frozen=True, eq=False)
 class SampleFile:
-    """A file and the tag by which a client knows whether it has the same one.
+    """A file, and the tag with which a client asks whether its copy is the same.
 
     Attributes:
         content: the bytes.
