@@ -29,7 +29,7 @@ from ..images.palettes import NUM_COLOURS, Colour, Palette, own_palette
 from .json import parse_strict, type_name
 
 SUFFIXES: Final = (".json", ".txt", ".csv", ".gpl")
-"""The suffixes by which the command line tells files from names of palettes."""
+"""The suffixes by which the command line distinguishes files from names of palettes."""
 
 MAX_BYTES: Final = 1 << 16
 MAX_NAME: Final = 100

@@ -22,7 +22,7 @@ NUM_CLASSES = len(PALETTE.class_names)
 
 @dataclass(frozen=True, eq=False)
 class SampleFile:
-    """A file and the tag by which a client knows whether it has the same one.
+    """A file, and the tag with which a client asks whether its copy is the same.
 
     Attributes:
         content: the bytes.

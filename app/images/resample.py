@@ -12,7 +12,7 @@ from .layers import Layers
 
 _Array = TypeVar("_Array", bound=npt.NDArray[Any])
 _MAPS: Final = ("labels", "prediction", "nll", "confidence", "entropy", "valid")
-"""The layers that are never interpolated, those that decide the size first."""
+"""The layers that are never interpolated. The first of them has the size of resize=labels."""
 
 
 def resampled(layers: Layers, resize: str) -> Layers:

@@ -399,7 +399,7 @@ SHIFTED = {
 
 
 @pytest.mark.parametrize("case", SHIFTED)
-def test_labels_that_are_shifted_by_one_are_recognized_by_the_predictions(case):
+def test_predictions_tell_that_labels_are_shifted_by_one(case):
     shift, num_classes, advice = SHIFTED[case]
     confusion = np.ones((num_classes, num_classes), np.int64)
     confusion += 50 * np.eye(num_classes, k=shift, dtype=np.int64)

@@ -292,7 +292,31 @@ def test_names_and_colours_are_those_of_a_palette(batch):
     assert (again.images["test/worst/1"] == writer.images["test/worst/1"]).all()
 
 
-def test_classes_without_a_name_of_their_own_are_called_by_their_index(batch):
+def evaluation_of(num_classes):
+    """An evaluation of one image, each of whose pixels has another class; and its labels."""
+    labels = torch.arange(num_classes, dtype=torch.uint8).reshape(1, 1, num_classes)
+    logits = torch.zeros(1, num_classes, 1, num_classes)
+    return evaluate(logits, labels, maps=("prediction",)), labels
+
+
+def test_the_palette_is_chosen_as_in_pictures_of_the_service():
+    evaluation, labels = evaluation_of(19)
+    writer = written(evaluation, labels)
+    assert "val_iu/sidewalk" in writer.scalars
+    truth = PALETTES["cityscapes"].paint(labels[0].numpy())
+    assert is_in(truth, writer.images["val/worst/1"])
+
+
+def test_names_of_classes_choose_the_palette_that_has_them():
+    evaluation, labels = evaluation_of(8)
+    palette = PALETTES["okabe_ito"]
+    writer = written(evaluation, labels, class_names=[name.upper() for name in palette.class_names])
+    assert f"val_iu/{palette.class_names[0].upper()}" in writer.scalars
+    truth = palette.paint(labels[0].numpy())
+    assert is_in(truth, writer.images["val/worst/1"])
+
+
+def test_classes_without_a_name_are_called_by_their_index(batch):
     evaluation, *_ = batch
     tags = [tag for tag in written(evaluation).scalars if "val_iu" in tag]
     assert tags == ["val_iu/0", "val_iu/1", "val_iu/2"]

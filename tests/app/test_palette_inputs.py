@@ -215,7 +215,7 @@ def test_unknown_colours_are_an_error_or_ignored_with_a_warning(client) -> None:
     ]
 
 
-# A picture uses what it knows
+# The palette of a picture without the option `palette`
 
 
 def test_labels_and_prediction_have_the_colours_of_the_file(client) -> None:

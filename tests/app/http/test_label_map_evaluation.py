@@ -337,7 +337,7 @@ def test_the_map_of_labels_comes_after_encoding_and_label_space(client):
     assert torch.equal(maps["labels"].long(), classes)
 
 
-def test_the_map_of_labels_has_no_class_axis_and_the_size_of_the_labels(client):
+def test_the_map_of_labels_has_the_size_of_the_labels(client):
     for upsampling in ("none", "bilinear"):
         inputs = make_inputs(upsampling)
         expected = inputs["labels"]

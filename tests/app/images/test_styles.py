@@ -56,7 +56,7 @@ def test_contours_of_an_overlay_have_the_colours_of_their_classes():
     assert wider[0, 3:5].tolist() == [[200, 100, 50], [128, 0, 0]]
 
 
-def test_contours_of_labels_are_black_on_light_and_white_on_dark_colours():
+def test_contours_are_black_on_light_and_white_on_dark_colours():
     layers = replace(LAYERS, palette=PALETTES["cityscapes"], prediction=None)
     labels = pixels("labels", layers, contour_px=1)
     assert labels[0, 4].tolist() == [244, 35, 232]  # sidewalk, within its region
