@@ -13,7 +13,8 @@ label_colors.txt of CamVid, class_dict.csv and labelmap.txt of CVAT |
 
 A colour in JSON may be a text as well, `"#8c8c8c"`. In text, a line may begin with its number, from
 0 on. Other numbers before the colour are an error, as is alpha. A first line such as `name,r,g,b`
-and lines that begin with `#` or `//` are ignored. Names are optional. A class called void is a class like all others: `ignore_index` says what is ignored.
+and lines that begin with `#` or `//` are ignored. Names are optional. A class called void is a
+class like all others: `ignore_index` says what is ignored.
 
 Files are in UTF-8, have at most `MAX_BYTES` and 256 colours, and names of at most `MAX_NAME`
 printable characters.
