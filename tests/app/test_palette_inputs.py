@@ -292,6 +292,11 @@ def test_two_label_maps_have_the_palette_of_their_picture(client, query, largest
     assert np.array_equal(drawn(content), palette.colours[classes])
 
 
+def test_the_help_names_the_palettes_and_a_file(run) -> None:
+    text = " ".join(run("visualize", "--help")[1].split())
+    assert "generated, or the path of a file" in text
+
+
 def test_a_prediction_alone_has_the_palette_of_its_space(client) -> None:
     files = {"prediction": picture(np.array([[7, 26], [0, 33]], np.uint8))}
     path = "/v1/visualize?kind=prediction&prediction_space=cityscapes_ids"
