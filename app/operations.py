@@ -40,6 +40,7 @@ from .options import (
     EvaluateOptions,
     GradientOptions,
     LossOptions,
+    PredictionOptions,
     PredictOptions,
     VisualizeOptions,
 )
@@ -202,13 +203,13 @@ def palette_for(
     Args:
         inputs: the inputs.
         options: the options.
-        num_classes: C, if it is known without logits.
+        num_classes: C, if the request names it.
     """
     of_option = None if options.palette is None else PALETTES[options.palette]
     if inputs.logits is not None and inputs.logits.ndim > 1:
         num_classes = inputs.logits.shape[1]
     space = options.label_space
-    if space == "raw" and isinstance(options, VisualizeOptions):
+    if space == "raw" and isinstance(options, PredictionOptions):
         space = options.prediction_space
     return choose_palette(
         option=inputs.palette or of_option,
@@ -438,7 +439,8 @@ def _evaluate_label_map(
     return EvaluationResult(
         evaluation=evaluation,
         reports=inputs.reports,
-        palette=palette_for(inputs, options, inputs.num_classes),
+        # A number that comes from the values chooses no palette: it would not be that of a picture.
+        palette=palette_for(inputs, options, options.num_classes),
         warnings=tuple(warnings),
         ignore_index=options.ignore_index,
         absent=options.absent,

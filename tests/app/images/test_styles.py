@@ -1,9 +1,11 @@
 """Contours, chosen classes, styles of ignored pixels, and layers of different sizes."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from app.errors import IllPosed
 from app.formats import png
@@ -205,6 +207,33 @@ def test_a_photo_is_interpolated_to_the_size_of_the_labels():
     assert layers.photo[0, :, 0].tolist() == [0, 25, 75, 100]
     assert layers.prediction.tolist() == [[1, 1, 2, 2]] * 2
     assert resampled(Layers(PALETTES["voc"], 3, photo=photo), "labels").photo is photo
+
+
+@pytest.mark.parametrize("is_tall", [False, True])
+def test_a_column_that_becomes_a_row_is_never_a_square(is_tall, monkeypatch):
+    shapes = [(2, 3000), (3000, 2)]
+    labels_shape, photo_shape = reversed(shapes) if is_tall else shapes
+    labels = np.arange(6000).reshape(labels_shape)
+    photo = np.zeros((*photo_shape, 3), np.uint8)
+    layers = Layers(PALETTES["voc"], 3, labels=labels, photo=photo)
+    sizes = []
+    resize = Image.Image.resize
+
+    def resize_and_note(picture, size, *arguments):
+        # Pillow resizes rows first.
+        sizes.append(size[0] * picture.height)
+        return resize(picture, size, *arguments)
+
+    monkeypatch.setattr(Image.Image, "resize", resize_and_note)
+    tracemalloc.start()
+    try:
+        resampled(layers, "image")
+        assert resampled(layers, "labels").photo.shape[:2] == labels_shape
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < 100 * labels.size
+    assert max(sizes) <= labels.size
 
 
 def test_the_size_of_a_photo_needs_a_photo():
