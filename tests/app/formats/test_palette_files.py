@@ -143,11 +143,11 @@ MALFORMED = {
     ),
     "too many": (
         "0 0 0\n" * 257,
-        "palette: expected at most 256 colours, got 257. A label map with colours has no more.",
+        "palette: expected at most 256 colours, got 257. Leave out the colours of no class.",
     ),
     "too many in JSON": (
         json.dumps([[0, 0, 0]] * 257),
-        "palette: expected at most 256 colours, got 257. A label map with colours has no more.",
+        "palette: expected at most 256 colours, got 257. Leave out the colours of no class.",
     ),
     "other bytes": (b"\xff\xfe0", "palette: expected text in UTF-8, got other bytes."),
     "damaged JSON": ('{"a": ', "palette: expected JSON, got something else at character 6."),
@@ -196,7 +196,7 @@ MALFORMED = {
     ),
     "more colours than a map can have": (
         json.dumps({"colours": [[0, 0, 0]] * 300}),
-        "palette: expected at most 256 colours, got 300. A label map with colours has no more.",
+        "palette: expected at most 256 colours, got 300. Leave out the colours of no class.",
     ),
 }
 
