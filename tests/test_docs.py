@@ -97,6 +97,13 @@ def test_the_tables_of_the_architecture_name_files_of_their_folders():
             assert {path.name for path in (ROOT / folder).glob("*.js")} <= named, folder
 
 
+def test_every_command_of_make_is_in_contributing():
+    makefile = (ROOT / "Makefile").read_text()
+    commands = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE)) - {"help", "clean"}
+    table = set(re.findall(r"^\| `make ([a-z-]+)` \|", CONTRIBUTING.read_text(), re.MULTILINE))
+    assert table == commands
+
+
 def test_every_setting_is_documented_with_its_default():
     documented = re.findall(r"^\| `(SEG_LOSS_\w+)` \| (\S+) \|", TEXT["docs/http.md"], re.MULTILINE)
     assert documented == re.findall(r"(SEG_LOSS_\w+) \[(.*?)\]", help_of("serve"))
