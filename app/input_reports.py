@@ -18,8 +18,9 @@ from .errors import dtype_name
 MAX_VALUES = 256
 """Largest number of values that a report lists."""
 
-_BLOCK_PIXELS = 1 << 16
-"""Number of pixels that are counted together, so that temporary arrays stay small."""
+_BLOCK_PIXELS = 1 << 14
+"""Number of pixels that are counted together. From 1 << 15 on, torch shares the work among threads,
+which costs more than the work: on a busy machine, each block waits for a turn of every thread."""
 _MAX_RANGE = 1 << 16
 _SORTING_BYTES = 24
 """The most bytes of a pixel where values have a larger range: a sorted copy, counts and masks."""

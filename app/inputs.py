@@ -72,8 +72,9 @@ _LIMITS: Mapping[str, str] = {
 }
 """The settings that limit what a request has, by the words of messages."""
 
-_BLOCK_PIXELS = 1 << 17
-"""Pixels whose largest class is looked for together: they stay in the cache of a processor."""
+_BLOCK_PIXELS = 1 << 14
+"""Pixels whose largest class is looked for together. They stay in the cache of a processor, and are
+too few for torch to share the work among threads."""
 
 _MAPPING_BYTES = 24
 """The most bytes that a label takes while it is mapped to a class, as an index of a table too."""

@@ -85,6 +85,11 @@ def evaluate(inputs: Inputs, options: EvaluateOptions) -> EvaluationResult:
         needs_network = inputs.labels is not None and inputs.image is not None
         fix = _NO_NETWORK if needs_network else ""
         raise IllPosed("inputs", "labels, and logits or a prediction", got, fix)
+    num_classes = inputs.logits.shape[1] if inputs.logits.ndim > 1 else None
+    if options.num_classes not in (None, num_classes):
+        expected = f"{num_classes}, the classes of the logits"
+        fix = "Leave it out: it is for a prediction in place of logits."
+        raise IllPosed("num_classes", expected, f"{options.num_classes}", fix)
     return _evaluate(inputs, options, maps=options.maps, absent=options.absent)
 
 
@@ -410,7 +415,7 @@ def _evaluate_label_map(
         )
     except InvalidInput as error:
         fix = label_spaces.prediction_fix(prediction.numpy(), num_classes)
-        if error.where != "prediction" or error.fix or not fix:
+        if error.where != "prediction" or not fix:
             raise
         raise IllPosed(error.where, error.expected, error.got, fix) from None
     valid = torch.ones_like(labels, dtype=torch.bool)
@@ -419,7 +424,7 @@ def _evaluate_label_map(
     maps = {"prediction": prediction, "labels": labels}
     evaluation = LabelMapEvaluation(
         normalization=options.normalization,
-        valid_pixels_by_image=tuple(valid.flatten(1).sum(1).tolist()),
+        valid_pixels_by_image=tuple(valid.reshape(len(valid), -1).sum(1).tolist()),
         num_pixels=labels.numel(),
         confusion=confusion,
         maps={name: maps[name] for name in options.maps},

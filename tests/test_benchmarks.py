@@ -1,12 +1,17 @@
 """What the benchmarks decide: which errors of the GPU's results fail a run."""
 
+import csv
 import math
+from pathlib import Path
 
 import pytest
 
-from benchmarks import cold_start, networks
+from app.images.kinds import KINDS
+from app.operations import PICTURE_BYTES
+from benchmarks import cold_start, networks, pictures
 from benchmarks.gpu_report import CASES, REFERENCE, Measurement, accuracy_failures
 
+ROOT = Path(__file__).parents[1]
 LOGITS = [case.name for case in CASES if case.stride is None and "float32" in case.name]
 SCORES = [case.name for case in CASES if case.stride is not None]
 
@@ -86,3 +91,15 @@ def test_the_last_layers_of_a_network_have_one_loss(name):
     scores, losses = networks.last_layers(name, 40)
     values = [float(loss(scores)) for loss in losses.values()]
     assert values == pytest.approx([values[0]] * 3, rel=1e-5)
+
+
+def test_pictures_take_no_more_memory_than_the_service_reserves():
+    with (ROOT / "benchmarks" / "results" / "pictures.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["kind"], row["style"]) for row in rows} == {
+        (kind, name) for kind in KINDS for name in pictures.STYLES
+    }
+    # Resampling copies labels, a prediction and a photo before they are drawn.
+    copies = 8 + 8 + 3
+    for row in rows:
+        assert float(row["bytes a pixel"]) + copies <= PICTURE_BYTES, row

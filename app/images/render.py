@@ -56,8 +56,9 @@ PANELS: Final = ("photo", "truth", "prediction", "error")
 """The titles of kind=compare."""
 _BLOCK_PIXELS = 1 << 16
 """Pixels that are blended at a time, so that they stay in the cache."""
-_MAX_COUNTED_INDEX = 1 << 16
-"""Indices below are counted without being sorted."""
+_MIN_COUNTED, _MAX_COUNTED = -(1 << 15), 1 << 16
+"""The indices that a legend counts one by one. All that are smaller are counted together, and all
+that are larger: a map may have another index at each pixel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -498,24 +499,33 @@ def _class_entries(
     counts = [_counts(indices, left_out) for indices in maps]
     present = sorted({index for count in counts for index in count})
     colours = _colours(layers, style)
-    chosen = [index for index in present if style.classes is None or index in style.classes]
+    classes = None if style.classes is None else frozenset(style.classes)
+    chosen = [index for index in present if classes is None or index in classes]
     chosen.sort(key=lambda index: max(count.get(index, 0) for count in counts), reverse=True)
     entries = [
         Entry(
             _colour_at(colours, index % NUM_COLOURS),
-            layers.name_of(index),
+            _name_of(layers, index),
             tuple(count.get(index, 0) for count in counts),
         )
         for index in chosen
     ]
+    are_chosen = frozenset(chosen)
     rest = tuple(
-        sum(number for index, number in count.items() if index not in chosen) for count in counts
+        sum(number for index, number in count.items() if index not in are_chosen)
+        for count in counts
     )
     return [*entries, Entry(REST, "other classes", rest)] if any(rest) else entries
 
 
+def _name_of(layers: Layers, index: int) -> str:
+    if index < _MIN_COUNTED:
+        return f"below {_MIN_COUNTED}"
+    return f"above {_MAX_COUNTED}" if index > _MAX_COUNTED else layers.name_of(index)
+
+
 def _counts(indices: Indices, left_out: Mask | None) -> dict[int, int]:
-    """Returns the number of pixels of each index."""
+    """Returns the number of pixels of each index; see `_MIN_COUNTED` for those out of range."""
     if indices.dtype == np.uint8:
         height, width = indices.shape
         picture = Image.frombuffer(
@@ -525,11 +535,15 @@ def _counts(indices: Indices, left_out: Mask | None) -> dict[int, int]:
         numbers = picture.histogram(mask)
         return {index: number for index, number in enumerate(numbers) if number}
     shown = indices.reshape(-1) if left_out is None else indices[~left_out]
-    if shown.size and shown.min() >= 0 and shown.max() < _MAX_COUNTED_INDEX:
-        numbers = np.bincount(shown).tolist()
-        return {index: number for index, number in enumerate(numbers) if number}
-    values, numbers_of = np.unique(shown, return_counts=True)
-    return dict(zip(values.tolist(), numbers_of.tolist(), strict=True))
+    if not shown.size:
+        return {}
+    limits = np.iinfo(shown.dtype)
+    low = max(_MIN_COUNTED - 1, limits.min, int(shown.min()))
+    high = min(_MAX_COUNTED + 1, limits.max, int(shown.max()))
+    if low > high:  # all are out of range, on one side
+        low = high = _MIN_COUNTED - 1 if high < _MIN_COUNTED else _MAX_COUNTED + 1
+    numbers = np.bincount(np.clip(shown, low, high).astype(np.intp, copy=False) - low).tolist()
+    return {low + index: number for index, number in enumerate(numbers) if number}
 
 
 def _colour_at(colours: npt.NDArray[np.uint8], index: int) -> Colour:

@@ -211,6 +211,25 @@ def test_an_option_sends_the_same_files_again(page):
     assert answer(page)["loss"] == loss_of(logits, labels, temperature=2)
 
 
+def test_an_error_about_an_option_is_in_its_field(page):
+    logits, labels = make_arrays()
+    drop_and_wait(page, files_of(logits, labels))
+    page.get_by_text("Options", exact=True).click()
+    field = page.get_by_label("Temperature")
+    field.fill("warm")
+    page.keyboard.press("Tab")
+    sentence = "temperature: expected a positive number, 1e-30...1e30, got 'warm'."
+    page.locator("#option-temperature-error").get_by_text(sentence).wait_for()
+    assert field.get_attribute("aria-invalid") == "true"
+    before = page.evaluate_handle("segLoss.store.state.scene")
+    field.fill("2")
+    page.keyboard.press("Tab")
+    wait_until_settled(page, before)
+    assert answer(page)["loss"] == loss_of(logits, labels, temperature=2)
+    assert field.get_attribute("aria-invalid") is None
+    assert page.locator("#problem").is_hidden()
+
+
 def test_an_invalid_label_names_its_fix_which_a_button_applies(page):
     logits, labels = make_arrays()
     labels[labels == 255] = 0

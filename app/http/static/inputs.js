@@ -275,7 +275,7 @@ class Inputs {
   }
 
   #showProblem(problem) {
-    const isAboutOption = this.#form.mark(problem?.where ?? null, ERROR_ID);
+    const isAboutOption = this.#form.mark(problem?.where ?? null, problem?.detail ?? "");
     if (isAboutOption) this.#options.open = true;
     if (problem === null) {
       this.#status.showNote("");

@@ -9,7 +9,10 @@ import { create } from "../dom.js";
 export class OptionsForm {
   element = create("div", { className: "option-fields" });
   #onChange;
-  /** @type {Map<string, {control: HTMLInputElement | HTMLSelectElement, initial: string}>} */
+  /**
+   * @type {Map<string, {control: HTMLInputElement | HTMLSelectElement, error: HTMLElement,
+   *   initial: string}>}
+   */
   #fields = new Map();
 
   /**
@@ -51,18 +54,17 @@ export class OptionsForm {
   }
 
   /**
-   * Marks the option that an error is about.
+   * Shows an error in the field of the option that it is about.
    * @param {?string} name  null if it is about none
-   * @param {string} errorId  the id of the element with the error
+   * @param {string} sentence
    * @returns {boolean}  whether there is such an option
    */
-  mark(name, errorId) {
-    for (const [key, { control }] of this.#fields) {
-      control.toggleAttribute("aria-invalid", false);
-      control.setAttribute("aria-describedby", `option-${key}-hint`);
-      if (key !== name) continue;
-      control.setAttribute("aria-invalid", "true");
-      control.setAttribute("aria-describedby", `${errorId} option-${key}-hint`);
+  mark(name, sentence) {
+    for (const [key, { control, error }] of this.#fields) {
+      const isInvalid = key === name;
+      error.textContent = isInvalid ? sentence : "";
+      if (isInvalid) control.setAttribute("aria-invalid", "true");
+      else control.removeAttribute("aria-invalid");
     }
     return this.#fields.has(name);
   }
@@ -76,14 +78,16 @@ export class OptionsForm {
     control.id = id;
     control.name = name;
     control.value = initial;
-    control.setAttribute("aria-describedby", `${id}-hint`);
+    const error = create("p", { className: "option-error", id: `${id}-error` });
+    control.setAttribute("aria-describedby", `${id}-error ${id}-hint`);
     control.addEventListener("change", () => this.#onChange(this.#changed()));
-    this.#fields.set(name, { control, initial });
+    this.#fields.set(name, { control, error, initial });
     return create(
       "div",
       { className: "option" },
       create("label", { htmlFor: id }, titleOf(name)),
       control,
+      error,
       create("p", { className: "hint", id: `${id}-hint` }, hintOf(description, schema)),
     );
   }
@@ -110,9 +114,9 @@ function isNumber({ type }) {
   return type === "number" || type === "integer";
 }
 
-/** Returns "Label space" for label_space. */
+/** Returns "Label space" for label_space, and "Number of classes" for num_classes. */
 function titleOf(name) {
-  const words = name.replaceAll("_", " ");
+  const words = name.replace(/^num_/, "number_of_").replaceAll("_", " ");
   return words[0].toUpperCase() + words.slice(1);
 }
 
