@@ -799,7 +799,7 @@ def serve(
     port: Annotated[int | None, typer.Option("--port", help=f"Replaces {PREFIX}PORT.")] = None,
     device: DeviceName = None,
 ) -> None:
-    """Serves over HTTP until a signal stops it."""
+    """Serves the page and the API over HTTP until a signal stops it."""
     settings = _settings(Settings, host=host, port=port, device=device)
     _choose_device(settings, device)  # names the flag in its error; the service logs its warning
     from .http import server

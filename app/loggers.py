@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -69,7 +68,7 @@ def log_evaluation(
         labels: the labels that were evaluated, [N,H,W] or [N,1,H,W]. Without them there are no
             panels of the truth and of the errors.
         step: the number of updates or epochs so far.
-        photos: uint8 [N,3,H,W] or [N,H,W,3], or a sequence of N photos.
+        photos: uint8 [N,3,H,W] or [N,H,W,3], or a sequence of N photos, also of Pillow.
         ignore_index: as in `evaluate`.
         palette: colours and names of the classes, a name or a `Palette`. By default that whose
             class names are `class_names`, or else that with as many classes; see
@@ -84,6 +83,8 @@ def log_evaluation(
     """
     if isinstance(palette, str) and palette not in PALETTES:
         raise InvalidInput("palette", f"one of {', '.join(PALETTES)}", repr(palette))
+    if not isinstance(palette, str | Palette | None):
+        raise InvalidInput("palette", "the name of a palette, or a Palette", type(palette).__name__)
     colours = choose_palette(
         option=PALETTES[palette] if isinstance(palette, str) else palette,
         network_names=class_names or (),
@@ -353,7 +354,10 @@ def _of_image(where: str, arrays: Arrays, index: int, num_images: int) -> npt.ND
 
 
 def _array(value: Any) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = torch.as_tensor(value).detach().cpu().numpy()
+    if not isinstance(value, Tensor):
+        return np.asarray(value)
+    tensor = value.detach().cpu()  # NumPy has no bfloat16
+    array: npt.NDArray[Any] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     return array
 
 

@@ -245,5 +245,5 @@ def _name(text: str, where: str) -> str:
 
 
 def _number_error(where: str, count: int) -> IllPosed:
-    fix = "A label map with colours has no more."
+    fix = "Leave out the colours of no class."
     return IllPosed(where, f"at most {NUM_COLOURS} colours", f"{count}", fix)

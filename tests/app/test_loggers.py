@@ -253,6 +253,14 @@ def test_photos_and_labels_of_any_kind(batch, layout, convert):
     assert (images["val/worst/1"] == expected["val/worst/1"]).all()
 
 
+def test_photos_may_be_those_of_pillow(batch):
+    evaluation, _, photos = batch
+    pictures = [Image.fromarray(photo.permute(1, 2, 0).numpy()) for photo in photos]
+    images = written(evaluation, photos=pictures).images
+    expected = written(evaluation, photos=photos).images
+    assert (images["val/worst/1"] == expected["val/worst/1"]).all()
+
+
 @pytest.mark.parametrize("ignored", [-1, (-100, 2), 0])
 def test_ignored_labels_have_the_ignored_colour_and_no_error(ignored):
     values = (ignored,) if isinstance(ignored, int) else ignored
@@ -336,10 +344,11 @@ def test_absent_classes_have_no_curve(batch):
     ("options", "message"),
     [
         ({"palette": "vox"}, r"palette: expected one of voc, .*, got 'vox'\."),
+        ({"palette": [[0, 0, 0]]}, r"palette: expected the name of a palette, .*, got list\."),
         ({"labels": torch.zeros(N, H, W + 1)}, r"labels: expected 3 maps of 12 x 20, got float32 "),
         ({"labels": torch.zeros(2, H, W)}, r"labels: expected one for each of 3 images, got 2\."),
         (
-            {"photos": torch.zeros(N, 3, H, W)},
+            {"photos": torch.zeros(N, 3, H, W, dtype=torch.bfloat16)},
             r"photos: expected 3 photos uint8 of 12 x 20, got float32 .* Undo the normalization",
         ),
         ({"photos": np.zeros((N, H, W), np.uint8)}, r"photos: .* got uint8 of shape \(12, 20\)\."),

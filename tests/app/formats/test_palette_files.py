@@ -157,11 +157,11 @@ MALFORMED = {
     ),
     "too many": (
         "0 0 0\n" * 257,
-        "palette: expected at most 256 colours, got 257. A label map with colours has no more.",
+        "palette: expected at most 256 colours, got 257. Leave out the colours of no class.",
     ),
     "too many in JSON": (
         json.dumps([[0, 0, 0]] * 257),
-        "palette: expected at most 256 colours, got 257. A label map with colours has no more.",
+        "palette: expected at most 256 colours, got 257. Leave out the colours of no class.",
     ),
     "UTF-16": (
         "0 0 0 road\n".encode("utf-16"),
@@ -225,7 +225,7 @@ MALFORMED = {
     ),
     "more colours than a map can have": (
         json.dumps({"colours": [[0, 0, 0]] * 300}),
-        "palette: expected at most 256 colours, got 300. A label map with colours has no more.",
+        "palette: expected at most 256 colours, got 300. Leave out the colours of no class.",
     ),
 }
 
