@@ -21,8 +21,9 @@ MAX_VALUES = 256
 _BLOCK_PIXELS = 1 << 16
 """Number of pixels that are counted together, so that temporary arrays stay small."""
 _MAX_RANGE = 1 << 16
-_SORTING_BYTES = 24
-"""The most bytes of a pixel where values have a larger range: a sorted copy, counts and masks."""
+_SORTING_BYTES = 56
+"""The most bytes of a pixel where values have a larger range: if all differ, a sorted copy, values,
+counts, classes, masks and indices."""
 
 _DTYPES_OF_MODES = {"I;16": "uint16"}
 """The dtype of the samples in a picture, where it is not that of the decoded array."""
@@ -154,7 +155,7 @@ class ValueCounts:
 
 
 def sorting_bytes(labels: Tensor) -> int:
-    """Returns the bytes that `count_values` takes for these labels, but for those of a block."""
+    """Returns the bytes that `count_values` and the report take, but for those of a block."""
     low, high = _bounds(labels.numpy())
     return 0 if high - low < _MAX_RANGE else _SORTING_BYTES * labels.numel()
 
