@@ -131,8 +131,8 @@ class ValueCounts:
     @property
     def present_classes(self) -> tuple[int, ...]:
         """The classes that occur and are not ignored, at most 65536."""
-        # With counts, numpy.unique sorts. Without, it fills a hash table: for millions of values that
-        # takes seconds, in which it holds Python's global lock.
+        # With counts, numpy.unique sorts. Without, it fills a hash table. That takes seconds for
+        # millions of values, and it holds Python's global lock.
         classes, _ = np.unique(self.classes[~self.is_ignored], return_counts=True)
         return tuple(classes[:_MAX_RANGE].tolist())
 
