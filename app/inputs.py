@@ -447,13 +447,13 @@ class _Reader:
         sorting_bytes = input_reports.sorting_bytes(indices)
         self.grow(sorting_bytes)
         values = input_reports.count_values(indices, space, self.options.ignore_index, where)
-        self.grow(-sorting_bytes)
         mode = None if label_map is None else label_map.mode
         is_coloured = label_map is not None and label_map.is_coloured
         read_as = "colours" if is_coloured else "indices"
         report = values.report(self.files[where], mode, indices, read_as, space)
         self.reports[where] = report
         classes = values.present_classes
+        self.grow(-sorting_bytes)
         if classes:
             self.largest_class = max(classes[-1], self.largest_class or 0)
         if label_map is not None and len(label_map.colours):

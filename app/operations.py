@@ -86,11 +86,7 @@ def evaluate(inputs: Inputs, options: EvaluateOptions) -> EvaluationResult:
         needs_network = inputs.labels is not None and inputs.image is not None
         fix = _NO_NETWORK if needs_network else ""
         raise IllPosed("inputs", "labels, and logits or a prediction", got, fix)
-    num_classes = inputs.logits.shape[1] if inputs.logits.ndim > 1 else None
-    if options.num_classes not in (None, num_classes):
-        expected = f"{num_classes}, the classes of the logits"
-        fix = "Leave it out: it is for a prediction in place of logits."
-        raise IllPosed("num_classes", expected, f"{options.num_classes}", fix)
+    _check_num_classes(options, inputs.logits.shape[1], "the logits")
     return _evaluate(inputs, options, maps=options.maps, absent=options.absent)
 
 
@@ -270,10 +266,28 @@ def check_photo(inputs: Inputs, options: LossOptions, settings: Settings, num_cl
             source = f" The limit is {PREFIX}{setting}." if setting else ""
             raise TooLarge("image", expected, got, f"Send a smaller photo.{source}", limit=limit)
     check_options_of_photo(options)
-    if inputs.labels is not None and tuple(inputs.labels.shape[-2:]) != (height, width):
-        got = " x ".join(map(str, inputs.labels.shape[-2:]))
+    if isinstance(options, EvaluateOptions):
+        _check_num_classes(options, num_classes, "the network")
+    if inputs.labels is None:
+        return
+    shape = tuple(inputs.labels.shape)
+    if shape[-2:] != (height, width):
         expected = f"{height} x {width} (height x width) to match the image"
-        raise IllPosed("labels", expected, got or "no axes")
+        raise IllPosed("labels", expected, " x ".join(map(str, shape[-2:])) or "no axes")
+    if shape[:-2] not in ((1,), (1, 1)):
+        raise IllPosed("labels", "[H,W] or [1,H,W], those of one image", f"shape {shape}")
+
+
+def _check_num_classes(options: EvaluateOptions, num_classes: int, owner: str) -> None:
+    """Checks that the option, where it is set, is the number of classes of logits or a network.
+
+    Raises:
+        IllPosed: if it is another one.
+    """
+    if options.num_classes not in (None, num_classes):
+        expected = f"{num_classes}, the classes of {owner}"
+        fix = "Leave it out: it is for a prediction in place of logits."
+        raise IllPosed("num_classes", expected, f"{options.num_classes}", fix)
 
 
 def check_options_of_photo(options: LossOptions) -> None:

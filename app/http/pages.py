@@ -107,7 +107,7 @@ class _Files(StaticFiles):
     ) -> Response:
         suffix = PurePath(full_path).suffix.lower()
         media_type = MEDIA_TYPES.get(suffix, "application/octet-stream")
-        etag = _etag(full_path, stat_result.st_mtime_ns, stat_result.st_size)
+        etag = _etag(os.fspath(full_path), stat_result.st_mtime_ns, stat_result.st_size)
         headers = {**HEADERS, "Accept-Ranges": "none", "ETag": etag}
         response = _File(full_path, status_code, headers, media_type, stat_result=stat_result)
         del response.headers["Last-Modified"]
@@ -119,7 +119,7 @@ class _Files(StaticFiles):
 
 
 @lru_cache(maxsize=1024)
-def _etag(path: str | os.PathLike[str], mtime_ns: int, num_bytes: int) -> str:
+def _etag(path: str, mtime_ns: int, num_bytes: int) -> str:
     """Returns the ETag of a file, which is read again when its time or its size changes."""
     return f'"{sha256(Path(path).read_bytes()).hexdigest()[:32]}"'
 

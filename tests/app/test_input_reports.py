@@ -4,6 +4,7 @@ import io
 import json
 import threading
 from pathlib import Path
+import tracemalloc
 
 import fcn_demo
 import numpy as np
@@ -44,8 +45,25 @@ def test_values_of_a_large_range_are_counted_and_their_memory_is_known() -> None
         ((-1, 1), (0, 1), (7, 2), (65536, 1), (2**40, 1)),
         3,
     )
-    assert sorting_bytes(torch.from_numpy(labels)) == 24 * 6
+    assert sorting_bytes(torch.from_numpy(labels)) == 56 * 6
     assert sorting_bytes(torch.from_numpy(labels[:, :, :3])) == 0
+
+
+@pytest.mark.parametrize("space", ["raw", "instance_1000"])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_distinct_values_take_no_more_memory_than_is_reserved(dtype, space) -> None:
+    labels = (3 * torch.randperm(1 << 18)).to(dtype)[None]
+    tracemalloc.start()
+    try:
+        values = count_values(labels, space, (255,), "labels")
+        report = values.report("NPY", None, labels, "indices", space)
+        assert values.present_classes
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert report.values_left_out == labels.numel() - MAX_VALUES
+    of_lists = 1 << 22  # the present classes and the values of the report
+    assert labels.numel() < peak < sorting_bytes(labels) + of_lists
 
 
 def test_values_of_blocks_and_of_other_orders_are_counted_once() -> None:
