@@ -3,8 +3,8 @@
 import io
 import json
 import threading
-from pathlib import Path
 import tracemalloc
+from pathlib import Path
 
 import fcn_demo
 import numpy as np

@@ -22,6 +22,7 @@ from page_actions import (
 from PIL import Image
 from serving import running
 from small_networks import write_checkpoint
+from viewer_scenes import settle
 
 import seg_loss
 
@@ -172,6 +173,46 @@ def test_two_predictions_with_other_classes_are_refused(page):
     message = page.locator("#problem").text_content()
     assert message.startswith("Prediction B, narrow.npy:")
     assert "expected 5 classes, as in the first, got 2" in message
+    assert page.get_by_role("button", name="Try again").count() == 0  # it would fail again
+
+
+def test_maps_of_classes_get_the_classes_of_the_prediction_beside_them(page):
+    truth = np.array([[0, 1, 2], [0, 1, 2]], np.uint8)
+    rows = {"gt.png": truth, "pred.png": np.minimum(truth, 1), "pred_b.png": truth + 2}
+    drop_and_wait(page, {name: png_file(rows[name]) for name in ("gt.png", "pred.png")})
+    assert state(page, "scene.numClasses") == 3
+    drop_and_wait(page, {"pred_b.png": png_file(rows["pred_b.png"])})
+    assert state(page, "scene.numClasses") == 5
+    assert [len(answer(page, index)["confusion"]) for index in (0, 1)] == [5, 5]
+    assert state(page, "options") == {}
+    assert page.locator("[data-pane=better]").is_visible()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_map_of_classes_may_have_64_bits_and_be_column_major(page, order):
+    labels = make_arrays(num_images=2)[1]
+    classes = labels.astype(np.int64, order=order)
+    classes[0, 2, 2] = 2**32 + 1  # no class
+    classes[0, 2, 3] = -1
+    labels[0, 2, 2:4] = 255
+    drop_and_wait(page, {"gt.npy": npy_file(labels), "pred.npy": npy_file(classes)})
+    assert state(page, "problem") is None
+    assert answer(page)["metrics"]["pixel_accuracy"] == 1
+    shown = page.evaluate("[...segLoss.store.state.scene.predictions[0].classes]")
+    classes[0, 2, 2] = -1
+    assert shown == classes[0].ravel().tolist()
+    settle(page)
+
+
+def test_a_void_value_beside_the_ignored_one_is_one_click(page):
+    logits, labels = make_arrays()
+    labels = labels.astype(np.int16)
+    labels[0, 1, :2] = (-1, -100)  # the service proposes no pair of values
+    drop_and_wait(page, files_of(logits, labels))
+    for value in ("255,-1", "255,-1,-100"):
+        page.get_by_role("button", name=f"Use ignore_index={value}", exact=True).click()
+        wait_until_settled(page)
+    assert answer(page)["ignored_pixels"] == 5
 
 
 def test_an_image_of_a_batch_is_chosen_without_a_request(page):
@@ -372,6 +413,20 @@ def test_a_link_restores_options_and_zoom_but_no_files(page, url):
     assert state(page, "camera") == camera
 
 
+def test_a_link_that_is_pasted_into_the_open_page_is_followed(page):
+    logits, labels = make_arrays()
+    drop_and_wait(page, files_of(logits, labels))
+    before = page.evaluate_handle("segLoss.store.state.scene")
+    page.evaluate("location.hash = '#o.temperature=2&o.maps=nll&panes=nll&shown=1'")
+    wait_until_settled(page, before)
+    assert answer(page)["loss"] == loss_of(logits, labels, temperature=2)
+    assert state(page, "options") == {"temperature": "2"}
+    assert (state(page, "panes"), state(page, "shown")) == (["nll"], 0)
+    page.evaluate("location.hash = '#main'")  # the link that skips to the content
+    page.wait_for_timeout(50)
+    assert state(page, "panes") == ["nll"]
+
+
 def test_what_is_invalid_in_a_link_is_ignored(page, url):
     hash_ = (
         "#o.temperature=2&o.label_space=<b>&o.constructor=1&o.unknown=1&zoom=nan,1,1&opacity=7"
@@ -466,6 +521,36 @@ def test_the_sample_is_one_button(page):
         == np.where(sample["labels"] == 255, -1, sample["labels"].astype(int)).ravel().tolist()
     )
     assert state(page, "scene.photo.width") == sample["image"].shape[1]
+
+
+def test_files_replace_the_sample_as_a_whole(page):
+    page.get_by_role("button", name="Sample", exact=True).click()
+    wait_until_settled(page)
+    logits, labels = make_arrays()
+    drop_and_wait(page, files_of(logits, labels))
+    assert state(page, "scene.photo") is None
+    assert answer(page)["loss"] == loss_of(logits, labels)
+
+
+def test_a_sample_that_comes_late_can_be_cancelled(page):
+    waiting = []
+    page.route("**/v1/sample", lambda route: waiting.append(route))
+    page.get_by_role("button", name="Sample", exact=True).click()
+    page.get_by_text("Loading the sample").wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    wait_until(page, "segLoss.store.state.progress === null")
+    page.get_by_role("button", name="Sample", exact=True).click()
+    logits, labels = make_arrays()
+    drop_and_wait(page, files_of(logits, labels))  # in place of the sample, which is dropped
+    assert answer(page)["loss"] == loss_of(logits, labels)
+    assert len(waiting) == 2
+
+
+def test_a_sample_that_breaks_off_is_told_in_words(page):
+    page.allowed = ["ERR_FAILED"]
+    page.route("**/v1/sample", lambda route: route.abort())
+    page.get_by_role("button", name="Sample", exact=True).click()
+    page.get_by_text("The service did not answer").wait_for()
 
 
 def test_a_photo_is_turned_upright_and_labels_are_not(page):

@@ -17,6 +17,7 @@ FIXES = {
     "Use upsampling=bilinear and layout=nhwc.": ["upsampling=bilinear", "layout=nhwc"],
     "Name the palette (palette=voc, or cityscapes).": ["palette=voc"],
     "Pass ignore_index=-1.": ["ignore_index=-1"],
+    "If -1 marks void pixels, add it to ignore_index.": ["ignore_index=255,-1"],
     "Use ignore_index=0,255.": ["ignore_index=0,255"],
     "Use layout=nhwc, or layout=nchw if the classes are axis 1.": ["layout=nhwc", "layout=nchw"],
     "It is an option of evaluate: color=red.": [],
@@ -62,7 +63,7 @@ def test_fixes_are_the_options_that_a_sentence_names(modules):
           const { fixesIn } = await import("/static/fixes.js");
           const names = ["label_space", "upsampling", "layout", "palette", "ignore_index"];
           return sentences.map((sentence) =>
-            fixesIn(sentence, names).map(({ option, value }) => `${option}=${value}`));
+            fixesIn(sentence, names, "255").map(({ option, value }) => `${option}=${value}`));
         }""",
         list(FIXES),
     )

@@ -602,7 +602,7 @@ def test_the_keyboard_alone_reads_pixels_and_moves(page):
     page.keyboard.press("f")
     assert state(page, "panes") == ["truth"]
     page.keyboard.press("f")
-    assert len(state(page, "panes")) == 4
+    assert len(state(page, "panes")) == 5
     label = page.locator("[data-pane=truth] canvas").get_attribute("aria-label")
     share = 100 * (scene.truth < 0).mean()
     assert f"ignored {share:.1f} %" in label
@@ -666,7 +666,7 @@ def test_panes_stack_on_a_narrow_page(page):
     page.set_viewport_size({"width": 360, "height": 740})
     scene = made_up_scene(predictions=2)
     scene.show(page)
-    expect(page.locator(".viewer-pane")).to_have_count(6)
+    expect(page.locator(".viewer-pane")).to_have_count(7)
     boxes = [pane.bounding_box() for pane in page.locator(".viewer-pane").all()]
     assert len({box["x"] for box in boxes}) == 1
     assert all(box["width"] <= 360 for box in boxes)

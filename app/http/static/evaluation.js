@@ -61,6 +61,7 @@ export function checkComparable(answers) {
     throw new RequestError({
       where: "second",
       detail: `Prediction B: expected ${expected} ${subject}, as in the first, got ${got}.`,
+      fix: "Choose another file, or remove it.",
     });
   }
 }
@@ -106,7 +107,7 @@ function predictionOf({ name, json, maps }, imageIndex) {
   const planes = (map) => (map === undefined ? null : planesOf(map, imageIndex));
   return {
     name,
-    classes: imageOf(maps.prediction, imageIndex),
+    classes: numbersOf(imageOf(maps.prediction, imageIndex)),
     nll: image(maps.nll),
     confidence: image(maps.confidence),
     entropy: image(maps.entropy),
@@ -133,6 +134,12 @@ function imageOf({ data, shape }, imageIndex) {
   const [, height, width] = shape;
   const numPixels = height * width;
   return data.subarray(imageIndex * numPixels, (imageIndex + 1) * numPixels);
+}
+
+/** Returns classes as numbers, -1 for what no class can be: a map of classes may have 64 bits. */
+function numbersOf(classes) {
+  if (classes.BYTES_PER_ELEMENT < 8) return classes;
+  return Int32Array.from(classes, (value) => (value >= 0 && value < 2 ** 31 ? Number(value) : -1));
 }
 
 /** Returns the maps of one image in a map [N,K,H,W]. */

@@ -11,7 +11,7 @@ import { callsFor } from "./inputs/computation.js";
 import { listenForDrops } from "./inputs/drop.js";
 import { FileCards } from "./inputs/file-cards.js";
 import { FilesBox } from "./inputs/files-box.js";
-import { Files } from "./inputs/files.js";
+import { Files, isCase } from "./inputs/files.js";
 import { OptionsForm } from "./inputs/options-form.js";
 import { decodePhoto } from "./inputs/photo.js";
 import { mayPass, roleOf, withUnreadable, wordsFor } from "./inputs/problems.js";
@@ -52,6 +52,8 @@ class Inputs {
 
   /** @type {?import("./inputs/sources.js").Role} the role of the file that an error is about */
   #invalidRole = null;
+  /** The sources of the sample that was loaded last. */
+  #sample = [];
   /** Sentences about files, by role. */
   #notes = {};
   /** The names of the files that a link is about. */
@@ -80,10 +82,10 @@ class Inputs {
     inputs.append(this.#toolbar.element, this.#options);
     listenForDrops((files) => this.#add(files, null));
 
-    const { state, fileNames } = parseHash(location.hash);
-    this.#linkedNames = fileNames;
-    store.set(state);
+    this.#followLink();
     keepLink(store, () => this.#fileNames());
+    // Someone has pasted a link into the address bar: the browser does not load the page anew.
+    window.addEventListener("hashchange", () => this.#followLink());
 
     store.on(["options"], () => this.#run());
     store.on(["progress"], ({ progress }) => this.#status.showProgress(progress));
@@ -93,6 +95,19 @@ class Inputs {
     this.#ready = this.#loadService();
     this.#status.showNote(this.#nextStep());
     this.#render();
+  }
+
+  /** Takes what the link in the address says. */
+  #followLink() {
+    const { state, fileNames } = parseHash(location.hash);
+    if (!fileNames.length && !Object.keys(state).length) return; // such as #main
+    this.#linkedNames = fileNames;
+    // A link leaves out what is at its default.
+    const linked = { options: {}, camera: null, slider: null, shown: 0, ...state };
+    const { scene } = this.#store.state;
+    if (scene !== null) linked.shown = Math.min(linked.shown, scene.predictions.length - 1);
+    if (this.#service.isLoaded) linked.options = this.#service.valid(linked.options);
+    this.#store.set(linked);
   }
 
   async #loadService() {
@@ -133,7 +148,11 @@ class Inputs {
     if (hasRole) group[0].role = role;
     this.#change(() => {
       if (hasRole) this.#files.assign(group[0], role);
-      else this.#files.add(group);
+      else {
+        // What is left of the sample has nothing to do with another case.
+        if (isCase(group)) for (const source of this.#sample) this.#files.remove(source);
+        this.#files.add(group);
+      }
     });
     const { palette, ...options } = this.#store.state.options;
     if (palette !== undefined && group.some((source) => source.role === "palette")) {
@@ -142,15 +161,30 @@ class Inputs {
   }
 
   async #loadSample() {
+    const store = this.#store;
+    this.#running.abort();
+    const running = new AbortController();
+    this.#running = running;
+    const cancel = () => {
+      running.abort();
+      store.set({ progress: null });
+    };
+    const progress = { phase: "Loading the sample", fraction: null, cancel };
+    store.set({ problem: null, progress });
     try {
-      const file = new File([await getBlob("/v1/sample")], "sample.safetensors");
-      const group = await sourcesOf(file);
+      const content = await getBlob("/v1/sample", running.signal);
+      const group = await sourcesOf(new File([content], "sample.safetensors"));
+      if (running.signal.aborted) return;
       this.#files = new Files();
+      this.#sample = group;
       this.#change(() => this.#files.add(group));
       // Options for other files do not fit the sample.
-      if (Object.keys(this.#store.state.options).length) this.#store.set({ options: {} });
+      if (Object.keys(store.state.options).length) store.set({ options: {} });
     } catch (error) {
+      if (error.name === "AbortError") return;
       this.#report(problemOf(error));
+    } finally {
+      if (this.#running === running) store.set({ progress: null });
     }
   }
 
@@ -283,7 +317,8 @@ class Inputs {
     }
     const { subject, sentence } = wordsFor(problem, this.#invalidRole, this.#files);
     const { options } = this.#store.state;
-    const remedies = fixesIn(problem.fix ?? "", this.#form.names).map(({ option, value }) => ({
+    const ignored = options.ignore_index ?? this.#service.defaultOf("ignore_index");
+    const remedies = fixesIn(problem.fix ?? "", this.#form.names, ignored).map(({ option, value }) => ({
       text: `Use ${option}=${value}`,
       apply: () => this.#store.set({ options: { ...options, [option]: value } }),
     }));
@@ -310,7 +345,10 @@ class Inputs {
     if (prediction?.isNetwork) return "Add a photo, which the network predicts.";
     if (prediction !== null) return "Add the truth, which a map of classes is compared with.";
     if (truth !== null) return "Add a prediction: logits, or a map of classes.";
-    if (photo !== null) return "Add a prediction and its truth.";
+    if (photo !== null) {
+      const predict = this.#service.networkName === null ? "" : "Press Predict, or ";
+      return predict ? `${predict}add a prediction and its truth.` : "Add a prediction and its truth.";
+    }
     return names ? `This link is about ${names}: choose these files again.` : "";
   }
 

@@ -82,28 +82,36 @@ export function post(path, query, body, { signal, onProgress }) {
  * @throws {RequestError}
  */
 export async function getJson(path) {
-  return (await get(path, "application/json")).json();
+  const text = await get(path, "application/json", (response) => response.text());
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new RequestError({ detail: "The answer of the service is damaged.", fix: "Try again." });
+  }
 }
 
 /**
  * Returns the file at a path.
  * @param {string} path
+ * @param {AbortSignal} signal
  * @returns {Promise<Blob>}
  * @throws {RequestError}
+ * @throws {DOMException} an AbortError if the signal has aborted the request
  */
-export async function getBlob(path) {
-  return (await get(path, "*/*")).blob();
+export async function getBlob(path, signal) {
+  return get(path, "*/*", (response) => response.blob(), signal);
 }
 
-async function get(path, accept) {
-  let response;
+/** Returns what a function reads of the answer, which may break off. */
+async function get(path, accept, read, signal = null) {
   try {
-    response = await fetch(path, { headers: { Accept: accept } });
-  } catch {
+    const response = await fetch(path, { headers: { Accept: accept }, signal });
+    if (!response.ok) throw new RequestError(statusProblem(response.status));
+    return await read(response);
+  } catch (error) {
+    if (error instanceof RequestError || error.name === "AbortError") throw error;
     throw new RequestError(CONNECTION_PROBLEM);
   }
-  if (!response.ok) throw new RequestError(statusProblem(response.status));
-  return response;
 }
 
 /** @type {Problem} */

@@ -10,7 +10,7 @@ const INITIAL = {
   problem: null,
   progress: null,
   camera: null,
-  panes: ["photo", "truth", "prediction", "error", "nll", "confidence"],
+  panes: ["photo", "truth", "prediction", "error", "nll", "confidence", "better"],
   opacity: 0.5,
   minNll: 0,
   maxConfidence: 1,

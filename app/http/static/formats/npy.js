@@ -14,6 +14,9 @@ const HEADER = new RegExp(
   /^\{'descr': '([<|])([fiu])([1248])', 'fortran_order': False, /.source +
     /'shape': \(([0-9]+(?:, [0-9]+)*),?\), \} *\n$/.source,
 );
+/** The number type in any header, such as one of column-major numbers. */
+const TYPE = /'descr': *'[<>|=]?([a-zA-Z])/;
+const TYPE_BYTES = 256;
 const KINDS = { f: "F", i: "I", u: "U" };
 
 /**
@@ -38,4 +41,16 @@ export async function readTensor(file) {
   const numBytes = sizes.reduce((product, size) => product * size, Number(itemBytes));
   if (numBytes !== file.size - begin) return null;
   return { dtype: `${KINDS[kind]}${8 * Number(itemBytes)}`, shape: sizes, blob: file.slice(begin) };
+}
+
+/**
+ * Returns whether an NPY file has floating-point numbers, as the start of its header says.
+ * @param {Blob} file
+ * @returns {Promise<?boolean>}  null for any other file
+ */
+export async function hasFloats(file) {
+  const bytes = new Uint8Array(await file.slice(0, TYPE_BYTES).arrayBuffer());
+  if (MAGIC.some((byte, index) => bytes[index] !== byte)) return null;
+  const type = TYPE.exec(String.fromCharCode(...bytes));
+  return type === null ? null : type[1] === "f";
 }

@@ -14,7 +14,7 @@
  * @property {Object<string, Source>} inputs
  */
 
-import { answerOf, checkComparable } from "../evaluation.js";
+import { answerOf, checkComparable, numClassesOf } from "../evaluation.js";
 import { bodyOf, post, RequestError } from "../requests.js";
 import { hasScores } from "./sources.js";
 
@@ -56,20 +56,29 @@ export function callsFor({ byRole }, options) {
  */
 export async function compute(calls, options, service, { signal, onProgress }) {
   const answers = [];
-  for (const { role, path, maps, inputs } of calls) {
+  const send = async (call, callOptions) => {
+    const { role, path, maps, inputs } = call;
     // Without labels, /v1/predict has neither labels nor their NLL.
     const available = maps.filter((map) => inputs.labels || !LABEL_MAPS.includes(map));
-    const query = { ...queryOf(path, options, service), maps: available.join(",") };
-    const ordinal = calls.length > 1 ? ` (${answers.length + 1} of ${calls.length})` : "";
+    const query = { ...queryOf(path, callOptions, service), maps: available.join(",") };
+    const ordinal = calls.length > 1 ? ` (${calls.indexOf(call) + 1} of ${calls.length})` : "";
     const report = (phase, fraction) => onProgress(phase + ordinal, fraction);
     try {
       const { name } = inputs.logits ?? inputs.prediction ?? inputs.image;
       const answer = await post(path, query, bodyOf(inputs), { signal, onProgress: report });
-      answers.push(answerOf(answer, name));
+      return answerOf(answer, name);
     } catch (error) {
       if (error instanceof RequestError) error.role = role;
       throw error;
     }
+  };
+  for (const call of calls) answers.push(await send(call, options));
+  // By default a map of classes has as many as occur in it. Beside another prediction, it has those.
+  const numClasses = Math.max(...answers.map(numClassesOf));
+  for (const [index, call] of calls.entries()) {
+    const isFree = call.inputs.prediction !== undefined && options.num_classes === undefined;
+    if (!isFree || numClassesOf(answers[index]) === numClasses) continue;
+    answers[index] = await send(call, { ...options, num_classes: `${numClasses}` });
   }
   checkComparable(answers);
   return answers;

@@ -7,6 +7,12 @@
 
 import { ROLES } from "./sources.js";
 
+/** Returns whether files that come together are a case of their own: a prediction, and what it is about. */
+export function isCase(group) {
+  const roles = new Set(group.map(({ role }) => role));
+  return roles.has("prediction") && (roles.has("truth") || roles.has("photo"));
+}
+
 export class Files {
   /** @type {Object<Role, ?Source>} */
   byRole = { photo: null, prediction: null, truth: null, second: null, palette: null };
@@ -19,8 +25,7 @@ export class Files {
    * @param {Source[]} group
    */
   add(group) {
-    const roles = new Set(group.map(({ role }) => role));
-    if (roles.has("prediction") && (roles.has("truth") || roles.has("photo"))) {
+    if (isCase(group)) {
       this.byRole.prediction = null;
       this.byRole.second = null;
     }

@@ -47,8 +47,9 @@ export function wordsFor({ detail, fix, where }, role, files) {
 }
 
 /** Returns whether the same request may succeed later. */
-export function mayPass({ status }) {
-  return status === undefined || status === 429 || status === 503;
+export function mayPass({ status, where }) {
+  // What the page itself finds wrong with a file stays wrong.
+  return status === undefined ? where === undefined : status === 429 || status === 503;
 }
 
 /**

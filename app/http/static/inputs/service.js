@@ -30,6 +30,11 @@ export class Service {
     this.networkName = model?.network ?? null;
   }
 
+  /** Whether the service has said what it offers. */
+  get isLoaded() {
+    return this.optionsOf("/v1/evaluate").length > 0;
+  }
+
   /**
    * Returns the options of a path.
    * @param {string} path  /v1/evaluate or /v1/predict
@@ -40,12 +45,14 @@ export class Service {
   }
 
   /**
-   * Returns the options that exist and, where an option is a choice, have one of its values.
+   * Returns the options that exist and, where an option is a choice, have one of its values. The
+   * maps are none: the page chooses them.
    * @param {Object<string, string>} options
    */
   valid(options) {
     const entries = Object.entries(options).filter(([name, value]) => {
       const option = this.optionsOf("/v1/evaluate").find((entry) => entry.name === name);
+      if (name === "maps") return false;
       return option?.schema.enum?.includes(value) ?? option !== undefined;
     });
     return Object.fromEntries(entries);

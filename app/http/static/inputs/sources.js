@@ -13,11 +13,12 @@
  * @property {?{dtype: string, shape: number[]}} tensor  null for a picture, and for other files
  * @property {boolean} isPicture
  * @property {string} description  such as "float16 1×19×512×1024"
+ * @property {?boolean} [hasFloats]  whether the service finds floats in a file; null: unknown
  * @property {boolean} [isNetwork]  whether it stands for the network of the service
  * @property {?Role} role  null: its role is unknown
  */
 
-import { readTensor } from "../formats/npy.js";
+import { hasFloats, readTensor } from "../formats/npy.js";
 import { readHeader } from "../formats/png.js";
 import { readTensors } from "../formats/safetensors.js";
 
@@ -71,7 +72,7 @@ export async function sourcesOf(file) {
   if (known.length) return known.map((key) => tensorSource(name, tensors[key], key));
   const [only, ...others] = Object.values(tensors);
   if (only !== undefined && !others.length) return [tensorSource(name, only, null)];
-  return [otherSource(name, blob)];
+  return [otherSource(name, blob, await hasFloats(blob))];
 }
 
 /**
@@ -93,8 +94,8 @@ export function networkSource(name) {
 }
 
 /** Returns whether a source has scores of classes, and not the classes themselves. */
-export function hasScores({ tensor, isPicture, name }) {
-  if (tensor === null) return !isPicture && roleOfName(name) !== "truth";
+export function hasScores({ tensor, isPicture, name, hasFloats: isFloat = null }) {
+  if (tensor === null) return isFloat ?? (!isPicture && roleOfName(name) !== "truth");
   return /^B?F/.test(tensor.dtype);
 }
 
@@ -127,7 +128,7 @@ function tensorSource(name, { dtype, shape, blob }, tensorName) {
   };
 }
 
-function otherSource(name, blob) {
+function otherSource(name, blob, isFloat) {
   const isPhoto = PHOTO.test(name);
   const isPicture = isPhoto || PICTURE.test(name);
   const guess = isPhoto ? "photo" : PALETTE.test(name) ? "palette" : roleOfName(name);
@@ -138,7 +139,8 @@ function otherSource(name, blob) {
     tensor: null,
     isPicture,
     description: `${name.split(".").at(-1).toUpperCase()}, ${byteText(blob.size)}`,
-    role: guess ?? (isPicture ? null : "prediction"),
+    hasFloats: isFloat,
+    role: guess ?? (isPicture || isFloat === false ? null : "prediction"),
   };
 }
 

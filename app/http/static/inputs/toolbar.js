@@ -3,6 +3,7 @@
 import { create } from "../dom.js";
 
 const COPIED_MS = 2000;
+const REVOKE_MS = 10_000;
 
 export class Toolbar {
   element = create("div", { className: "toolbar" });
@@ -71,7 +72,8 @@ export class Toolbar {
     const blob = new Blob([JSON.stringify(answer, null, 1)], { type: "application/json" });
     const href = URL.createObjectURL(blob);
     create("a", { href, download: `${name.replace(/\.\w+$/, "")}.json` }).click();
-    URL.revokeObjectURL(href);
+    // The browser has begun to read it by then.
+    setTimeout(() => URL.revokeObjectURL(href), REVOKE_MS);
   }
 
   async #copyLink() {

@@ -26,8 +26,10 @@ export function mountSelection(store) {
       text.textContent = `Only ${name(isolated)} is lit.`;
       return;
     }
+    // The matrix is that of the whole batch.
+    const where = scene.numImages > 1 ? ` in ${scene.numImages} images` : "";
     const pixels = confusion
-      ? ` (${counted(confusion.at(cell.truth, cell.predicted), "pixel")})`
+      ? ` (${counted(confusion.at(cell.truth, cell.predicted), "pixel")}${where})`
       : "";
     text.textContent =
       cell.truth === cell.predicted

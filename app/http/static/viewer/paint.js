@@ -122,7 +122,8 @@ export function paintValues(raster, levels, out, source) {
         out[i] = (checkerAt(i, width, cell) ? DARK : LIGHT)[levels[i]];
       } else {
         const value = values[offset];
-        const colour = value >= top ? 255 : value > 0 ? (value * factor + 0.5) | 0 : 0;
+        // With one class, ln C is 0, and so is every NLL.
+        const colour = value >= top && value > 0 ? 255 : value > 0 ? (value * factor + 0.5) | 0 : 0;
         out[i] = table[(levels[i] << 8) | colour];
       }
     }
