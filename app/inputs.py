@@ -304,7 +304,9 @@ class _Reader:
     def read_palette(self, where: str, source: Source) -> Palette:
         if self.palette is not None:
             raise IllPosed(where, "the option or the input", "both")
-        if isinstance(source, Tensor) or _file_type(source) in _TENSOR_FILES:
+        # JSON may have the byte by which safetensors are detected, but no byte of 0 before it.
+        is_text = not isinstance(source, Tensor) and 0 not in bytes(source[:8])
+        if isinstance(source, Tensor) or (_file_type(source) in _TENSOR_FILES and not is_text):
             colours = _tensor(where, source)
             if colours.dtype != torch.uint8 or colours.ndim != 2 or colours.shape[1] != 3:
                 got = f"{dtype_name(colours.dtype)} {tuple(colours.shape)}"
