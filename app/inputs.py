@@ -348,6 +348,7 @@ class _Reader:
 
     def read_labels(self, where: str, source: Source) -> Tensor:
         labels = self._read_indices(where, source, self.options.label_space)
+        self._check_are_logits(labels.shape)
         self._check_layout(labels.shape)
         self._check_upsampled_size(where, labels.shape)
         self._add_advice(labels)
@@ -521,6 +522,20 @@ class _Reader:
             raise IllPosed("logits", expected, f"{got}, which {fit}", fix)
         choice = f"Use layout={other}, or layout={layout} if the classes are {axis}."
         self.warnings.append(f"logits: {got} {fit}. {choice}")
+
+    def _check_are_logits(self, shape: Sequence[int]) -> None:
+        """Checks that the logits are not a label map in floating point, which would be rows [N,C].
+
+        Raises:
+            IllPosed: if they have height and width of the labels, and no other axes.
+        """
+        logits = self.logits
+        if logits is None or logits.ndim != 2 or 1 in logits.shape:
+            return  # rows of one class have labels [N,1]
+        if tuple(shape) in (tuple(logits.shape), (1, *logits.shape)):
+            got = f"{dtype_name(logits.dtype)} {tuple(logits.shape)}, as the labels"
+            fix = "Save class indices as integers: array.astype('uint8')."
+            raise IllPosed("logits", "[N,C,H,W] or [C,H,W]", got, fix)
 
     def _add_advice(self, labels: Tensor) -> None:
         """Adds warnings about labels that have one entry per pixel."""
