@@ -233,7 +233,8 @@ def _palette_file(text: str | None) -> Path | None:
 def _flag(name: str, model: type[BaseModel]) -> Any:
     row = model.model_fields[name]
     default = option_text(row.default)
-    text = f"{row.description} Expected: {row.title}." + (f" [{default}]" if default else "")
+    title = f"{row.title}, or the path of a file" if name == "palette" else row.title
+    text = f"{row.description} Expected: {title}." + (f" [{default}]" if default else "")
     return typer.Option(f"--{name.replace('_', '-')}", help=text, metavar="VALUE")
 
 
@@ -798,7 +799,7 @@ def serve(
     port: Annotated[int | None, typer.Option("--port", help=f"Replaces {PREFIX}PORT.")] = None,
     device: DeviceName = None,
 ) -> None:
-    """Serves over HTTP until a signal stops it."""
+    """Serves the page and the API over HTTP until a signal stops it."""
     settings = _settings(Settings, host=host, port=port, device=device)
     _choose_device(settings, device)  # names the flag in its error; the service logs its warning
     from .http import server

@@ -18,11 +18,13 @@ from .errors import dtype_name
 MAX_VALUES = 256
 """Largest number of values that a report lists."""
 
-_BLOCK_PIXELS = 1 << 16
-"""Number of pixels that are counted together, so that temporary arrays stay small."""
+_BLOCK_PIXELS = 1 << 14
+"""Number of pixels that are counted together. From 1 << 15 on, torch shares the work among threads,
+which costs more than the work: on a busy machine, each block waits for a turn of every thread."""
 _MAX_RANGE = 1 << 16
-_SORTING_BYTES = 24
-"""The most bytes of a pixel where values have a larger range: a sorted copy, counts and masks."""
+_SORTING_BYTES = 56
+"""The most bytes of a pixel where values have a larger range: if all differ, a sorted copy, values,
+counts, classes, masks and indices."""
 
 _DTYPES_OF_MODES = {"I;16": "uint16"}
 """The dtype of the samples in a picture, where it is not that of the decoded array."""
@@ -130,7 +132,10 @@ class ValueCounts:
     @property
     def present_classes(self) -> tuple[int, ...]:
         """The classes that occur and are not ignored, at most 65536."""
-        return tuple(np.unique(self.classes[~self.is_ignored])[:_MAX_RANGE].tolist())
+        # With counts, numpy.unique sorts. Without, it fills a hash table. That takes seconds for
+        # millions of values, and it holds Python's global lock.
+        classes, _ = np.unique(self.classes[~self.is_ignored], return_counts=True)
+        return tuple(classes[:_MAX_RANGE].tolist())
 
     def report(
         self, file: str, mode: str | None, labels: Tensor, read_as: str, label_space: str
@@ -154,7 +159,7 @@ class ValueCounts:
 
 
 def sorting_bytes(labels: Tensor) -> int:
-    """Returns the bytes that `count_values` takes for these labels, but for those of a block."""
+    """Returns the bytes that `count_values` and the report take, but for those of a block."""
     low, high = _bounds(labels.numpy())
     return 0 if high - low < _MAX_RANGE else _SORTING_BYTES * labels.numel()
 

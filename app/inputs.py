@@ -72,8 +72,9 @@ _LIMITS: Mapping[str, str] = {
 }
 """The settings that limit what a request has, by the words of messages."""
 
-_BLOCK_PIXELS = 1 << 17
-"""Pixels whose largest class is looked for together: they stay in the cache of a processor."""
+_BLOCK_PIXELS = 1 << 14
+"""Pixels whose largest class is looked for together. They stay in the cache of a processor, and are
+too few for torch to share the work among threads."""
 
 _MAPPING_BYTES = 24
 """The most bytes that a label takes while it is mapped to a class, as an index of a table too."""
@@ -446,13 +447,13 @@ class _Reader:
         sorting_bytes = input_reports.sorting_bytes(indices)
         self.grow(sorting_bytes)
         values = input_reports.count_values(indices, space, self.options.ignore_index, where)
-        self.grow(-sorting_bytes)
         mode = None if label_map is None else label_map.mode
         is_coloured = label_map is not None and label_map.is_coloured
         read_as = "colours" if is_coloured else "indices"
         report = values.report(self.files[where], mode, indices, read_as, space)
         self.reports[where] = report
         classes = values.present_classes
+        self.grow(-sorting_bytes)
         if classes:
             self.largest_class = max(classes[-1], self.largest_class or 0)
         if label_map is not None and len(label_map.colours):

@@ -37,6 +37,9 @@ SPACE_OPTIONS: Mapping[str, str] = {"labels": "label_space", "prediction": "pred
 _INVALID = -1
 _MAX_SAMPLE = 1 << 14
 _BLOCK_PIXELS = 1 << 18
+_MAX_VALUES = (1 << 16) + 1024
+"""The most values that are looked at. They are more than there are classes and ignored values, so
+that some of them are invalid, and more than a table of a label space has."""
 """Number of pixels that are looked at together, so that temporary arrays stay small."""
 _SUSPICIOUS_SHARE = 0.4
 
@@ -376,7 +379,16 @@ def _blocks(labels: Labels) -> Iterator[Labels]:
 
 
 def _values_of(labels: Labels) -> frozenset[int]:
-    return frozenset().union(*(np.unique(block).tolist() for block in _blocks(labels)))
+    """Returns the values that occur; if there are more than `_MAX_VALUES`, about so many of them.
+
+    A set of all values of a large map would take many times the memory of the map.
+    """
+    values: set[int] = set()
+    for block in _blocks(labels):
+        values.update(np.unique(block)[:_MAX_VALUES].tolist())
+        if len(values) > _MAX_VALUES:
+            break
+    return frozenset(values)
 
 
 def _num_equal(labels: Labels, values: Iterable[int]) -> int:

@@ -14,33 +14,27 @@ that none of the three packages has to be installed.
 import math
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from seg_loss import Evaluation, FcnMetrics, InvalidInput
 
-from .images.canvas import INK, line_height, new_canvas
 from .images.confusion import draw_confusion
 from .images.layers import Layers
-from .images.painting import rgb_picture
-from .images.palettes import NUM_COLOURS, PALETTES, Palette
-from .images.render import draw
-from .images.style import Style
-from .images.text import font, font_pixels
+from .images.palettes import PALETTES, Palette, choose_palette
+from .images.panels import HEAT_MAPS, in_columns, pictures_of_layers
 from .report import METRICS, Report, Table, render
 
 MAX_SIDE = 1024
 """The longest side of a panel. Of larger images every second, third, … pixel is shown."""
 
-_HEAT_MAPS = ("nll", "confidence", "entropy")
 _MAX_CHART_CLASSES = 100  # W&B draws 10,000 rows of a table
 _MAX_METRICS = 1000  # of one call of MLflow
 
@@ -74,10 +68,12 @@ def log_evaluation(
         labels: the labels that were evaluated, [N,H,W] or [N,1,H,W]. Without them there are no
             panels of the truth and of the errors.
         step: the number of updates or epochs so far.
-        photos: uint8 [N,3,H,W] or [N,H,W,3], or a sequence of N photos.
+        photos: uint8 [N,3,H,W] or [N,H,W,3], or a sequence of N photos, also of Pillow.
         ignore_index: as in `evaluate`.
-        palette: colours of the classes, by name or as a `Palette`; those of VOC by default.
-        class_names: names of the classes; by default those of the palette if one is passed.
+        palette: colours and names of the classes, a name or a `Palette`. By default that whose
+            class names are `class_names`, or else that with as many classes; see
+            `choose_palette` in `app.images.palettes`.
+        class_names: names of the classes, in place of those of the palette.
         worst: the number of images, those with the highest loss first.
         prefix: what tags begin with.
 
@@ -87,10 +83,14 @@ def log_evaluation(
     """
     if isinstance(palette, str) and palette not in PALETTES:
         raise InvalidInput("palette", f"one of {', '.join(PALETTES)}", repr(palette))
-    colours = PALETTES[palette or "voc"] if not isinstance(palette, Palette) else palette
-    if class_names is None:
-        class_names = () if palette is None else colours.class_names
-    log = Log(prefix, evaluation.confusion, evaluation.metrics, class_names)
+    if not isinstance(palette, str | Palette | None):
+        raise InvalidInput("palette", "the name of a palette, or a Palette", type(palette).__name__)
+    colours = choose_palette(
+        option=PALETTES[palette] if isinstance(palette, str) else palette,
+        network_names=class_names or (),
+        num_classes=len(evaluation.confusion),
+    ).palette
+    log = Log(prefix, evaluation.confusion, evaluation.metrics, colours.class_names)
     for name in ("loss", "valid_pixels", "ignored_pixels"):
         log.scalars[f"{prefix}/{name}"] = getattr(evaluation, name)
     log.scalars[f"{prefix}/ece"] = evaluation.calibration.ece
@@ -212,13 +212,13 @@ class Log:
         every = -(-max((max(value.shape[:2]) for value in arrays.values()), default=1) // MAX_SIDE)
         arrays = {name: array[::every, ::every] for name, array in arrays.items()}
         layers = replace(layers, class_names=tuple(self.class_names), **arrays)
-        panels = _panels(layers, arrays)
-        if panels:
+        pictures = pictures_of_layers(layers)
+        if pictures:
             truth, prediction = layers.labels, layers.prediction
             if truth is not None and layers.valid is not None:
                 truth = np.where(layers.valid, truth, layers.num_classes)
             masks = {"truth": truth, "prediction": prediction}
-            self.images[tag] = LoggedImage(_joined(panels), caption, layers.photo, masks)
+            self.images[tag] = LoggedImage(in_columns(pictures), caption, layers.photo, masks)
 
     def write(self, writer: Any, step: int) -> None:
         """Writes all at once.
@@ -245,8 +245,7 @@ class Log:
             writer.add_scalar(tag, value, step)
         for tag, table in self.tables.items():
             writer.add_text(tag, render(Report((table,), {}), "md"), step)
-        pictures = {tag: image.panels for tag, image in self.images.items()}
-        for tag, picture in (self._confusion_picture() | pictures).items():
+        for tag, picture in self._pictures().items():
             writer.add_image(tag, np.asarray(picture), step, dataformats="HWC")
         writer.flush()
 
@@ -258,12 +257,12 @@ class Log:
             entries[tag] = wandb.Table(
                 columns=[*table.columns], data=[[*row] for row in table.rows]
             )
-        for tag, picture in self._confusion_picture().items():
-            entries[tag] = wandb.Image(picture)
+        for tag, picture in self._pictures().items():
+            caption = self.images[tag].caption if tag in self.images else None
+            entries[tag] = wandb.Image(picture, caption=caption)
         if len(self.confusion) <= _MAX_CHART_CLASSES:
             entries[f"{self.prefix}/confusion_chart"] = self._wandb_chart(wandb)
         for tag, image in self.images.items():
-            entries[tag] = wandb.Image(image.panels, caption=image.caption)
             if image.photo is not None and len(labels) <= 256:  # the masks are PNGs of 8 bits
                 masks = {
                     name: {"mask_data": mask.astype(np.uint8), "class_labels": labels}
@@ -302,13 +301,14 @@ class Log:
             rows = [(step, *row) for row in table.rows]
             columns = zip(("step", *table.columns), zip(*rows, strict=True), strict=True)
             client.log_table(run_id, {name: [*cells] for name, cells in columns}, f"{tag}.json")
-        pictures = {tag: image.panels for tag, image in self.images.items()}
-        for tag, picture in (self._confusion_picture() | pictures).items():
+        for tag, picture in self._pictures().items():
             client.log_image(run_id, picture, key=tag, step=step)
 
-    def _confusion_picture(self) -> dict[str, Image.Image]:
-        counts = self.confusion.numpy()
-        return {f"{self.prefix}/confusion": draw_confusion(counts, self.class_names)}
+    def _pictures(self) -> dict[str, Image.Image]:
+        """Returns the confusion matrix and the panels of each image, by tag."""
+        confusion = draw_confusion(self.confusion.numpy(), self.class_names)
+        panels = {tag: image.panels for tag, image in self.images.items()}
+        return {f"{self.prefix}/confusion": confusion, **panels}
 
 
 def _layers(
@@ -327,7 +327,7 @@ def _layers(
         return layers
     height, width = next(iter(maps.values())).shape[1:]
     arrays: dict[str, Any] = {
-        name: _array(maps[name][index]) for name in ("prediction", *_HEAT_MAPS) if name in maps
+        name: _array(maps[name][index]) for name in ("prediction", *HEAT_MAPS) if name in maps
     }
     if labels is not None:
         of_image = _of_image("labels", labels, index, num_images)
@@ -347,47 +347,6 @@ def _layers(
     return replace(layers, **arrays)
 
 
-def _panels(layers: Layers, names: Collection[str]) -> dict[str, Image.Image]:
-    """Returns the pictures that there are arrays for, by their kind."""
-    panels: dict[str, Image.Image] = {}
-    maps = [name for name in ("photo", "labels", "prediction") if name in names]
-    kinds = [name for name in _HEAT_MAPS if name in names]
-    if layers.num_classes > NUM_COLOURS or maps == ["photo"]:
-        # A label map of so many classes is no picture with a palette. Colours repeat.
-        for name in maps:
-            array = getattr(layers, name)
-            panels[name] = rgb_picture(array if name == "photo" else layers.palette.paint(array))
-        kinds[:0] = ["error"] if {"labels", "prediction"} <= set(maps) else []
-    elif maps:
-        kinds.insert(0, "compare" if len(maps) > 1 else maps[0])
-    style = Style(legend="strip")
-    return panels | {kind: draw(kind, layers, style).image for kind in kinds}
-
-
-def _joined(pictures: dict[str, Image.Image]) -> Image.Image:
-    """Returns pictures by their kind in columns that are as high as the first, with titles."""
-    height = max(picture.height for picture in pictures.values())
-    pixels = font_pixels(height)
-    places: list[tuple[int, int]] = []
-    x = y = right = 0
-    for kind, picture in pictures.items():
-        title = 0 if kind == "compare" else line_height(pixels)  # its panels have titles
-        if y and y + title + picture.height > height:
-            x, y = right, 0
-        places.append((x, y + title))
-        y += title + picture.height
-        right = max(right, x + picture.width)
-    bottom = max(
-        y + picture.height for (_, y), picture in zip(places, pictures.values(), strict=True)
-    )
-    canvas = new_canvas("RGB", (right, bottom))
-    for (kind, picture), (x, y) in zip(pictures.items(), places, strict=True):
-        canvas.paste(picture, (x, y))
-        if y:
-            ImageDraw.Draw(canvas).text((x, y), kind, INK, font(pixels), anchor="ld")
-    return canvas
-
-
 def _of_image(where: str, arrays: Arrays, index: int, num_images: int) -> npt.NDArray[Any]:
     if len(arrays) != num_images:
         raise InvalidInput(where, f"one for each of {num_images} images", f"{len(arrays)}")
@@ -395,7 +354,10 @@ def _of_image(where: str, arrays: Arrays, index: int, num_images: int) -> npt.ND
 
 
 def _array(value: Any) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = torch.as_tensor(value).detach().cpu().numpy()
+    if not isinstance(value, Tensor):
+        return np.asarray(value)
+    tensor = value.detach().cpu()  # NumPy has no bfloat16
+    array: npt.NDArray[Any] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     return array
 
 

@@ -40,6 +40,7 @@ from .options import (
     EvaluateOptions,
     GradientOptions,
     LossOptions,
+    PredictionOptions,
     PredictOptions,
     VisualizeOptions,
 )
@@ -85,6 +86,7 @@ def evaluate(inputs: Inputs, options: EvaluateOptions) -> EvaluationResult:
         needs_network = inputs.labels is not None and inputs.image is not None
         fix = _NO_NETWORK if needs_network else ""
         raise IllPosed("inputs", "labels, and logits or a prediction", got, fix)
+    _check_num_classes(options, inputs.logits.shape[1], "the logits")
     return _evaluate(inputs, options, maps=options.maps, absent=options.absent)
 
 
@@ -197,13 +199,13 @@ def palette_for(
     Args:
         inputs: the inputs.
         options: the options.
-        num_classes: C, if it is known without logits.
+        num_classes: C, if the request names it.
     """
     of_option = None if options.palette is None else PALETTES[options.palette]
     if inputs.logits is not None and inputs.logits.ndim > 1:
         num_classes = inputs.logits.shape[1]
     space = options.label_space
-    if space == "raw" and isinstance(options, VisualizeOptions):
+    if space == "raw" and isinstance(options, PredictionOptions):
         space = options.prediction_space
     return choose_palette(
         option=inputs.palette or of_option,
@@ -264,10 +266,28 @@ def check_photo(inputs: Inputs, options: LossOptions, settings: Settings, num_cl
             source = f" The limit is {PREFIX}{setting}." if setting else ""
             raise TooLarge("image", expected, got, f"Send a smaller photo.{source}", limit=limit)
     check_options_of_photo(options)
-    if inputs.labels is not None and tuple(inputs.labels.shape[-2:]) != (height, width):
-        got = " x ".join(map(str, inputs.labels.shape[-2:]))
+    if isinstance(options, EvaluateOptions):
+        _check_num_classes(options, num_classes, "the network")
+    if inputs.labels is None:
+        return
+    shape = tuple(inputs.labels.shape)
+    if shape[-2:] != (height, width):
         expected = f"{height} x {width} (height x width) to match the image"
-        raise IllPosed("labels", expected, got or "no axes")
+        raise IllPosed("labels", expected, " x ".join(map(str, shape[-2:])) or "no axes")
+    if shape[:-2] not in ((1,), (1, 1)):
+        raise IllPosed("labels", "[H,W] or [1,H,W], those of one image", f"shape {shape}")
+
+
+def _check_num_classes(options: EvaluateOptions, num_classes: int, owner: str) -> None:
+    """Checks that the option, where it is set, is the number of classes of logits or a network.
+
+    Raises:
+        IllPosed: if it is another one.
+    """
+    if options.num_classes not in (None, num_classes):
+        expected = f"{num_classes}, the classes of {owner}"
+        fix = "Leave it out: it is for a prediction in place of logits."
+        raise IllPosed("num_classes", expected, f"{options.num_classes}", fix)
 
 
 def check_options_of_photo(options: LossOptions) -> None:
@@ -410,7 +430,7 @@ def _evaluate_label_map(
         )
     except InvalidInput as error:
         fix = label_spaces.prediction_fix(prediction.numpy(), num_classes)
-        if error.where != "prediction" or error.fix or not fix:
+        if error.where != "prediction" or not fix:
             raise
         raise IllPosed(error.where, error.expected, error.got, fix) from None
     valid = torch.ones_like(labels, dtype=torch.bool)
@@ -419,7 +439,7 @@ def _evaluate_label_map(
     maps = {"prediction": prediction, "labels": labels}
     evaluation = LabelMapEvaluation(
         normalization=options.normalization,
-        valid_pixels_by_image=tuple(valid.flatten(1).sum(1).tolist()),
+        valid_pixels_by_image=tuple(valid.reshape(len(valid), -1).sum(1).tolist()),
         num_pixels=labels.numel(),
         confusion=confusion,
         maps={name: maps[name] for name in options.maps},
@@ -433,7 +453,8 @@ def _evaluate_label_map(
     return EvaluationResult(
         evaluation=evaluation,
         reports=inputs.reports,
-        palette=palette_for(inputs, options, inputs.num_classes),
+        # A number that comes from the values chooses no palette: it would not be that of a picture.
+        palette=palette_for(inputs, options, options.num_classes),
         warnings=tuple(warnings),
         ignore_index=options.ignore_index,
         absent=options.absent,

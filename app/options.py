@@ -282,7 +282,8 @@ class EvaluateOptions(PredictionOptions):
         le=MAX_CLASSES,
         title=f"an integer from 1 to {MAX_CLASSES}",
         description="Number of classes of a prediction in place of logits. By default that of the "
-        "palette, or else the largest class in prediction and labels, plus 1.",
+        "palette, or else the largest class in prediction and labels, plus 1. Beside logits it is "
+        "theirs.",
     )
     absent: Annotated[str, OneOf(ABSENT)] = Field(
         default="skip",

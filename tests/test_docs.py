@@ -79,15 +79,29 @@ def test_what_is_named_exists(page):
 
 def test_the_tables_of_the_architecture_name_files_of_their_folders():
     sections = re.findall(
-        r"^## [^`\n]*`(\w+)/`\n(.*?)(?=^## |\Z)",
+        r"^## [^`\n]*`([\w/]+)/`\n(.*?)(?=^## |\Z)",
         TEXT["docs/architecture.md"],
         re.MULTILINE | re.DOTALL,
     )
-    assert [folder for folder, _ in sections] == ["seg_loss", "app"]
+    page = [
+        "app/http/static",
+        *(f"app/http/static/{name}" for name in ("inputs", "viewer", "panels")),
+    ]
+    assert [folder for folder, _ in sections] == ["seg_loss", "app", *page]
     for folder, section in sections:
-        for cells in re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE):
-            for path in re.findall(r"`(.*?)`", cells):
-                assert (ROOT / folder / path).exists(), f"{folder}/{path}"
+        cells = re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE)
+        named = set(re.findall(r"`(.*?)`", " ".join(cells)))
+        for path in named:
+            assert (ROOT / folder / path).exists(), f"{folder}/{path}"
+        if folder in page:
+            assert {path.name for path in (ROOT / folder).glob("*.js")} <= named, folder
+
+
+def test_every_command_of_make_is_in_contributing():
+    makefile = (ROOT / "Makefile").read_text()
+    commands = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE)) - {"help", "clean"}
+    table = set(re.findall(r"^\| `make ([a-z-]+)` \|", CONTRIBUTING.read_text(), re.MULTILINE))
+    assert table == commands
 
 
 def test_every_setting_is_documented_with_its_default():

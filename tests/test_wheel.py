@@ -39,7 +39,7 @@ def wheel(tmp_path_factory):
     copy.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy / name)
-    for name in (*SOURCES, "tests", "benchmarks", "docs"):
+    for name in (*SOURCES, "LICENSES", "tests", "benchmarks", "docs"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     run(*PIP, "wheel", *INDEX_FREE, "--no-build-isolation", "-w", folder, copy, cwd=folder)
     (path,) = folder.glob("*.whl")
@@ -97,7 +97,8 @@ def test_the_metadata_is_complete(wheel, names):
     assert metadata["Keywords"]
     assert metadata.get_payload().startswith("# seg-loss")
     assert "Typing :: Typed" in metadata.get_all("Classifier")
-    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    licences = {name.partition(".dist-info/licenses/")[2] for name in names}
+    assert licences - {""} == {"LICENSE", "LICENSES/Apache-2.0.txt"}
 
 
 def test_the_library_alone_needs_numba_numpy_and_torch(wheel):

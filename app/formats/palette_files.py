@@ -2,7 +2,8 @@
 
 | file | content |
 |---|---|
-| GPL | `GIMP Palette`, lines `Name:` and `Columns:`, then `R G B name`; `#` begins a comment |
+| GPL | `GIMP Palette`, lines `Name:` and `Columns:`, then `R G B name`; `#` begins a comment. \
+With the line `Channels: RGBA`, a fourth number is alpha, which is ignored |
 | text | `R G B name`, or `name R G B`, separated by spaces, tabs, commas or colons; as in \
 label_colors.txt of CamVid, class_dict.csv and labelmap.txt of CVAT |
 | JSON | `{"class_names": [...], "colours": [[R, G, B], ...]}`, the answer of `/v1/palettes/NAME` |
@@ -11,14 +12,16 @@ label_colors.txt of CamVid, class_dict.csv and labelmap.txt of CVAT |
 | JSON | `[{"name": "...", "color": [R, G, B]}, ...]`, or that list as the member `labels` |
 
 A colour in JSON may be a text as well, `"#8c8c8c"`. In text, a line may begin with its number, from
-0 on; a first line such as `name,r,g,b` and lines that begin with `#` or `//` are ignored. Names are
-optional. A class called void is a class like all others: `ignore_index` says what is ignored.
+0 on. Other numbers before the colour are an error, as is alpha. A first line such as `name,r,g,b`
+and lines that begin with `#` or `//` are ignored. Names are optional. A class called void is a
+class like all others: `ignore_index` says what is ignored.
 
 Files are in UTF-8, have at most `MAX_BYTES` and 256 colours, and names of at most `MAX_NAME`
 printable characters.
 """
 
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -29,7 +32,7 @@ from ..images.palettes import NUM_COLOURS, Colour, Palette, own_palette
 from .json import parse_strict, type_name
 
 SUFFIXES: Final = (".json", ".txt", ".csv", ".gpl")
-"""The suffixes by which the command line tells files from names of palettes."""
+"""The suffixes by which the command line distinguishes files from names of palettes."""
 
 MAX_BYTES: Final = 1 << 16
 MAX_NAME: Final = 100
@@ -46,6 +49,9 @@ _COLOUR_FIRST = re.compile(rf"{_NUMBERS}(?:[\s,;:=](.*))?")
 _NAME_FIRST = re.compile(rf"(.*?){_SEPARATOR}{_NUMBERS}[\s,;:]*")
 _INDEX_FIRST = re.compile(rf"([0-9]{{1,9}}){_SEPARATOR}(.*)")
 _HEADER = re.compile(rf"(?:[a-z_#]+{_SEPARATOR})*[a-z_#]+", re.IGNORECASE)
+_FOUR_NUMBERS = re.compile(rf"{_NUMBERS}{_SEPARATOR}([0-9]{{1,9}})(?:{_SEPARATOR}.*)?")
+_GPL_ALPHA = re.compile(r"channels:\s*rgba", re.IGNORECASE)
+_ALPHA = re.compile(rf"^({_NUMBERS})\s+[0-9]{{1,9}}(?:\s|$)")
 _HEX = re.compile(r"#[0-9a-fA-F]{6}")
 
 _Row = tuple[Colour, str]
@@ -64,7 +70,10 @@ def decode(data: bytes | memoryview, where: str) -> Palette:
     try:
         text = str(data, "utf-8-sig")
     except UnicodeDecodeError:
-        raise IllPosed(where, "text in UTF-8", "other bytes") from None
+        is_utf_16 = bytes(data[:2]) in (BOM_UTF16_LE, BOM_UTF16_BE)
+        is_text = is_utf_16 or 0 not in bytes(data)
+        got, fix = "UTF-16" if is_utf_16 else "other bytes", "Save the file as UTF-8."
+        raise IllPosed(where, "text in UTF-8", got, fix if is_text else "") from None
     if text.lstrip()[:1] in ("{", "["):
         rows = list(_rows_of_json(parse_strict(data, where), where))
     else:
@@ -90,7 +99,10 @@ def _rows_of_text(text: str, where: str) -> list[_Row]:
         if line and not line.startswith(_COMMENTS)
     ]
     if is_gpl:
+        has_alpha = any(_GPL_ALPHA.fullmatch(line) for _, line in lines)
         lines = [row for row in lines if not row[1].lower().startswith(_GPL_HEADERS)]
+        if has_alpha:
+            lines = [(number, _ALPHA.sub(r"\1 ", line)) for number, line in lines]
     elif lines and _HEADER.fullmatch(lines[0][1]):
         lines = lines[1:]
     if len(lines) > NUM_COLOURS:
@@ -98,6 +110,8 @@ def _rows_of_text(text: str, where: str) -> list[_Row]:
     read_row = _row_of_gpl if is_gpl else _row_of_text
     if not is_gpl and _are_numbered([line for _, line in lines]):
         lines = [(number, _rest_of(line)) for number, line in lines]
+    elif not is_gpl:
+        _check_numbers([line for _, line in lines], where)
     return [read_row(line, f"{where}, line {number}") for number, line in lines]
 
 
@@ -110,6 +124,22 @@ def _are_numbered(lines: list[str]) -> bool:
         if not (_COLOUR_FIRST.fullmatch(match[2]) or _NAME_FIRST.fullmatch(match[2])):
             return False
     return bool(lines)
+
+
+def _check_numbers(lines: list[str], where: str) -> None:
+    """Checks that not every line begins with four numbers, of which no three are the colour.
+
+    Raises:
+        IllPosed: if they do, as with classes that are numbered from 1, or with alpha.
+    """
+    fourth = [match[4] if (match := _FOUR_NUMBERS.fullmatch(line)) else "" for line in lines]
+    if len(lines) < 2 or not all(fourth):
+        return
+    names = [int(name) for name in fourth]
+    if names in ([*range(len(lines))], [*range(1, len(lines) + 1)]):
+        return  # each class is named by its number
+    fix = "Number the classes from 0, with a colour for each, or leave out numbers and alpha."
+    raise IllPosed(where, "R G B name, or number R G B name", "four numbers in each line", fix)
 
 
 def _rest_of(line: str) -> str:
@@ -215,5 +245,5 @@ def _name(text: str, where: str) -> str:
 
 
 def _number_error(where: str, count: int) -> IllPosed:
-    fix = "A label map with colours has no more."
+    fix = "Leave out the colours of no class."
     return IllPosed(where, f"at most {NUM_COLOURS} colours", f"{count}", fix)

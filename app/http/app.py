@@ -6,14 +6,16 @@ is answered in `http.v1`.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from time import perf_counter
 
+import torch
 from fastapi import FastAPI
 
 import seg_loss
+from seg_loss.constants import MAPS
 
 from .. import devices, network
 from ..settings import PREFIX, Settings
@@ -21,11 +23,14 @@ from . import pages, problems, v1
 from .batching import Batcher
 from .middleware import Metrics, ObservabilityMiddleware
 from .pool import Workers
+from .sample import NUM_CLASSES, SIZE
 from .staging import StagingPool
 from .v1 import Service
 
 _log = logging.getLogger("seg_loss_app")
 _SETTINGS = (f"{PREFIX}MODEL", f"{PREFIX}NETWORK")
+_MAX_PAGE_CLASSES = 256
+"""Of more classes a few pixels are evaluated: the memory of a GPU may be small."""
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -89,18 +94,30 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 async def _warm_up(service: Service) -> None:
     _log.info("Loading the kernels. The first time on a machine, they are compiled.")
     start = perf_counter()
+    counts = _warm_class_counts(service)
+    is_cpu = service.device.type == "cpu"
+    calls: list[Callable[[], object]] = [
+        partial(seg_loss.warm_up, service.device, num_classes=num_classes) for num_classes in counts
+    ]
+    # A person waits for the answers to a page: on the CPU its kernels follow the first number. The
+    # first of them are those of the sample.
+    of_pages = [
+        partial(_evaluate_as_pages_do, service.device, num_classes)
+        for num_classes in sorted(counts, key=lambda count: count != NUM_CLASSES)
+    ]
+    end = min(1, len(calls)) if is_cpu else len(calls)
+    calls[end:end] = of_pages
     try:
-        for num_classes in _warm_class_counts(service):
-            warm_up = partial(seg_loss.warm_up, service.device, num_classes=num_classes)
+        for call in calls:
             if service.is_warm:
                 # In a thread of its own, so that no request waits for it: a photo, which is passed
                 # to the workers three times, would wait for three numbers of classes.
-                await asyncio.to_thread(warm_up)
+                await asyncio.to_thread(call)
             else:
-                await service.workers.run_without_limits(warm_up)
+                await service.workers.run_without_limits(call)
             # A kernel for the CPU compiles in a second or two, so that the first request for
             # another number of classes may wait for it. One for a GPU takes longer.
-            if service.device.type == "cpu" and not service.is_warm:
+            if is_cpu and not service.is_warm:
                 _become_ready(service, start)
     except Exception:
         service.is_warm = False
@@ -108,6 +125,18 @@ async def _warm_up(service: Service) -> None:
     else:
         if not service.is_warm:
             _become_ready(service, start)
+
+
+def _evaluate_as_pages_do(device: torch.device, num_classes: int) -> None:
+    """Evaluates logits with all maps, as the page at `/` asks for them.
+
+    The page sends its sample in float16; files are in float16 or float32.
+    """
+    size = (8, 8) if device.type == "cpu" or num_classes > _MAX_PAGE_CLASSES else SIZE
+    labels = torch.zeros((1, *size), dtype=torch.uint8, device=device)
+    for dtype in (torch.float16, torch.float32):
+        logits = torch.zeros((1, num_classes, *size), dtype=dtype, device=device)
+        seg_loss.evaluate(logits, labels, maps=MAPS)
 
 
 def _warm_class_counts(service: Service) -> tuple[int, ...]:

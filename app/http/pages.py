@@ -3,6 +3,8 @@
 Both are plain HTML, CSS and ES modules, served as they are. Starlette's `StaticFiles` finds a file,
 within the folder alone, and compares its ETag. This module adds what it leaves open:
 
+- the ETag is a hash of the content. Starlette's has the time of the file, which a package or an
+  image may set to the same for all versions;
 - the media type comes from `MEDIA_TYPES`, since the tables of the system differ;
 - a Content-Security-Policy allows no script, style or request of another origin, and nothing
   inline. It comes with every file, because a worker has the policy of its own script;
@@ -16,6 +18,8 @@ import asyncio
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path, PurePath
 
 from starlette.datastructures import Headers
@@ -103,11 +107,21 @@ class _Files(StaticFiles):
     ) -> Response:
         suffix = PurePath(full_path).suffix.lower()
         media_type = MEDIA_TYPES.get(suffix, "application/octet-stream")
-        headers = {**HEADERS, "Accept-Ranges": "none"}
+        etag = _etag(os.fspath(full_path), stat_result.st_mtime_ns, stat_result.st_size)
+        headers = {**HEADERS, "Accept-Ranges": "none", "ETag": etag}
         response = _File(full_path, status_code, headers, media_type, stat_result=stat_result)
+        del response.headers["Last-Modified"]
         if self.is_not_modified(response.headers, Headers(scope=scope)):
-            return NotModifiedResponse(response.headers)
+            copy = NotModifiedResponse(response.headers)
+            copy.headers.update(HEADERS)  # they replace those of the copy
+            return copy
         return response
+
+
+@lru_cache(maxsize=1024)
+def _etag(path: str, mtime_ns: int, num_bytes: int) -> str:
+    """Returns the ETag of a file, which is read again when its time or its size changes."""
+    return f'"{sha256(Path(path).read_bytes()).hexdigest()[:32]}"'
 
 
 _FILES = _Files(directory=DIRECTORY)

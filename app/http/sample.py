@@ -15,12 +15,14 @@ from ..images.sample import draw_sample
 from ..images.street import PALETTE
 from .pool import Workers
 
-_HEIGHT, _WIDTH = 256, 512
+SIZE = 256, 512
+"""The height and width of the scene."""
+NUM_CLASSES = len(PALETTE.class_names)
 
 
 @dataclass(frozen=True, eq=False)
 class SampleFile:
-    """A file and the tag by which a client knows whether it has the same one.
+    """A file, and the tag with which a client asks whether its copy is the same.
 
     Attributes:
         content: the bytes.
@@ -50,7 +52,7 @@ class Sample:
 
 
 def _make_file() -> SampleFile:
-    scene = draw_sample(_HEIGHT, _WIDTH)
+    scene = draw_sample(*SIZE)
     tensors = {
         "image": torch.from_numpy(scene.photo),
         "labels": torch.from_numpy(scene.labels)[None],

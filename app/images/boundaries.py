@@ -42,11 +42,13 @@ def _extremum(function: _Extremum, indices: Indices, radius: int) -> Indices:
     """Returns the largest, or the least, index of the square around each pixel.
 
     A window of n + s pixels is two windows of n pixels, s apart, so that the number of steps grows
-    with the logarithm of the radius.
+    with the logarithm of the radius. No row needs a radius that is larger than the picture, which
+    so is padded to three times its pixels at most.
     """
-    width = 2 * radius + 1
     for axis in (0, 1):
-        padding = [(radius, radius) if axis == padded else (0, 0) for padded in (0, 1)]
+        reach = min(radius, indices.shape[axis] - 1)
+        width = 2 * reach + 1
+        padding = [(reach, reach) if axis == padded else (0, 0) for padded in (0, 1)]
         windows, covered = np.pad(indices, padding, mode="edge"), 1
         while covered < width:
             step = min(covered, width - covered)

@@ -9,7 +9,7 @@ from .palettes import NUM_COLOURS, Palette
 
 
 def indexed_picture(
-    indices: npt.NDArray[np.integer], palette: Palette, where: str = "labels"
+    indices: npt.NDArray[np.integer], palette: Palette, where: str = "labels", fix: str = ""
 ) -> Image.Image:
     """Returns a picture of mode P, whose samples are the indices [H,W].
 
@@ -17,6 +17,7 @@ def indexed_picture(
         indices: class indices of any integer dtype.
         palette: the colours.
         where: the name of the input for messages.
+        fix: what to do about an index that does not fit.
 
     Raises:
         IllPosed: if an index is not from 0 to 255.
@@ -31,6 +32,7 @@ def indexed_picture(
                 where,
                 f"0…{NUM_COLOURS - 1}, which a PNG of mode P can hold",
                 f"{int(indices[row, column])} at ({row}, {column}){more}",
+                fix,
             )
     return picture_of_indices(indices, palette.colours)
 

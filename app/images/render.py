@@ -56,8 +56,10 @@ PANELS: Final = ("photo", "truth", "prediction", "error")
 """The titles of kind=compare."""
 _BLOCK_PIXELS = 1 << 16
 """Pixels that are blended at a time, so that they stay in the cache."""
-_MAX_COUNTED_INDEX = 1 << 16
-"""Indices below are counted without being sorted."""
+_WIDE_FIX: Final = "With legend=strip the picture is RGB and holds any class."
+_MIN_COUNTED, _MAX_COUNTED = -(1 << 15), 1 << 16
+"""The indices that a legend counts one by one. All that are smaller are counted together, and all
+that are larger: a map may have another index at each pixel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,16 +145,21 @@ def _check_style(style: Style) -> None:
             raise IllPosed(where, f"one of {names}", safe_repr(f"{choice}"))
 
 
-def _labels(layers: Layers, style: Style) -> _Drawing:
+def _labels(layers: Layers, style: Style, *, is_panel: bool = False) -> _Drawing:
     labels = _required(layers.labels, "labels", "kind=labels", "Send `labels`.")
     ignored = layers.ignored()
+    if _is_wide(labels, ignored) and (is_panel or _becomes_rgb(style, "colour")):
+        picture = _wide_picture(labels, layers, style)
+        if ignored is not None:
+            painting.fill(picture, _ignored_colour("colour", layers, style), ignored)
+        return _finished_label_map(picture, labels, "labels", "colour", layers, style)
     if labels.dtype != np.uint8 and ignored is not None:
         # An ignored label such as -1 does not fit mode P.
         replaced = ((labels < 0) | (labels > NUM_COLOURS - 1)) & ignored
         if replaced.any():
             # int8 cannot hold 255: NumPy would store -1.
             labels = np.where(replaced, np.int64(layers.palette.ignore_index), labels)
-    picture = indexed_picture(labels, layers.palette)
+    picture = indexed_picture(labels, layers.palette, fix=_WIDE_FIX)
     colours = _colours(layers, style)
     if ignored is not None:
         # The colour of void also where the data set ignores another index than the palette.
@@ -164,14 +171,40 @@ def _labels(layers: Layers, style: Style) -> _Drawing:
     return _finished_label_map(picture, labels, "labels", "colour", layers, style)
 
 
-def _prediction(layers: Layers, style: Style) -> _Drawing:
+def _prediction(layers: Layers, style: Style, *, is_panel: bool = False) -> _Drawing:
     prediction = _required(
         layers.prediction, "prediction", "kind=prediction", "Send `logits` or `prediction`."
     )
-    picture = indexed_picture(prediction, layers.palette, "prediction")
-    picture.putpalette(_colours(layers, style).tobytes())
+    if _is_wide(prediction, None) and (is_panel or _becomes_rgb(style, "prediction")):
+        picture = _wide_picture(prediction, layers, style)
+    else:
+        picture = indexed_picture(prediction, layers.palette, "prediction", fix=_WIDE_FIX)
+        picture.putpalette(_colours(layers, style).tobytes())
     # Ignored pixels have a prediction too, and show it unless a style is named.
     return _finished_label_map(picture, prediction, "prediction", "prediction", layers, style)
+
+
+def _is_wide(indices: Indices, ignored: Mask | None) -> bool:
+    """Returns whether mode P cannot hold an index that is not ignored."""
+    if indices.dtype == np.uint8:
+        return False
+    outside = (indices < 0) | (indices >= NUM_COLOURS)
+    if ignored is not None:
+        outside &= ~ignored
+    return bool(outside.any())
+
+
+def _becomes_rgb(style: Style, default_ignore: str) -> bool:
+    is_redrawn = style.ignore not in ("auto", default_ignore)
+    return is_redrawn or style.legend != "none" or style.contour_px > 0
+
+
+def _wide_picture(indices: Indices, layers: Layers, style: Style) -> Image.Image:
+    """Returns a picture of mode RGB, for indices that mode P cannot hold."""
+    picture = picture_of_indices(indices, layers.palette.colours).convert("RGB")
+    if style.classes is not None:
+        painting.fill(picture, REST, ~is_one_of(indices, style.classes))
+    return picture
 
 
 def _finished_label_map(
@@ -222,7 +255,7 @@ def _overlay(layers: Layers, style: Style) -> _Drawing:
         if ignored is not None:
             chosen |= ignored
         painting.paste(picture, picture.convert("L").convert("RGB"), ~chosen)
-    colours = picture_of_indices(indices, _colours(layers, style)).convert("RGB")
+    colours = picture_of_indices(indices, layers.palette.colours).convert("RGB")
     blend = _blend(photo, np.asarray(colours), style.alpha)
     painting.paste(picture, painting.rgb_picture(blend), blended)
     if style.contour_px:
@@ -394,8 +427,8 @@ def _panel(name: str, layers: Layers, style: Style) -> _Drawing:
         return _Drawing(painting.rgb_picture(layers.photo))
     if name == "error":
         return _error(layers, style)
-    kind = "labels" if name == "truth" else name
-    return _DRAW[kind](layers, replace(style, legend="none"))
+    draw_panel = _labels if name == "truth" else _prediction
+    return draw_panel(layers, replace(style, legend="none"), is_panel=True)
 
 
 def _compare_legend(layers: Layers, style: Style, errors: list[Entry]) -> Legend:
@@ -447,7 +480,7 @@ def _colours(layers: Layers, style: Style) -> npt.NDArray[np.uint8]:
     colours = layers.palette.colours.copy()
     if style.classes is not None:
         rest = np.ones(len(colours), dtype=np.bool_)
-        rest[[index % NUM_COLOURS for index in style.classes]] = False
+        rest[[index for index in style.classes if index < NUM_COLOURS]] = False
         rest[layers.palette.ignore_index] = False
         colours[rest] = REST
     return colours
@@ -497,25 +530,33 @@ def _class_entries(
     """Returns a row for each class that occurs, by the number of its pixels in the first map."""
     counts = [_counts(indices, left_out) for indices in maps]
     present = sorted({index for count in counts for index in count})
-    colours = _colours(layers, style)
-    chosen = [index for index in present if style.classes is None or index in style.classes]
+    classes = None if style.classes is None else frozenset(style.classes)
+    chosen = [index for index in present if classes is None or index in classes]
     chosen.sort(key=lambda index: max(count.get(index, 0) for count in counts), reverse=True)
     entries = [
         Entry(
-            _colour_at(colours, index % NUM_COLOURS),
-            layers.name_of(index),
+            _colour_at(layers.palette.colours, index % NUM_COLOURS),
+            _name_of(layers, index),
             tuple(count.get(index, 0) for count in counts),
         )
         for index in chosen
     ]
+    are_chosen = frozenset(chosen)
     rest = tuple(
-        sum(number for index, number in count.items() if index not in chosen) for count in counts
+        sum(number for index, number in count.items() if index not in are_chosen)
+        for count in counts
     )
     return [*entries, Entry(REST, "other classes", rest)] if any(rest) else entries
 
 
+def _name_of(layers: Layers, index: int) -> str:
+    if index < _MIN_COUNTED:
+        return f"below {_MIN_COUNTED}"
+    return f"above {_MAX_COUNTED}" if index > _MAX_COUNTED else layers.name_of(index)
+
+
 def _counts(indices: Indices, left_out: Mask | None) -> dict[int, int]:
-    """Returns the number of pixels of each index."""
+    """Returns the number of pixels of each index; see `_MIN_COUNTED` for those out of range."""
     if indices.dtype == np.uint8:
         height, width = indices.shape
         picture = Image.frombuffer(
@@ -525,11 +566,15 @@ def _counts(indices: Indices, left_out: Mask | None) -> dict[int, int]:
         numbers = picture.histogram(mask)
         return {index: number for index, number in enumerate(numbers) if number}
     shown = indices.reshape(-1) if left_out is None else indices[~left_out]
-    if shown.size and shown.min() >= 0 and shown.max() < _MAX_COUNTED_INDEX:
-        numbers = np.bincount(shown).tolist()
-        return {index: number for index, number in enumerate(numbers) if number}
-    values, numbers_of = np.unique(shown, return_counts=True)
-    return dict(zip(values.tolist(), numbers_of.tolist(), strict=True))
+    if not shown.size:
+        return {}
+    limits = np.iinfo(shown.dtype)
+    low = max(_MIN_COUNTED - 1, limits.min, int(shown.min()))
+    high = min(_MAX_COUNTED + 1, limits.max, int(shown.max()))
+    if low > high:  # all are out of range, on one side
+        low = high = _MIN_COUNTED - 1 if high < _MIN_COUNTED else _MAX_COUNTED + 1
+    numbers = np.bincount(np.clip(shown, low, high).astype(np.intp, copy=False) - low).tolist()
+    return {low + index: number for index, number in enumerate(numbers) if number}
 
 
 def _colour_at(colours: npt.NDArray[np.uint8], index: int) -> Colour:

@@ -181,7 +181,9 @@ def _train(request: Request, ranks: Ranks, terminal: Terminal) -> Result:
         step = trainer.progress.step
         for callback in (terminal, results, MetricsFile(run.metrics, step, write_line)):
             trainer.add(callback)
-        shown = choose_palette(option=palette, num_classes=options.num_classes).palette
+        shown = choose_palette(
+            option=palette, network_names=spec.class_names, num_classes=options.num_classes
+        ).palette
         board = _tensorboard(options, run, shown, step, validation, spec.class_names, write_line)
         if board is not None:
             trainer.add(board)

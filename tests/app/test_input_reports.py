@@ -2,6 +2,9 @@
 
 import io
 import json
+import threading
+import tracemalloc
+from pathlib import Path
 
 import fcn_demo
 import numpy as np
@@ -12,7 +15,7 @@ from PIL import Image
 
 from app.errors import IllPosed
 from app.input_reports import MAX_VALUES, count_values, sorting_bytes
-from app.inputs import assemble
+from app.inputs import _largest_class, assemble
 from app.options import LossOptions, parse
 from app.settings import for_commands
 
@@ -42,8 +45,25 @@ def test_values_of_a_large_range_are_counted_and_their_memory_is_known() -> None
         ((-1, 1), (0, 1), (7, 2), (65536, 1), (2**40, 1)),
         3,
     )
-    assert sorting_bytes(torch.from_numpy(labels)) == 24 * 6
+    assert sorting_bytes(torch.from_numpy(labels)) == 56 * 6
     assert sorting_bytes(torch.from_numpy(labels[:, :, :3])) == 0
+
+
+@pytest.mark.parametrize("space", ["raw", "instance_1000"])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_distinct_values_take_no_more_memory_than_is_reserved(dtype, space) -> None:
+    labels = (3 * torch.randperm(1 << 18)).to(dtype)[None]
+    tracemalloc.start()
+    try:
+        values = count_values(labels, space, (255,), "labels")
+        report = values.report("NPY", None, labels, "indices", space)
+        assert values.present_classes
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert report.values_left_out == labels.numel() - MAX_VALUES
+    of_lists = 1 << 22  # the present classes and the values of the report
+    assert labels.numel() < peak < sorting_bytes(labels) + of_lists
 
 
 def test_values_of_blocks_and_of_other_orders_are_counted_once() -> None:
@@ -53,6 +73,30 @@ def test_values_of_blocks_and_of_other_orders_are_counted_once() -> None:
     expected = ((-1, 2), (0, 300 * 301 - 3), (300, 1))
     assert counted(labels)[0] == expected
     assert counted(np.asfortranarray(labels))[0] == expected
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="Linux lists its threads")
+def test_values_are_counted_without_further_threads() -> None:
+    """A thread that shares work with torch gets a pool, whose turns cost more than the work."""
+    labels = torch.zeros(1, 300, 301, dtype=torch.uint8)
+    signed, num_started = labels.int() - 1, list[int]()
+
+    def count() -> None:
+        before = set(Path("/proc/self/task").iterdir())
+        count_values(labels, "raw", (255,), "labels")
+        count_values(signed, "raw", (255,), "labels")
+        _largest_class(labels, labels, (255,))
+        num_started.append(len(set(Path("/proc/self/task").iterdir()) - before))
+
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        thread = threading.Thread(target=count)
+        thread.start()
+        thread.join()
+    finally:
+        torch.set_num_threads(num_threads)
+    assert num_started == [0]
 
 
 def test_the_values_with_the_most_pixels_are_listed() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from app.label_spaces import (
     LABEL_SPACES,
     VOID,
     advice_for,
+    prediction_fix,
     shift_advice,
     to_classes,
     values_of_classes,
@@ -399,7 +401,7 @@ SHIFTED = {
 
 
 @pytest.mark.parametrize("case", SHIFTED)
-def test_labels_that_are_shifted_by_one_are_recognized_by_the_predictions(case):
+def test_predictions_tell_that_labels_are_shifted_by_one(case):
     shift, num_classes, advice = SHIFTED[case]
     confusion = np.ones((num_classes, num_classes), np.int64)
     confusion += 50 * np.eye(num_classes, k=shift, dtype=np.int64)
@@ -528,3 +530,16 @@ def safetensors_of(content):
     (length,) = struct.unpack_from("<Q", content)
     metadata = json.loads(content[8 : 8 + length])["__metadata__"]
     return safetensors.torch.load(content), metadata
+
+
+def test_the_advice_about_many_values_takes_little_memory():
+    """A body of a gigabyte may have 268 million values, of which Python would make objects."""
+    labels = np.arange(2000, 2000 + (1 << 20), dtype=np.int32)[None]
+    tracemalloc.start()
+    try:
+        with pytest.raises(IllPosed, match=r"Use label_space=instance_1000\.$"):
+            advice_for(labels, 19, IGNORED, "")
+        assert prediction_fix(labels, 19).endswith("Use prediction_space=instance_1000.")
+        assert tracemalloc.get_traced_memory()[1] < 10 * labels.nbytes
+    finally:
+        tracemalloc.stop()

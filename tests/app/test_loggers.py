@@ -253,6 +253,14 @@ def test_photos_and_labels_of_any_kind(batch, layout, convert):
     assert (images["val/worst/1"] == expected["val/worst/1"]).all()
 
 
+def test_photos_may_be_those_of_pillow(batch):
+    evaluation, _, photos = batch
+    pictures = [Image.fromarray(photo.permute(1, 2, 0).numpy()) for photo in photos]
+    images = written(evaluation, photos=pictures).images
+    expected = written(evaluation, photos=photos).images
+    assert (images["val/worst/1"] == expected["val/worst/1"]).all()
+
+
 @pytest.mark.parametrize("ignored", [-1, (-100, 2), 0])
 def test_ignored_labels_have_the_ignored_colour_and_no_error(ignored):
     values = (ignored,) if isinstance(ignored, int) else ignored
@@ -292,7 +300,31 @@ def test_names_and_colours_are_those_of_a_palette(batch):
     assert (again.images["test/worst/1"] == writer.images["test/worst/1"]).all()
 
 
-def test_classes_without_a_name_of_their_own_are_called_by_their_index(batch):
+def evaluation_of(num_classes):
+    """An evaluation of one image, each of whose pixels has another class; and its labels."""
+    labels = torch.arange(num_classes, dtype=torch.uint8).reshape(1, 1, num_classes)
+    logits = torch.zeros(1, num_classes, 1, num_classes)
+    return evaluate(logits, labels, maps=("prediction",)), labels
+
+
+def test_the_palette_is_chosen_as_in_pictures_of_the_service():
+    evaluation, labels = evaluation_of(19)
+    writer = written(evaluation, labels)
+    assert "val_iu/sidewalk" in writer.scalars
+    truth = PALETTES["cityscapes"].paint(labels[0].numpy())
+    assert is_in(truth, writer.images["val/worst/1"])
+
+
+def test_names_of_classes_choose_the_palette_that_has_them():
+    evaluation, labels = evaluation_of(8)
+    palette = PALETTES["okabe_ito"]
+    writer = written(evaluation, labels, class_names=[name.upper() for name in palette.class_names])
+    assert f"val_iu/{palette.class_names[0].upper()}" in writer.scalars
+    truth = palette.paint(labels[0].numpy())
+    assert is_in(truth, writer.images["val/worst/1"])
+
+
+def test_classes_without_a_name_are_called_by_their_index(batch):
     evaluation, *_ = batch
     tags = [tag for tag in written(evaluation).scalars if "val_iu" in tag]
     assert tags == ["val_iu/0", "val_iu/1", "val_iu/2"]
@@ -312,10 +344,11 @@ def test_absent_classes_have_no_curve(batch):
     ("options", "message"),
     [
         ({"palette": "vox"}, r"palette: expected one of voc, .*, got 'vox'\."),
+        ({"palette": [[0, 0, 0]]}, r"palette: expected the name of a palette, .*, got list\."),
         ({"labels": torch.zeros(N, H, W + 1)}, r"labels: expected 3 maps of 12 x 20, got float32 "),
         ({"labels": torch.zeros(2, H, W)}, r"labels: expected one for each of 3 images, got 2\."),
         (
-            {"photos": torch.zeros(N, 3, H, W)},
+            {"photos": torch.zeros(N, 3, H, W, dtype=torch.bfloat16)},
             r"photos: expected 3 photos uint8 of 12 x 20, got float32 .* Undo the normalization",
         ),
         ({"photos": np.zeros((N, H, W), np.uint8)}, r"photos: .* got uint8 of shape \(12, 20\)\."),

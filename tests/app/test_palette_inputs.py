@@ -215,7 +215,7 @@ def test_unknown_colours_are_an_error_or_ignored_with_a_warning(client) -> None:
     ]
 
 
-# A picture uses what it knows
+# The palette of a picture without the option `palette`
 
 
 def test_labels_and_prediction_have_the_colours_of_the_file(client) -> None:
@@ -269,6 +269,32 @@ def test_logits_have_the_palette_of_their_number_of_classes(
         assert len(member["colours"]) == num_classes
         names = PALETTES[name].class_names
         assert member["class_names"] == ([] if source == "default" else list(names))
+
+
+@pytest.mark.parametrize(
+    ("query", "largest", "source"),
+    [
+        ("", 18, "default"),
+        ("", 20, "default"),
+        ("", 30, "values"),
+        ("label_space=ade_zero", 50, "values"),
+        ("prediction_space=ade_zero", 50, "values"),
+    ],
+)
+def test_two_label_maps_have_the_palette_of_their_picture(client, query, largest, source) -> None:
+    values = np.arange(1, largest + 1, dtype=np.uint8)[None]
+    files = {"labels": picture(values), "prediction": picture(values)}
+    answer = client.post(f"/v1/evaluate?{query}", files=files).json()
+    assert answer["palette"]["source"] == source
+    content = client.post(f"/v1/visualize?kind=prediction&{query}", files=files).content
+    palette = PALETTES[answer["palette"]["name"]]
+    classes = values if "prediction" not in query else values - 1
+    assert np.array_equal(drawn(content), palette.colours[classes])
+
+
+def test_the_help_names_the_palettes_and_a_file(run) -> None:
+    text = " ".join(run("visualize", "--help")[1].split())
+    assert "generated, or the path of a file" in text
 
 
 def test_a_prediction_alone_has_the_palette_of_its_space(client) -> None:

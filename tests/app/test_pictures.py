@@ -198,7 +198,7 @@ def test_inputs_of_different_size_are_resampled_by_option(client):
     )
 
 
-def test_classes_of_a_confidence_without_labels_are_those_of_the_prediction(client):
+def test_without_labels_a_confidence_has_the_predicted_classes(client):
     query = "kind=confidence&classes=2&contour_px=1"
     picture = np.array(picture_of(visualize(client, query, logits=ONE["logits"])))
     is_rest = (picture == 217).all(axis=2)

@@ -11,8 +11,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "app"))
 
 from serving import running
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-
 CHROMIUM = shutil.which("chromium")
 
 
@@ -25,6 +23,8 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def browser():
+    # Not at the top: pytest takes a skip in this file for an error of its own.
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     if CHROMIUM is None:
         pytest.skip("needs chromium, which .ci/run installs")
     with sync_api.sync_playwright() as playwright:

@@ -1,10 +1,11 @@
 """The page at `/` in a real browser."""
 
 import pytest
+from page_actions import wait_until
 
 pytestmark = pytest.mark.page
 
 
 def test_the_page_loads_without_an_error(page):
     assert page.title().startswith("seg-loss")
-    page.wait_for_function("window.segLoss !== undefined")
+    wait_until(page, "window.segLoss !== undefined")

@@ -176,7 +176,7 @@ class TestConfusions:
         canvas.hover(position={"x": middle_of_last, "y": middle_of_last})
         count = first["answer"]["confusion"][18][18]
         line = panels.locator(".cell-line").inner_text()
-        assert line.startswith(f"bicycle, predicted rightly: {count} pixels")
+        assert line.startswith(f"bicycle, predicted correctly: {count} pixels")
         canvas.click(position={"x": middle_of_last, "y": middle_of_last})
         assert state(panels, "cell") == {"truth": 18, "predicted": 18}
         assert state(panels, "isolated") is None

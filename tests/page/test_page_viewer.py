@@ -13,7 +13,7 @@ from viewer_scenes import Prediction, Scene, made_up_scene, settle
 from app.images import style
 from app.images.colormaps import INFERNO, VIRIDIS, paint
 
-expect = pytest.importorskip("playwright.sync_api").expect
+expect = pytest.importorskip("playwright.sync_api", reason="needs playwright").expect
 
 pytestmark = pytest.mark.page
 

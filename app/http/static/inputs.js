@@ -130,7 +130,7 @@ class Inputs {
   /**
    * Adds files that someone has dropped or chosen.
    * @param {File[]} files
-   * @param {?import("./inputs/sources.js").Role} role  null: their types and names tell
+   * @param {?import("./inputs/sources.js").Role} role  null: the role follows from type and name
    * @param {import("./inputs/sources.js").Source[]} others  sources that are no files
    */
   async #add(files, role, others = []) {

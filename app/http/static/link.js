@@ -1,16 +1,16 @@
 /**
  * The link to what is shown: options, zoom and panes in the hash of the address, but no files.
  *
- *     #o.label_space=ade_zero&zoom=2,100.5,60&panes=photo,error&opacity=0.5&files=gt.png
+ *     #o.label_space=ade_zero&zoom=2,100.5,60&panes=photo,error&opacity=0.5&file=gt.png
  *
  * A link may come from anyone: each value is checked, and invalid ones are ignored.
  *
  * @typedef {import("./types.js").State} State
  */
 
-const PANES = [
-  ...["photo", "truth", "prediction", "error", "nll", "confidence", "entropy", "better", "other"],
-];
+import { PANES } from "./viewer/panes.js";
+
+const PANE_NAMES = PANES.map(({ name }) => name);
 const NUMBER = /^\d{1,7}(\.\d{1,6})?$/;
 const OPTION_NAME = /^[a-z][a-z_]{0,39}$/;
 const OPTION_VALUE = /^[\w.,+ -]{1,200}$/;
@@ -118,14 +118,14 @@ function cameraIn(text) {
 }
 
 function panesIn(text) {
-  const panes = [...new Set(text?.split(","))].filter((pane) => PANES.includes(pane));
+  const panes = [...new Set(text?.split(","))].filter((pane) => PANE_NAMES.includes(pane));
   return panes.length ? panes : null;
 }
 
 function sliderIn(text) {
   const [left, right, position] = text?.split(",") ?? [];
   const at = numberIn(position, 1);
-  if (!PANES.includes(left) || !PANES.includes(right) || at === null) return null;
+  if (!PANE_NAMES.includes(left) || !PANE_NAMES.includes(right) || at === null) return null;
   return { left, right, at };
 }
 

@@ -97,6 +97,20 @@ def test_a_file_that_begins_with_grey_rows_has_no_numbers() -> None:
     assert palette.colours[:2].tolist() == [[0, 0, 0], [1, 1, 1]]
 
 
+def test_four_numbers_are_a_colour_with_a_number_or_an_error() -> None:
+    for lines in ("0 0 0 0\n128 0 0 1\n", "0 0 0 0\n1 128 0 0\n"):
+        assert read(lines).colours[:2].tolist() == [[0, 0, 0], [128, 0, 0]]
+    for lines in ("7 128 64 128 road\n8 244 35 232 walk\n", "0 0 0 255\n128 0 0 255\n"):
+        with pytest.raises(RequestError, match="four numbers in each line"):
+            read(lines)
+
+
+def test_alpha_in_a_gimp_file_is_no_name() -> None:
+    palette = read("GIMP Palette\nChannels: RGBA\n 0 0 0 255 road\n128 0 0 0\n")
+    assert palette.class_names == ("road", "")
+    assert palette.colours[:2].tolist() == [[0, 0, 0], [128, 0, 0]]
+
+
 @pytest.mark.parametrize("name", PALETTES)
 def test_the_answer_of_the_service_is_the_same_palette(name: str) -> None:
     row = PALETTES[name]
@@ -143,13 +157,28 @@ MALFORMED = {
     ),
     "too many": (
         "0 0 0\n" * 257,
-        "palette: expected at most 256 colours, got 257. A label map with colours has no more.",
+        "palette: expected at most 256 colours, got 257. Leave out the colours of no class.",
     ),
     "too many in JSON": (
         json.dumps([[0, 0, 0]] * 257),
-        "palette: expected at most 256 colours, got 257. A label map with colours has no more.",
+        "palette: expected at most 256 colours, got 257. Leave out the colours of no class.",
     ),
-    "other bytes": (b"\xff\xfe0", "palette: expected text in UTF-8, got other bytes."),
+    "UTF-16": (
+        "0 0 0 road\n".encode("utf-16"),
+        "palette: expected text in UTF-8, got UTF-16. Save the file as UTF-8.",
+    ),
+    "Latin 1": (
+        "0 0 0 Straße\n".encode("latin-1"),
+        "palette: expected text in UTF-8, got other bytes. Save the file as UTF-8.",
+    ),
+    "other bytes": (b"\xfd\xfe\0", "palette: expected text in UTF-8, got other bytes."),
+    "classes from 1": (
+        "1 120 120 120 wall\n2 180 120 120 building\n",
+        (
+            "palette: expected R G B name, or number R G B name, got four numbers in each line. "
+            "Number the classes from 0, with a colour for each, or leave out numbers and alpha."
+        ),
+    ),
     "damaged JSON": ('{"a": ', "palette: expected JSON, got something else at character 6."),
     "a colour of two numbers": (
         '{"a": [0, 0]}',
@@ -196,7 +225,7 @@ MALFORMED = {
     ),
     "more colours than a map can have": (
         json.dumps({"colours": [[0, 0, 0]] * 300}),
-        "palette: expected at most 256 colours, got 300. A label map with colours has no more.",
+        "palette: expected at most 256 colours, got 300. Leave out the colours of no class.",
     ),
 }
 

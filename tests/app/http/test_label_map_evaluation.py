@@ -165,6 +165,30 @@ def test_a_prediction_in_another_label_space_has_a_fix(client):
     )
 
 
+def test_a_mask_of_0_and_255_as_a_prediction_has_the_fix_of_masks(client):
+    mask = torch.tensor([[[0, 255]]], dtype=torch.uint8)
+    response = client.post_tensors("/v1/evaluate", prediction=mask, labels=mask.clamp(max=1))
+    problem = assert_problem(response, 422, "ill_posed")
+    assert problem["fix"].endswith("Use prediction_space=binary_255.")
+
+
+def test_rows_without_pixels_are_images_of_one_pixel(client):
+    prediction, labels = torch.tensor([1, 0, 1]), torch.tensor([1, 255, 0])
+    answer = client.post_tensors("/v1/evaluate", prediction=prediction, labels=labels).json()
+    assert answer["confusion"] == [[0, 1], [0, 1]]
+    assert [image["valid_pixels"] for image in answer["per_image"]] == [1, 0, 1]
+
+
+def test_another_number_of_classes_than_that_of_the_logits_is_an_error(client):
+    inputs = make_inputs()
+    num_classes = inputs["logits"].shape[1]
+    assert client.post_tensors(f"/v1/evaluate?num_classes={num_classes}", **inputs).is_success
+    response = client.post_tensors(f"/v1/evaluate?num_classes={num_classes + 1}", **inputs)
+    problem = assert_problem(response, 422, "ill_posed")
+    assert problem["where"] == "num_classes"
+    assert problem["expected"] == f"{num_classes}, the classes of the logits"
+
+
 def test_logits_and_a_prediction_are_one_too_many(client):
     maps, logits = label_maps(), make_inputs()["logits"]
     problem = assert_problem(
@@ -313,7 +337,7 @@ def test_the_map_of_labels_comes_after_encoding_and_label_space(client):
     assert torch.equal(maps["labels"].long(), classes)
 
 
-def test_the_map_of_labels_has_no_class_axis_and_the_size_of_the_labels(client):
+def test_the_map_of_labels_has_the_size_of_the_labels(client):
     for upsampling in ("none", "bilinear"):
         inputs = make_inputs(upsampling)
         expected = inputs["labels"]

@@ -269,6 +269,24 @@ ERRORS = {
 }
 
 
+def test_what_does_not_fit_a_photo_is_found_before_the_network_computes(service):
+    (photo,) = make_photos((40, 50))
+    batches = service.app.state.service.metrics.batch_photos
+    before = batches.collect()[0].samples
+    for query, shape, sentence in (
+        ("", (2, 40, 50), "labels: expected [H,W] or [1,H,W], those of one image, got shape (2,"),
+        ("", (1, 1, 1, 40, 50), "labels: expected [H,W] or [1,H,W], those of one image, got"),
+        ("num_classes=9", (40, 50), "num_classes: expected 5, the classes of the network, got 9."),
+    ):
+        labels = torch.zeros(shape, dtype=torch.uint8)
+        response = service.post_tensors(
+            f"/v1/evaluate?{query}", labels=labels, image=torch.from_numpy(photo)
+        )
+        problem = assert_problem(response, 422, "ill_posed")
+        assert problem["detail"].startswith(sentence)
+    assert batches.collect()[0].samples == before
+
+
 @pytest.mark.parametrize("case", ERRORS)
 def test_what_does_not_fit_a_photo_is_an_error(service, case):
     query, inputs, sentence = ERRORS[case]

@@ -82,7 +82,25 @@ def test_a_client_that_has_a_copy_gets_no_content(client, path):
             assert (copy.status_code, copy.content) == (304, b"")
             assert copy.headers["ETag"] == tag
             assert copy.headers.get_list("Cache-Control") == ["no-cache"]
+            policy = response.headers.get("Content-Security-Policy")
+            assert copy.headers.get("Content-Security-Policy") == policy
     assert client.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
+
+
+def test_a_file_of_another_version_has_another_tag(client, monkeypatch, tmp_path):
+    """Also with the same size and time: a package may set all times to the same."""
+    tags = []
+    for content in ("let a = 1;", "let a = 2;"):
+        folder = tmp_path / content[-2]
+        folder.mkdir()
+        (folder / "main.js").write_text(content)
+        os.utime(folder / "main.js", (0, 0))
+        monkeypatch.setattr(pages, "_FILES", pages._Files(directory=folder))
+        response = client.get("/static/main.js")
+        assert response.text == content
+        assert "Last-Modified" not in response.headers
+        tags.append(response.headers["ETag"])
+    assert tags[0] != tags[1]
 
 
 def test_other_answers_are_not_stored(client):

@@ -577,7 +577,8 @@ WRONG_INPUTS = {
         {"prediction": torch.full((1, 6, 7), 300)},
         (
             "prediction: expected 0…255, which a PNG of mode P can hold, "
-            "got 300 at (0, 0) and 41 more pixels."
+            "got 300 at (0, 0) and 41 more pixels. "
+            "With legend=strip the picture is RGB and holds any class."
         ),
     ),
     "labels that no PNG holds": (
@@ -585,7 +586,8 @@ WRONG_INPUTS = {
         {"labels": torch.full((1, 6, 7), 300)},
         (
             "labels: expected 0…255, which a PNG of mode P can hold, "
-            "got 300 at (0, 0) and 41 more pixels."
+            "got 300 at (0, 0) and 41 more pixels. "
+            "With legend=strip the picture is RGB and holds any class."
         ),
     ),
     "a photo of another size than the prediction": (

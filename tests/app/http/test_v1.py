@@ -4,6 +4,7 @@ import io
 import json
 import math
 import threading
+import time
 from pathlib import Path
 
 import fcn_demo
@@ -28,6 +29,7 @@ import seg_loss
 from app.http.v1 import RESOURCES
 from app.images.kinds import KINDS
 from app.images.palettes import PALETTES
+from seg_loss.constants import MAPS
 
 LOSS_FIELDS = {
     "inputs",
@@ -380,6 +382,30 @@ def test_requests_do_not_wait_until_further_kernels_are_compiled(monkeypatch):
             assert_still_serves(client)
         finally:
             may_end.set()
+
+
+def test_the_kernels_of_the_page_follow_the_first_number_of_classes(monkeypatch):
+    calls = []
+
+    def warm_up(_: torch.device, *, num_classes: int) -> None:
+        calls.append(num_classes)
+
+    def evaluate(logits: torch.Tensor, labels: torch.Tensor, *, maps: tuple[str, ...]) -> None:
+        assert labels.shape == (1, *logits.shape[2:])
+        calls.append((logits.dtype, logits.shape[1], maps))
+
+    monkeypatch.setattr(seg_loss, "warm_up", warm_up)
+    monkeypatch.setattr(seg_loss, "evaluate", evaluate)
+    of_pages = [
+        (dtype, num_classes, MAPS)
+        for num_classes in (19, 2, 21)  # those of the sample first
+        for dtype in (torch.float16, torch.float32)
+    ]
+    with served(warm_classes="2,19,21") as client:
+        deadline = time.monotonic() + 60
+        while 21 not in calls and time.monotonic() < deadline:
+            client.get("/livez")
+    assert calls == [2, *of_pages, 19, 21]
 
 
 def test_server_timing_names_the_steps(client):

@@ -1,5 +1,7 @@
 """Distances to another class, against their definition for each pixel."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -31,3 +33,14 @@ def test_large_and_negative_indices_differ_from_small_ones():
     labels = np.array([[300, 300, 44, 44, -1, -1, 65535, 255]])
     expected = [False, True, True, True, True, False, True, True]
     assert is_near_another(labels, 1).tolist() == [expected]
+
+
+def test_a_picture_of_few_rows_is_not_padded_to_many():
+    indices = np.zeros((2, 100_000), dtype=np.uint8)
+    tracemalloc.start()
+    try:
+        assert not is_near_another(indices, 100).any()
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < 16 * indices.size

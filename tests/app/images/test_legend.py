@@ -107,7 +107,7 @@ def test_negative_and_huge_indices_are_counted(drawn_legends):
     assert {entry.text: entry.pixels for entry in drawn_legends[0].entries} == {
         "class -5": (2,),
         "class 3": (1,),
-        f"class {1 << 40}": (1,),
+        "above 65536": (1,),
     }
 
 
@@ -306,3 +306,28 @@ def test_a_canvas_has_no_more_pixels_than_are_reserved(size, kind, monkeypatch):
         assert image.width * image.height <= render.canvas_pixels(kind, "none", *size)
     else:
         assert render.canvas_pixels(kind, "none", *size) == 0
+
+
+def test_a_map_with_an_index_of_its_own_at_each_pixel_has_a_legend(drawn_legends):
+    indices = np.arange(-40_000, 80_000).reshape(300, 400)
+    photo = np.zeros((300, 400, 3), np.uint8)
+    layers = Layers(PALETTES["voc"], 21, labels=indices, photo=photo)
+    render.draw("overlay", layers, STRIP)
+    entries = {entry.text: entry.pixels for entry in drawn_legends[0].entries}
+    assert entries["below -32768"] == (40_000 - 32_768,)
+    assert entries["above 65536"] == (80_000 - 65_537,)
+    assert len(entries) == 65_536 + 32_768 + 3
+    assert sum(pixels for (pixels,) in entries.values()) == indices.size
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(2**62, "above 65536"), (-(2**62), "below -32768"), (-1, "class -1"), (65_536, "class 65536")],
+)
+def test_indices_of_any_size_are_counted(value, text, drawn_legends):
+    indices = np.full((HEIGHT, WIDTH), value)
+    layers = replace(LAYERS, labels=indices, prediction=None, valid=None)
+    render.draw("overlay", layers, STRIP)
+    assert [(entry.text, entry.pixels) for entry in drawn_legends[0].entries] == [
+        (text, (indices.size,))
+    ]

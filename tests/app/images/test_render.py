@@ -73,8 +73,30 @@ def test_an_ignored_label_that_no_png_holds_becomes_void() -> None:
 def test_a_valid_label_that_no_png_holds_is_an_error() -> None:
     assert error_of("labels", replace(FULL, labels=LABELS + 253, valid=None)) == (
         "labels: expected 0…255, which a PNG of mode P can hold, got 508 at (1, 0) and 2 more "
-        "pixels."
+        "pixels. With legend=strip the picture is RGB and holds any class."
     )
+
+
+def test_classes_that_no_png_holds_have_colours_modulo_256() -> None:
+    labels, prediction = np.array([[0, 1, 300], [255, -1, 44]]), np.array([[0, 300, 1], [2, 3, 44]])
+    colours = PALETTES["voc"].colours
+    shown = colours[labels % 256]
+    shown[1, 1] = colours[255]  # ignored
+    layers = replace(FULL, labels=labels, prediction=prediction, valid=labels != -1)
+    strip = Style(legend="strip")
+    assert pixels(render.draw("labels", layers, strip).image)[:2, :3].tolist() == shown.tolist()
+    picture = pixels(render.draw("prediction", layers, strip).image)
+    assert picture[:2, :3].tolist() == colours[prediction % 256].tolist()
+    one = pixels(render.draw("prediction", layers, replace(strip, classes=(300,))).image)
+    assert one[:2, :3].reshape(6, 3).tolist() == [[217] * 3, colours[44].tolist(), *[[217] * 3] * 4]
+    panels = pixels(render.draw("compare", layers, Style()).image)
+    for row in (*shown, *colours[prediction % 256]):
+        assert any((panels[:, x : x + 3] == row).all((1, 2)).any() for x in range(panels.shape[1]))
+
+
+def test_a_chosen_class_that_no_png_holds_is_no_other_class() -> None:
+    picture = render.draw("labels", FULL, Style(classes=(256,))).image.convert("RGB")
+    assert pixels(picture)[0, 0].tolist() == [217, 217, 217]
 
 
 def test_an_index_that_does_not_fit_is_an_error_with_its_pixel() -> None:

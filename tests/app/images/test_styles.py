@@ -1,9 +1,11 @@
 """Contours, chosen classes, styles of ignored pixels, and layers of different sizes."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from app.errors import IllPosed
 from app.formats import png
@@ -56,7 +58,7 @@ def test_contours_of_an_overlay_have_the_colours_of_their_classes():
     assert wider[0, 3:5].tolist() == [[200, 100, 50], [128, 0, 0]]
 
 
-def test_contours_of_labels_are_black_on_light_and_white_on_dark_colours():
+def test_contours_are_black_on_light_and_white_on_dark_colours():
     layers = replace(LAYERS, palette=PALETTES["cityscapes"], prediction=None)
     labels = pixels("labels", layers, contour_px=1)
     assert labels[0, 4].tolist() == [244, 35, 232]  # sidewalk, within its region
@@ -205,6 +207,33 @@ def test_a_photo_is_interpolated_to_the_size_of_the_labels():
     assert layers.photo[0, :, 0].tolist() == [0, 25, 75, 100]
     assert layers.prediction.tolist() == [[1, 1, 2, 2]] * 2
     assert resampled(Layers(PALETTES["voc"], 3, photo=photo), "labels").photo is photo
+
+
+@pytest.mark.parametrize("is_tall", [False, True])
+def test_a_column_that_becomes_a_row_is_never_a_square(is_tall, monkeypatch):
+    shapes = [(2, 3000), (3000, 2)]
+    labels_shape, photo_shape = reversed(shapes) if is_tall else shapes
+    labels = np.arange(6000).reshape(labels_shape)
+    photo = np.zeros((*photo_shape, 3), np.uint8)
+    layers = Layers(PALETTES["voc"], 3, labels=labels, photo=photo)
+    sizes = []
+    resize = Image.Image.resize
+
+    def resize_and_note(picture, size, *arguments):
+        # Pillow resizes rows first.
+        sizes.append(size[0] * picture.height)
+        return resize(picture, size, *arguments)
+
+    monkeypatch.setattr(Image.Image, "resize", resize_and_note)
+    tracemalloc.start()
+    try:
+        resampled(layers, "image")
+        assert resampled(layers, "labels").photo.shape[:2] == labels_shape
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < 100 * labels.size
+    assert max(sizes) <= labels.size
 
 
 def test_the_size_of_a_photo_needs_a_photo():

@@ -1,4 +1,4 @@
-/** Reads the header of a PNG file, which tells a photo from a map of classes. */
+/** Reads the header of a PNG file, which distinguishes a photo from a map of classes. */
 
 const SIGNATURE = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
 const MODES = { 0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA" };

@@ -42,7 +42,7 @@ export class Files {
       filled.add(role);
       this.byRole[role] = source;
     }
-    // A map of classes whose name tells nothing can only be what is missing.
+    // A map of classes without a role in its name can only be the input that is missing.
     const missing = ["prediction", "truth"].filter((role) => this.byRole[role] === null);
     if (rest.length === 1 && rest[0].role === null && missing.length === 1) {
       this.byRole[missing[0]] = rest.pop();

@@ -15,7 +15,7 @@
  * @property {string} description  such as "float16 1×19×512×1024"
  * @property {?boolean} [hasFloats]  whether the service finds floats in a file; null: unknown
  * @property {boolean} [isNetwork]  whether it stands for the network of the service
- * @property {?Role} role  null: nothing tells which input it is
+ * @property {?Role} role  null: its role is unknown
  */
 
 import { hasFloats, readTensor } from "../formats/npy.js";
@@ -144,7 +144,7 @@ function otherSource(name, blob, isFloat) {
   };
 }
 
-/** Returns the role that the name of a file tells; null if it tells none, or two. */
+/** Returns the role that the name of a file contains; null if it contains none, or two. */
 function roleOfName(name) {
   const words = name
     .replace(/([a-z])([A-Z])/g, "$1 $2")

@@ -64,7 +64,7 @@ export const COLUMNS = {
   accuracy: {
     name: "accuracy",
     title: "Acc.",
-    hint: "accuracy: the share of its pixels that are predicted rightly, in percent",
+    hint: "accuracy: the share of its pixels that are predicted correctly, in percent",
     value: (row) => row.accuracy,
     text: percentDigits,
     first: 1,

@@ -178,7 +178,7 @@ function createMatrix(store) {
       : "";
     const pair =
       truth === predicted
-        ? `${trueName}, predicted rightly`
+        ? `${trueName}, predicted correctly`
         : `${trueName} predicted as ${predictedName}`;
     return `${pair}: ${counted(count, "pixel")}${share}`;
   }

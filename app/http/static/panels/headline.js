@@ -81,7 +81,7 @@ export function mountHeadline(store) {
       "aria-pressed": `${other === prediction}`,
       onclick: () => {
         store.set({ shown: index });
-        choice.children[index].focus(); // showing it made the buttons anew
+        choice.children[index].focus(); // showing it has replaced the buttons
       },
     };
     return create("button", attributes, create("b", {}, "AB"[index]), ` ${other.name}`);

@@ -1,4 +1,4 @@
-/** Draws a confusion matrix on a canvas, and tells which cell a point is in. */
+/** Draws a confusion matrix on a canvas, and finds the cell at a point. */
 
 /** @typedef {import("./confusion.js").Confusion} Confusion */
 
@@ -82,7 +82,7 @@ export class Heatmap {
   }
 
   /**
-   * Outlines cells, without drawing the others anew.
+   * Outlines cells, without redrawing the others.
    * @param {object} marks  each with the positions of a row and a column
    * @param {?{row: number, column: number}} [marks.pointed]
    * @param {?{row: number, column: number}} [marks.chosen]

@@ -15,7 +15,7 @@ const WORDS = [
   ],
   [
     "IU",
-    "Intersection over union of a class: its rightly predicted pixels, divided by the pixels that are of the class in the truth or in the prediction.",
+    "Intersection over union of a class: its correctly predicted pixels, divided by the pixels that are of the class in the truth or in the prediction.",
   ],
   [
     "ECE",

@@ -22,7 +22,7 @@ import { mountWarnings } from "./warnings.js";
  * @property {?Confusion} confusion
  */
 
-// A panel is a section, and a function that draws it anew: `show(shown)`.
+// A panel is a section, and a function that redraws it: `show(shown)`.
 const PANELS = [
   mountHeadline,
   mountWarnings,

@@ -33,7 +33,7 @@ export function mountSelection(store) {
       : "";
     text.textContent =
       cell.truth === cell.predicted
-        ? `Only ${name(cell.truth)}, predicted rightly, is lit${pixels}.`
+        ? `Only ${name(cell.truth)}, predicted correctly, is lit${pixels}.`
         : `Only ${name(cell.truth)} predicted as ${name(cell.predicted)} is lit${pixels}.`;
   }
 

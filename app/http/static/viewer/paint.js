@@ -188,7 +188,7 @@ export function paintBetter(raster, levels, out, source) {
  * @param {Int32Array} source.truth
  * @param {Int32Array} source.classes
  * @param {?number} source.isolated  a class whose hits, misses and false alarms are told apart
- * @param {?Uint8Array} source.boundary  with it, errors near a boundary are told from confusion, which
+ * @param {?Uint8Array} source.boundary  with it, errors near a boundary are distinguished from confusion, which
  *   has the colour of the predicted class
  * @param {Int32Array} source.colours  of the classes
  */

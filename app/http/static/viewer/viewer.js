@@ -205,7 +205,7 @@ class Viewer {
     const slots = slider ? [[slider.left, slider.right]] : panesToShow(state).map((name) => [name]);
     this.#shown = slots.map((names) => this.#stageOf(names));
     if (this.#active !== null && !this.#shown.includes(this.#active)) {
-      // A pane that is taken away tells nothing when the pointer leaves its place.
+      // A pane that is removed gets no event when the pointer leaves its place.
       this.#active = null;
       this.#endCursor();
     }
