@@ -584,6 +584,19 @@ def test_a_palette_file_names_the_classes(page):
     assert page.evaluate("[...segLoss.store.state.scene.colours]")[3:6] == [10, 0, 0]
 
 
+def test_long_names_do_not_widen_the_page_of_a_phone(page):
+    page.set_viewport_size({"width": 360, "height": 800})
+    logits, labels = make_arrays()
+    names = [f"{'W' * 90}{index}" for index in range(NUM_CLASSES)]
+    rows = [f"{40 * index} 0 99 {name}" for index, name in enumerate(names)]
+    files = {f"{'a' * 180}_{name}": content for name, content in files_of(logits, labels).items()}
+    drop_and_wait(page, {**files, "names.txt": "\n".join(rows).encode()})
+    assert state(page, "scene.classNames") == names
+    page.locator("#viewer .viewer-regions-list li").first.wait_for(state="attached")
+    page.evaluate("document.querySelector('#files').open = true")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
 def test_the_names_of_files_are_text(page):
     logits, labels = make_arrays()
     name = "<img src=x onerror=alert(1)>.npy"
