@@ -91,7 +91,7 @@ def test_the_metadata_is_complete(wheel, names):
     metadata = email.message_from_string(read(wheel, ".dist-info/METADATA"))
     assert metadata["Name"] == "seg-loss"
     assert metadata["Version"] == seg_loss.__version__
-    assert metadata["License-Expression"] == "MIT"
+    assert metadata["License-Expression"] == "MIT AND Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["Summary"]
     assert metadata["Keywords"]
