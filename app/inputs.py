@@ -304,7 +304,9 @@ class _Reader:
     def read_palette(self, where: str, source: Source) -> Palette:
         if self.palette is not None:
             raise IllPosed(where, "the option or the input", "both")
-        if isinstance(source, Tensor) or _file_type(source) in _TENSOR_FILES:
+        # JSON may have the byte by which safetensors are detected, but no byte of 0 before it.
+        is_text = not isinstance(source, Tensor) and 0 not in bytes(source[:8])
+        if isinstance(source, Tensor) or (_file_type(source) in _TENSOR_FILES and not is_text):
             colours = _tensor(where, source)
             if colours.dtype != torch.uint8 or colours.ndim != 2 or colours.shape[1] != 3:
                 got = f"{dtype_name(colours.dtype)} {tuple(colours.shape)}"
@@ -346,6 +348,7 @@ class _Reader:
 
     def read_labels(self, where: str, source: Source) -> Tensor:
         labels = self._read_indices(where, source, self.options.label_space)
+        self._check_are_logits(labels.shape)
         self._check_layout(labels.shape)
         self._check_upsampled_size(where, labels.shape)
         self._add_advice(labels)
@@ -519,6 +522,20 @@ class _Reader:
             raise IllPosed("logits", expected, f"{got}, which {fit}", fix)
         choice = f"Use layout={other}, or layout={layout} if the classes are {axis}."
         self.warnings.append(f"logits: {got} {fit}. {choice}")
+
+    def _check_are_logits(self, shape: Sequence[int]) -> None:
+        """Checks that the logits are not a label map in floating point, which would be rows [N,C].
+
+        Raises:
+            IllPosed: if they have height and width of the labels, and no other axes.
+        """
+        logits = self.logits
+        if logits is None or logits.ndim != 2 or 1 in logits.shape:
+            return  # rows of one class have labels [N,1]
+        if tuple(shape) in (tuple(logits.shape), (1, *logits.shape)):
+            got = f"{dtype_name(logits.dtype)} {tuple(logits.shape)}, as the labels"
+            fix = "Save class indices as integers: array.astype('uint8')."
+            raise IllPosed("logits", "[N,C,H,W] or [C,H,W]", got, fix)
 
     def _add_advice(self, labels: Tensor) -> None:
         """Adds warnings about labels that have one entry per pixel."""

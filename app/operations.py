@@ -345,6 +345,8 @@ def working_bytes(inputs: Inputs, options: LossOptions, device: torch.device) ->
     on_cpu = _gradient_bytes(inputs, options) if device.type == "cpu" else 0
     of_result = _evaluation_bytes(inputs, options) + _picture_bytes(inputs, options)
     of_result += _label_map_bytes(inputs, options) + _counted_bytes(inputs)
+    if device.type != "cpu":
+        of_result += _copied_labels_bytes(inputs, options)
     of_inputs = scratch + _logarithm_bytes(inputs, options)
     return of_inputs + on_cpu + _map_bytes(inputs, options) + of_result
 
@@ -616,6 +618,13 @@ def _counted_bytes(inputs: Inputs) -> int:
     if inputs.num_classes is None or inputs.labels is None:
         return 0
     return COUNTED_BYTES * inputs.labels.numel()
+
+
+def _copied_labels_bytes(inputs: Inputs, options: LossOptions) -> int:
+    """Returns the bytes of the map `labels`, which comes back from a device."""
+    if not isinstance(options, EvaluateOptions) or "labels" not in options.maps:
+        return 0
+    return inputs.labels.nbytes if inputs.labels is not None and inputs.logits is not None else 0
 
 
 def _num_maps(inputs: Inputs, options: LossOptions) -> int:

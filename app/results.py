@@ -280,6 +280,8 @@ def copied(result: Result, copy: Callable[[Tensor], Tensor]) -> Result:
     """Returns the result with copies of its gradient or maps, which may be on another device."""
     if isinstance(result, GradientResult):
         return replace(result, gradient=copy(result.gradient))
+    if isinstance(result, EvaluationResult) and isinstance(result.evaluation, LabelMapEvaluation):
+        return result  # its maps are inputs on the CPU
     if isinstance(result, EvaluationResult) and result.evaluation.maps:
         maps = {name: copy(tensor) for name, tensor in result.evaluation.maps.items()}
         return replace(result, evaluation=replace(result.evaluation, maps=maps))

@@ -159,14 +159,16 @@ def _rows(legend: Legend, num_fitting: int) -> list[_Row]:
 
 
 def share(count: int, total: int) -> str:
-    """Returns a share in percent; none that is not 0 looks like 0.
+    """Returns a share in percent; none that is not 0 looks like 0, or not 100 like 100.
 
-    >>> share(1, 3), share(1, 9999), share(0, 5)
-    ('33.3 %', '< 0.1 %', '0 %')
+    >>> share(1, 3), share(1, 9999), share(0, 5), share(9998, 9999)
+    ('33.3 %', '< 0.1 %', '0 %', '> 99.9 %')
     """
     if not count:
         return "0 %"
     percent = f"{100 * count / total:.1f} %"
+    if percent == "100.0 %" and count < total:
+        return "> 99.9 %"
     return "< 0.1 %" if percent == "0.0 %" else percent
 
 

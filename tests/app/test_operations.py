@@ -297,6 +297,10 @@ def test_working_bytes_are_those_of_results_and_upsampling():
     assert needed(inputs, options.EvaluateOptions()) == 3 * matrix + text
     maps = needed(inputs, options.EvaluateOptions(maps=("nll",)))
     assert maps == 4 * 42 + 3 * matrix + 3 * text
+    with_labels = options.EvaluateOptions(maps=("nll", "labels"))
+    assert needed(inputs, with_labels) == maps
+    on_gpu = needed(inputs, with_labels, device=torch.device("meta"))
+    assert on_gpu == maps + inputs.labels.nbytes  # they come back
     picture = operations.PICTURE_BYTES * 42
     entropy = options.VisualizeOptions(kind="entropy")
     assert needed(inputs, entropy) == 4 * 42 + 2 * matrix + picture

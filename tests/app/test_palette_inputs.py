@@ -292,6 +292,14 @@ def test_two_label_maps_have_the_palette_of_their_picture(client, query, largest
     assert np.array_equal(drawn(content), palette.colours[classes])
 
 
+def test_indented_json_is_not_taken_for_safetensors(client) -> None:
+    palette = b'[\n      {"name": "road", "color": [1, 2, 3]}]'
+    assert palette[8:9] == b"{"
+    files = {"labels": picture(np.zeros((2, 3), np.uint8)), "palette": palette}
+    content = client.post("/v1/visualize?kind=labels", files=files).content
+    assert np.array_equal(drawn(content)[0, 0], [1, 2, 3])
+
+
 def test_the_help_names_the_palettes_and_a_file(run) -> None:
     text = " ".join(run("visualize", "--help")[1].split())
     assert "generated, or the path of a file" in text

@@ -22,6 +22,7 @@ from serving import SAFETENSORS, Client, assert_problem, assert_still_serves, se
 
 import seg_loss
 from app import devices
+from app.http import app as application
 from app.http import staging
 from app.settings import Settings
 from tests.support import backends
@@ -131,6 +132,22 @@ def test_non_finite_logits_are_an_error_on_a_gpu_too(link):
         problem = assert_problem(client.post_tensors("/v1/loss", **inputs), 422, "ill_posed")
         assert problem["detail"].startswith("logits: expected finite")
         assert_still_serves(client)
+
+
+def test_a_label_map_is_evaluated_beside_the_gpu(link):
+    labels = make_inputs()["labels"]
+    with served(device="cuda") as client:
+        client.wait_until_warm()
+        before = len(link.copies)
+        response = client.post(
+            "/v1/evaluate?maps=labels,prediction",
+            content=safetensors_file(prediction=labels.clone(), labels=labels),
+            headers={**SAFETENSORS, "Accept": "application/x-safetensors"},
+        )
+        assert len(link.copies) == before
+    maps = safetensors.torch.load(response.content)
+    assert torch.equal(maps["labels"], labels)
+    assert torch.equal(maps["prediction"], labels)
 
 
 def test_invalid_labels_are_an_error_on_a_gpu_too(link):
@@ -252,6 +269,7 @@ def test_kernels_for_the_usual_numbers_of_classes_are_loaded_at_the_start(
         warmed.append((device.type, num_classes, client.app.state.service.is_warm))
 
     monkeypatch.setattr(seg_loss, "warm_up", warm_up)
+    monkeypatch.setattr(application, "_evaluate_as_pages_do", lambda device, num_classes: None)
     client = Client(Settings(warm_classes=setting, max_classes=64))
     client.app.state.service.device = torch.device(device)
     with client:
@@ -259,6 +277,6 @@ def test_kernels_for_the_usual_numbers_of_classes_are_loaded_at_the_start(
         assert client.get("/readyz").status_code == 200
         deadline = time.monotonic() + 10
         while len(warmed) < len(counts) and time.monotonic() < deadline:
-            time.sleep(0.01)
+            client.get("/livez")
     is_ready = [device == "cpu" and k > 0 for k in range(len(counts))]
     assert warmed == list(zip([device] * len(counts), counts, is_ready, strict=True))

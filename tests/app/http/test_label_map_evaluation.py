@@ -381,6 +381,19 @@ def test_the_command_line_evaluates_a_label_map(client, run, empty_directory):
     assert "mean_iu: expected at least 0.99" in err
 
 
+def test_a_label_map_in_floating_point_is_no_logits(run, empty_directory):
+    maps = {name: array[0].numpy() for name, array in label_maps().items()}
+    np.save("labels.npy", maps["labels"])
+    np.save("prediction.npy", maps["prediction"].astype(np.float32))
+    status, out, err = run("evaluate", "prediction.npy", "labels.npy")
+    assert (status, out) == (1, "")
+    assert err == (
+        "seg-loss: logits: expected [N,C,H,W] or [C,H,W], got float32 "
+        f"{maps['labels'].shape}, as the labels. "
+        "Save class indices as integers: array.astype('uint8').\n"
+    )
+
+
 @fcn_demo.needed
 def test_the_published_label_map_has_the_published_values():
     files = {

@@ -331,3 +331,8 @@ def test_indices_of_any_size_are_counted(value, text, drawn_legends):
     assert [(entry.text, entry.pixels) for entry in drawn_legends[0].entries] == [
         (text, (indices.size,))
     ]
+
+
+def test_only_no_pixel_is_0_percent_and_only_all_are_100():
+    shares = [legend.share(count, 9999) for count in (0, 1, 3333, 9998, 9999)]
+    assert shares == ["0 %", "< 0.1 %", "33.3 %", "> 99.9 %", "100.0 %"]
