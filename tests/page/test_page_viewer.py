@@ -662,6 +662,18 @@ def test_saved_pictures_have_a_pixel_for_each_of_the_image(page):
         assert (saved[valid] == colours[valid]).all(), title
 
 
+def test_a_picture_has_a_name_before_it_is_described(page):
+    made_up_scene(predictions=2).show(page)
+    names = page.evaluate(
+        """() => {
+          segLoss.store.set({ panes: ["other"] });
+          const canvas = () => document.querySelector(".viewer-pane canvas[role=img]");
+          return canvas().getAttribute("aria-label");
+        }"""
+    )
+    assert names == "Other prediction: network-1.npy."
+
+
 def test_panes_stack_on_a_narrow_page(page):
     page.set_viewport_size({"width": 360, "height": 740})
     scene = made_up_scene(predictions=2)

@@ -74,6 +74,8 @@ export class Stage {
     this.#title.textContent = title;
     this.#title.title = title;
     this.stage.setAttribute("aria-label", `${title}, picture`);
+    // What it shows is counted later.
+    if (!this.canvas.ariaLabel) this.canvas.setAttribute("aria-label", `${title}.`);
     for (const button of this.element.querySelectorAll(".viewer-icon")) {
       button.setAttribute("aria-label", `${title}: ${button.title}`);
     }
