@@ -59,7 +59,8 @@ def test_a_training_writes_weights_that_are_served(voc, tmp_path, run):
     assert "validation 2  loss" in err
 
 
-def test_the_palette_of_a_training_may_be_a_file(voc, tmp_path, run):
+def test_the_palette_of_a_training_may_be_a_file(tmp_path, run):
+    voc = write_voc(tmp_path / "voc")
     palette = tmp_path / "mine.txt"
     palette.write_text("1 2 3 cell\n4 5 6 gap\n7 8 9 wall\n")
     for path in (voc / "SegmentationClass").iterdir():
