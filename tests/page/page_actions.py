@@ -44,19 +44,26 @@ def drop(page, files: Mapping[str, bytes]) -> None:
 
 def drop_and_wait(page, files: Mapping[str, bytes]) -> None:
     """Drops files and waits for the scene or the problem that comes of them."""
-    before = page.evaluate_handle("segLoss.store.state.scene")
+    before = page.evaluate_handle("segLoss.store.state")
     drop(page, files)
     wait_until_settled(page, before)
 
 
 def wait_until_settled(page, before=None) -> None:
-    """Waits for another scene than before, or for a problem, and for the end of the request."""
-    before = before or page.evaluate_handle("null")
+    """Waits for a scene or a problem that the state before had not, and for the end of the request.
+
+    Args:
+        page: the page.
+        before: a handle of the state; by default one without scene and problem.
+    """
+    before = before or page.evaluate_handle("({scene: null, problem: null})")
     deadline = time.monotonic() + WAIT_SECONDS
     while not page.evaluate(
         """(before) => {
           const { scene, problem, progress } = segLoss.store.state;
-          return progress === null && (problem !== null || (scene !== null && scene !== before));
+          const isNew = (value, former) => value !== null && value !== former;
+          return progress === null &&
+            (isNew(problem, before.problem) || isNew(scene, before.scene));
         }""",
         before,
     ):

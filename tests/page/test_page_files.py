@@ -241,7 +241,7 @@ def test_an_image_of_a_batch_is_chosen_without_a_request(page):
 def test_an_option_sends_the_same_files_again(page):
     logits, labels = make_arrays()
     drop_and_wait(page, files_of(logits, labels))
-    before = page.evaluate_handle("segLoss.store.state.scene")
+    before = page.evaluate_handle("segLoss.store.state")
     page.get_by_text("Options", exact=True).click()
     page.get_by_label("Temperature").fill("2")
     with page.expect_request("**/v1/evaluate*") as sent:
@@ -262,7 +262,7 @@ def test_an_error_about_an_option_is_in_its_field(page):
     sentence = "temperature: expected a positive number, 1e-30...1e30, got 'warm'."
     page.locator("#option-temperature-error").get_by_text(sentence).wait_for()
     assert field.get_attribute("aria-invalid") == "true"
-    before = page.evaluate_handle("segLoss.store.state.scene")
+    before = page.evaluate_handle("segLoss.store.state")
     field.fill("2")
     page.keyboard.press("Tab")
     wait_until_settled(page, before)
@@ -400,7 +400,7 @@ def test_a_link_restores_options_and_zoom_but_no_files(page, url):
     camera = {"scale": 3, "x": 7.5, "y": 2}
     changes = {"camera": camera, "opacity": 0.25, "panes": ["truth", "nll"], "minNll": 0.5}
     page.evaluate("(changes) => segLoss.store.set(changes)", changes)
-    before = page.evaluate_handle("segLoss.store.state.scene")
+    before = page.evaluate_handle("segLoss.store.state")
     page.evaluate('segLoss.store.set({ options: { temperature: "2" } })')
     wait_until_settled(page, before)
     wait_until(page, "location.hash.includes('temperature=2')")
@@ -416,7 +416,7 @@ def test_a_link_restores_options_and_zoom_but_no_files(page, url):
 def test_a_link_that_is_pasted_into_the_open_page_is_followed(page):
     logits, labels = make_arrays()
     drop_and_wait(page, files_of(logits, labels))
-    before = page.evaluate_handle("segLoss.store.state.scene")
+    before = page.evaluate_handle("segLoss.store.state")
     page.evaluate("location.hash = '#o.temperature=2&o.maps=nll&panes=nll&shown=1'")
     wait_until_settled(page, before)
     assert answer(page)["loss"] == loss_of(logits, labels, temperature=2)

@@ -296,7 +296,7 @@ class TestWarnings:
         shifted = np.where(labels >= BICYCLE, 0, labels + 1)
         files = {"logits.npy": npy_file(sample.logits), "labels.png": png_file(shifted)}
         drop_and_wait(page, files)
-        before = page.evaluate_handle("segLoss.store.state.scene")
+        before = page.evaluate_handle("segLoss.store.state")
         page.locator(".warnings").get_by_role("button", name="Use label_space=ade_zero").click()
         wait_until_settled(page, before)
         assert state(page, "options") == {"label_space": "ade_zero"}
