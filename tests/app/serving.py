@@ -157,8 +157,8 @@ class Server:
         return int(status), body
 
 
-# Every number of classes takes time where the cache has no kernels for it. Triton's interpreter runs
-# one kernel at a time, and a warm-up would run beside the first request.
+# Every number of classes takes time where the cache has no kernels for it. Triton's interpreter
+# runs one kernel at a time, and a warm-up would run beside the first request.
 USUAL_SETTINGS = {"warm_classes": "none" if backends.IS_INTERPRETED else "2"}
 
 
