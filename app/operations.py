@@ -61,7 +61,7 @@ COUNTED_BYTES = 24
 
 _NO_NETWORK = f"No network is served: set {PREFIX}MODEL to a checkpoint, or send logits."
 
-PICTURE_BYTES = 48
+PICTURE_BYTES = 56
 """The most bytes that a pixel takes while its picture is resampled, drawn and encoded as a PNG."""
 
 CANVAS_BYTES = 12
