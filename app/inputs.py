@@ -238,7 +238,7 @@ def is_label_map(source: Source) -> bool:
     try:
         return not _tensor("logits", source).dtype.is_floating_point
     except RequestError:
-        return False  # an error of whoever reads it
+        return False  # the function that reads the file raises the error
 
 
 def class_indices(where: str, tensor: Tensor) -> Tensor:

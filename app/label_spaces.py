@@ -379,7 +379,7 @@ def _blocks(labels: Labels) -> Iterator[Labels]:
 
 
 def _values_of(labels: Labels) -> frozenset[int]:
-    """Returns the values that occur; if there are more than `_MAX_VALUES`, about so many of them.
+    """Returns the values that occur. If there are more than `_MAX_VALUES`, returns only a part.
 
     A set of all values of a large map would take many times the memory of the map.
     """

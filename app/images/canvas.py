@@ -12,7 +12,7 @@ INK: Final[Colour] = (32, 32, 32)
 MAX_EXTENSION: Final = 4
 """The largest canvas, in pixels of the pictures on it."""
 ALLOWED_PIXELS: Final = 1 << 22
-"""A canvas may have so many more pixels, for small pictures."""
+"""Pixels that a canvas may have beyond that, so that small pictures can have legends."""
 
 
 def line_height(pixels: int) -> int:

@@ -430,7 +430,7 @@ def region_facts(page, count):
 
 
 def grow(mask, distance):
-    """Returns the pixels at most so many rows and columns from those of a mask."""
+    """Returns the pixels at most `distance` rows and columns from those of a mask."""
     padded = np.pad(mask, distance)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * distance + 1,) * 2)
     return windows.any(axis=(2, 3))

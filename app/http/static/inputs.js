@@ -84,7 +84,7 @@ class Inputs {
 
     this.#followLink();
     keepLink(store, () => this.#fileNames());
-    // Someone has pasted a link into the address bar: the browser does not load the page anew.
+    // Someone has pasted a link into the address bar: the browser does not reload the page.
     window.addEventListener("hashchange", () => this.#followLink());
 
     store.on(["options"], () => this.#run());

@@ -59,7 +59,7 @@
  * @property {number} maxConfidence  pixels with a greater confidence are dimmed
  * @property {"plain" | "kinds"} errorColours  of the error pane: all errors alike, or boundary
  *   errors apart from confusion in the colour of the predicted class
- * @property {number} borderPx  an error within so many pixels of a true boundary is a boundary error
+ * @property {number} borderPx  an error at most this many pixels from a true boundary is a boundary error
  * @property {"lnC" | "auto"} nllScale  the NLL of the last colour: ln C, or the 99th percentile
  * @property {?{left: string, right: string, at: number}} slider  two panes over each other, divided
  *   at a fraction of the width; null if panes are side by side
